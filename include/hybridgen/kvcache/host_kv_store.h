@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// Offloaded K and V of one request, all layers, in host memory.
+//
+// K rows are scanned every step by the CPU: stored in blocks of kKeyBlockTokens tokens, dimension-major
+// ([G][blocks][D][32] per layer), so that one vector load holds one dimension of many tokens, no
+// horizontal sums are needed and one load serves all query heads of the group.
+// V rows are never read by the CPU beyond copying chosen ones (paper §4.4): [G][capacity][D].
+// Addressed by position; holds no count (TokenMapper does). Writers and readers of disjoint positions
+// may run at the same time, except within one key block.
+#pragma once
+
+#include <cstdint>
+
+#include "hybridgen/core/types.h"
+#include "hybridgen/memory/host_buffer.h"
+
+namespace hybridgen {
+
+inline constexpr std::int64_t kKeyBlockTokens = 32;
+
+/// Keys of one (layer, KV head): element (position t, dimension d) lies at
+/// data + ((t / 32) * D + d) * 32 + t % 32 elements. Non-owning.
+struct BlockedKeyView {
+  const void* data = nullptr;
+  DType dtype = DType::kFloat32;
+  std::int64_t head_dim = 0;
+  std::int64_t capacity = 0;  ///< tokens, a multiple of 32
+};
+
+/// Rows [capacity, D] of one (layer, KV head), contiguous. Non-owning.
+struct RowView {
+  const void* data = nullptr;
+  DType dtype = DType::kFloat32;
+  std::int64_t head_dim = 0;
+  std::int64_t capacity = 0;
+};
+
+/// Source rows: element (g, t, d) at data + g * head_stride + t * token_stride + d, in elements.
+struct KvRowsView {
+  const void* data = nullptr;
+  std::int64_t head_stride = 0;
+  std::int64_t token_stride = 0;
+};
+
+struct HostKvShape {
+  std::int64_t num_layers = 0;
+  std::int64_t num_kv_heads = 0;  ///< G
+  std::int64_t head_dim = 0;      ///< D
+  DType dtype = DType::kFloat32;
+  std::int64_t capacity = 0;  ///< tokens asked for; rounded up to a multiple of 32 inside
+};
+
+class HostKvStore {
+ public:
+  /// Throws ConfigError for non-positive sizes, OutOfMemoryError if the memory is not to be had.
+  explicit HostKvStore(const HostKvShape& shape);
+
+  /// Bytes of K plus V that a store of this shape takes.
+  static std::int64_t required_bytes(const HostKvShape& shape);
+
+  const HostKvShape& shape() const { return shape_; }
+
+  /// Copies K and V rows of `tokens` (count = tokens.size(), row 0 of the views is tokens.begin) into
+  /// layer `layer`. ConfigError if outside the capacity.
+  void write(std::int64_t layer, TokenRange tokens, const KvRowsView& keys, const KvRowsView& values);
+
+  /// Copies K rows (un-blocked) and V rows of `tokens` out, as [G][count][D] contiguous each.
+  void read(std::int64_t layer, TokenRange tokens, void* keys, void* values) const;
+
+  BlockedKeyView keys(std::int64_t layer, std::int64_t kv_head) const;
+  RowView values(std::int64_t layer, std::int64_t kv_head) const;
+
+ private:
+  HostKvShape shape_;
+  HostBuffer keys_;
+  HostBuffer values_;
+};
+
+}  // namespace hybridgen

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hybridgen/kvcache/host_kv_store.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <limits>
+#include <string_view>
+
+#include "hybridgen/core/error.h"
+
+namespace hybridgen {
+
+namespace {
+
+void require_positive(std::string_view field, std::int64_t value) {
+  if (value < 1) {
+    throw ConfigError(message("[host KV store] ",
+                              field,
+                              " is ",
+                              value,
+                              "; allowed: >= 1; correct the shape of the store"));
+  }
+}
+
+std::int64_t round_up_to_block(std::int64_t tokens) {
+  return (tokens + kKeyBlockTokens - 1) / kKeyBlockTokens * kKeyBlockTokens;
+}
+
+HostKvShape checked(HostKvShape shape) {
+  require_positive("num_layers", shape.num_layers);
+  require_positive("num_kv_heads", shape.num_kv_heads);
+  require_positive("head_dim", shape.head_dim);
+  require_positive("capacity", shape.capacity);
+  // Twice, for K and V, must stay addressable.
+  std::int64_t limit = std::numeric_limits<std::int64_t>::max() / 2;
+  for (const std::int64_t factor : {static_cast<std::int64_t>(size_of(shape.dtype)),
+                                    shape.num_layers,
+                                    shape.num_kv_heads,
+                                    shape.head_dim}) {
+    limit /= factor;
+  }
+  if (shape.capacity > limit - kKeyBlockTokens) {
+    throw OutOfMemoryError(message("[host KV store] capacity is ",
+                                   shape.capacity,
+                                   " tokens; allowed: what 2^63 bytes can hold; pass a smaller "
+                                   "capacity"));
+  }
+  shape.capacity = round_up_to_block(shape.capacity);
+  return shape;
+}
+
+/// Elements of K (or of V) of one (layer, KV head).
+std::int64_t head_elements(const HostKvShape& shape) { return shape.capacity * shape.head_dim; }
+
+/// Bytes of K (or of V) of the whole store.
+std::int64_t side_bytes(const HostKvShape& shape) {
+  return shape.num_layers * shape.num_kv_heads * head_elements(shape) *
+         static_cast<std::int64_t>(size_of(shape.dtype));
+}
+
+void require_index(std::string_view what, std::int64_t value, std::int64_t count) {
+  if (value < 0 || value >= count) {
+    throw ConfigError(message("[host KV store] ",
+                              what,
+                              " is ",
+                              value,
+                              "; allowed: 0 to ",
+                              count - 1,
+                              "; pass an index inside the store"));
+  }
+}
+
+void require_tokens(TokenRange tokens, std::int64_t capacity) {
+  if (tokens.begin < 0 || tokens.end < tokens.begin || tokens.end > capacity) {
+    throw ConfigError(message("[host KV store] tokens are [",
+                              tokens.begin,
+                              ", ",
+                              tokens.end,
+                              "); allowed: ranges inside [0, ",
+                              capacity,
+                              "); create the store with a larger capacity"));
+  }
+}
+
+/// Calls visit(block, first place in the block, first row of the range, rows) for every key block
+/// that `tokens` touches.
+template <typename Visit>
+void for_each_block(TokenRange tokens, const Visit& visit) {
+  for (std::int64_t position = tokens.begin; position < tokens.end;) {
+    const std::int64_t place = position % kKeyBlockTokens;
+    const std::int64_t rows = std::min(kKeyBlockTokens - place, tokens.end - position);
+    visit(position / kKeyBlockTokens, place, position - tokens.begin, rows);
+    position += rows;
+  }
+}
+
+// Elements are moved as bits, whatever their type; memcpy of a constant size is one move.
+
+/// block[d][place + t] = rows[t][d]. The inner loop runs along the block, so that stores are
+/// contiguous; the 32 source lines stay in the first-level cache between dimensions.
+template <std::size_t kBytes>
+void write_key_block(std::byte* block,
+                     std::int64_t place,
+                     const std::byte* rows,
+                     std::int64_t row_stride_bytes,
+                     std::int64_t num_rows,
+                     std::int64_t head_dim) {
+  constexpr std::int64_t kElement = kBytes;
+  for (std::int64_t d = 0; d < head_dim; ++d) {
+    std::byte* to = block + (d * kKeyBlockTokens + place) * kElement;
+    const std::byte* from = rows + d * kElement;
+    for (std::int64_t t = 0; t < num_rows; ++t) {
+      std::memcpy(to + t * kElement, from + t * row_stride_bytes, kBytes);
+    }
+  }
+}
+
+/// rows[t][d] = block[d][place + t], rows contiguous.
+template <std::size_t kBytes>
+void read_key_block(const std::byte* block,
+                    std::int64_t place,
+                    std::byte* rows,
+                    std::int64_t num_rows,
+                    std::int64_t head_dim) {
+  constexpr std::int64_t kElement = kBytes;
+  for (std::int64_t t = 0; t < num_rows; ++t) {
+    const std::byte* from = block + (place + t) * kElement;
+    std::byte* to = rows + t * head_dim * kElement;
+    for (std::int64_t d = 0; d < head_dim; ++d) {
+      std::memcpy(to + d * kElement, from + d * kKeyBlockTokens * kElement, kBytes);
+    }
+  }
+}
+
+}  // namespace
+
+HostKvStore::HostKvStore(const HostKvShape& shape)
+    : shape_(checked(shape)),
+      keys_(static_cast<std::size_t>(side_bytes(shape_))),
+      values_(static_cast<std::size_t>(side_bytes(shape_))) {}
+
+std::int64_t HostKvStore::required_bytes(const HostKvShape& shape) {
+  return 2 * side_bytes(checked(shape));
+}
+
+void HostKvStore::write(std::int64_t layer,
+                        TokenRange tokens,
+                        const KvRowsView& keys,
+                        const KvRowsView& values) {
+  require_index("layer", layer, shape_.num_layers);
+  require_tokens(tokens, shape_.capacity);
+  const std::int64_t element = static_cast<std::int64_t>(size_of(shape_.dtype));
+  const std::int64_t row_bytes = shape_.head_dim * element;
+  auto* const write_block = element == 4 ? &write_key_block<4> : &write_key_block<2>;
+
+  for (std::int64_t g = 0; g < shape_.num_kv_heads; ++g) {
+    const std::int64_t head_offset =
+        (layer * shape_.num_kv_heads + g) * head_elements(shape_) * element;
+
+    std::byte* key_blocks = keys_.data() + head_offset;
+    const std::byte* key_rows =
+        static_cast<const std::byte*>(keys.data) + g * keys.head_stride * element;
+    const std::int64_t key_stride = keys.token_stride * element;
+    for_each_block(
+        tokens, [&](std::int64_t block, std::int64_t place, std::int64_t first, std::int64_t rows) {
+          write_block(key_blocks + block * kKeyBlockTokens * row_bytes,
+                      place,
+                      key_rows + first * key_stride,
+                      key_stride,
+                      rows,
+                      shape_.head_dim);
+        });
+
+    std::byte* value_rows = values_.data() + head_offset + tokens.begin * row_bytes;
+    const std::byte* source =
+        static_cast<const std::byte*>(values.data) + g * values.head_stride * element;
+    const std::int64_t value_stride = values.token_stride * element;
+    for (std::int64_t t = 0; t < tokens.size(); ++t) {
+      std::memcpy(value_rows + t * row_bytes,
+                  source + t * value_stride,
+                  static_cast<std::size_t>(row_bytes));
+    }
+  }
+}
+
+void HostKvStore::read(std::int64_t layer, TokenRange tokens, void* keys, void* values) const {
+  require_index("layer", layer, shape_.num_layers);
+  require_tokens(tokens, shape_.capacity);
+  if (tokens.empty()) return;
+  const std::int64_t element = static_cast<std::int64_t>(size_of(shape_.dtype));
+  const std::int64_t row_bytes = shape_.head_dim * element;
+  auto* const read_block = element == 4 ? &read_key_block<4> : &read_key_block<2>;
+
+  for (std::int64_t g = 0; g < shape_.num_kv_heads; ++g) {
+    const std::int64_t head_offset =
+        (layer * shape_.num_kv_heads + g) * head_elements(shape_) * element;
+    const std::int64_t out_offset = g * tokens.size() * row_bytes;
+
+    const std::byte* key_blocks = keys_.data() + head_offset;
+    std::byte* key_rows = static_cast<std::byte*>(keys) + out_offset;
+    for_each_block(
+        tokens, [&](std::int64_t block, std::int64_t place, std::int64_t first, std::int64_t rows) {
+          read_block(key_blocks + block * kKeyBlockTokens * row_bytes,
+                     place,
+                     key_rows + first * row_bytes,
+                     rows,
+                     shape_.head_dim);
+        });
+
+    std::memcpy(static_cast<std::byte*>(values) + out_offset,
+                values_.data() + head_offset + tokens.begin * row_bytes,
+                static_cast<std::size_t>(tokens.size() * row_bytes));
+  }
+}
+
+BlockedKeyView HostKvStore::keys(std::int64_t layer, std::int64_t kv_head) const {
+  require_index("layer", layer, shape_.num_layers);
+  require_index("kv_head", kv_head, shape_.num_kv_heads);
+  const std::int64_t offset = (layer * shape_.num_kv_heads + kv_head) * head_elements(shape_) *
+                              static_cast<std::int64_t>(size_of(shape_.dtype));
+  return {keys_.data() + offset, shape_.dtype, shape_.head_dim, shape_.capacity};
+}
+
+RowView HostKvStore::values(std::int64_t layer, std::int64_t kv_head) const {
+  require_index("layer", layer, shape_.num_layers);
+  require_index("kv_head", kv_head, shape_.num_kv_heads);
+  const std::int64_t offset = (layer * shape_.num_kv_heads + kv_head) * head_elements(shape_) *
+                              static_cast<std::int64_t>(size_of(shape_.dtype));
+  return {values_.data() + offset, shape_.dtype, shape_.head_dim, shape_.capacity};
+}
+
+}  // namespace hybridgen

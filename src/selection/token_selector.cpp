@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hybridgen/selection/token_selector.h"
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <numeric>
+#include <stdexcept>
+
+#include "hybridgen/core/error.h"
+
+namespace hybridgen {
+
+namespace {
+
+struct RegistryEntry {
+  std::string_view name;
+  SelectionStrategy strategy;
+  std::unique_ptr<TokenSelector> (*make)();
+};
+
+constexpr std::array kRegistry = {
+    RegistryEntry{"topk", SelectionStrategy::kPostQkt, [] { return make_top_k_selector(); }},
+    RegistryEntry{
+        "sinks_recent", SelectionStrategy::kPreQkt, [] { return make_sinks_recent_selector(); }},
+};
+
+/// Insertions, deletions and replacements that turn `a` into `b`.
+std::size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);  // distances of a[0, i) to every prefix of b
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    std::size_t diagonal = row[0];
+    row[0] = i + 1;
+    for (std::size_t j = 0; j < b.size(); ++j) {
+      const std::size_t replaced = diagonal + (a[i] == b[j] ? 0 : 1);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({replaced, row[j] + 1, row[j + 1] + 1});
+    }
+  }
+  return row[b.size()];
+}
+
+}  // namespace
+
+void TokenSelector::plan(std::int64_t /*layer*/,
+                         std::int64_t /*num_offloaded*/,
+                         std::span<std::int32_t> /*positions*/) {
+  throw std::logic_error(
+      message("internal check failed: selector \"", name(), "\" needs logits and cannot plan"));
+}
+
+void TokenSelector::select(std::int64_t /*layer*/,
+                           std::int64_t /*query_head*/,
+                           std::span<const float> /*logits*/,
+                           std::span<std::int32_t> /*positions*/,
+                           std::span<float> /*values*/,
+                           std::vector<float>& /*scratch*/) const {
+  throw std::logic_error(message(
+      "internal check failed: selector \"", name(), "\" plans and does not select by logits"));
+}
+
+std::unique_ptr<TokenSelector> make_selector(std::string_view name) {
+  std::vector<std::string> names;
+  std::string listed;
+  for (const RegistryEntry& entry : kRegistry) {
+    if (entry.name == name) return entry.make();
+    names.emplace_back(entry.name);
+    listed += message(listed.empty() ? "" : ", ", '"', entry.name, '"');
+  }
+  const std::string nearest = nearest_name(name, names);
+  throw ConfigError(message(
+      "[make_selector] name is \"",
+      name,
+      "\"; allowed: ",
+      listed,
+      nearest.empty() ? "; use one of these" : message("; did you mean \"", nearest, "\"?")));
+}
+
+std::vector<std::string> selector_names(SelectionStrategy strategy) {
+  std::vector<std::string> names;
+  for (const RegistryEntry& entry : kRegistry) {
+    if (entry.strategy == strategy) names.emplace_back(entry.name);
+  }
+  return names;
+}
+
+std::string nearest_name(std::string_view name, const std::vector<std::string>& candidates) {
+  std::size_t allowed = std::max<std::size_t>(2, name.size() / 3);
+  const std::string* nearest = nullptr;
+  for (const std::string& candidate : candidates) {
+    const std::size_t distance = edit_distance(name, candidate);
+    if (distance > allowed || (nearest != nullptr && distance == allowed)) continue;
+    nearest = &candidate;  // the first of equally near ones stays
+    allowed = distance;
+  }
+  return nearest == nullptr ? "" : *nearest;
+}
+
+}  // namespace hybridgen
