@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+# CUDA, oneDNN and libnuma: used where they are found, demanded with ON, ignored with OFF.
+# Sets HYBRIDGEN_HAS_CUDA, HYBRIDGEN_HAS_ONEDNN and HYBRIDGEN_HAS_NUMA to ON or OFF.
+
+foreach(option HYBRIDGEN_CUDA HYBRIDGEN_WITH_ONEDNN HYBRIDGEN_WITH_NUMA)
+  if(NOT "${${option}}" MATCHES "^(AUTO|ON|OFF)$")
+    message(FATAL_ERROR "${option} is '${${option}}'; allowed: AUTO, ON, OFF")
+  endif()
+endforeach()
+
+# ---- CUDA: our kernels include no Torch header, so they compile beside a CPU-only Torch too -------
+set(HYBRIDGEN_HAS_CUDA OFF)
+if(NOT HYBRIDGEN_CUDA STREQUAL "OFF")
+  if(NOT CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES 80)  # only for CMake's own compiler check
+  endif()
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    enable_language(CUDA)
+    find_package(CUDAToolkit)
+  endif()
+  if(CMAKE_CUDA_COMPILER AND TARGET CUDA::cudart_static)
+    set(HYBRIDGEN_HAS_CUDA ON)
+  elseif(HYBRIDGEN_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "HYBRIDGEN_CUDA=ON needs nvcc and cudart_static; put nvcc on PATH, set "
+                        "CUDACXX, or build with HYBRIDGEN_CUDA=OFF")
+  endif()
+endif()
+if(HYBRIDGEN_HAS_CUDA AND NOT HYBRIDGEN_CUDA_ARCHITECTURES)
+  set(HYBRIDGEN_CUDA_ARCHITECTURES 80 90)
+  if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
+    list(APPEND HYBRIDGEN_CUDA_ARCHITECTURES 120)
+  endif()
+endif()
+
+# ---- oneDNN: a pip package puts it under the environment's prefix ---------------------------------
+set(HYBRIDGEN_HAS_ONEDNN OFF)
+if(NOT HYBRIDGEN_WITH_ONEDNN STREQUAL "OFF")
+  find_package(Python COMPONENTS Interpreter)
+  set(hybridgen_onednn_hints "")
+  if(Python_Interpreter_FOUND)
+    execute_process(COMMAND "${Python_EXECUTABLE}" -c "import sys; print(sys.prefix)"
+                    OUTPUT_VARIABLE hybridgen_onednn_hints OUTPUT_STRIP_TRAILING_WHITESPACE)
+  endif()
+  # The package's config file asks for CMake 2.6 policies, which CMake 4 no longer has.
+  set(CMAKE_POLICY_VERSION_MINIMUM 3.10)
+  find_package(dnnl CONFIG QUIET HINTS "${hybridgen_onednn_hints}")
+  unset(CMAKE_POLICY_VERSION_MINIMUM)
+  if(TARGET DNNL::dnnl)
+    set(HYBRIDGEN_HAS_ONEDNN ON)
+  elseif(HYBRIDGEN_WITH_ONEDNN STREQUAL "ON")
+    message(FATAL_ERROR "HYBRIDGEN_WITH_ONEDNN=ON, but CMake finds no oneDNN; run 'pip install "
+                        "onednn-devel-cpu-gomp==2023.2.0' or set dnnl_DIR")
+  endif()
+endif()
+
+# ---- libnuma --------------------------------------------------------------------------------------
+set(HYBRIDGEN_HAS_NUMA OFF)
+if(NOT HYBRIDGEN_WITH_NUMA STREQUAL "OFF")
+  find_path(HYBRIDGEN_NUMA_INCLUDE_DIR numa.h)
+  find_library(HYBRIDGEN_NUMA_LIBRARY numa)
+  mark_as_advanced(HYBRIDGEN_NUMA_INCLUDE_DIR HYBRIDGEN_NUMA_LIBRARY)
+  if(HYBRIDGEN_NUMA_INCLUDE_DIR AND HYBRIDGEN_NUMA_LIBRARY)
+    add_library(hybridgen_numa INTERFACE)
+    target_include_directories(hybridgen_numa SYSTEM INTERFACE "${HYBRIDGEN_NUMA_INCLUDE_DIR}")
+    target_link_libraries(hybridgen_numa INTERFACE "${HYBRIDGEN_NUMA_LIBRARY}")
+    set(HYBRIDGEN_HAS_NUMA ON)
+  elseif(HYBRIDGEN_WITH_NUMA STREQUAL "ON")
+    message(FATAL_ERROR "HYBRIDGEN_WITH_NUMA=ON, but CMake finds no libnuma; install Debian's "
+                        "libnuma-dev")
+  endif()
+endif()
