@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pinned threads that run the host side of attention beside the device. Not OpenMP: a second
+// OpenMP team would fight with LibTorch's for the same cores.
+//
+// Guarantees: submit() returns at once and never allocates; tasks of one group run in any order, on
+// any worker; groups start in submission order; the first exception of a group is rethrown by
+// wait(). Workers set flush-to-zero and denormals-are-zero, spin for a bounded time when idle and
+// then sleep on a futex. The destructor finishes queued groups, then joins.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <vector>
+
+namespace hybridgen {
+
+/// One batch of independent tasks. Owned by the caller, reusable after WorkerPool::wait(), must
+/// outlive its completion. Not copyable or movable (workers hold its address).
+class TaskGroup {
+ public:
+  using Function = void (*)(void* context, std::int64_t index, int worker);
+
+  TaskGroup() = default;
+  TaskGroup(const TaskGroup&) = delete;
+  TaskGroup& operator=(const TaskGroup&) = delete;
+
+  /// Tasks are function(context, i, worker) for i in [0, count); worker in [0, WorkerPool::size()).
+  /// Must not be called while the group is in flight. ConfigError unless 0 <= count < 2^32.
+  void assign(Function function, void* context, std::int64_t count);
+  std::int64_t count() const { return count_; }
+  bool done() const { return remaining_.load(std::memory_order_acquire) == 0; }
+
+ private:
+  friend class WorkerPool;
+  Function function_ = nullptr;
+  void* context_ = nullptr;
+  std::int64_t count_ = 0;
+  std::atomic<std::int64_t> remaining_{0};
+  std::atomic<bool> failed_{false};
+  std::exception_ptr error_;
+};
+
+class WorkerPool {
+ public:
+  struct Options {
+    std::vector<int> cpus;  ///< one pinned thread per entry; an entry < 0 is not pinned
+    std::chrono::microseconds spin{50};  ///< idle time before a worker (or a waiter) sleeps
+  };
+
+  /// Throws ConfigError if `cpus` is empty, DeviceError if a thread cannot be created or pinned.
+  explicit WorkerPool(Options options);
+  ~WorkerPool();
+  WorkerPool(const WorkerPool&) = delete;
+  WorkerPool& operator=(const WorkerPool&) = delete;
+
+  int size() const;
+
+  /// Queues all tasks of `group`. Throws std::logic_error (debug) if it is in flight already.
+  void submit(TaskGroup& group);
+
+  /// Blocks until all tasks of `group` finished (at once if it was never submitted or count is 0),
+  /// then rethrows its first exception, if any. May be called from one thread at a time per group.
+  void wait(TaskGroup& group);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+/// CPUs this process may use (affinity mask), ascending.
+std::vector<int> available_cpus();
+
+/// CPUs' worth of time this process may use: min(affinity mask, cgroup v1/v2 quota rounded up),
+/// >= 1.
+int available_parallelism();
+
+/// Restricts the calling thread to `cpus`. Throws DeviceError with errno text.
+void pin_current_thread(const std::vector<int>& cpus);
+
+/// Sets FTZ and DAZ for the calling thread: denormals cost 2-4x in the scan (microcode assists).
+void flush_denormals_in_current_thread();
+
+}  // namespace hybridgen
