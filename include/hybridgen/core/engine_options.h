@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a user decides when an engine is built. Plain values; validate() checks each by itself, the
+// engine checks them against model and machine.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "hybridgen/core/types.h"
+
+namespace hybridgen {
+
+/// How many offloaded tokens take part: a count, a share of the offloaded tokens, or all.
+class TokenCount {
+ public:
+  static TokenCount all() { return {}; }
+  static TokenCount count(std::int64_t tokens);  ///< ConfigError unless >= 1
+  static TokenCount share(double share);         ///< ConfigError unless in (0, 1)
+
+  /// Tokens out of `available`: at least 1, at most `available`; 0 if nothing is available.
+  std::int64_t resolve(std::int64_t available) const;
+  std::string text() const;  ///< "all", "128" or "0.05"
+  bool is_all() const { return !count_ && !share_; }
+  std::optional<std::int64_t> as_count() const { return count_; }
+  std::optional<double> as_share() const { return share_; }
+
+ private:
+  std::optional<std::int64_t> count_;
+  std::optional<double> share_;
+};
+
+/// Tokens of a request that stay on the device: a count, a share of the prompt, or as many as fit.
+struct WindowSetting {
+  std::optional<std::int64_t> count;  ///< >= 0; the newest token is always resident
+  std::optional<double> share;        ///< in [0, 1]
+};
+
+/// Switches for tests and for debugging; none changes results.
+struct TestSwitches {
+  bool synchronous = false;          ///< wait for every host job right after submitting it
+  std::int64_t random_delay_us = 0;  ///< both stages sleep up to this long at their seams
+  bool oracle_proxy = false;         ///< guess from the layer's own input: must equal exact mode
+};
+
+struct EngineOptions {
+  std::string method = "hybridgen";
+  QueryMode query = QueryMode::kSpeculative;
+  std::string selector = "topk";
+  std::string pre_selector = "sinks_recent";
+  SelectionStrategy strategy = SelectionStrategy::kPostQkt;
+  TokenCount k = TokenCount::count(128);
+  WindowSetting device_tokens;
+  std::int64_t spec_first_layer = 2;  ///< first layer whose query is guessed, >= 1
+  std::int64_t dram_bytes = 0;        ///< 0: from the memory that is free
+  std::int64_t device_bytes = 0;      ///< 0: from the memory that is free
+  std::int64_t threads = 0;           ///< host workers; 0: chosen
+  std::int64_t device_threads = 0;    ///< cores of a CPU device; 0: chosen
+  std::string isa = "auto";
+  std::string math = "auto";          ///< "kernels", "aten"; auto: kernels on the CPU
+  std::int64_t max_model_len = 0;     ///< 0: the model's positions
+  std::int64_t prefill_chunk = 1024;  ///< prompt tokens per pass, >= 1
+  std::int64_t micro_batch = 16;      ///< decode rows that pass through a layer together, >= 1
+  std::int64_t max_batch = 64;        ///< requests that run at the same time, >= 1
+  TestSwitches test;
+
+  /// Throws ConfigError naming the first bad value.
+  void validate() const;
+};
+
+}  // namespace hybridgen

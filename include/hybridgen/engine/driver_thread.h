@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// The thread that drives the device. On a CPU device it *is* the device: its LibTorch (OpenMP) team
+// belongs to it alone, so that neither its size nor its affinity leaks into the caller's program.
+#pragma once
+
+#include <condition_variable>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <thread>
+
+namespace hybridgen {
+
+class DriverThread {
+ public:
+  DriverThread();
+  ~DriverThread();
+  DriverThread(const DriverThread&) = delete;
+  DriverThread& operator=(const DriverThread&) = delete;
+
+  /// Runs `work` on the thread, waits for it and rethrows its exception. One caller at a time.
+  void run(const std::function<void()>& work);
+
+ private:
+  void loop();
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  const std::function<void()>* work_ = nullptr;
+  std::exception_ptr error_;
+  bool stopping_ = false;
+  std::thread thread_;
+};
+
+/// OpenMP (and so LibTorch's intra-op) threads of work started from the calling thread, and only
+/// there.
+void set_intra_op_threads(int threads);
+
+}  // namespace hybridgen

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+// What users hold: requests in, tokens out. Admission, prefill and decode of a changing set of
+// requests over one model, by one method.
+//
+// Not thread-safe: one caller at a time. Work runs on the engine's own driver thread and worker
+// pool; step() blocks until it is done. After any exception the engine stays usable; requests whose
+// state was touched by the failure are ended with finish reason "error".
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "hybridgen/core/engine_options.h"
+#include "hybridgen/device/trace_recorder.h"
+#include "hybridgen/engine/sampler.h"
+#include "hybridgen/models/decoder_model.h"
+#include "hybridgen/pipeline/statistics.h"
+
+namespace hybridgen {
+
+struct TokenEvent {
+  std::int64_t request_id = 0;
+  std::int64_t token_id = 0;
+  float logprob = 0.0F;  ///< natural logarithm, of the raw distribution
+  bool is_greedy = false;
+  std::vector<std::pair<std::int64_t, float>> top_logprobs;
+  std::string finish_reason;  ///< "", "stop" or "length"
+};
+
+struct RequestStatistics {
+  std::int64_t prompt_tokens = 0;
+  std::int64_t generated_tokens = 0;
+  double ttft_s = 0.0;     ///< from add() to the first token
+  double prefill_s = 0.0;  ///< in this request's own chunks
+  double decode_s = 0.0;   ///< in decode steps it took part in
+  std::int64_t decode_steps = 0;
+  std::int64_t k = 0;  ///< offloaded tokens chosen per head in the last step
+  std::string strategy;
+  std::int64_t offloaded_tokens = 0;
+  std::int64_t resident_tokens = 0;
+  double attended_offloaded_share = 0.0;  ///< chosen / offloaded, over all decode steps
+  std::string finish_reason;
+};
+
+struct RunStatistics {
+  PipelineStatistics pipeline;
+  std::int64_t requests = 0;
+  std::int64_t prompt_tokens = 0;
+  std::int64_t generated_tokens = 0;
+};
+
+struct TierUsage {
+  std::string tier;
+  std::int64_t capacity_bytes = 0;
+  std::int64_t used_bytes = 0;
+};
+
+class Engine {
+ public:
+  /// Throws ConfigError for bad options (naming the option, what is allowed and the nearest name),
+  /// DeviceError if threads cannot be created.
+  Engine(std::shared_ptr<DecoderModel> model, EngineOptions options);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  /// Options with every automatic value resolved.
+  const EngineOptions& options() const;
+
+  /// Queues a request and returns its id. ConfigError: empty prompt, token id out of range, prompt
+  /// longer than the model allows, bad sampling options. OutOfMemoryError: it could never fit, with
+  /// the nearest setting that does.
+  /// `forced`: these tokens are taken instead of sampled ones (scoring). `decode_prompt_tokens`:
+  /// the last so many prompt tokens pass through decode steps instead of prefill.
+  std::int64_t add(std::vector<std::int64_t> prompt,
+                   SamplingOptions sampling,
+                   std::vector<std::int64_t> forced = {},
+                   std::int64_t decode_prompt_tokens = 0);
+
+  bool has_work() const;
+
+  /// One prefill chunk of one request, or one decode step of all running ones.
+  std::vector<TokenEvent> step();
+
+  /// Ends a request now; its statistics stay until release(). ConfigError for an unknown id.
+  void finish(std::int64_t request_id, const std::string& reason);
+  void release(std::int64_t request_id);
+
+  RequestStatistics request_statistics(std::int64_t request_id) const;
+  RunStatistics run_statistics() const;
+  void reset_statistics();
+  std::vector<TierUsage> memory() const;
+  TraceRecorder& trace();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace hybridgen

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// The device of an engine: where its work is queued and how one lane waits for another. Written
+// with LibTorch's device-generic streams, so the same code serves CUDA and the CPU, where the
+// calling thread is the device, work runs in order at once and waiting costs nothing.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Event.h>
+#include <c10/core/Stream.h>
+#include <c10/core/StreamGuard.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+
+namespace hybridgen {
+
+class DeviceContext {
+ public:
+  /// "cpu", "cuda" or "cuda:N". Throws DeviceError naming what there is if the device is not
+  /// usable, ConfigError for other names.
+  explicit DeviceContext(const std::string& name);
+
+  at::Device device() const { return device_; }
+  bool is_cpu() const { return device_.is_cpu(); }
+  std::string name() const { return device_.str(); }
+
+  /// Makes the compute (copy) stream current for the calling thread while the guard lives; null on
+  /// a CPU device.
+  std::unique_ptr<c10::StreamGuard> use_compute() const;
+  std::unique_ptr<c10::StreamGuard> use_copy() const;
+
+  /// Host memory for transfers: pinned where the device is not the CPU.
+  at::Tensor host_staging(at::IntArrayRef shape, at::ScalarType type) const;
+
+  /// Marks the work queued so far on the compute (copy) lane.
+  void record_compute(std::optional<c10::Event>& event) const;
+  void record_copy(std::optional<c10::Event>& event) const;
+  /// The compute (copy) lane waits on the device for `event`; the host does not.
+  void compute_waits(const std::optional<c10::Event>& event) const;
+  void copy_waits(const std::optional<c10::Event>& event) const;
+  /// The calling thread waits for `event`.
+  static void host_waits(const std::optional<c10::Event>& event);
+
+ private:
+  at::Device device_ = at::kCPU;
+  std::optional<c10::Stream> compute_;
+  std::optional<c10::Stream> copy_;
+};
+
+}  // namespace hybridgen

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// Weights of one decoder on its device. Projections that read the same input are stored as one
+// matrix (q, k, v; gate, up), so that a decode step streams each layer in five passes. A
+// checkpoint's tensors are copied into their slice one by one: nothing is held twice.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "hybridgen/core/model_config.h"
+
+namespace hybridgen {
+
+struct LayerWeights {
+  at::Tensor attention_norm_weight, attention_norm_bias;  ///< [M]
+  at::Tensor qkv_weight, qkv_bias;                        ///< [(H + 2 G) D, M], [(H + 2 G) D]
+  at::Tensor query_weight, query_bias;                    ///< views of the first H D rows
+  at::Tensor output_weight, output_bias;                  ///< [M, H D], [M]
+  at::Tensor ffn_norm_weight, ffn_norm_bias;              ///< [M]
+  at::Tensor up_weight, up_bias;      ///< [F, M], or gate above up [2 F, M] for gated FFNs
+  at::Tensor down_weight, down_bias;  ///< [M, F]
+};
+
+class Weights {
+ public:
+  /// Allocates everything, uninitialised. Throws OutOfMemoryError naming the bytes needed.
+  Weights(const ModelConfig& config, DType dtype, at::Device device);
+
+  /// Canonical names and shapes, in a fixed order. Weights with bias flags off have no bias entry.
+  std::vector<std::pair<std::string, std::vector<std::int64_t>>> expected_tensors() const;
+
+  /// Copies one tensor (any floating dtype, any device) into its place. CheckpointError for an
+  /// unknown name, a wrong shape, NaN or infinity, a non-floating dtype, or a second load.
+  void load_tensor(const std::string& name, const at::Tensor& tensor);
+
+  /// Gaussian weights of std 0.02 (norms 1, biases 0), seeded: for shapes without a checkpoint.
+  void load_dummy(std::uint64_t seed);
+
+  /// CheckpointError listing every tensor that was not loaded.
+  void finish() const;
+
+  std::int64_t bytes() const { return bytes_; }
+
+  at::Tensor embed_tokens;     ///< [V, E]
+  at::Tensor embed_positions;  ///< [positions + offset, M]; learned positions only
+  at::Tensor project_in;       ///< [M, E]; only where E != M
+  at::Tensor project_out;      ///< [E, M]
+  at::Tensor final_norm_weight, final_norm_bias;
+  at::Tensor lm_head;  ///< [V, E]; embed_tokens itself when tied
+  std::vector<LayerWeights> layers;
+
+ private:
+  struct Slot {
+    at::Tensor destination;
+    bool loaded = false;
+  };
+  at::Tensor allocate(std::vector<std::int64_t> shape);
+  void expect(const std::string& name, const at::Tensor& destination);
+
+  at::TensorOptions options_;
+  std::vector<std::string> order_;
+  std::map<std::string, Slot> slots_;
+  std::int64_t bytes_ = 0;
+};
+
+}  // namespace hybridgen

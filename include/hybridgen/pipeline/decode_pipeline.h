@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// The decode loop. One step generates one token per request, layer by layer; within a layer over
+// the micro-batches, so that a layer's weights serve all of them before the next layer's are
+// needed.
+//
+//   device   | layer i: norm, q k v | resident logits | merge | output, FFN | layer i+1 ...
+//   host     |       layer i+1: score offloaded keys, select, gather        | layer i+2 ...
+//   link     | query ->                                   logits, values -> |
+//
+// Steps of the paper's Figure 12, as marked in decode_pipeline.cpp:
+//   1 the host selects and scores offloaded tokens for layer i+1 from layer i's input
+//   2, 3 logits and value rows of the chosen tokens cross the link
+//   4 the device computes the logits of its resident tokens
+//   5 concatenation in token order, one softmax, value aggregation, rest of the block
+//   6 the block's output is the next layer's input, from which the next query is guessed
+// This file owns order and waiting, nothing else; which layers guess is the method's business.
+#pragma once
+
+#include <memory>
+#include <span>
+
+#include "hybridgen/core/engine_options.h"
+#include "hybridgen/device/trace_recorder.h"
+#include "hybridgen/methods/method.h"
+#include "hybridgen/models/decoder_model.h"
+#include "hybridgen/pipeline/cpu_stage.h"
+#include "hybridgen/pipeline/micro_batch.h"
+#include "hybridgen/pipeline/stage_timer.h"
+#include "hybridgen/pipeline/statistics.h"
+
+namespace hybridgen {
+
+class DecodePipeline {
+ public:
+  /// `cpu_stage` may be null for methods that offload nothing. All references must outlive this.
+  DecodePipeline(const DecoderModel& model,
+                 const DeviceOps& ops,
+                 const Method& method,
+                 CpuStage* cpu_stage,
+                 TraceRecorder& trace,
+                 PipelineStatistics& statistics,
+                 const TestSwitches& test);
+
+  /// One step of all rows: feeds batch.tokens, leaves float32 logits in batch.host_logits (ready
+  /// for the host when this returns). Errors of host jobs are rethrown after all jobs have ended;
+  /// the requests' caches are then in an undefined state.
+  void step(std::span<const std::unique_ptr<MicroBatch>> batches);
+
+ private:
+  void run_layers(std::span<const std::unique_ptr<MicroBatch>> batches);
+  bool guesses(std::int64_t layer) const;
+  void begin_step(MicroBatch& batch);
+  void make_room(RequestState& request);
+  void append_key_value(std::int64_t layer, MicroBatch& batch);
+  void start_host_jobs(std::int64_t layer, MicroBatch& batch, const at::Tensor& query);
+  void receive_payloads(std::int64_t layer, MicroBatch& batch);
+  void trace_device(const char* name, std::int64_t layer, std::int64_t begin_ns);
+
+  const DecoderModel& model_;
+  const DeviceOps& ops_;
+  const Method& method_;
+  CpuStage* cpu_stage_;
+  TraceRecorder& trace_;
+  PipelineStatistics& statistics_;
+  TestSwitches test_;
+  StageTimer timer_;
+  std::int64_t step_ = 0;
+};
+
+}  // namespace hybridgen

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// Prompt processing in chunks: exact full attention whatever the window is. Tokens that do not fit
+// the window leave for the host while prefilling; later chunks stream them back in blocks, and the
+// parts (offloaded, resident, own chunk) are merged by log-sum-exp. So a prompt larger than the
+// device never has its whole KV cache there.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <span>
+
+#include "hybridgen/device/trace_recorder.h"
+#include "hybridgen/models/decoder_model.h"
+#include "hybridgen/pipeline/request_state.h"
+#include "hybridgen/pipeline/statistics.h"
+
+namespace hybridgen {
+
+class Prefill {
+ public:
+  /// All references must outlive this.
+  Prefill(const DecoderModel& model,
+          const DeviceOps& ops,
+          TraceRecorder& trace,
+          PipelineStatistics& statistics);
+
+  /// Appends `tokens` (>= 1) to the request's caches. With `want_logits` the float32 logits [V]
+  /// that follow the last of them, on the host; else an undefined tensor.
+  at::Tensor run_chunk(RequestState& request,
+                       std::span<const std::int64_t> tokens,
+                       bool want_logits);
+
+ private:
+  at::Tensor attend(const RequestState& request,
+                    std::int64_t layer,
+                    const at::Tensor& keys,
+                    const at::Tensor& values);
+  void stream_offloaded(const RequestState& request, std::int64_t layer, PartialAttention& sum);
+  void place(RequestState& request,
+             std::int64_t layer,
+             const at::Tensor& keys,
+             const at::Tensor& values);
+
+  const DecoderModel& model_;
+  const DeviceOps& ops_;
+  TraceRecorder& trace_;
+  PipelineStatistics& statistics_;
+  BlockWorkspace ws_;                     ///< of the last chunk's size
+  BlockWorkspace last_;                   ///< one row, for the head
+  at::Tensor block_keys_, block_values_;  ///< host staging of streamed blocks
+};
+
+}  // namespace hybridgen

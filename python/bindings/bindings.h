@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+// One register_* function per file of bindings; module.cpp calls them in this order.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace hybridgen::bindings {
+
+void register_errors(pybind11::module_& module);
+void register_info(pybind11::module_& module);
+void register_model(pybind11::module_& module);
+void register_engine(pybind11::module_& module);
+
+}  // namespace hybridgen::bindings

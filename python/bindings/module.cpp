@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+// The compiled module hybridgen._core: errors, facts about the build and the machine, and the
+// classes of the other bind_*.cpp files.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <thread>
+
+#include "bindings.h"
+#include "hybridgen/core/error.h"
+#include "hybridgen/device/worker_pool.h"
+#include "hybridgen/memory/host_buffer.h"
+#include "hybridgen/memory/memory_budget.h"
+#include "hybridgen/methods/method.h"
+#include "hybridgen/selection/token_selector.h"
+#include "kernels/cpu_kernels.h"
+#include "kernels/cuda_kernels.h"
+
+namespace py = pybind11;
+
+namespace hybridgen::bindings {
+namespace {
+
+void raise_python(const char* class_name, const char* text) {
+  // Looked up when it happens: hybridgen.errors must not be imported while _core is being imported.
+  const py::object type = py::module_::import("hybridgen.errors").attr(class_name);
+  PyErr_SetString(type.ptr(), text);
+}
+
+SelectionStrategy strategy_from_name(const std::string& name) {
+  for (const auto strategy : {SelectionStrategy::kPostQkt, SelectionStrategy::kPreQkt}) {
+    if (name_of(strategy) == name) {
+      return strategy;
+    }
+  }
+  throw ConfigError(message("[strategy] '", name, "' is not known; allowed: post, pre"));
+}
+
+// Bytes per second that `threads` threads read from memory together: median of five passes over
+// `bytes`, which should be far larger than the caches.
+double read_bandwidth(int threads, std::int64_t bytes) {
+  if (threads < 1 || bytes < (1 << 20)) {
+    throw ConfigError(message("[read_bandwidth] threads is ",
+                              threads,
+                              ", bytes is ",
+                              bytes,
+                              "; allowed: threads >= 1, bytes >= 1 MiB"));
+  }
+  HostBuffer buffer(static_cast<std::size_t>(bytes));
+  std::memset(buffer.data(), 1, buffer.size_bytes());
+  const std::int64_t part = bytes / threads / 64 * 64;
+  std::vector<double> rates;
+  for (int pass = 0; pass < 6; ++pass) {
+    const auto begin = std::chrono::steady_clock::now();
+    std::vector<std::thread> readers;
+    std::vector<std::uint64_t> sums(static_cast<std::size_t>(threads));
+    for (int i = 0; i < threads; ++i) {
+      readers.emplace_back([&, i] {
+        sums[static_cast<std::size_t>(i)] = kernels::read_all(buffer.data() + i * part, part);
+      });
+    }
+    for (std::thread& reader : readers) {
+      reader.join();
+    }
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
+    if (pass > 0) {  // the first warms up
+      rates.push_back(static_cast<double>(part * threads) / elapsed.count());
+    }
+  }
+  std::ranges::sort(rates);
+  return rates[rates.size() / 2];
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = HYBRIDGEN_VERSION;
+  info["torch_version"] = HYBRIDGEN_TORCH_VERSION;
+  info["compiler"] = "gcc " __VERSION__;
+  info["build_type"] = HYBRIDGEN_BUILD_TYPE;
+  info["cuda"] = kernels::has_cuda_kernels();
+  info["onednn"] = static_cast<bool>(HYBRIDGEN_HAS_ONEDNN);
+  std::vector<std::string> isas;
+  for (const kernels::Isa isa : kernels::supported_isas()) {
+    isas.emplace_back(name_of(isa));
+  }
+  info["isas"] = isas;
+  info["isa"] = std::string(name_of(kernels::resolve_isa("auto")));
+  info["cpus"] = available_parallelism();
+  return info;
+}
+
+}  // namespace
+
+void register_errors(py::module_& /*module*/) {
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) {
+        std::rethrow_exception(pointer);
+      }
+    } catch (const UnsupportedModelError& error) {
+      raise_python("UnsupportedModelError", error.what());
+    } catch (const CheckpointError& error) {
+      raise_python("CheckpointError", error.what());
+    } catch (const OutOfMemoryError& error) {
+      raise_python("OutOfMemoryError", error.what());
+    } catch (const DeviceError& error) {
+      raise_python("DeviceError", error.what());
+    } catch (const NumericError& error) {
+      raise_python("NumericError", error.what());
+    } catch (const ConfigError& error) {
+      raise_python("ConfigError", error.what());
+    } catch (const Error& error) {
+      raise_python("HybridGenError", error.what());
+    }
+  });
+}
+
+void register_info(py::module_& module) {
+  module.def("build_info", &build_info, "Facts about this build and what this CPU supports.");
+  module.def("cuda_device_count", &kernels::cuda_device_count, "CUDA devices; 0 without a driver.");
+  module.def(
+      "available_host_bytes", &available_host_bytes, "Host memory that could still be taken.");
+  module.def("available_parallelism",
+             &available_parallelism,
+             "CPUs' worth of time this process may use (affinity and cgroup quota).");
+  module.def("nearest_name",
+             &nearest_name,
+             py::arg("name"),
+             py::arg("candidates"),
+             "The candidate most like `name`, or an empty string.");
+  module.def(
+      "method_names",
+      [] {
+        std::vector<std::string> names;
+        for (const auto& [name, summary] : list_methods()) {
+          names.push_back(name);
+        }
+        return names;
+      },
+      "Names of all methods.");
+  module.def(
+      "method_summaries",
+      [] {
+        py::dict summaries;
+        for (const auto& [name, summary] : list_methods()) {
+          summaries[py::str(name)] = summary;
+        }
+        return summaries;
+      },
+      "One line about each method.");
+  module.def(
+      "selector_names",
+      [](const std::string& strategy) { return selector_names(strategy_from_name(strategy)); },
+      py::arg("strategy"),
+      "Token selectors of a strategy, 'post' or 'pre'.");
+  module.def(
+      "read_bandwidth",
+      &read_bandwidth,
+      py::arg("threads"),
+      py::arg("bytes") = std::int64_t{1} << 29,
+      py::call_guard<py::gil_scoped_release>(),
+      "Bytes per second that `threads` threads read from memory, measured now (median of 5).");
+}
+
+}  // namespace hybridgen::bindings
+
+PYBIND11_MODULE(_core, module) {
+  module.doc() = "Compiled core of hybridgen.";
+  hybridgen::bindings::register_errors(module);
+  hybridgen::bindings::register_info(module);
+  hybridgen::bindings::register_model(module);
+  hybridgen::bindings::register_engine(module);
+}

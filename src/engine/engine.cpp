@@ -1,0 +1,584 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hybridgen/engine/engine.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <deque>
+#include <map>
+
+#include "hybridgen/core/error.h"
+#include "hybridgen/device/worker_pool.h"
+#include "hybridgen/engine/driver_thread.h"
+#include "hybridgen/memory/memory_budget.h"
+#include "hybridgen/methods/method.h"
+#include "hybridgen/pipeline/decode_pipeline.h"
+#include "hybridgen/pipeline/prefill.h"
+#include "kernels/cpu_kernels.h"
+
+namespace hybridgen {
+namespace {
+
+/// A request from add() to release().
+struct Request {
+  explicit Request(SamplingOptions options) : sampler(options), sampling(std::move(options)) {}
+
+  std::int64_t id = 0;
+  std::vector<std::int64_t> tokens;  ///< prompt, then generated
+  std::int64_t prompt_tokens = 0;
+  std::int64_t max_tokens = 0;  ///< prompt plus generated, at most
+  std::vector<std::int64_t> forced;
+  std::int64_t prefill_tokens = 0;  ///< of the prompt; the rest passes through decode steps
+  Sampler sampler;
+  SamplingOptions sampling;
+  std::unique_ptr<RequestState> state;  ///< while it runs
+  std::int64_t added_ns = 0;
+  RequestStatistics statistics;
+
+  std::int64_t generated() const {
+    return static_cast<std::int64_t>(tokens.size()) - prompt_tokens;
+  }
+  bool finished() const { return !statistics.finish_reason.empty(); }
+};
+
+double seconds_since(std::int64_t begin_ns) {
+  return static_cast<double>(TraceRecorder::now_ns() - begin_ns) * 1e-9;
+}
+
+// Cores: a GPU engine scores with all but one; on a CPU device the stages share the machine.
+void resolve_threads(EngineOptions& options, const DeviceContext& device, bool offloads) {
+  const std::int64_t cores = available_parallelism();
+  if (!offloads) {
+    options.threads = 0;
+    if (options.device_threads == 0) {
+      options.device_threads = device.is_cpu() ? cores : 1;
+    }
+    return;
+  }
+  if (options.threads == 0) {
+    const std::int64_t taken = !device.is_cpu()             ? 1
+                               : options.device_threads > 0 ? options.device_threads
+                                                            : (cores + 1) / 2;
+    options.threads = std::max<std::int64_t>(1, cores - taken);
+  }
+  if (options.device_threads == 0) {
+    options.device_threads =
+        device.is_cpu() ? std::max<std::int64_t>(1, cores - options.threads) : 1;
+  }
+}
+
+// Workers take the last cores of the affinity mask; with more threads than cores none is pinned.
+std::vector<int> worker_cpus(std::int64_t threads) {
+  const std::vector<int> cpus = available_cpus();
+  std::vector<int> chosen(static_cast<std::size_t>(threads), -1);
+  if (threads < static_cast<std::int64_t>(cpus.size())) {
+    std::copy(cpus.end() - threads, cpus.end(), chosen.begin());
+  }
+  return chosen;
+}
+
+void check_selector(const std::string& name, SelectionStrategy strategy, const char* option) {
+  if (make_selector(name)->strategy() != strategy) {
+    std::string allowed;
+    for (const std::string& candidate : selector_names(strategy)) {
+      allowed += (allowed.empty() ? "" : ", ") + candidate;
+    }
+    throw ConfigError(message("[engine] ",
+                              option,
+                              " '",
+                              name,
+                              "' does not select ",
+                              name_of(strategy),
+                              "; allowed: ",
+                              allowed));
+  }
+}
+
+}  // namespace
+
+struct Engine::Impl {
+  Impl(std::shared_ptr<DecoderModel> model_, EngineOptions options_);
+
+  RequestPlan plan(const Request& request, std::int64_t free_device_bytes) const;
+  void check_fits(const Request& request) const;
+  bool admit_next();
+  void prefill_chunk(std::vector<TokenEvent>& events);
+  void decode(std::vector<TokenEvent>& events);
+  void rebuild_batches();
+  void emit(Request& request, std::span<float> logits, std::vector<TokenEvent>& events);
+  void end(Request& request, const std::string& reason);
+  Request& find(std::int64_t id) const;
+
+  std::shared_ptr<DecoderModel> model;
+  EngineOptions options;
+  Method method;
+  MemoryBudget device_budget;
+  MemoryBudget dram_budget;
+  std::unique_ptr<DeviceOps> ops;
+  TraceRecorder trace;
+  PipelineStatistics statistics;
+  std::int64_t num_requests = 0;
+  std::int64_t prompt_tokens = 0;
+  std::int64_t generated_tokens = 0;
+  std::unique_ptr<WorkerPool> pool;
+  std::unique_ptr<CpuStage> cpu_stage;
+  std::unique_ptr<Prefill> prefill;
+  std::unique_ptr<DecodePipeline> pipeline;
+
+  std::map<std::int64_t, std::unique_ptr<Request>> requests;
+  std::deque<Request*> waiting;
+  Request* prefilling = nullptr;
+  std::vector<Request*> running;
+  std::vector<std::unique_ptr<MicroBatch>> batches;
+  bool batches_stale = true;
+  std::int64_t next_id = 0;
+  // Last: joins before anything its work refers to is destroyed.
+  std::unique_ptr<DriverThread> driver;
+};
+
+namespace {
+
+std::int64_t budget_or(std::int64_t asked, double share_of_free) {
+  return asked > 0 ? asked
+                   : std::max<std::int64_t>(
+                         1,
+                         static_cast<std::int64_t>(share_of_free *
+                                                   static_cast<double>(available_host_bytes())));
+}
+
+}  // namespace
+
+Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_, EngineOptions options_)
+    : model(std::move(model_)),
+      options(std::move(options_)),
+      method((options.validate(), make_method(options))),
+      device_budget(
+          TierKind::kDevice, budget_or(options.device_bytes, 0.45), "KVConfig(device_tokens=...)"),
+      dram_budget(TierKind::kDram, budget_or(options.dram_bytes, 0.45), "KVConfig(dram=...)") {
+  const ModelConfig& config = model->config();
+  const DeviceContext& device = model->device();
+  model->weights().finish();
+  if (options.max_model_len == 0) {
+    options.max_model_len = config.max_positions;
+  }
+  if (options.max_model_len > config.max_positions) {
+    throw ConfigError(message("[engine] max_model_len is ",
+                              options.max_model_len,
+                              "; allowed: 1 to ",
+                              config.max_positions,
+                              " (the model's positions)"));
+  }
+  if (options.math == "auto") {
+    options.math = device.is_cpu() ? "kernels" : "aten";
+  }
+  if (options.math == "kernels" && !device.is_cpu()) {
+    throw ConfigError("[engine] math is 'kernels' on a CUDA device; allowed there: aten");
+  }
+  const kernels::Isa isa = kernels::resolve_isa(options.isa);
+  options.isa = std::string(name_of(isa));
+  options.device_bytes = device_budget.capacity_bytes();
+  options.dram_bytes = dram_budget.capacity_bytes();
+  resolve_threads(options, device, method.offloads);
+  ops = options.math == "kernels" ? make_cpu_ops(options.isa) : make_aten_ops();
+  if (method.offloads) {
+    check_selector(method.selector, SelectionStrategy::kPostQkt, "selector");
+    check_selector(method.pre_selector, SelectionStrategy::kPreQkt, "pre_selector");
+    pool = std::make_unique<WorkerPool>(WorkerPool::Options{worker_cpus(options.threads)});
+    cpu_stage = std::make_unique<CpuStage>(
+        *pool, kernels::cpu_kernels(isa), config, trace, options.test.random_delay_us);
+  }
+  prefill = std::make_unique<Prefill>(*model, *ops, trace, statistics);
+  pipeline = std::make_unique<DecodePipeline>(
+      *model, *ops, method, cpu_stage.get(), trace, statistics, options.test);
+  driver = std::make_unique<DriverThread>();
+  driver->run([this] { model->prepare_positions(options.max_model_len); });
+}
+
+RequestPlan Engine::Impl::plan(const Request& request, std::int64_t free_device_bytes) const {
+  const ModelConfig& config = model->config();
+  const WindowSetting& setting = options.device_tokens;
+  std::int64_t window = -1;
+  if (setting.count) {
+    window = *setting.count;
+  } else if (setting.share) {
+    window = static_cast<std::int64_t>(*setting.share * static_cast<double>(request.prompt_tokens));
+  } else if (method.offloads) {
+    // As many as fit; what a window needs is linear in its rows.
+    const std::int64_t row = ResidentCache::required_bytes(config, model->dtype(), 1);
+    const std::int64_t rows = free_device_bytes / row;
+    window = rows >= request.max_tokens ? request.max_tokens
+                                        : rows - ResidentCache::capacity_for(0, request.max_tokens);
+  }
+  if (method.offloads && !setting.count && !setting.share && window < 1) {
+    window = 1;
+  }
+  return plan_request(config,
+                      model->dtype(),
+                      method,
+                      options.k,
+                      request.max_tokens,
+                      method.offloads ? std::max<std::int64_t>(window, 1) : -1);
+}
+
+void Engine::Impl::check_fits(const Request& request) const {
+  const RequestPlan needed = plan(request, device_budget.capacity_bytes());
+  const auto too_large =
+      [&](std::int64_t bytes, const MemoryBudget& budget, const std::string& way_out) {
+        if (bytes > budget.capacity_bytes()) {
+          const auto tokens = static_cast<std::int64_t>(
+              static_cast<double>(request.max_tokens) *
+              static_cast<double>(budget.capacity_bytes()) / static_cast<double>(bytes));
+          throw OutOfMemoryError(message("[add request] ",
+                                         request.prompt_tokens,
+                                         " prompt + ",
+                                         request.max_tokens - request.prompt_tokens,
+                                         " generated tokens need ",
+                                         human_bytes(static_cast<double>(bytes)),
+                                         " of ",
+                                         name_of(budget.tier()),
+                                         "; its capacity is ",
+                                         human_bytes(static_cast<double>(budget.capacity_bytes())),
+                                         "; nearest that fits: about ",
+                                         tokens,
+                                         " tokens in all, or ",
+                                         way_out));
+        }
+      };
+  const std::int64_t row = ResidentCache::required_bytes(model->config(), model->dtype(), 1);
+  const std::int64_t fitting = std::max<std::int64_t>(
+      0, device_budget.capacity_bytes() / row - ResidentCache::capacity_for(0, request.max_tokens));
+  too_large(needed.device_bytes,
+            device_budget,
+            method.offloads
+                ? message("KVConfig(device_tokens=", fitting, ")")
+                : message("method='hybridgen' with KVConfig(device_tokens=", fitting, ")"));
+  too_large(needed.dram_bytes,
+            dram_budget,
+            message("KVConfig(dram=", needed.dram_bytes, ") or a larger device_tokens"));
+}
+
+Request& Engine::Impl::find(std::int64_t id) const {
+  const auto found = requests.find(id);
+  if (found == requests.end()) {
+    throw ConfigError(
+        message("[engine] request ", id, " is not known; it was released or never added"));
+  }
+  return *found->second;
+}
+
+bool Engine::Impl::admit_next() {
+  if (waiting.empty() || static_cast<std::int64_t>(running.size()) >= options.max_batch) {
+    return false;
+  }
+  Request& request = *waiting.front();
+  const RequestPlan needed = plan(request, device_budget.free_bytes());
+  const bool is_alone = running.empty();
+  if (!is_alone && (needed.device_bytes > device_budget.free_bytes() ||
+                    needed.dram_bytes > dram_budget.free_bytes())) {
+    return false;  // when others finish there will be room
+  }
+  waiting.pop_front();
+  try {
+    request.state = std::make_unique<RequestState>(
+        *model, method, options.k, needed, device_budget, dram_budget);
+    if (cpu_stage != nullptr) {
+      cpu_stage->reserve(needed.max_offloaded);
+    }
+  } catch (...) {
+    end(request, "error");
+    throw;
+  }
+  prefilling = &request;
+  return true;
+}
+
+void Engine::Impl::prefill_chunk(std::vector<TokenEvent>& events) {
+  Request& request = *prefilling;
+  const std::int64_t begin_ns = TraceRecorder::now_ns();
+  const std::int64_t done = request.state->tokens.num_tokens();
+  const std::int64_t count = std::min(options.prefill_chunk, request.prefill_tokens - done);
+  const bool is_last = done + count == request.prefill_tokens;
+  const bool samples = is_last && request.prefill_tokens == request.prompt_tokens;
+  at::Tensor logits;
+  try {
+    if (count > 0) {
+      // The host workers have nothing to do yet: the whole machine works on the prompt.
+      set_intra_op_threads(model->device().is_cpu()
+                               ? static_cast<int>(options.device_threads + options.threads)
+                               : 1);
+      logits = prefill->run_chunk(
+          *request.state, {request.tokens.data() + done, static_cast<std::size_t>(count)}, samples);
+    }
+    request.statistics.prefill_s += seconds_since(begin_ns);
+    if (is_last) {
+      prefilling = nullptr;
+      running.push_back(&request);
+      batches_stale = true;
+    }
+    if (samples) {
+      emit(request,
+           {logits.mutable_data_ptr<float>(), static_cast<std::size_t>(logits.numel())},
+           events);
+    }
+  } catch (...) {
+    end(request, "error");
+    throw;
+  }
+}
+
+void Engine::Impl::rebuild_batches() {
+  batches.clear();
+  // Ascending ids, so that the composition does not depend on who finished when.
+  std::ranges::sort(running, {}, &Request::id);
+  for (std::size_t first = 0; first < running.size();
+       first += static_cast<std::size_t>(options.micro_batch)) {
+    const std::size_t last =
+        std::min(running.size(), first + static_cast<std::size_t>(options.micro_batch));
+    std::vector<RequestState*> states;
+    for (std::size_t i = first; i < last; ++i) {
+      states.push_back(running[i]->state.get());
+    }
+    batches.push_back(std::make_unique<MicroBatch>(*model, std::move(states)));
+  }
+  batches_stale = false;
+}
+
+void Engine::Impl::decode(std::vector<TokenEvent>& events) {
+  const std::int64_t begin_ns = TraceRecorder::now_ns();
+  set_intra_op_threads(static_cast<int>(options.device_threads));
+  try {
+    if (batches_stale) {
+      rebuild_batches();
+    }
+    std::size_t next = 0;
+    for (const auto& batch : batches) {
+      auto* inputs = batch->tokens.mutable_data_ptr<std::int64_t>();
+      for (std::int64_t row = 0; row < batch->rows(); ++row, ++next) {
+        const Request& request = *running[next];
+        inputs[row] = request.tokens[static_cast<std::size_t>(request.state->tokens.num_tokens())];
+      }
+    }
+    pipeline->step(batches);
+  } catch (...) {
+    for (Request* request : std::vector<Request*>(running)) {
+      end(*request, "error");
+    }
+    throw;
+  }
+  const double step_s = seconds_since(begin_ns);
+  const std::vector<Request*> stepped = running;
+  std::size_t next = 0;
+  std::exception_ptr error;
+  for (const auto& batch : batches) {
+    auto* logits = batch->host_logits.mutable_data_ptr<float>();
+    const std::int64_t vocab = batch->host_logits.size(1);
+    for (std::int64_t row = 0; row < batch->rows(); ++row, ++next) {
+      Request& request = *stepped[next];
+      request.statistics.decode_steps += 1;
+      request.statistics.decode_s += step_s;
+      const auto position = request.state->tokens.num_tokens();
+      if (position < static_cast<std::int64_t>(request.tokens.size())) {
+        continue;  // still feeding the prompt
+      }
+      try {
+        emit(request, {logits + row * vocab, static_cast<std::size_t>(vocab)}, events);
+      } catch (...) {
+        end(request, "error");
+        error = std::current_exception();
+      }
+    }
+  }
+  if (error) {
+    std::rethrow_exception(error);
+  }
+}
+
+void Engine::Impl::emit(Request& request,
+                        std::span<float> logits,
+                        std::vector<TokenEvent>& events) {
+  const std::int64_t index = request.generated();
+  const bool is_forced = !request.forced.empty();
+  const SampledToken sampled =
+      is_forced ? request.sampler.score(logits, request.forced[static_cast<std::size_t>(index)])
+                : request.sampler.sample(logits, request.tokens, index);
+  if (index == 0) {
+    request.statistics.ttft_s = seconds_since(request.added_ns);
+  }
+  request.tokens.push_back(sampled.token);
+  generated_tokens += 1;
+  TokenEvent event{
+      request.id, sampled.token, sampled.logprob, sampled.is_greedy, sampled.top_logprobs, ""};
+  const auto& stops = request.sampling.stop_token_ids;
+  if (!is_forced && std::ranges::find(stops, sampled.token) != stops.end()) {
+    event.finish_reason = "stop";
+  } else if (static_cast<std::int64_t>(request.tokens.size()) >= request.max_tokens) {
+    event.finish_reason = "length";
+  }
+  if (!event.finish_reason.empty()) {
+    end(request, event.finish_reason);
+  }
+  events.push_back(std::move(event));
+}
+
+void Engine::Impl::end(Request& request, const std::string& reason) {
+  if (request.finished()) {
+    return;
+  }
+  RequestStatistics& statistics_of = request.statistics;
+  statistics_of.finish_reason = reason;
+  statistics_of.generated_tokens = request.generated();
+  if (request.state != nullptr) {
+    const RequestState& state = *request.state;
+    statistics_of.offloaded_tokens = state.tokens.num_offloaded();
+    statistics_of.resident_tokens = state.tokens.num_resident();
+    statistics_of.k = state.k.resolve(state.tokens.num_offloaded());
+    statistics_of.attended_offloaded_share =
+        state.available_offloaded == 0 ? 0.0
+                                       : static_cast<double>(state.attended_offloaded) /
+                                             static_cast<double>(state.available_offloaded);
+  }
+  std::erase(waiting, &request);
+  if (prefilling == &request) {
+    prefilling = nullptr;
+  }
+  // The batches refer to the request's state: rebuilt before the next step, which is when it
+  // matters.
+  if (std::erase(running, &request) > 0) {
+    batches_stale = true;
+  }
+  request.state.reset();
+}
+
+Engine::Engine(std::shared_ptr<DecoderModel> model, EngineOptions options)
+    : impl_(std::make_unique<Impl>(std::move(model), std::move(options))) {}
+
+Engine::~Engine() = default;
+
+const EngineOptions& Engine::options() const { return impl_->options; }
+
+std::int64_t Engine::add(std::vector<std::int64_t> prompt,
+                         SamplingOptions sampling,
+                         std::vector<std::int64_t> forced,
+                         std::int64_t decode_prompt_tokens) {
+  Impl& impl = *impl_;
+  const ModelConfig& config = impl.model->config();
+  const auto length = static_cast<std::int64_t>(prompt.size());
+  if (length == 0) {
+    throw ConfigError("[add request] the prompt is empty; allowed: at least one token");
+  }
+  for (const auto* ids : {&prompt, &forced}) {
+    for (const std::int64_t id : *ids) {
+      if (id < 0 || id >= config.vocab_size) {
+        throw ConfigError(message("[add request] token id ",
+                                  id,
+                                  " is out of range; allowed: 0 to ",
+                                  config.vocab_size - 1,
+                                  "; check that the tokenizer belongs to the model"));
+      }
+    }
+  }
+  const auto num_forced = static_cast<std::int64_t>(forced.size());
+  if (length + std::max<std::int64_t>(num_forced - 1, 0) > impl.options.max_model_len) {
+    throw ConfigError(message("[add request] the prompt has ",
+                              length + num_forced,
+                              " tokens",
+                              num_forced > 0 ? " with its continuation" : "",
+                              "; allowed: at most ",
+                              impl.options.max_model_len,
+                              " (max_model_len); shorten it"));
+  }
+  if (decode_prompt_tokens < 0) {
+    throw ConfigError(
+        message("[add request] decode_prompt_tokens is ", decode_prompt_tokens, "; allowed: >= 0"));
+  }
+  if (num_forced > 0) {
+    sampling.max_tokens = static_cast<int>(num_forced);
+    sampling.min_tokens = 0;
+  }
+  sampling.validate();
+  auto request = std::make_unique<Request>(std::move(sampling));
+  request->id = impl.next_id;
+  request->prompt_tokens = length;
+  request->prefill_tokens = length - std::min(decode_prompt_tokens, length);
+  // One token more than the model's positions may be generated: it is never fed back.
+  request->max_tokens =
+      std::min(length + request->sampling.max_tokens, impl.options.max_model_len + 1);
+  request->tokens = std::move(prompt);
+  request->tokens.reserve(static_cast<std::size_t>(request->max_tokens));
+  request->forced = std::move(forced);
+  request->added_ns = TraceRecorder::now_ns();
+  request->statistics.prompt_tokens = length;
+  request->statistics.strategy = std::string(name_of(impl.method.strategy));
+  impl.check_fits(*request);
+  impl.waiting.push_back(request.get());
+  impl.num_requests += 1;
+  impl.prompt_tokens += length;
+  const std::int64_t id = impl.next_id++;
+  impl.requests.emplace(id, std::move(request));
+  return id;
+}
+
+bool Engine::has_work() const {
+  return !impl_->waiting.empty() || impl_->prefilling != nullptr || !impl_->running.empty();
+}
+
+std::vector<TokenEvent> Engine::step() {
+  Impl& impl = *impl_;
+  std::vector<TokenEvent> events;
+  impl.driver->run([&] {
+    const at::NoGradGuard no_grad;
+    if (impl.prefilling != nullptr || impl.admit_next()) {
+      impl.prefill_chunk(events);
+    } else if (!impl.running.empty()) {
+      impl.decode(events);
+    }
+  });
+  return events;
+}
+
+void Engine::finish(std::int64_t request_id, const std::string& reason) {
+  Request& request = impl_->find(request_id);
+  impl_->driver->run([&] { impl_->end(request, reason); });
+}
+
+void Engine::release(std::int64_t request_id) {
+  finish(request_id, "abort");
+  impl_->requests.erase(request_id);
+}
+
+RequestStatistics Engine::request_statistics(std::int64_t request_id) const {
+  const Request& request = impl_->find(request_id);
+  RequestStatistics statistics = request.statistics;
+  statistics.generated_tokens = request.generated();
+  if (request.state != nullptr) {
+    statistics.offloaded_tokens = request.state->tokens.num_offloaded();
+    statistics.resident_tokens = request.state->tokens.num_resident();
+    statistics.k = request.state->k.resolve(statistics.offloaded_tokens);
+  }
+  return statistics;
+}
+
+RunStatistics Engine::run_statistics() const {
+  return {impl_->statistics, impl_->num_requests, impl_->prompt_tokens, impl_->generated_tokens};
+}
+
+void Engine::reset_statistics() {
+  impl_->statistics = {};
+  impl_->num_requests = 0;
+  impl_->prompt_tokens = 0;
+  impl_->generated_tokens = 0;
+}
+
+std::vector<TierUsage> Engine::memory() const {
+  std::vector<TierUsage> usage;
+  for (const MemoryBudget* budget : {&impl_->device_budget, &impl_->dram_budget}) {
+    usage.push_back(
+        {std::string(name_of(budget->tier())), budget->capacity_bytes(), budget->used_bytes()});
+  }
+  return usage;
+}
+
+TraceRecorder& Engine::trace() { return impl_->trace; }
+
+}  // namespace hybridgen

@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "hybridgen/models/device_ops.h"
+#include "hybridgen/models/torch_types.h"
+#include "kernels/cpu_kernels.h"
+
+namespace hybridgen {
+namespace {
+
+// Above this many rows a projection is a matrix product and LibTorch's GEMM wins; below, it reads
+// the weights once and our kernel runs at the memory limit.
+constexpr std::int64_t kMaxStreamedRows = 16;
+// Smaller pieces of work than this (elements) are not worth waking another thread for.
+constexpr std::int64_t kParallelGrain = 1 << 15;
+
+DType dtype_of(const at::Tensor& tensor) { return to_dtype(tensor.scalar_type()); }
+
+class CpuOps final : public DeviceOps {
+ public:
+  explicit CpuOps(std::string_view isa)
+      : kernels_(kernels::cpu_kernels(kernels::resolve_isa(isa))) {}
+
+  std::string_view name() const override { return "kernels"; }
+
+  void linear(const at::Tensor& x,
+              const at::Tensor& weight,
+              const at::Tensor& bias,
+              at::Tensor& y) const override {
+    const std::int64_t rows = x.size(0);
+    if (rows > kMaxStreamedRows && y.scalar_type() == x.scalar_type()) {
+      if (bias.defined()) {
+        at::addmm_out(y, bias, x, weight.t());
+      } else {
+        at::mm_out(y, x, weight.t());
+      }
+      return;
+    }
+    kernels::LinearArgs args;
+    args.dtype = dtype_of(x);
+    args.y_dtype = dtype_of(y);
+    args.x = x.const_data_ptr();
+    args.weight = weight.const_data_ptr();
+    args.bias = bias.defined() ? bias.const_data_ptr() : nullptr;
+    args.y = y.mutable_data_ptr();
+    args.rows = rows;
+    args.in_features = x.size(1);
+    args.x_stride = x.stride(0);
+    args.y_stride = y.stride(0);
+    const std::int64_t grain = std::max<std::int64_t>(1, kParallelGrain / args.in_features);
+    at::parallel_for(0, weight.size(0), grain, [&](std::int64_t begin, std::int64_t end) {
+      kernels_.linear(args, begin, end);
+    });
+  }
+
+  void select_rows(const at::Tensor& table,
+                   const at::Tensor& ids,
+                   std::int64_t offset_rows,
+                   at::Tensor& y) const override {
+    const std::int64_t element = table.element_size();
+    const std::int64_t* row = ids.const_data_ptr<std::int64_t>();
+    for (std::int64_t r = 0; r < ids.size(0); ++r) {
+      std::memcpy(offset(y.mutable_data_ptr(), r * y.stride(0), element),
+                  offset(table.const_data_ptr(), (row[r] + offset_rows) * table.stride(0), element),
+                  static_cast<std::size_t>(table.size(1) * element));
+    }
+  }
+
+  void norm(const ModelConfig& config,
+            const at::Tensor& x,
+            const at::Tensor& weight,
+            const at::Tensor& bias,
+            at::Tensor& y) const override {
+    kernels::NormArgs args;
+    args.dtype = dtype_of(x);
+    args.x = x.const_data_ptr();
+    args.weight = weight.const_data_ptr();
+    args.bias = bias.defined() ? bias.const_data_ptr() : nullptr;
+    args.y = y.mutable_data_ptr();
+    args.dim = x.size(1);
+    args.x_stride = x.stride(0);
+    args.y_stride = y.stride(0);
+    args.eps = static_cast<float>(config.norm_eps);
+    const auto apply = config.norm == NormKind::kRms ? kernels_.rms_norm : kernels_.layer_norm;
+    const std::int64_t element = x.element_size();
+    for_rows(x.size(0), args.dim, [&](std::int64_t begin, std::int64_t end) {
+      kernels::NormArgs part = args;
+      part.x = offset(args.x, begin * args.x_stride, element);
+      part.y = offset(args.y, begin * args.y_stride, element);
+      part.rows = end - begin;
+      apply(part);
+    });
+  }
+
+  void rotate(const RopeTable& table, const at::Tensor& positions, at::Tensor& x) const override {
+    kernels::RotateArgs args;
+    args.dtype = dtype_of(x);
+    args.x = x.mutable_data_ptr();
+    args.positions = positions.const_data_ptr<std::int64_t>();
+    args.cosines = table.cosines.const_data_ptr<float>();
+    args.sines = table.sines.const_data_ptr<float>();
+    args.heads = x.size(1);
+    args.head_dim = x.size(2);
+    args.x_stride = x.stride(0);
+    const std::int64_t element = x.element_size();
+    for_rows(x.size(0), args.heads * args.head_dim, [&](std::int64_t begin, std::int64_t end) {
+      kernels::RotateArgs part = args;
+      part.x = offset(args.x, begin * args.x_stride, element);
+      part.positions += begin;
+      part.rows = end - begin;
+      kernels_.rotate(part);
+    });
+  }
+
+  void silu_gate(const at::Tensor& gate, const at::Tensor& up, at::Tensor& y) const override {
+    kernels::SiluGateArgs args;
+    args.dtype = dtype_of(gate);
+    args.gate = gate.const_data_ptr();
+    args.up = up.const_data_ptr();
+    args.y = y.mutable_data_ptr();
+    args.dim = gate.size(1);
+    args.gate_stride = gate.stride(0);
+    args.up_stride = up.stride(0);
+    args.y_stride = y.stride(0);
+    const std::int64_t element = gate.element_size();
+    for_rows(gate.size(0), args.dim, [&](std::int64_t begin, std::int64_t end) {
+      kernels::SiluGateArgs part = args;
+      part.gate = offset(args.gate, begin * args.gate_stride, element);
+      part.up = offset(args.up, begin * args.up_stride, element);
+      part.y = offset(args.y, begin * args.y_stride, element);
+      part.rows = end - begin;
+      kernels_.silu_gate(part);
+    });
+  }
+
+  void relu(at::Tensor& x) const override {
+    const std::int64_t element = x.element_size();
+    at::parallel_for(0, x.numel(), kParallelGrain, [&](std::int64_t begin, std::int64_t end) {
+      kernels_.relu(dtype_of(x), offset(x.mutable_data_ptr(), begin, element), end - begin);
+    });
+  }
+
+  void add(at::Tensor& y, const at::Tensor& x) const override {
+    const std::int64_t element = x.element_size();
+    at::parallel_for(0, x.numel(), kParallelGrain, [&](std::int64_t begin, std::int64_t end) {
+      kernels_.add(dtype_of(x),
+                   offset(y.mutable_data_ptr(), begin, element),
+                   offset(x.const_data_ptr(), begin, element),
+                   end - begin);
+    });
+  }
+
+  void append_row(const at::Tensor& rows,
+                  std::int64_t row,
+                  at::Tensor& destination,
+                  std::int64_t slot) const override {
+    const std::int64_t element = rows.element_size();
+    const std::int64_t head_dim = rows.size(2);
+    for (std::int64_t g = 0; g < rows.size(1); ++g) {
+      std::memcpy(offset(destination.mutable_data_ptr(),
+                         g * destination.stride(0) + slot * destination.stride(1),
+                         element),
+                  offset(rows.const_data_ptr(), row * rows.stride(0) + g * rows.stride(1), element),
+                  static_cast<std::size_t>(head_dim * element));
+    }
+  }
+
+  void resident_logits(const at::Tensor& query,
+                       std::span<const AttentionItem> items) const override {
+    for_groups(query, items, [&](const AttentionItem& item, const Group& group) {
+      kernels::RowLogitsArgs args;
+      args.dtype = dtype_of(*item.keys);
+      args.keys = offset(item.keys->const_data_ptr(),
+                         group.index * item.keys->stride(0) + item.first_slot * group.head_dim,
+                         item.keys->element_size());
+      args.key_stride = item.keys->stride(1);
+      args.head_dim = group.head_dim;
+      args.count = item.num_resident;
+      args.queries = scaled_queries(query, item, group);
+      args.num_queries = group.num_queries;
+      args.logits =
+          item.resident_logits->mutable_data_ptr<float>() + group.first_head() * item.num_resident;
+      args.logits_stride = item.num_resident;
+      kernels_.row_logits(args);
+    });
+  }
+
+  void merge(const at::Tensor& query,
+             std::span<const AttentionItem> items,
+             at::Tensor& out) const override {
+    for_groups(query, items, [&](const AttentionItem& item, const Group& group) {
+      const HostPayload* payload = item.payload;
+      const std::int64_t host_count = payload == nullptr ? 0 : payload->count;
+      const std::int64_t total = host_count + item.num_resident;
+      const std::int64_t element = query.element_size();
+      float* merged = item.merged_logits->mutable_data_ptr<float>() + group.first_head() * total;
+      const float* resident =
+          item.resident_logits->const_data_ptr<float>() + group.first_head() * item.num_resident;
+      const std::int64_t first_chosen = group.first_head() * host_count;
+      if (host_count > 0 && payload->keys.defined()) {
+        rescore(query, item, group);
+      }
+      kernels::concat_logits(
+          host_count > 0 ? payload->logits.const_data_ptr<float>() + first_chosen : nullptr,
+          host_count,
+          host_count,
+          resident,
+          item.num_resident,
+          item.num_resident,
+          merged,
+          total,
+          group.num_queries);
+
+      kernels::SoftmaxValuesArgs args;
+      args.dtype = dtype_of(query);
+      args.logits = merged;
+      args.logits_stride = total;
+      args.num_queries = group.num_queries;
+      args.head_dim = group.head_dim;
+      args.host_count = host_count;
+      if (host_count > 0) {
+        args.host_index = payload->index.const_data_ptr<std::int32_t>() + first_chosen;
+        args.host_values = offset(
+            payload->values.const_data_ptr(), group.index * payload->values.stride(0), element);
+      }
+      args.resident_count = item.num_resident;
+      args.resident_values =
+          offset(item.values->const_data_ptr(),
+                 group.index * item.values->stride(0) + item.first_slot * group.head_dim,
+                 element);
+      args.resident_stride = item.values->stride(1);
+      args.out = offset(out.mutable_data_ptr(),
+                        item.row * out.stride(0) + group.first_head() * group.head_dim,
+                        element);
+      args.out_stride = group.head_dim;
+      kernels_.softmax_values(args);
+    });
+  }
+
+  PartialAttention partial_attention(const at::Tensor& query,
+                                     const at::Tensor& keys,
+                                     const at::Tensor& values,
+                                     bool causal) const override {
+    const std::int64_t rows = query.size(0);
+    const std::int64_t heads = query.size(1);
+    const std::int64_t head_dim = query.size(2);
+    const std::int64_t groups = keys.size(0);
+    const std::int64_t per_group = heads / groups;
+    at::Tensor q = query.permute({1, 0, 2}).unsqueeze(0);
+    at::Tensor k = keys.unsqueeze(0);
+    at::Tensor v = values.unsqueeze(0);
+    if (per_group > 1 && causal) {
+      k = k.repeat_interleave(per_group, 1);
+      v = v.repeat_interleave(per_group, 1);
+    } else if (per_group > 1) {
+      // Without a mask the queries of a group are just more rows over the same keys.
+      q = q.reshape({1, groups, per_group * rows, head_dim});
+    }
+    const double scale = 1.0 / std::sqrt(static_cast<double>(head_dim));
+    const auto [out, lse] =
+        at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, std::nullopt, scale);
+    return {out.to(at::kFloat).reshape({heads, rows, head_dim}), lse.reshape({heads, rows})};
+  }
+
+ private:
+  /// One KV head and the query heads it serves.
+  struct Group {
+    std::int64_t index = 0;        ///< KV head
+    std::int64_t num_queries = 0;  ///< R
+    std::int64_t head_dim = 0;
+    std::int64_t first_head() const { return index * num_queries; }
+  };
+
+  template <typename Pointer>
+  static Pointer* offset(Pointer* data, std::int64_t elements, std::int64_t element_size) {
+    using Byte = std::conditional_t<std::is_const_v<Pointer>, const std::byte, std::byte>;
+    return static_cast<Byte*>(data) + elements * element_size;
+  }
+
+  template <typename Function>
+  static void for_rows(std::int64_t rows, std::int64_t row_elements, const Function& function) {
+    at::parallel_for(0, rows, std::max<std::int64_t>(1, kParallelGrain / row_elements), function);
+  }
+
+  template <typename Function>
+  static void for_groups(const at::Tensor& query,
+                         std::span<const AttentionItem> items,
+                         const Function& function) {
+    const std::int64_t groups = items.empty() ? 1 : items.front().keys->size(0);
+    const std::int64_t num_tasks = static_cast<std::int64_t>(items.size()) * groups;
+    std::int64_t elements = 0;
+    for (const AttentionItem& item : items) {
+      elements += item.num_resident + (item.payload == nullptr ? 0 : item.payload->count);
+    }
+    elements *= query.size(1) * query.size(2);
+    const std::int64_t grain = elements < kParallelGrain ? num_tasks : 1;
+    at::parallel_for(0, num_tasks, grain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t task = begin; task < end; ++task) {
+        Group group;
+        group.index = task % groups;
+        group.num_queries = query.size(1) / groups;
+        group.head_dim = query.size(2);
+        function(items[static_cast<std::size_t>(task / groups)], group);
+      }
+    });
+  }
+
+  // The group's query rows in float32 with the scale applied, in scratch of the calling thread.
+  const float* scaled_queries(const at::Tensor& query,
+                              const AttentionItem& item,
+                              const Group& group) const {
+    thread_local std::vector<float> scratch;
+    scratch.resize(static_cast<std::size_t>(group.num_queries * group.head_dim));
+    kernels_.scale_to_float(dtype_of(query),
+                            offset(query.const_data_ptr(),
+                                   item.row * query.stride(0) + group.first_head() * group.head_dim,
+                                   query.element_size()),
+                            1.0F / std::sqrt(static_cast<float>(group.head_dim)),
+                            scratch.data(),
+                            group.num_queries * group.head_dim);
+    return scratch.data();
+  }
+
+  // Replaces the guessed logits by those of the shipped keys under the layer's own query. Chosen
+  // rows that lie next to each other are one call.
+  void rescore(const at::Tensor& query, const AttentionItem& item, const Group& group) const {
+    const HostPayload& payload = *item.payload;
+    const float* scaled = scaled_queries(query, item, group);
+    const std::int64_t count = payload.count;
+    kernels::RowLogitsArgs args;
+    args.dtype = dtype_of(payload.keys);
+    args.key_stride = group.head_dim;
+    args.head_dim = group.head_dim;
+    args.num_queries = 1;
+    for (std::int64_t r = 0; r < group.num_queries; ++r) {
+      const std::int64_t head = group.first_head() + r;
+      const std::int32_t* index = payload.index.const_data_ptr<std::int32_t>() + head * count;
+      float* logits = payload.logits.mutable_data_ptr<float>() + head * count;
+      args.queries = scaled + r * group.head_dim;
+      for (std::int64_t first = 0, end = 0; first < count; first = end) {
+        end = first + 1;
+        while (end < count && index[end] == index[end - 1] + 1) {
+          ++end;
+        }
+        args.keys = offset(payload.keys.const_data_ptr(),
+                           group.index * payload.keys.stride(0) + index[first] * group.head_dim,
+                           payload.keys.element_size());
+        args.count = end - first;
+        args.logits = logits + first;
+        args.logits_stride = args.count;
+        kernels_.row_logits(args);
+      }
+    }
+  }
+
+  const kernels::CpuKernels& kernels_;
+};
+
+}  // namespace
+
+std::unique_ptr<DeviceOps> make_cpu_ops(std::string_view isa) {
+  return std::make_unique<CpuOps>(isa);
+}
+
+}  // namespace hybridgen

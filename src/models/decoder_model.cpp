@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hybridgen/models/decoder_model.h"
+
+#include <ATen/ATen.h>
+
+#include "hybridgen/models/torch_types.h"
+
+namespace hybridgen {
+
+BlockWorkspace::BlockWorkspace(const ModelConfig& config,
+                               DType dtype,
+                               at::Device device,
+                               std::int64_t num_rows)
+    : rows(num_rows) {
+  const auto options = at::TensorOptions().dtype(to_scalar_type(dtype)).device(device);
+  const std::int64_t heads = config.num_heads;
+  const std::int64_t groups = config.num_kv_heads;
+  const std::int64_t head_dim = config.head_dim;
+  const bool is_gated = config.activation == Activation::kSiluGate;
+  positions = at::zeros({rows}, at::kLong);
+  x = at::empty({rows, config.hidden_size}, options);
+  normed = at::empty_like(x);
+  projected = at::empty_like(x);
+  if (config.embedding_size != config.hidden_size) {
+    embedding = at::empty({rows, config.embedding_size}, options);
+  }
+  qkv = at::empty({rows, (heads + 2 * groups) * head_dim}, options);
+  query = qkv.narrow(1, 0, heads * head_dim).view({rows, heads, head_dim});
+  key = qkv.narrow(1, heads * head_dim, groups * head_dim).view({rows, groups, head_dim});
+  value =
+      qkv.narrow(1, (heads + groups) * head_dim, groups * head_dim).view({rows, groups, head_dim});
+  guess = at::empty({rows, heads * head_dim}, options);
+  guess_heads = guess.view({rows, heads, head_dim});
+  attended = at::empty({rows, heads * head_dim}, options);
+  attended_heads = attended.view({rows, heads, head_dim});
+  up = at::empty({rows, is_gated ? 2 * config.ffn_size : config.ffn_size}, options);
+  if (is_gated) {
+    gate_half = up.narrow(1, 0, config.ffn_size);
+    up_half = up.narrow(1, config.ffn_size, config.ffn_size);
+    ffn = at::empty({rows, config.ffn_size}, options);
+  } else {
+    ffn = up;
+  }
+}
+
+DecoderModel::DecoderModel(const ModelConfig& config, DType dtype, const std::string& device)
+    : config_(config), dtype_(dtype), device_(device), weights_(config_, dtype, device_.device()) {}
+
+void DecoderModel::prepare_positions(std::int64_t positions) {
+  if (positions > rope_positions_) {
+    rope_ = build_rope_table(config_, positions, device_.device());
+    rope_positions_ = positions;
+  }
+}
+
+void DecoderModel::embed(const DeviceOps& ops, const at::Tensor& tokens, BlockWorkspace& ws) const {
+  if (weights_.project_in.defined()) {
+    ops.select_rows(weights_.embed_tokens, tokens, 0, ws.embedding);
+    ops.linear(ws.embedding, weights_.project_in, {}, ws.x);
+  } else {
+    ops.select_rows(weights_.embed_tokens, tokens, 0, ws.x);
+  }
+  if (config_.position == PositionKind::kLearned) {
+    ops.select_rows(weights_.embed_positions, ws.positions, config_.position_offset, ws.projected);
+    ops.add(ws.x, ws.projected);
+  }
+}
+
+void DecoderModel::project_query(const DeviceOps& ops,
+                                 std::int64_t layer,
+                                 BlockWorkspace& ws) const {
+  const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
+  const at::Tensor* input = &ws.x;
+  if (config_.pre_norm) {
+    ops.norm(config_, ws.x, w.attention_norm_weight, w.attention_norm_bias, ws.normed);
+    input = &ws.normed;
+  }
+  ops.linear(*input, w.query_weight, w.query_bias, ws.guess);
+  if (config_.position == PositionKind::kRotary) {
+    ops.rotate(rope_, ws.positions, ws.guess_heads);
+  }
+}
+
+void DecoderModel::attention_inputs(const DeviceOps& ops,
+                                    std::int64_t layer,
+                                    BlockWorkspace& ws) const {
+  const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
+  const at::Tensor* input = &ws.x;
+  if (config_.pre_norm) {
+    ops.norm(config_, ws.x, w.attention_norm_weight, w.attention_norm_bias, ws.normed);
+    input = &ws.normed;
+  }
+  ops.linear(*input, w.qkv_weight, w.qkv_bias, ws.qkv);
+  if (config_.position == PositionKind::kRotary) {
+    ops.rotate(rope_, ws.positions, ws.query);
+    ops.rotate(rope_, ws.positions, ws.key);
+  }
+}
+
+void DecoderModel::finish_block(const DeviceOps& ops,
+                                std::int64_t layer,
+                                BlockWorkspace& ws) const {
+  const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
+  ops.linear(ws.attended, w.output_weight, w.output_bias, ws.projected);
+  ops.add(ws.x, ws.projected);
+  const at::Tensor* input = &ws.x;
+  if (config_.pre_norm) {
+    ops.norm(config_, ws.x, w.ffn_norm_weight, w.ffn_norm_bias, ws.normed);
+    input = &ws.normed;
+  } else {
+    ops.norm(config_, ws.x, w.attention_norm_weight, w.attention_norm_bias, ws.x);
+  }
+  ops.linear(*input, w.up_weight, w.up_bias, ws.up);
+  if (config_.activation == Activation::kSiluGate) {
+    ops.silu_gate(ws.gate_half, ws.up_half, ws.ffn);
+  } else {
+    ops.relu(ws.ffn);
+  }
+  ops.linear(ws.ffn, w.down_weight, w.down_bias, ws.projected);
+  ops.add(ws.x, ws.projected);
+  if (!config_.pre_norm) {
+    ops.norm(config_, ws.x, w.ffn_norm_weight, w.ffn_norm_bias, ws.x);
+  }
+}
+
+void DecoderModel::head(const DeviceOps& ops, BlockWorkspace& ws, at::Tensor& logits) const {
+  const at::Tensor* input = &ws.x;
+  if (config_.final_norm) {
+    ops.norm(config_, ws.x, weights_.final_norm_weight, weights_.final_norm_bias, ws.normed);
+    input = &ws.normed;
+  }
+  if (weights_.project_out.defined()) {
+    ops.linear(*input, weights_.project_out, {}, ws.embedding);
+    input = &ws.embedding;
+  }
+  ops.linear(*input, weights_.lm_head, {}, logits);
+}
+
+}  // namespace hybridgen

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hybridgen/pipeline/micro_batch.h"
+
+#include <ATen/ATen.h>
+
+#include <utility>
+
+#include "hybridgen/models/torch_types.h"
+
+namespace hybridgen {
+
+MicroBatch::MicroBatch(const DecoderModel& model, std::vector<RequestState*> requests_)
+    : requests(std::move(requests_)),
+      tokens(at::zeros({rows()}, at::kLong)),
+      ws(model.config(), model.dtype(), model.device().device(), rows()),
+      items(requests.size()) {
+  const ModelConfig& config = model.config();
+  const DeviceContext& device = model.device();
+  logits = at::empty({rows(), config.vocab_size},
+                     at::TensorOptions().dtype(at::kFloat).device(device.device()));
+  host_logits = device.is_cpu() ? logits : device.host_staging(logits.sizes(), at::kFloat);
+  for (HostSlot& slot : slots) {
+    slot.queries = device.host_staging({rows(), config.num_heads * config.head_dim},
+                                       to_scalar_type(model.dtype()));
+    slot.batch.jobs.reserve(requests.size());
+    slot.rows.reserve(requests.size());
+    if (!device.is_cpu()) {
+      slot.batch.wait_for_queries = [&slot] { DeviceContext::host_waits(slot.queries_ready); };
+    }
+  }
+}
+
+}  // namespace hybridgen
