@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of option values, and errors that help.
+
+Every message reads ``[operation] name is VALUE; allowed: ...; way out``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, TypeVar, dataclass_transform
+
+from .errors import ConfigError
+
+T = TypeVar("T")
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """Return the candidate that a typing error most likely meant, or an empty string."""
+    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
+    return found[0] if found else ""
+
+
+def did_you_mean(name: object, candidates: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?`` for the nearest candidate, or an empty string."""
+    match = nearest(name, candidates) if isinstance(name, str) else ""
+    return f"; did you mean {match!r}?" if match else ""
+
+
+def check_keywords(
+    function: Callable[..., T],
+    operation: str,
+    *,
+    homes: dict[str, str] | None = None,
+    aliases: Collection[str] = (),
+) -> Callable[..., T]:
+    """Wrap a function so that an unknown keyword raises ConfigError with a suggestion.
+
+    Parameters
+    ----------
+    function : callable
+        Must accept ``**aliases`` itself if there are any.
+    homes : dict[str, str], optional
+        Keywords that belong elsewhere, and how to write them there.
+    aliases : collection of str
+        Further keywords that are let through.
+    """
+    known = [
+        p.name for p in inspect.signature(function).parameters.values() if p.kind != p.VAR_KEYWORD
+    ]
+    known = [name for name in known if name != "self"]
+    known += aliases
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> T:
+        for name in kwargs:
+            if name in known:
+                continue
+            if homes and name in homes:
+                raise ConfigError(f"[{operation}] unknown option {name!r}; write {homes[name]}")
+            raise ConfigError(
+                f"[{operation}] unknown option {name!r}{did_you_mean(name, known)} "
+                f"(options: {', '.join(known)})"
+            )
+        return function(*args, **kwargs)
+
+    return checked
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def options_class(cls: type[T]) -> type[T]:
+    """Make a frozen, keyword-only dataclass that names unknown options helpfully."""
+    made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    made.__init__ = check_keywords(made.__init__, cls.__name__)  # type: ignore[method-assign]
+    return made
+
+
+def as_int(operation: str, name: str, value: object, low: int, high: int | None = None) -> int:
+    """Return a whole number in ``[low, high]`` as int; NumPy's integers count, bool does not."""
+    allowed = f"an int >= {low}" if high is None else f"an int in [{low}, {high}]"
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ConfigError(f"[{operation}] {name} is {value!r}; allowed: {allowed}")
+    number = int(value)
+    if number < low or (high is not None and number > high):
+        raise ConfigError(f"[{operation}] {name} is {number}; allowed: {allowed}")
+    return number
+
+
+def as_float(operation: str, name: str, value: object, low: float, high: float = math.inf) -> float:
+    """Return a finite real number in ``[low, high]`` as float; bool and NaN do not count."""
+    allowed = f"a number >= {low:g}" if high == math.inf else f"a number in [{low:g}, {high:g}]"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ConfigError(f"[{operation}] {name} is {value!r}; allowed: {allowed}")
+    number = float(value)
+    # NaN fails every comparison, so the test is that the value lies inside.
+    if not (low <= number <= high and math.isfinite(number)):
+        raise ConfigError(f"[{operation}] {name} is {number}; allowed: {allowed}")
+    return number
+
+
+def as_bool(operation: str, name: str, value: object) -> bool:
+    """Return a bool; 0, 1 and strings are not taken for one."""
+    if type(value).__name__ in ("bool", "bool_"):
+        return bool(value)
+    raise ConfigError(f"[{operation}] {name} is {value!r}; allowed: True, False")
+
+
+def one_of(operation: str, name: str, value: object, allowed: Iterable[str]) -> str:
+    """Return a string that is one of the allowed ones."""
+    names = list(allowed)
+    if isinstance(value, str) and value in names:
+        return value
+    raise ConfigError(
+        f"[{operation}] {name} is {value!r}; allowed: {', '.join(names)}"
+        f"{did_you_mean(value, names)}"
+    )

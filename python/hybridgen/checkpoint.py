@@ -1,0 +1,423 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a folder or a hub id to a model whose weights are on their device.
+
+Tensors are read one at a time from memory-mapped files, which are closed one by one, so that the
+host never holds more than the model and one shard. A local folder never touches the network, and
+nothing in a checkpoint is executed: pickled files are read with ``weights_only``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from . import _core
+from .errors import CheckpointError, ConfigError
+from .families import IGNORED_TENSORS, Family, family_of
+from .model_config import read_eos_ids, resolve_dtype
+
+LOAD_FORMATS = ("auto", "safetensors", "bin", "dummy")
+
+_READABLE = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_JSON_AND_TOKENIZER = ["*.json", "tokenizer.model", "*.txt", "*.jinja"]
+_MAX_HEADER_BYTES = 100_000_000
+_LISTED = 1000
+
+
+@dataclass
+class LoadedModel:
+    """A model with its weights, and what its folder says about it.
+
+    Parameters
+    ----------
+    model : _core.Model
+        Ready for an engine.
+    config : dict
+        Fields of ``_core.ModelConfig``.
+    hf_config : dict
+        The parsed config.json.
+    path : Path or None
+        The folder; None if only a dict was given.
+    eos_token_ids : tuple of int
+        Union of those in config.json and generation_config.json.
+    generation_config : dict
+        The parsed generation_config.json, empty without one.
+    """
+
+    model: Any
+    config: dict[str, Any]
+    hf_config: dict[str, Any]
+    path: Path | None
+    eos_token_ids: tuple[int, ...]
+    generation_config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One weight file and the tensors that the index looks for in it; None means all of them."""
+
+    file: Path
+    names: frozenset[str] | None = None
+
+
+def load_model(
+    path_or_id: str | Path | dict[str, Any],
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    load_format: str = "auto",
+    revision: str | None = None,
+    seed: int = 0,
+) -> LoadedModel:
+    """Load a model.
+
+    Parameters
+    ----------
+    path_or_id : str, Path or dict
+        A folder, a hub id, or the content of a config.json (with ``load_format="dummy"`` only).
+    dtype : str
+        "auto" keeps the checkpoint's; else "float32", "bfloat16" or "float16".
+    device : str
+        "cpu" or "cuda:0".
+    load_format : str
+        "auto" prefers safetensors over pickled files; "dummy" draws random weights.
+    revision : str, optional
+        Branch, tag or commit; hub ids only.
+    seed : int
+        Of dummy weights.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is missing or damaged, or does not fit its configuration.
+    UnsupportedModelError
+        If the engine cannot run this model.
+    """
+    if load_format not in LOAD_FORMATS:
+        raise ConfigError(
+            f"[load_model] load_format is {load_format!r}; allowed: {', '.join(LOAD_FORMATS)}"
+        )
+    path: Path | None = None
+    if isinstance(path_or_id, dict):
+        if load_format != "dummy":
+            raise ConfigError(
+                "[load_model] the model is a dict, which holds no weights; allowed: a folder or a "
+                "hub id, or load_format='dummy' for random weights"
+            )
+        hf_config, generation = path_or_id, {}
+    else:
+        path = resolve_folder(path_or_id, revision, load_format)
+        hf_config = read_json(path / "config.json")
+        generation_file = path / "generation_config.json"
+        generation = read_json(generation_file) if generation_file.exists() else {}
+
+    family = family_of(hf_config)
+    config = family.read(hf_config)
+    eos_token_ids = read_eos_ids(hf_config, generation)
+    model = _core.Model(
+        _core.ModelConfig(**config), dtype=resolve_dtype(dtype, hf_config), device=device
+    )
+    if load_format == "dummy":
+        model.load_dummy(seed)
+    else:
+        assert path is not None
+        _load_weights(model, family, config, find_shards(path, load_format))
+    model.finish()
+    return LoadedModel(model, config, hf_config, path, eos_token_ids, generation)
+
+
+def resolve_folder(path_or_id: str | Path, revision: str | None, load_format: str) -> Path:
+    """Return the local folder of a model, downloading it only if the name is a hub id."""
+    text = str(path_or_id)
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ConfigError(
+                f"[load_model] revision is {revision!r} but {text} is a local folder; allowed: "
+                "revision with a hub id only"
+            )
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"[load_model] {text} is a file; pass the folder that contains it")
+    is_hub_id = isinstance(path_or_id, str) and re.fullmatch(
+        r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text
+    )
+    if not is_hub_id:
+        raise CheckpointError(f"[load_model] there is no folder {text}")
+    return _download(text, revision, load_format)
+
+
+def _download(repo: str, revision: str | None, load_format: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
+    except ImportError as error:
+        raise CheckpointError(
+            f"[load_model] there is no folder {repo}, and hub ids need huggingface_hub: "
+            "pip install huggingface_hub"
+        ) from error
+
+    def fetch(patterns: list[str]) -> Path:
+        # Subfolders hold copies in other formats.
+        return Path(
+            snapshot_download(
+                repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
+            )
+        )
+
+    try:
+        if load_format == "dummy":
+            return fetch(_JSON_AND_TOKENIZER)
+        if load_format != "bin":
+            folder = fetch([*_JSON_AND_TOKENIZER, "*.safetensors"])
+            if load_format == "safetensors" or any(folder.glob("*.safetensors")):
+                return folder
+        return fetch([*_JSON_AND_TOKENIZER, "pytorch_model*.bin"])
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"[load_model] {repo} is neither a folder nor in the local hub cache, and the hub "
+            "cannot be reached (no network, or HF_HUB_OFFLINE is set); download the model first "
+            f"or pass a folder ({error})"
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise CheckpointError(
+            f"[load_model] {repo} is no folder, and downloading it from the hub failed: {error}"
+        ) from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; CheckpointError if there is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"[load_model] there is no {file.name} in {file.parent}; pass the folder of a whole "
+            "checkpoint"
+        ) from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"[load_model] cannot read {file}: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"[load_model] {file} holds no JSON object")
+    return content
+
+
+def find_shards(folder: Path, load_format: str) -> list[Shard]:
+    """Return the weight files of a folder: one file, or those that its index names."""
+    stems = {"safetensors": ["model.safetensors"], "bin": ["pytorch_model.bin"]}
+    wanted = stems.get(load_format, stems["safetensors"] + stems["bin"])
+    for name in wanted:
+        if (folder / name).exists():
+            return [Shard(folder / name)]
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            return _read_index(index, Path(name).suffix)
+    raise CheckpointError(
+        f"[load_model] there are no weights in {folder}; looked for "
+        f"{', '.join(f'{name} and {name}.index.json' for name in wanted)}; pass "
+        "load_format='dummy' for random weights"
+    )
+
+
+def _read_index(index: Path, suffix: str) -> list[Shard]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"[load_model] {index} has no weight_map")
+    by_file: dict[str, set[str]] = {}
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str):
+            raise CheckpointError(f"[load_model] {index} maps {tensor} to {name!r}, no file name")
+        # The name decides, not what it links to: hub snapshots consist of links to elsewhere.
+        if not re.fullmatch(r"[\w-][\w.-]*", name) or not name.endswith(suffix):
+            raise CheckpointError(
+                f"[load_model] {index} maps {tensor} to {name!r}; allowed: the name of a "
+                f"{suffix} file in the same folder"
+            )
+        by_file.setdefault(name, set()).add(tensor)
+    missing = sorted(name for name in by_file if not (index.parent / name).is_file())
+    if missing:
+        raise CheckpointError(
+            f"[load_model] {index} names files that are not there: {', '.join(missing)}; download "
+            "the checkpoint again"
+        )
+    return [Shard(index.parent / name, frozenset(by_file[name])) for name in sorted(by_file)]
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """A weight file while it is open: the names in it, and a way to read one tensor."""
+
+    names: frozenset[str]
+    read: Callable[[str], torch.Tensor]
+
+
+@contextmanager
+def open_weights(file: Path) -> Iterator[OpenFile]:
+    """Open a ``.safetensors`` or ``.bin`` file, memory-mapped; errors name file and tensor."""
+    if file.suffix == ".bin":
+        tensors = _open_pickle(file)
+        yield OpenFile(frozenset(tensors), lambda name: _checked(file, name, tensors[name]))
+        return
+    try:
+        handle = safe_open(file, framework="pt", device="cpu")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"[load_model] cannot read {file}{_unknown_dtype(file)}: {error}; the file is damaged "
+            "or incomplete, download it again"
+        ) from error
+
+    def read(name: str) -> torch.Tensor:
+        stored = handle.get_slice(name).get_dtype()
+        if stored not in _READABLE.values():
+            raise _dtype_error(file, name, stored)
+        return handle.get_tensor(name)
+
+    with handle:
+        yield OpenFile(frozenset(handle.keys()), read)
+
+
+def _open_pickle(file: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    # Torch's unpickler reports damage as almost any exception.
+    except Exception as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"[load_model] cannot read {file}: {text}; the file is damaged, holds more than "
+            "tensors, or has the format of torch before 1.6; use a safetensors version"
+        ) from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise CheckpointError(f"[load_model] {file} holds no table of tensors by name")
+    return content
+
+
+def _checked(file: Path, name: str, tensor: object) -> torch.Tensor:
+    if not isinstance(tensor, torch.Tensor):
+        kind = type(tensor).__name__
+        raise CheckpointError(f"[load_model] {name} in {file} is {kind}, no tensor")
+    if tensor.dtype not in _READABLE:
+        raise _dtype_error(file, name, str(tensor.dtype).removeprefix("torch."))
+    return tensor
+
+
+def _dtype_error(file: Path, name: str, stored: str) -> CheckpointError:
+    return CheckpointError(
+        f"[load_model] {name} in {file} has dtype {stored}; allowed: float32, bfloat16, float16; "
+        "take the unquantised checkpoint"
+    )
+
+
+def _unknown_dtype(file: Path) -> str:
+    """Name the tensor whose dtype made the reader refuse a file, if that was the reason."""
+    try:
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            if size > _MAX_HEADER_BYTES:
+                return ""
+            header = json.loads(stream.read(size))
+        for name, entry in header.items():
+            if name != "__metadata__" and entry["dtype"] not in _READABLE.values():
+                return f" ({name} has dtype {entry['dtype']})"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass
+    return ""
+
+
+def _load_weights(model: Any, family: Family, config: dict[str, Any], shards: list[Shard]) -> None:
+    """Copy every tensor into the model, after checking that names in files and model agree."""
+    shapes: dict[str, tuple[int, ...]] = {
+        name: tuple(shape) for name, shape in model.expected_tensors()
+    }
+    present: dict[str, Path] = {}
+    lost: list[str] = []
+    for shard in shards:
+        with open_weights(shard.file) as opened:
+            absent = (shard.names or frozenset()) - opened.names
+            lost += [f"{name} (in {shard.file.name})" for name in absent]
+            present.update(dict.fromkeys(opened.names, shard.file))
+    if lost:
+        raise CheckpointError(
+            f"[load_model] the index names tensors that are not in their file: {_list(lost)}; "
+            "download the checkpoint again"
+        )
+
+    plan = _match_names(family, list(shapes), set(present), bool(config["tie_embeddings"]))
+    for shard in shards:
+        wanted = {source: name for source, name in plan.items() if present[source] == shard.file}
+        if not wanted:
+            continue
+        with open_weights(shard.file) as opened:
+            for source in sorted(wanted):
+                _load_tensor(model, wanted[source], shapes, source, shard.file, opened)
+
+
+def _load_tensor(
+    model: Any,
+    name: str,
+    shapes: dict[str, tuple[int, ...]],
+    source: str,
+    file: Path,
+    opened: OpenFile,
+) -> None:
+    try:
+        tensor = opened.read(source)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"[load_model] cannot read {source} in {file}: {error}") from error
+    if tuple(tensor.shape) != shapes[name]:
+        raise CheckpointError(
+            f"[load_model] {source} in {file} has shape {list(tensor.shape)}; config.json asks for "
+            f"{list(shapes[name])}"
+        )
+    try:
+        model.load_tensor(name, tensor)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} ({source} in {file})") from error
+
+
+def _match_names(
+    family: Family, expected: list[str], present: set[str], tied: bool
+) -> dict[str, str]:
+    """Return checkpoint name -> engine name; CheckpointError lists all that do not fit."""
+    plan: dict[str, str] = {}
+    missing: list[str] = []
+    for name in expected:
+        spellings = family.spellings(name)
+        if tied and name == "embed_tokens.weight":
+            # Some files keep the head's copy of a shared tensor instead.
+            spellings = [*spellings, "lm_head.weight"]
+        found = [spelling for spelling in spellings if spelling in present]
+        if found:
+            plan[found[0]] = name
+        else:
+            missing.append(spellings[0])
+    ignored = [*IGNORED_TENSORS, *([r"lm_head\.weight"] if tied else [])]
+    extra = [
+        name
+        for name in present - set(plan)
+        if not any(re.fullmatch(pattern, name) for pattern in ignored)
+    ]
+    if missing or extra:
+        parts = [f"missing: {_list(missing)}"] if missing else []
+        parts += [f"unexpected: {_list(extra)}"] if extra else []
+        raise CheckpointError(
+            "[load_model] the tensors of the checkpoint are not those of its config.json; "
+            + "; ".join(parts)
+        )
+    return plan
+
+
+def _list(names: list[str]) -> str:
+    shown = sorted(names)[:_LISTED]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f", and {more} more" if more > 0 else "")

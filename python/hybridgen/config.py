@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of an engine: where keys and values live, how many tokens count, who computes.
+
+All classes are frozen dataclasses with keyword-only fields, checked when they are made. What this
+version cannot honour is refused with a ConfigError, never ignored.
+"""
+
+from __future__ import annotations
+
+import numbers
+import re
+
+from ._checks import as_bool, as_float, as_int, one_of, options_class
+from .errors import ConfigError
+
+DEFAULT_K = 128
+"""Offloaded tokens attended to per head and step when ``SchedulerConfig.k`` is None."""
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12} | {
+    f"{letter}i": 1 << shift for letter, shift in (("k", 10), ("m", 20), ("g", 30), ("t", 40))
+}
+
+
+def parse_bytes(operation: str, name: str, value: object) -> int:
+    """Return a size in bytes from an int or from text such as ``"64GiB"`` or ``"1.5 GB"``.
+
+    Raises
+    ------
+    ConfigError
+        If the text is no size, or the size is not positive.
+    """
+    allowed = "'auto', a number of bytes >= 1, or text such as '64GiB' or '500MB'"
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", value.lower())
+        if not match:
+            raise ConfigError(f"[{operation}] {name} is {value!r}; allowed: {allowed}")
+        size = int(float(match[1]) * _UNITS[match[2] or ""])
+        if size < 1:
+            raise ConfigError(f"[{operation}] {name} is {value!r}; allowed: {allowed}")
+        return size
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ConfigError(f"[{operation}] {name} is {value!r}; allowed: {allowed}")
+    return int(value)
+
+
+def _set(config: object, name: str, value: object) -> None:
+    """Store the normalised value of a field of a frozen dataclass."""
+    object.__setattr__(config, name, value)
+
+
+@options_class
+class KVConfig:
+    """Where the keys and values of past tokens are kept.
+
+    Parameters
+    ----------
+    device_tokens : "auto", int or float
+        The newest tokens of a request that stay on the device: a number of tokens, a share of its
+        prompt from 0.0 to 1.0, or as many as fit. ``1`` is one token, ``1.0`` the whole prompt.
+    dram : "auto", int or str
+        Host memory for offloaded tokens: bytes, or text such as ``"64GiB"``.
+    cxl, cxl_node : None
+        Reserved; this version keeps all host data in DRAM.
+    placement : "semantic"
+        Which of K and V goes to which host tier. With DRAM only there is one answer.
+    pin : True
+        Host memory that a CUDA device copies from is always locked in place; without such a device
+        there is nothing to lock.
+
+    Examples
+    --------
+    >>> KVConfig(device_tokens=0.1, dram="8GiB").dram
+    8589934592
+    """
+
+    device_tokens: str | int | float = "auto"
+    dram: str | int = "auto"
+    cxl: None = None
+    placement: str = "semantic"
+    cxl_node: None = None
+    pin: bool = True
+
+    def __post_init__(self) -> None:
+        name = "KVConfig"
+        _set(self, "device_tokens", _device_tokens(name, self.device_tokens))
+        if self.dram != "auto":
+            _set(self, "dram", parse_bytes(name, "dram", self.dram))
+        for field in ("cxl", "cxl_node"):
+            if getattr(self, field) is not None:
+                raise ConfigError(
+                    f"[{name}] {field} is {getattr(self, field)!r}; allowed: None; this version "
+                    "keeps offloaded tokens in DRAM only, so set dram instead"
+                )
+        one_of(name, "placement", self.placement, ["semantic"])
+        _set(self, "pin", as_bool(name, "pin", self.pin))
+        if not self.pin:
+            raise ConfigError(
+                f"[{name}] pin is False; allowed: True; this version always locks the memory that "
+                "a CUDA device copies from"
+            )
+
+
+def _device_tokens(operation: str, value: object) -> str | int | float:
+    allowed = "'auto', an int >= 0 (tokens), or a float in [0.0, 1.0] (share of the prompt)"
+    if isinstance(value, str) and value == "auto":
+        return value
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 0:
+        return int(value)
+    is_share = isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
+    if is_share and 0.0 <= float(value) <= 1.0:  # type: ignore[arg-type]
+        return float(value)  # type: ignore[arg-type]
+    raise ConfigError(f"[{operation}] device_tokens is {value!r}; allowed: {allowed}")
+
+
+@options_class
+class SchedulerConfig:
+    """How many offloaded tokens a step attends to, and when they are chosen.
+
+    This version keeps K and the strategy fixed during a run: ``adapt_k`` and ``adapt_strategy``
+    state a permission that it makes no use of, and ``k=None`` means 128 tokens.
+
+    Parameters
+    ----------
+    k : None, int, float or "all"
+        Offloaded tokens attended to per head: a number, a share of the offloaded tokens between
+        0.0 and 1.0, all of them, or the default of 128.
+    strategy : "post" or "pre"
+        Choose tokens after their logits are known (Post-QKT), or before (Pre-QKT).
+    k_min, k_max, return_to_post : "auto", None, "never"
+        Bounds of an adaptive K; other values are refused until K adapts.
+    """
+
+    k: int | float | str | None = None
+    strategy: str = "post"
+    k_min: str = "auto"
+    k_max: None = None
+    adapt_k: bool = True
+    adapt_strategy: bool = True
+    return_to_post: str = "never"
+
+    def __post_init__(self) -> None:
+        name = "SchedulerConfig"
+        _set(self, "k", _tokens_to_attend(name, self.k))
+        one_of(name, "strategy", self.strategy, ["post", "pre"])
+        _set(self, "adapt_k", as_bool(name, "adapt_k", self.adapt_k))
+        _set(self, "adapt_strategy", as_bool(name, "adapt_strategy", self.adapt_strategy))
+        for field, only in (("k_min", "auto"), ("k_max", None), ("return_to_post", "never")):
+            value = getattr(self, field)
+            if value is not only and value != only:
+                raise ConfigError(
+                    f"[{name}] {field} is {value!r}; allowed: {only!r}; this version keeps K and "
+                    "the strategy fixed, so set k and strategy themselves"
+                )
+
+    @property
+    def resolved_k(self) -> int | float | None:
+        """K as the engine takes it: None means every offloaded token."""
+        if self.k == "all":
+            return None
+        return DEFAULT_K if self.k is None or isinstance(self.k, str) else self.k
+
+
+def _tokens_to_attend(operation: str, value: object) -> int | float | str | None:
+    if value is None or (isinstance(value, str) and value == "all"):
+        return value
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1:
+        return int(value)
+    is_share = isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
+    if is_share and 0.0 < float(value) < 1.0:  # type: ignore[arg-type]
+        return float(value)  # type: ignore[arg-type]
+    raise ConfigError(
+        f"[{operation}] k is {value!r}; allowed: None, an int >= 1 (tokens), a float in (0.0, 1.0) "
+        "(share of the offloaded tokens), or 'all'"
+    )
+
+
+@options_class
+class WeightConfig:
+    """Where the weights live; this version keeps all of them on the device.
+
+    Parameters
+    ----------
+    gpu : float
+        Share of the weights on the device; only 1.0 is possible.
+    """
+
+    gpu: float = 1.0
+
+    def __post_init__(self) -> None:
+        _set(self, "gpu", as_float("WeightConfig", "gpu", self.gpu, 0.0, 1.0))
+        if self.gpu != 1.0:
+            raise ConfigError(
+                f"[WeightConfig] gpu is {self.gpu}; allowed: 1.0; this version keeps all weights "
+                "on the device, so offload keys and values instead (KVConfig.device_tokens)"
+            )
+
+
+@options_class
+class CpuConfig:
+    """Threads and instruction set of the host's part.
+
+    Parameters
+    ----------
+    threads : "auto" or int
+        Threads that score offloaded tokens.
+    device_threads : "auto" or int
+        Threads of the device's part when the device is the CPU.
+    numa : "auto"
+        Memory is bound by the operating system's first touch; nothing else can be chosen yet.
+    isa : str
+        "auto", or one of the names under ``isas`` in ``hybridgen.info()``.
+    """
+
+    threads: str | int = "auto"
+    device_threads: str | int = "auto"
+    numa: str = "auto"
+    isa: str = "auto"
+
+    def __post_init__(self) -> None:
+        name = "CpuConfig"
+        for field in ("threads", "device_threads"):
+            value = getattr(self, field)
+            if isinstance(value, str):
+                one_of(name, field, value, ["auto"])
+            else:
+                _set(self, field, as_int(name, field, value, 1, 4096))
+        one_of(name, "numa", self.numa, ["auto"])
+        if not isinstance(self.isa, str) or not self.isa:
+            raise ConfigError(
+                f"[{name}] isa is {self.isa!r}; allowed: 'auto' or a name that hybridgen.info() "
+                "lists under isas"
+            )
+
+
+def is_auto(value: object) -> bool:
+    """Say whether an option is left to the engine."""
+    return isinstance(value, str) and value == "auto"

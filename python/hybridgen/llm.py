@@ -1,0 +1,689 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The front door: load a model, generate, stream, chat, score."""
+
+from __future__ import annotations
+
+import numbers
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from . import _core
+from ._checks import as_int, check_keywords, one_of
+from .checkpoint import LOAD_FORMATS, load_model
+from .config import CpuConfig, KVConfig, SchedulerConfig, WeightConfig, is_auto
+from .errors import ConfigError
+from .generation import EngineLoop, Sequence, sampling_options
+from .model_config import read_eos_ids
+from .outputs import RequestMetrics, RequestOutput, RunStats, StreamChunk
+from .sampling import SamplingParams
+from .tokenizer import load_tokenizer, vocabulary_size
+from .tracing import write_chrome_trace
+
+_QUERIES = ("exact", "speculative", "rescore")
+_MAX_SEED = (1 << 63) - 1
+
+_HOMES = {
+    "device_tokens": "kv=KVConfig(device_tokens=...)",
+    "dram": "kv=KVConfig(dram=...)",
+    "k": "scheduler=SchedulerConfig(k=...)",
+    "strategy": "scheduler=SchedulerConfig(strategy=...)",
+    "threads": "cpu=CpuConfig(threads=...)",
+    "device_threads": "cpu=CpuConfig(device_threads=...)",
+    "isa": "cpu=CpuConfig(isa=...)",
+    "max_tokens": "SamplingParams(max_tokens=...) and pass that to generate",
+    "temperature": "SamplingParams(temperature=...) and pass that to generate",
+}
+
+Prompt = str | list[int] | dict[str, Any]
+
+
+class LLM:
+    """A model ready to generate, with the older part of its KV cache in host memory.
+
+    Parameters
+    ----------
+    model : str, Path or dict
+        A local folder, a hub id, or with ``load_format="dummy"`` the content of a config.json.
+    tokenizer : str, Path or object, optional
+        By default the one in the model's folder; without any, token ids still work.
+    revision : str, optional
+        Branch, tag or commit of a hub id.
+    dtype : str
+        "auto" keeps the checkpoint's; else "float32", "bfloat16" or "float16".
+    device : str
+        "auto", "cpu" or "cuda:0".
+    max_model_len : int, optional
+        Prompt and new tokens at most; by default the model's own limit.
+    seed : int
+        Of samples without a seed of their own, and of dummy weights.
+    load_format : str
+        "auto", "safetensors", "bin" or "dummy".
+    method : str
+        A name from ``hybridgen.methods()``.
+    kv : KVConfig, optional
+        Where keys and values live.
+    query : str
+        "speculative" scores with a query guessed one layer ahead, "exact" waits for the layer's
+        own, "rescore" guesses only to select.
+    selector, pre_selector : str
+        Names from ``hybridgen.selectors("post")`` and ``hybridgen.selectors("pre")``.
+    scheduler : SchedulerConfig, optional
+        How many offloaded tokens count; K is 128 unless set.
+    weights : WeightConfig, optional
+        Where the weights live.
+    cpu : CpuConfig, optional
+        Threads and instruction set.
+
+    Raises
+    ------
+    ConfigError
+        For an option that is not allowed; checked before anything is loaded.
+    UnsupportedModelError, CheckpointError
+        If the model cannot be run or read.
+    OutOfMemoryError
+        If it does not fit.
+
+    Examples
+    --------
+    >>> llm = LLM("path/to/model", kv=KVConfig(device_tokens=0.1))  # doctest: +SKIP
+    >>> llm.generate("Once upon a time", SamplingParams(max_tokens=8))[0].text  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: str | Path | dict[str, Any],
+        *,
+        tokenizer: Any = None,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        max_model_len: int | None = None,
+        seed: int = 0,
+        load_format: str = "auto",
+        method: str = "hybridgen",
+        kv: KVConfig | None = None,
+        query: str = "speculative",
+        selector: str = "topk",
+        pre_selector: str = "sinks_recent",
+        scheduler: SchedulerConfig | None = None,
+        weights: WeightConfig | None = None,
+        cpu: CpuConfig | None = None,
+    ) -> None:
+        kv = _instance("kv", kv, KVConfig)
+        scheduler = _instance("scheduler", scheduler, SchedulerConfig)
+        _instance("weights", weights, WeightConfig)
+        cpu = _instance("cpu", cpu, CpuConfig)
+        self._seed = as_int("LLM", "seed", seed, 0, _MAX_SEED)
+        one_of("LLM", "method", method, _core.method_names())
+        one_of("LLM", "query", query, _QUERIES)
+        one_of("LLM", "selector", selector, _core.selector_names("post"))
+        one_of("LLM", "pre_selector", pre_selector, _core.selector_names("pre"))
+        one_of("LLM", "load_format", load_format, LOAD_FORMATS)
+        one_of("CpuConfig", "isa", cpu.isa, ["auto", *_core.build_info()["isas"]])
+        if max_model_len is not None:
+            max_model_len = as_int("LLM", "max_model_len", max_model_len, 1)
+        options = _core.EngineOptions(
+            method=method,
+            query=query,
+            selector=selector,
+            pre_selector=pre_selector,
+            strategy=scheduler.strategy,
+            k=scheduler.resolved_k,
+            device_tokens=None if is_auto(kv.device_tokens) else kv.device_tokens,
+            dram_bytes=0 if is_auto(kv.dram) else kv.dram,
+            threads=0 if is_auto(cpu.threads) else cpu.threads,
+            device_threads=0 if is_auto(cpu.device_threads) else cpu.device_threads,
+            isa=cpu.isa,
+            max_model_len=max_model_len or 0,
+        )
+        loaded = load_model(
+            model,
+            dtype=dtype,
+            device=_resolve_device(device),
+            load_format=load_format,
+            revision=revision,
+            seed=self._seed,
+        )
+        self.tokenizer: Any = tokenizer
+        if tokenizer is None and loaded.path is not None:
+            self.tokenizer = load_tokenizer(loaded.path)
+        elif isinstance(tokenizer, str | Path):
+            self.tokenizer = load_tokenizer(tokenizer, revision)
+            if self.tokenizer is None:
+                raise ConfigError(f"[LLM] there is no tokenizer in {tokenizer}")
+
+        self.model_config: dict[str, Any] = loaded.config
+        """The model's sizes and kinds, as the engine sees them."""
+        self.generation_config: dict[str, Any] = loaded.generation_config
+        """Content of generation_config.json; see `SamplingParams.from_generation_config`."""
+        self.eos_token_ids: tuple[int, ...] = loaded.eos_token_ids
+        """The model's ending tokens."""
+        self.partial_outputs: list[RequestOutput] = []
+        """What an interrupted `generate` had so far, in input order."""
+        self._valid_vocab = 0
+        if self.tokenizer is not None:
+            self.eos_token_ids = read_eos_ids(
+                {"eos_token_id": [*loaded.eos_token_ids, self.tokenizer.eos_token_id]}
+            )
+            # Embeddings are padded to a round number of rows; the padding means nothing.
+            size = vocabulary_size(self.tokenizer)
+            self._valid_vocab = size if 0 < size < loaded.config["vocab_size"] else 0
+        self._num_requests = 0
+        self._tracing = False
+        self._loop = EngineLoop(_core.Engine(loaded.model, options))
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path | dict[str, Any], **options: Any) -> LLM:
+        """Do the same as ``LLM(model, **options)``."""
+        return cls(model, **options)
+
+    # ------------------------------------------------------------------------------ generation
+
+    def generate(
+        self,
+        prompts: Any,
+        sampling_params: SamplingParams | list[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+        decode_prompt_tokens: int = 0,
+    ) -> list[RequestOutput]:
+        """Continue prompts; returns one result per prompt, in order.
+
+        Parameters
+        ----------
+        prompts : str, list of int, dict, or a list of these
+            Text, token ids, or a dict with ``prompt`` or ``prompt_token_ids``. Lengths may differ.
+        sampling_params : SamplingParams or list of them, optional
+            For all prompts, or one each; greedy with 16 tokens by default.
+        progress : bool
+            Show a progress bar.
+        decode_prompt_tokens : int
+            This many last prompt tokens pass through decode steps instead of the prefill, so that
+            already the first new token is computed with hybrid attention.
+
+        Raises
+        ------
+        ConfigError, OutOfMemoryError
+            If a prompt or its parameters cannot be run; then nothing is run.
+        KeyboardInterrupt
+            Results so far, finished or not, are in ``partial_outputs``.
+        """
+        texts_and_ids = self._prompts(prompts)
+        params = _per_prompt(sampling_params, len(texts_and_ids))
+        groups = [
+            [
+                Sequence(ids, p, self.tokenizer if self._has_text(p) else None, index)
+                for index in range(p.n)
+            ]
+            for (_, ids), p in zip(texts_and_ids, params, strict=True)
+        ]
+
+        def outputs() -> list[RequestOutput]:
+            return [
+                _output(text, group) for (text, _), group in zip(texts_and_ids, groups, strict=True)
+            ]
+
+        try:
+            self._run(
+                [sequence for group in groups for sequence in group],
+                progress=progress,
+                decode_prompt_tokens=decode_prompt_tokens,
+            )
+        except BaseException:
+            self.partial_outputs = outputs()
+            raise
+        return outputs()
+
+    def generate_ids(
+        self,
+        prompts: list[list[int]],
+        sampling_params: SamplingParams | list[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+        decode_prompt_tokens: int = 0,
+    ) -> list[list[int]]:
+        """Continue token ids; returns the new ids only, one list per prompt, in order.
+
+        No text is made unless stop strings ask for it. An ending token is part of the result.
+        """
+        ids = [self._prompt_ids(prompt)[1] for prompt in prompts]
+        params = _per_prompt(sampling_params, len(ids))
+        for p in params:
+            if p.n != 1:
+                raise ConfigError(f"[generate_ids] n is {p.n}; allowed: 1; use generate for more")
+        sequences = [
+            Sequence(prompt, p, self.tokenizer if self._needs_text(p) else None)
+            for prompt, p in zip(ids, params, strict=True)
+        ]
+        self._run(sequences, progress=progress, decode_prompt_tokens=decode_prompt_tokens)
+        return [sequence.output.token_ids for sequence in sequences]
+
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> Iterator[StreamChunk]:
+        """Continue one prompt token by token.
+
+        Leaving the loop early ends the request. Other calls may run between two tokens.
+
+        Parameters
+        ----------
+        prompt : str, list of int or dict
+            As for `generate`.
+        sampling_params : SamplingParams, optional
+            With ``n=1``.
+        """
+        found = self._prompts(prompt)
+        if len(found) != 1:
+            raise ConfigError(f"[stream] got {len(found)} prompts; allowed: 1; use generate")
+        params = _per_prompt(sampling_params, 1)[0]
+        if params.n != 1:
+            raise ConfigError(f"[stream] n is {params.n}; allowed: 1; use generate for more")
+        tokenizer = self.tokenizer if self._has_text(params) else None
+        return self._stream(Sequence(found[0][1], params, tokenizer))
+
+    def chat(
+        self,
+        messages: list[dict[str, Any]] | list[list[dict[str, Any]]],
+        sampling_params: SamplingParams | list[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or several, through the tokenizer's chat template.
+
+        Parameters
+        ----------
+        messages : list of dict, or list of such lists
+            Each dict with ``role`` and ``content``.
+        """
+        tokenizer = self._require_tokenizer("chat")
+        if not getattr(tokenizer, "chat_template", None):
+            raise ConfigError(
+                "[chat] the tokenizer has no chat template; use generate with a prompt in the form "
+                "the model was trained on"
+            )
+        if not messages:
+            raise ConfigError("[chat] messages is empty; allowed: at least one message")
+        one = isinstance(messages[0], Mapping)
+        prompts = [
+            tokenizer.apply_chat_template(
+                conversation, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+            for conversation in ([messages] if one else messages)
+        ]
+        return self.generate([list(ids) for ids in prompts], sampling_params, progress=progress)
+
+    def score(self, pairs: list[tuple[Any, Any]]) -> list[tuple[float, bool]]:
+        """Return for each (context, continuation) its log-probability and whether it is greedy.
+
+        The context but its last token is prefilled; that token and the continuation pass through
+        decode steps, so that scores see the same attention as generated text.
+
+        Parameters
+        ----------
+        pairs : list of tuples
+            Two strings or two lists of token ids. Spaces at the end of a context count as the
+            beginning of the continuation; an empty context stands for the tokenizer's BOS.
+
+        Examples
+        --------
+        >>> llm.score([("The sky is", " blue")])  # doctest: +SKIP
+        [(-1.25, True)]
+        """
+        encoded = [self._encode_pair(*pair) for pair in pairs]
+        sequences = []
+        for context, continuation in encoded:
+            params = SamplingParams(max_tokens=len(continuation), ignore_eos=True)
+            sequences.append(Sequence(context, params, None))
+        self._run(
+            sequences, forced=[continuation for _, continuation in encoded], decode_prompt_tokens=1
+        )
+        return [(s.output.cumulative_logprob, s.all_greedy) for s in sequences]
+
+    # ----------------------------------------------------------------------------- observation
+
+    @property
+    def stats(self) -> RunStats:
+        """What the engine did since the last call began."""
+        return RunStats(self._loop.engine.run_stats())
+
+    @property
+    def memory(self) -> dict[str, dict[str, int]]:
+        """Capacity and use of each memory tier, in bytes."""
+        return dict(self._loop.engine.memory())
+
+    @property
+    def engine_options(self) -> Any:
+        """The engine's options with every automatic value resolved."""
+        return self._loop.engine.options
+
+    @contextmanager
+    def tracing(self, path: str | Path) -> Iterator[None]:
+        """Record a timeline while the block runs; open the file in ui.perfetto.dev.
+
+        Parameters
+        ----------
+        path : str or Path
+            The JSON file to write, also if the block fails.
+        """
+        if self._tracing:
+            raise ConfigError("[tracing] a trace is being recorded; leave its block first")
+        engine = self._loop.engine
+        engine.start_trace()
+        self._tracing = True
+        try:
+            yield
+        finally:
+            self._tracing = False
+            write_chrome_trace(path, engine.stop_trace())
+
+    def close(self) -> None:
+        """Free the model and its memory; the object cannot be used afterwards."""
+        self._loop.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # The constructor may have failed before there was anything to close.
+        with suppress(Exception):
+            self.close()
+
+    def __repr__(self) -> str:
+        config = self.model_config
+        return (
+            f"LLM({config['architecture']}, {config['num_layers']} layers of "
+            f"{config['hidden_size']}, {config['num_heads']} heads on {config['num_kv_heads']} "
+            f"key/value heads)"
+        )
+
+    # ---------------------------------------------------------------------------------- inside
+
+    def _run(
+        self,
+        sequences: list[Sequence],
+        *,
+        forced: list[list[int]] | None = None,
+        progress: bool = False,
+        decode_prompt_tokens: int = 0,
+    ) -> None:
+        """Run sequences to their end; on any exception all of them are ended."""
+        decode_prompt_tokens = as_int("LLM", "decode_prompt_tokens", decode_prompt_tokens, 0)
+        loop = self._loop
+        if loop.idle:
+            loop.engine.reset_stats()
+        waiting = set(map(id, sequences))
+        try:
+            for i, sequence in enumerate(sequences):
+                self._add(sequence, forced[i] if forced else None, decode_prompt_tokens)
+            with _Progress(len(sequences), loop, progress) as bar:
+                while waiting:
+                    loop.step()
+                    done = [s for s in sequences if s.finished and id(s) in waiting]
+                    waiting.difference_update(map(id, done))
+                    bar.update(done, sequences)
+        except BaseException:
+            for sequence in sequences:
+                loop.abort(sequence)
+            raise
+
+    def _add(
+        self, sequence: Sequence, forced: list[int] | None = None, decode_prompt_tokens: int = 0
+    ) -> None:
+        params = sequence.params
+        room = self._loop.engine.options.max_model_len - len(sequence.prompt_ids)
+        seed = params.seed
+        if seed is None:
+            seed = self._seed + self._num_requests
+        else:
+            seed += sequence.output.index
+        self._num_requests += 1
+        eos = () if params.ignore_eos else self.eos_token_ids
+        options = sampling_options(
+            params,
+            max_tokens=max(room, 1) if params.max_tokens is None else params.max_tokens,
+            seed=seed & _MAX_SEED,
+            stop_ids=sorted({*eos, *params.extra_stop_ids}),
+            valid_vocab=self._valid_vocab,
+        )
+        self._loop.add(sequence, options, forced=forced, decode_prompt_tokens=decode_prompt_tokens)
+
+    def _stream(self, sequence: Sequence) -> Iterator[StreamChunk]:
+        loop = self._loop
+        if loop.idle:
+            loop.engine.reset_stats()
+        start = time.perf_counter()
+        first = 0.0
+        peak = 0
+        index = 0
+        try:
+            self._add(sequence)
+            while sequence.pieces or not sequence.finished:
+                if not sequence.pieces:
+                    loop.step()
+                    peak = max(peak, loop.engine.memory().get("device", {}).get("used", 0))
+                while sequence.pieces:
+                    text, token_id = sequence.pieces.popleft()
+                    now = time.perf_counter()
+                    first = first or now
+                    is_last = sequence.finished and not sequence.pieces
+                    yield StreamChunk(
+                        text=text,
+                        token_id=token_id,
+                        index=index,
+                        prompt_tps=len(sequence.prompt_ids) / max(first - start, 1e-9),
+                        generation_tps=index / max(now - first, 1e-9) if index else 0.0,
+                        peak_memory=peak,
+                        finish_reason=sequence.output.finish_reason if is_last else None,
+                    )
+                    index += 1
+        finally:
+            loop.abort(sequence)
+
+    def _prompts(self, prompts: Any) -> list[tuple[str | None, list[int]]]:
+        """Bring every accepted form of prompts into a list of (text or None, token ids)."""
+        if hasattr(prompts, "tolist"):
+            prompts = prompts.tolist()
+        if isinstance(prompts, str | Mapping) or _is_ids(prompts):
+            return [self._prompt_ids(prompts)]
+        if isinstance(prompts, list | tuple):
+            return [self._prompt_ids(prompt) for prompt in prompts]
+        raise ConfigError(
+            f"[generate] prompts is {type(prompts).__name__}; allowed: a string, a list of token "
+            "ids, a dict with prompt or prompt_token_ids, or a list of these"
+        )
+
+    def _prompt_ids(self, prompt: Any) -> tuple[str | None, list[int]]:
+        if isinstance(prompt, Mapping):
+            keys = {"prompt", "prompt_token_ids"}
+            if not prompt or not set(prompt) <= keys:
+                raise ConfigError(
+                    f"[generate] a prompt has the keys {', '.join(map(str, prompt)) or 'none'}; "
+                    "allowed: prompt, prompt_token_ids"
+                )
+            text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+            if ids is None:
+                return self._prompt_ids(text)
+            return text, self._prompt_ids(ids)[1]
+        if isinstance(prompt, str):
+            return prompt, self._encode(prompt)
+        if hasattr(prompt, "tolist"):
+            prompt = prompt.tolist()
+        if isinstance(prompt, list | tuple) and (not prompt or _is_ids(prompt)):
+            return None, [int(token) for token in prompt]
+        raise ConfigError(
+            f"[generate] a prompt is {_brief(prompt)}; allowed: a string, a list of token ids, or "
+            "a dict with prompt or prompt_token_ids"
+        )
+
+    def _encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        tokenizer = self._require_tokenizer("generate")
+        return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def _encode_pair(self, context: Any, continuation: Any) -> tuple[list[int], list[int]]:
+        if not isinstance(context, str) or not isinstance(continuation, str):
+            pair = self._prompt_ids(context)[1], self._prompt_ids(continuation)[1]
+        else:
+            kept = context.rstrip()
+            continuation = context[len(kept) :] + continuation
+            if kept:
+                whole, start = self._encode(kept + continuation), self._encode(kept)
+                pair = start, whole[len(start) :]
+            else:
+                tokens = self._encode(continuation, add_special_tokens=False)
+                pair = [self._prefix_token()], tokens
+        if not pair[0] or not pair[1]:
+            which = "context" if not pair[0] else "continuation"
+            raise ConfigError(
+                f"[score] the {which} has no tokens; allowed: at least one token in each of "
+                "context and continuation"
+            )
+        return pair
+
+    def _prefix_token(self) -> int:
+        tokenizer = self._require_tokenizer("score")
+        for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        raise ConfigError(
+            "[score] the context is empty and the tokenizer has neither a BOS nor an EOS token to "
+            "stand for it; pass a context"
+        )
+
+    def _require_tokenizer(self, operation: str) -> Any:
+        if self.tokenizer is None:
+            raise ConfigError(
+                f"[{operation}] there is no tokenizer in the model's folder; pass token ids, or "
+                "tokenizer= to LLM"
+            )
+        return self.tokenizer
+
+    def _needs_text(self, params: SamplingParams) -> bool:
+        if params.stop_strings:
+            self._require_tokenizer("stop strings")
+        return bool(params.stop_strings)
+
+    def _has_text(self, params: SamplingParams) -> bool:
+        return self._needs_text(params) or self.tokenizer is not None
+
+
+LLM.__init__ = check_keywords(LLM.__init__, "LLM", homes=_HOMES)  # type: ignore[method-assign]
+
+
+class _Progress:
+    """A bar over finished requests, with speed, K and overlap behind it."""
+
+    def __init__(self, total: int, loop: EngineLoop, enabled: bool) -> None:
+        self._loop = loop
+        self._bar: Any = None
+        self._shown = 0.0
+        if enabled:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=total, unit="request")
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, done: list[Sequence], sequences: list[Sequence]) -> None:
+        """Count finished requests; refresh the numbers a few times a second."""
+        if self._bar is None:
+            return
+        now = time.perf_counter()
+        if done or now - self._shown > 0.3:
+            self._shown = now
+            stats = RunStats(self._loop.engine.run_stats())
+            metrics = (done or sequences)[0].metrics
+            options = self._loop.engine.options
+            postfix = {
+                "tok/s": f"{stats['decode_tps']:.1f}",
+                "K": metrics.k if done else options.k,
+                "mode": str(metrics.strategy if done else options.strategy),
+                "hidden": f"{100 * (stats.get('hidden_share') or 0.0):.0f}%",
+            }
+            self._bar.set_postfix(postfix, refresh=False)
+        self._bar.update(len(done))
+
+
+def _output(text: str | None, group: list[Sequence]) -> RequestOutput:
+    return RequestOutput(
+        request_id=group[0].request_id,
+        prompt=text,
+        prompt_token_ids=group[0].prompt_ids,
+        outputs=[sequence.output for sequence in group],
+        finished=all(s.output.finish_reason in ("stop", "length") for s in group),
+        metrics=RequestMetrics.combined([sequence.metrics for sequence in group]),
+    )
+
+
+def _per_prompt(params: Any, count: int) -> list[SamplingParams]:
+    if params is None:
+        params = SamplingParams()
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    if not isinstance(params, list | tuple) or not all(
+        isinstance(p, SamplingParams) for p in params
+    ):
+        raise ConfigError(
+            f"[generate] sampling_params is {_brief(params)}; allowed: a SamplingParams, or a list "
+            "with one for each prompt"
+        )
+    if len(params) != count:
+        raise ConfigError(
+            f"[generate] there are {len(params)} sampling_params for {count} prompts; allowed: one "
+            "for all, or one for each"
+        )
+    return list(params)
+
+
+def _instance(name: str, value: Any, kind: type[Any]) -> Any:
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise ConfigError(
+            f"[LLM] {name} is {_brief(value)}; allowed: a {kind.__name__}, for example "
+            f"{name}={kind.__name__}()"
+        )
+    return value
+
+
+def _resolve_device(device: object) -> str:
+    name = str(device)
+    count = _core.cuda_device_count()
+    if name == "auto":
+        return "cuda:0" if count else "cpu"
+    if name == "cpu":
+        return name
+    match = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if not match:
+        raise ConfigError(f"[LLM] device is {name!r}; allowed: auto, cpu, cuda:0")
+    index = int(match[1] or 0)
+    if index >= count:
+        raise ConfigError(
+            f"[LLM] device is {name!r}, but this build sees {count} CUDA devices; allowed: "
+            "auto, cpu" + (f", cuda:0 to cuda:{count - 1}" if count else "")
+        )
+    return f"cuda:{index}"
+
+
+def _is_ids(value: object) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) > 0
+        and all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in value)
+    )
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a generation returns: texts, tokens and what they cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _rate(count: float, seconds: float) -> float:
+    return count / seconds if seconds > 0 else 0.0
+
+
+@dataclass
+class RequestMetrics:
+    """What one prompt cost. Times are in seconds.
+
+    Parameters
+    ----------
+    prompt_tokens, generated_tokens : int
+        Lengths.
+    ttft_s : float
+        From the call until the first new token.
+    prefill_s, decode_s : float
+        Time in each phase, shared steps of a batch counted in full.
+    decode_steps : int
+        Steps this request took part in.
+    k : int
+        Offloaded tokens attended to per head in the last step.
+    strategy : str
+        "post" or "pre".
+    offloaded_tokens, resident_tokens : int
+        Where its tokens were at the end.
+    attended_offloaded_share : float
+        Part of the offloaded tokens that entered the softmax, averaged over steps.
+    """
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    ttft_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    decode_steps: int = 0
+    k: int = 0
+    strategy: str = "post"
+    offloaded_tokens: int = 0
+    resident_tokens: int = 0
+    attended_offloaded_share: float = 0.0
+
+    @classmethod
+    def from_stats(cls, stats: Mapping[str, object]) -> RequestMetrics:
+        """Build from the engine's statistics of a request; keys that are no fields are left out."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in stats.items() if name in names})  # type: ignore[arg-type]
+
+    @classmethod
+    def combined(cls, parts: Sequence[RequestMetrics]) -> RequestMetrics:
+        """Sum up several samples of one prompt, which ran beside each other."""
+        if len(parts) == 1:
+            return parts[0]
+        return dataclasses.replace(
+            parts[0],
+            generated_tokens=sum(p.generated_tokens for p in parts),
+            ttft_s=min(p.ttft_s for p in parts),
+            prefill_s=sum(p.prefill_s for p in parts),
+            decode_s=max(p.decode_s for p in parts),
+            decode_steps=max(p.decode_steps for p in parts),
+        )
+
+    @property
+    def prefill_tps(self) -> float:
+        """Prompt tokens per second of prefill."""
+        return _rate(self.prompt_tokens, self.prefill_s)
+
+    @property
+    def decode_tps(self) -> float:
+        """New tokens per second of decode; the first one comes from the prefill."""
+        return _rate(max(self.generated_tokens - 1, 0), self.decode_s)
+
+
+@dataclass
+class CompletionOutput:
+    """One generated text.
+
+    Parameters
+    ----------
+    index : int
+        Number among the ``n`` texts of a prompt.
+    text : str
+        Without the ending token and stop string; empty without a tokenizer.
+    token_ids : list of int
+        All new tokens, an ending token included.
+    cumulative_logprob : float
+        Sum over the new tokens, of the distribution they were drawn from.
+    logprobs : list of dict, optional
+        Per new token, token id to log-probability; only if asked for.
+    finish_reason : str or None
+        "stop", "length", "abort", or None while unfinished.
+    stop_reason : int, str or None
+        The stop string or extra stop token that ended the text; None for the model's own.
+    """
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    cumulative_logprob: float = 0.0
+    logprobs: list[dict[int, float]] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass
+class RequestOutput:
+    """All texts of one prompt; the shortcuts refer to the first of them.
+
+    Parameters
+    ----------
+    request_id : int
+        Unique within an engine.
+    prompt : str or None
+        None if the prompt was given as tokens.
+    prompt_token_ids : list of int
+        What the model saw.
+    outputs : list of CompletionOutput
+        ``SamplingParams.n`` of them.
+    finished : bool
+        False only in ``LLM.partial_outputs`` after an interruption.
+    metrics : RequestMetrics
+        What it cost.
+    """
+
+    request_id: int
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool
+    metrics: RequestMetrics
+
+    @property
+    def text(self) -> str:
+        """Text of the first output."""
+        return self.outputs[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        """New tokens of the first output."""
+        return self.outputs[0].token_ids
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the first output ended."""
+        return self.outputs[0].finish_reason
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain dicts and lists, ready for JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclass
+class StreamChunk:
+    """One step of a stream: a new token and the text that it completed.
+
+    Parameters
+    ----------
+    text : str
+        May be empty: bytes of an unfinished character and possible stop strings are held back.
+    token_id : int
+        The new token.
+    index : int
+        Its number, from 0.
+    prompt_tps, generation_tps : float
+        Tokens per second so far.
+    peak_memory : int
+        Most bytes the device's part of the cache has held so far.
+    finish_reason : str or None
+        Set in the last chunk.
+    """
+
+    text: str
+    token_id: int
+    index: int
+    prompt_tps: float
+    generation_tps: float
+    peak_memory: int
+    finish_reason: str | None = None
+
+
+class RunStats(Mapping[str, Any]):
+    """What the engine did since the last call began; keys are attributes too.
+
+    Examples
+    --------
+    >>> stats = RunStats({"decode_tokens": 20, "decode_s": 0.5})
+    >>> stats.decode_tokens, stats.decode_tps
+    (20, 40.0)
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = dict(values)
+        rates = {
+            "prefill_tps": ("prompt_tokens", "prefill_s"),
+            "decode_tps": ("decode_tokens", "decode_s"),
+        }
+        for name, (count, seconds) in rates.items():
+            rate = _rate(self._values.get(count, 0), self._values.get(seconds, 0.0))
+            self._values.setdefault(name, rate)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getattr__(self, name: str) -> Any:
+        # Pickle and copy look for special names before __init__ has run.
+        if name.startswith("_") or name not in self._values:
+            raise AttributeError(f"RunStats has no {name!r}; it has {', '.join(self._names())}")
+        return self._values[name]
+
+    def _names(self) -> list[str]:
+        return sorted(self.__dict__.get("_values", {}))
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._names()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dict."""
+        return dict(self._values)
+
+    def to_pandas(self) -> Any:
+        """Return a table with one row; needs pandas."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("RunStats.to_pandas needs pandas: pip install pandas") from error
+        return pandas.DataFrame([self._values])
+
+    def summary(self) -> str:
+        """Return a few lines for people: speed, overlap, bytes moved."""
+        get = self._values.get
+        lines = [
+            f"requests        {get('requests', 0)}",
+            f"prefill         {get('prompt_tokens', 0)} tokens in {get('prefill_s', 0.0):.3f} s "
+            f"({self._values['prefill_tps']:.1f} tok/s)",
+            f"decode          {get('decode_tokens', 0)} tokens in {get('decode_s', 0.0):.3f} s "
+            f"({self._values['decode_tps']:.1f} tok/s, {get('decode_steps', 0)} steps)",
+            f"stages          device {get('t_device_s', 0.0):.3f} s, host "
+            f"{get('t_cpu_s', 0.0):.3f} s, link {get('t_link_s', 0.0):.3f} s, waited "
+            f"{get('t_wait_s', 0.0):.3f} s",
+            f"hidden          {100 * (get('hidden_share') or 0.0):.1f} % of host and link time",
+            f"moved           {_bytes(get('h2d_bytes', 0))} to the device, "
+            f"{_bytes(get('d2h_bytes', 0))} to the host",
+            f"read by host    {_bytes(get('host_key_bytes_read', 0))} of keys, "
+            f"{_bytes(get('host_value_bytes_read', 0))} of values",
+        ]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"RunStats\n{self.summary()}"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(_shown(value))}</td></tr>"
+            for name, value in self._values.items()
+        )
+        return f"<table>{rows}</table>"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def _shown(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A timeline of the stages in the Chrome trace format, for ui.perfetto.dev."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+_PROCESS = 1
+_LANES = {"device": "device", "link": "link (host to device)", "cpu": "cpu worker"}
+
+
+def chrome_trace(spans: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return spans of the engine as a trace: one row per lane, one per worker of the host.
+
+    Parameters
+    ----------
+    spans : iterable of mappings
+        With name, lane, worker, layer, step, begin_ns, end_ns and bytes.
+    """
+    recorded = list(spans)
+    origin = min((span["begin_ns"] for span in recorded), default=0)
+    order = {lane: i for i, lane in enumerate(_LANES)}
+    rows = sorted(
+        {(span["lane"], int(span["worker"]) if span["lane"] == "cpu" else 0) for span in recorded},
+        key=lambda row: (order.get(row[0], len(order)), row),
+    )
+    thread_of = {row: i + 1 for i, row in enumerate(rows)}
+    events: list[dict[str, Any]] = [
+        {"ph": "M", "name": "process_name", "pid": _PROCESS, "args": {"name": "hybridgen"}}
+    ]
+    for (lane, worker), tid in thread_of.items():
+        title = _LANES.get(lane, lane) + (f" {worker}" if lane == "cpu" else "")
+        where = {"ph": "M", "pid": _PROCESS, "tid": tid}
+        events.append(where | {"name": "thread_name", "args": {"name": title}})
+        events.append(where | {"name": "thread_sort_index", "args": {"sort_index": tid}})
+    for span in recorded:
+        row = (span["lane"], int(span["worker"]) if span["lane"] == "cpu" else 0)
+        events.append(
+            {
+                "ph": "X",
+                "name": span["name"],
+                "cat": span["lane"],
+                "pid": _PROCESS,
+                "tid": thread_of[row],
+                "ts": (span["begin_ns"] - origin) / 1000,
+                "dur": max(span["end_ns"] - span["begin_ns"], 0) / 1000,
+                "args": {name: span[name] for name in ("layer", "step", "bytes")},
+            }
+        )
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def write_chrome_trace(path: str | Path, spans: Iterable[Mapping[str, Any]]) -> None:
+    """Write spans of the engine to a JSON file."""
+    Path(path).write_text(json.dumps(chrome_trace(spans)), encoding="utf-8")
