@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention of one KV head: logits over blocked and over row-major keys, and the softmax-weighted
+// sum of values. Each logit and each output is one chain of multiply-adds in a fixed order, so it
+// does not depend on the split of tokens or on how many queries share the pass.
+#pragma once
+
+#include "kernels/cpu_kernels.h"
+#include "kernels/simd.h"
+
+namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE {
+namespace {
+
+// The hardware's prefetcher alone loses a fifth of the bandwidth once several queries share a load.
+constexpr std::int64_t kKeyPrefetchBytes = 2048;
+
+template <int Value>
+struct Constant {
+  static constexpr int value = Value;
+};
+
+/// Calls body(Constant<value>{}), value in [1, Most]: sizes of register tiles are compile-time.
+template <int Most, typename Body>
+HYBRIDGEN_INLINE void with_constant(std::int64_t value, Body body) {
+  if constexpr (Most > 1) {
+    if (value < Most) return with_constant<Most - 1>(value, body);
+  }
+  body(Constant<Most>{});
+}
+
+// ---- Blocked keys: lanes are tokens, no sum across lanes is ever needed ------------------------
+
+constexpr int kPassVectors = 2;
+constexpr std::int64_t kPassTokens = kPassVectors * kLanes;
+constexpr int kBlockQueries = kAccumulators >= 24 ? 8 : 4;
+static_assert(kKeyBlockTokens % kPassTokens == 0);
+
+template <typename T, int Queries>
+HYBRIDGEN_INLINE void block_logits(const T* block,
+                                   std::int64_t head_dim,
+                                   const float* queries,
+                                   float* logits,
+                                   std::int64_t logits_stride) {
+  constexpr std::int64_t kRowBytes = kKeyBlockTokens * static_cast<std::int64_t>(sizeof(T));
+  for (std::int64_t token = 0; token < kKeyBlockTokens; token += kPassTokens) {
+    Vector acc[extent(Queries)][kPassVectors];
+#pragma GCC unroll 8
+    for (int q = 0; q < Queries; ++q) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kPassVectors; ++v) acc[q][v] = zero();
+    }
+#pragma GCC unroll 4
+    for (std::int64_t d = 0; d < head_dim; ++d) {
+      const T* row = block + d * kKeyBlockTokens;
+      if (token == 0) {
+        const char* ahead = reinterpret_cast<const char*>(row) + kKeyPrefetchBytes;
+#pragma GCC unroll 2
+        for (std::int64_t line = 0; line < kRowBytes; line += 64) prefetch(ahead + line);
+      }
+      Vector keys[kPassVectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < kPassVectors; ++v) keys[v] = load(row + token + v * kLanes);
+#pragma GCC unroll 8
+      for (int q = 0; q < Queries; ++q) {
+        const Vector query = splat(queries[q * head_dim + d]);
+#pragma GCC unroll 2
+        for (int v = 0; v < kPassVectors; ++v) acc[q][v] = fma(query, keys[v], acc[q][v]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int q = 0; q < Queries; ++q) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kPassVectors; ++v) {
+        store(logits + q * logits_stride + token + v * kLanes, acc[q][v]);
+      }
+    }
+  }
+}
+
+template <typename T, int Queries>
+void blocked_logits_of(const BlockedLogitsArgs& args, std::int64_t first_query) {
+  const std::int64_t head_dim = args.keys.head_dim;
+  const T* keys = static_cast<const T*>(args.keys.data);
+  const float* queries = args.queries + first_query * head_dim;
+  float* logits = args.logits + first_query * args.logits_stride;
+  std::int64_t token = args.tokens.begin;
+  while (token < args.tokens.end) {
+    const std::int64_t block = token / kKeyBlockTokens;
+    const T* data = keys + block * head_dim * kKeyBlockTokens;
+    const std::int64_t from = token - block * kKeyBlockTokens;
+    const std::int64_t count = min_of(kKeyBlockTokens - from, args.tokens.end - token);
+    float* out = logits + (token - args.tokens.begin);
+    if (count == kKeyBlockTokens) {
+      block_logits<T, Queries>(data, head_dim, queries, out, args.logits_stride);
+    } else {
+      float whole[extent(Queries * kKeyBlockTokens)];
+      block_logits<T, Queries>(data, head_dim, queries, whole, kKeyBlockTokens);
+      for (int q = 0; q < Queries; ++q) {
+        __builtin_memcpy(out + q * args.logits_stride,
+                         whole + q * kKeyBlockTokens + from,
+                         static_cast<std::size_t>(count) * sizeof(float));
+      }
+    }
+    token += count;
+  }
+}
+
+void blocked_logits(const BlockedLogitsArgs& args) {
+  with_element_type(args.keys.dtype, [&]<typename T>(const T*) {
+    for (std::int64_t q = 0; q < args.num_queries; q += kBlockQueries) {
+      with_constant<kBlockQueries>(min_of(kBlockQueries, args.num_queries - q), [&](auto queries) {
+        blocked_logits_of<T, decltype(queries)::value>(args, q);
+      });
+    }
+  });
+}
+
+// A token's dimensions lie one or two cache lines apart, and those lines hold its whole block:
+// computing the block costs little more than the one token, and neighbours come for free.
+template <typename T, int Queries>
+void chosen_logits_of(const ChosenLogitsArgs& args, std::int64_t first_query) {
+  const std::int64_t head_dim = args.keys.head_dim;
+  const T* keys = static_cast<const T*>(args.keys.data);
+  float whole[extent(Queries * kKeyBlockTokens)];
+  std::int64_t block = -1;
+  for (std::int64_t j = 0; j < args.count; ++j) {
+    const std::int64_t position = args.positions[j];
+    if (position / kKeyBlockTokens != block) {
+      block = position / kKeyBlockTokens;
+      block_logits<T, Queries>(keys + block * head_dim * kKeyBlockTokens,
+                               head_dim,
+                               args.queries + first_query * head_dim,
+                               whole,
+                               kKeyBlockTokens);
+    }
+    for (int q = 0; q < Queries; ++q) {
+      args.logits[(first_query + q) * args.logits_stride + j] =
+          whole[q * kKeyBlockTokens + position % kKeyBlockTokens];
+    }
+  }
+}
+
+void chosen_logits(const ChosenLogitsArgs& args) {
+  with_element_type(args.keys.dtype, [&]<typename T>(const T*) {
+    for (std::int64_t q = 0; q < args.num_queries; q += kBlockQueries) {
+      with_constant<kBlockQueries>(min_of(kBlockQueries, args.num_queries - q), [&](auto queries) {
+        chosen_logits_of<T, decltype(queries)::value>(args, q);
+      });
+    }
+  });
+}
+
+// ---- Row-major keys: lanes are dimensions ------------------------------------------------------
+
+constexpr int kRowKeys = 4;
+constexpr int kRowQueries = kAccumulators >= 24 ? 4 : 2;
+
+template <typename T, int Queries>
+void row_logits_of(const RowLogitsArgs& args, std::int64_t first_query) {
+  const T* keys = static_cast<const T*>(args.keys);
+  const float* queries = args.queries + first_query * args.head_dim;
+  float* logits = args.logits + first_query * args.logits_stride;
+  for (std::int64_t token = 0; token < args.count; token += kRowKeys) {
+    // Past the end the last key is repeated: the tail takes the same path as all others.
+    const T* key[kRowKeys];
+    for (int t = 0; t < kRowKeys; ++t) {
+      key[t] = keys + min_of(token + t, args.count - 1) * args.key_stride;
+      prefetch(key[t] + kRowKeys * args.key_stride);
+    }
+    Vector acc[extent(Queries)][kRowKeys];
+#pragma GCC unroll 8
+    for (int q = 0; q < Queries; ++q) {
+#pragma GCC unroll 8
+      for (int t = 0; t < kRowKeys; ++t) acc[q][t] = zero();
+    }
+    for (std::int64_t d = 0; d < args.head_dim; d += kLanes) {
+      const std::int64_t left = args.head_dim - d;
+      Vector k[kRowKeys];
+#pragma GCC unroll 8
+      for (int t = 0; t < kRowKeys; ++t) k[t] = load_up_to(key[t] + d, left);
+#pragma GCC unroll 8
+      for (int q = 0; q < Queries; ++q) {
+        const Vector query = load_up_to(queries + q * args.head_dim + d, left);
+#pragma GCC unroll 8
+        for (int t = 0; t < kRowKeys; ++t) acc[q][t] = fma(query, k[t], acc[q][t]);
+      }
+    }
+    const std::int64_t count = min_of(kRowKeys, args.count - token);
+#pragma GCC unroll 8
+    for (int q = 0; q < Queries; ++q) {
+      float sums[kRowKeys];
+      sum_lanes_of_four(acc[q], sums);
+      for (std::int64_t t = 0; t < count; ++t) logits[q * args.logits_stride + token + t] = sums[t];
+    }
+  }
+}
+
+void row_logits(const RowLogitsArgs& args) {
+  with_element_type(args.dtype, [&]<typename T>(const T*) {
+    for (std::int64_t q = 0; q < args.num_queries; q += kRowQueries) {
+      with_constant<kRowQueries>(min_of(kRowQueries, args.num_queries - q), [&](auto queries) {
+        row_logits_of<T, decltype(queries)::value>(args, q);
+      });
+    }
+  });
+}
+
+// ---- Softmax and values ------------------------------------------------------------------------
+
+constexpr int kValueQueries = 8;
+constexpr float kMinusInfinity = -__builtin_inff();
+
+/// In place; all weights are 0 if every logit is -inf.
+HYBRIDGEN_INLINE void softmax(float* logits, std::int64_t count) {
+  Vector largest = splat(kMinusInfinity);
+  for (std::int64_t i = 0; i < count; i += kLanes) {
+    largest = max_of(load_up_to(logits + i, count - i, kMinusInfinity), largest);
+  }
+  const float peak = max_lane(largest);
+  // With every logit at -inf, -inf - 0 keeps the weights at 0 where -inf - -inf would give NaN.
+  const Vector shift = splat(peak == kMinusInfinity ? 0.0F : peak);
+  Vector sums = zero();
+  for (std::int64_t i = 0; i < count; i += kLanes) {
+    const std::int64_t left = count - i;
+    const Vector e = exp_of(sub(load_up_to(logits + i, left, kMinusInfinity), shift));
+    store_up_to(logits + i, left, e);
+    sums = add(sums, e);
+  }
+  const float sum = sum_lanes(sums);
+  if (sum == 0.0F) return;
+  const Vector inverse = splat(1.0F / sum);
+  for (std::int64_t i = 0; i < count; i += kLanes) {
+    const std::int64_t left = count - i;
+    store_up_to(logits + i, left, mul(load_up_to(logits + i, left), inverse));
+  }
+}
+
+/// Dimensions [dim, dim + Vectors * kLanes) of `Queries` outputs; one partial vector if left is
+/// smaller than that. Each resident row is loaded once for all queries.
+template <typename T, int Queries, int Vectors>
+HYBRIDGEN_INLINE void value_columns(const SoftmaxValuesArgs& args,
+                                    std::int64_t first_query,
+                                    std::int64_t dim,
+                                    std::int64_t left) {
+  const auto load_values = [left](const T* p, int v) {
+    return Vectors == 1 ? load_up_to(p, left) : load(p + v * kLanes);
+  };
+  Vector acc[extent(Queries)][extent(Vectors)];
+  const float* weights[extent(Queries)];
+#pragma GCC unroll 8
+  for (int q = 0; q < Queries; ++q) {
+    weights[q] = args.logits + (first_query + q) * args.logits_stride;
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) acc[q][v] = zero();
+  }
+  const T* host = static_cast<const T*>(args.host_values) + dim;
+#pragma GCC unroll 8
+  for (int q = 0; q < Queries; ++q) {
+    const std::int32_t* index = args.host_index + (first_query + q) * args.host_count;
+    for (std::int64_t j = 0; j < args.host_count; ++j) {
+      const Vector weight = splat(weights[q][j]);
+      const T* row = host + index[j] * args.head_dim;
+#pragma GCC unroll 16
+      for (int v = 0; v < Vectors; ++v) acc[q][v] = fma(weight, load_values(row, v), acc[q][v]);
+    }
+  }
+  const T* row = static_cast<const T*>(args.resident_values) + dim;
+  for (std::int64_t t = 0; t < args.resident_count; ++t, row += args.resident_stride) {
+    prefetch(row + 8 * args.resident_stride);
+    Vector values[extent(Vectors)];
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) values[v] = load_values(row, v);
+#pragma GCC unroll 8
+    for (int q = 0; q < Queries; ++q) {
+      const Vector weight = splat(weights[q][args.host_count + t]);
+#pragma GCC unroll 16
+      for (int v = 0; v < Vectors; ++v) acc[q][v] = fma(weight, values[v], acc[q][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int q = 0; q < Queries; ++q) {
+    T* out = static_cast<T*>(args.out) + (first_query + q) * args.out_stride + dim;
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) {
+      if (Vectors == 1) {
+        store_up_to(out, left, acc[q][v]);
+      } else {
+        store(out + v * kLanes, acc[q][v]);
+      }
+    }
+  }
+}
+
+template <typename T, int Queries>
+void weighted_values(const SoftmaxValuesArgs& args, std::int64_t first_query) {
+  constexpr int kMost = (kAccumulators >= 24 ? 16 : 8) / Queries;
+  constexpr int kVectors = kMost >= 8 ? 8 : kMost >= 4 ? 4 : kMost >= 2 ? 2 : 1;
+  constexpr std::int64_t kWide = kVectors * kLanes;
+  std::int64_t dim = 0;
+  for (; dim + kWide <= args.head_dim; dim += kWide) {
+    value_columns<T, Queries, kVectors>(args, first_query, dim, kWide);
+  }
+  for (; dim < args.head_dim; dim += kLanes) {
+    value_columns<T, Queries, 1>(args, first_query, dim, args.head_dim - dim);
+  }
+}
+
+void softmax_values(const SoftmaxValuesArgs& args) {
+  for (std::int64_t q = 0; q < args.num_queries; ++q) {
+    softmax(args.logits + q * args.logits_stride, args.host_count + args.resident_count);
+  }
+  with_element_type(args.dtype, [&]<typename T>(const T*) {
+    for (std::int64_t q = 0; q < args.num_queries; q += kValueQueries) {
+      with_constant<kValueQueries>(min_of(kValueQueries, args.num_queries - q), [&](auto queries) {
+        weighted_values<T, decltype(queries)::value>(args, q);
+      });
+    }
+  });
+}
+
+}  // namespace
+}  // namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "hybridgen/core/error.h"
+#include "kernels/cpu_kernels.h"
+#include "kernels/cpu_tables.h"
+
+namespace hybridgen::kernels {
+
+namespace {
+
+bool is_supported(Isa isa) {
+#if defined(__x86_64__)
+  // These builtins also ask the operating system (XGETBV) whether it saves the registers.
+  switch (isa) {
+    case Isa::kPortable:
+      return true;
+    case Isa::kAvx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("f16c");
+    case Isa::kAvx512:
+      return is_supported(Isa::kAvx2) && __builtin_cpu_supports("avx512f") &&
+             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+             __builtin_cpu_supports("avx512dq");
+  }
+  return false;
+#else
+  return isa == Isa::kPortable;
+#endif
+}
+
+std::string supported_names() {
+  std::string names;
+  for (const Isa isa : supported_isas()) {
+    if (!names.empty()) names += ", ";
+    names += message('"', name_of(isa), '"');
+  }
+  return names;
+}
+
+}  // namespace
+
+std::string_view name_of(Isa isa) {
+  switch (isa) {
+    case Isa::kPortable:
+      return "portable";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kAvx512:
+      return "avx512";
+  }
+  throw std::logic_error("internal check failed: not an enumerator of Isa");
+}
+
+std::vector<Isa> supported_isas() {
+  std::vector<Isa> isas;
+  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+    if (is_supported(isa)) isas.push_back(isa);
+  }
+  return isas;
+}
+
+const CpuKernels& cpu_kernels(Isa isa) {
+  if (!is_supported(isa)) {
+    throw ConfigError(message("[cpu_kernels] instruction set is \"",
+                              name_of(isa),
+                              "\", which this CPU or its operating system lacks; allowed here: ",
+                              supported_names(),
+                              "; choose one of these or \"auto\""));
+  }
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512) return avx512::kTable;
+  if (isa == Isa::kAvx2) return avx2::kTable;
+#endif
+  return portable::kTable;
+}
+
+Isa resolve_isa(std::string_view name) {
+  std::string_view wanted = name;
+  std::string_view origin = "the option";
+  if (name == "auto") {
+    const char* forced = std::getenv("HYBRIDGEN_ISA");
+    if (forced == nullptr || *forced == '\0' || std::string_view(forced) == "auto") {
+      return supported_isas().back();
+    }
+    wanted = forced;
+    origin = "the environment's HYBRIDGEN_ISA";
+  }
+  for (const Isa isa : supported_isas()) {
+    if (wanted == name_of(isa)) return isa;
+  }
+  throw ConfigError(message("[resolve_isa] instruction set is \"",
+                            wanted,
+                            "\" (from ",
+                            origin,
+                            "); allowed here: \"auto\", ",
+                            supported_names(),
+                            "; choose one of these"));
+}
+
+}  // namespace hybridgen::kernels

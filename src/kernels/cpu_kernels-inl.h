@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// The table of one instruction set. See simd.h for the macros that select it.
+#pragma once
+
+#include "kernels/cpu_attention-inl.h"
+#include "kernels/cpu_linear-inl.h"
+#include "kernels/cpu_norm-inl.h"
+#include "kernels/cpu_tables.h"
+
+namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE {
+
+constinit const CpuKernels kTable = {
+    .isa = HYBRIDGEN_ISA_LEVEL == 2   ? Isa::kAvx512
+           : HYBRIDGEN_ISA_LEVEL == 1 ? Isa::kAvx2
+                                      : Isa::kPortable,
+    .linear = linear,
+    .rms_norm = rms_norm,
+    .layer_norm = layer_norm,
+    .rotate = rotate,
+    .silu_gate = silu_gate,
+    .relu = relu,
+    .add = add_rows,
+    .scale_to_float = scale_to_float,
+    .blocked_logits = blocked_logits,
+    .chosen_logits = chosen_logits,
+    .row_logits = row_logits,
+    .softmax_values = softmax_values,
+};
+
+}  // namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE

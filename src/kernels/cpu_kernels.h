@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+// CPU kernels: raw pointers and sizes in, raw pointers out; no policy, no threads, no allocation,
+// no Torch. Callers split the work (rows, heads, token ranges) over threads and check shapes
+// before. Every entry exists once per instruction set, compiled from the same source, chosen at run
+// time. All sums are accumulated in float32. Strides and sizes count elements, not bytes.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "hybridgen/core/types.h"
+#include "hybridgen/kvcache/host_kv_store.h"
+
+namespace hybridgen::kernels {
+
+enum class Isa : std::uint8_t { kPortable, kAvx2, kAvx512 };
+std::string_view name_of(Isa isa);
+
+/// y[r, n] = sum_k x[r, k] * weight[n, k] + bias[n]   for r in [0, rows), n in [begin, end).
+struct LinearArgs {
+  DType dtype = DType::kFloat32;    ///< of x, weight and bias
+  DType y_dtype = DType::kFloat32;  ///< equal to dtype, or kFloat32
+  const void* x = nullptr;          ///< [rows, in], row stride x_stride
+  const void* weight = nullptr;     ///< [out, in] contiguous
+  const void* bias = nullptr;       ///< [out] or null
+  void* y = nullptr;                ///< [rows, out], row stride y_stride
+  std::int64_t rows = 0;
+  std::int64_t in_features = 0;
+  std::int64_t x_stride = 0;
+  std::int64_t y_stride = 0;
+};
+
+/// y = x * rsqrt(mean(x^2) + eps), rounded to dtype, times weight (the order of Llama's reference);
+/// or layer norm with bias. y may alias x.
+struct NormArgs {
+  DType dtype = DType::kFloat32;
+  const void* x = nullptr;  ///< [rows, dim], row stride x_stride
+  const void* weight = nullptr;
+  const void* bias = nullptr;  ///< layer norm only
+  void* y = nullptr;           ///< [rows, dim], row stride y_stride
+  std::int64_t rows = 0;
+  std::int64_t dim = 0;
+  std::int64_t x_stride = 0;
+  std::int64_t y_stride = 0;
+  float eps = 1e-5F;
+};
+
+/// In place rotation of halves: (a, b) -> (a cos - b sin, b cos + a sin) with a = x[.., i],
+/// b = x[.., i + D/2] and the angle of position[row].
+struct RotateArgs {
+  DType dtype = DType::kFloat32;
+  void* x = nullptr;  ///< [rows, heads, D], row stride x_stride, heads contiguous
+  const std::int64_t* positions = nullptr;  ///< [rows]
+  const float* cosines = nullptr;           ///< [max_positions, D / 2]
+  const float* sines = nullptr;             ///< [max_positions, D / 2]
+  std::int64_t rows = 0;
+  std::int64_t heads = 0;
+  std::int64_t head_dim = 0;
+  std::int64_t x_stride = 0;
+};
+
+/// y = silu(gate) * up, in float32, rounded once. Rows of width dim with own strides.
+struct SiluGateArgs {
+  DType dtype = DType::kFloat32;
+  const void* gate = nullptr;
+  const void* up = nullptr;
+  void* y = nullptr;
+  std::int64_t rows = 0;
+  std::int64_t dim = 0;
+  std::int64_t gate_stride = 0;
+  std::int64_t up_stride = 0;
+  std::int64_t y_stride = 0;
+};
+
+/// Logits of one KV head over offloaded keys: logits[r, t - begin] = sum_d queries[r, d] * K[t, d]
+/// for r in [0, num_queries), t in [begin, end). Queries carry the 1/sqrt(D) scale already.
+struct BlockedLogitsArgs {
+  BlockedKeyView keys;
+  const float* queries = nullptr;  ///< [num_queries, D] contiguous
+  std::int64_t num_queries = 0;
+  TokenRange tokens;        ///< any begin and end; need not be multiples of the block
+  float* logits = nullptr;  ///< row stride logits_stride
+  std::int64_t logits_stride = 0;
+};
+
+/// The same over chosen positions: logits[r, j] = queries[r] . K[positions[j]].
+struct ChosenLogitsArgs {
+  BlockedKeyView keys;
+  const float* queries = nullptr;
+  std::int64_t num_queries = 0;
+  const std::int32_t* positions = nullptr;  ///< [count], each in [0, capacity)
+  std::int64_t count = 0;
+  float* logits = nullptr;
+  std::int64_t logits_stride = 0;
+};
+
+/// The same over row-major keys: K[t] at keys + t * key_stride.
+struct RowLogitsArgs {
+  DType dtype = DType::kFloat32;
+  const void* keys = nullptr;
+  std::int64_t key_stride = 0;
+  std::int64_t head_dim = 0;
+  std::int64_t count = 0;
+  const float* queries = nullptr;
+  std::int64_t num_queries = 0;
+  float* logits = nullptr;
+  std::int64_t logits_stride = 0;
+};
+
+/// Value rows of one KV head that take part in a step, in token order: the host's chosen rows (a
+/// union over the group's query heads, `host_index` says which row each logit belongs to), then the
+/// device's resident rows.
+/// softmax_values: weights[r, :] = softmax(logits[r, 0 .. host_count + resident_count)), in place;
+/// out[r, d] = sum_j weights[r, j] * V[j, d].
+/// -inf logits get weight 0; a row whose logits are all -inf, or that has none, gives out = 0.
+struct SoftmaxValuesArgs {
+  DType dtype = DType::kFloat32;  ///< of values and out
+  float* logits = nullptr;        ///< [num_queries, host_count + resident_count], logits_stride
+  std::int64_t logits_stride = 0;
+  std::int64_t num_queries = 0;
+  std::int64_t head_dim = 0;
+  std::int64_t host_count = 0;               ///< S
+  const std::int32_t* host_index = nullptr;  ///< [num_queries, S] row of host_values; stride S
+  const void* host_values = nullptr;         ///< [union rows, D] contiguous
+  std::int64_t resident_count = 0;           ///< n_g
+  const void* resident_values = nullptr;     ///< row t at + t * resident_stride
+  std::int64_t resident_stride = 0;
+  void* out = nullptr;  ///< [num_queries, D], row stride out_stride
+  std::int64_t out_stride = 0;
+};
+
+/// Function table of one instruction set.
+struct CpuKernels {
+  Isa isa = Isa::kPortable;
+  void (*linear)(const LinearArgs& args, std::int64_t begin, std::int64_t end) = nullptr;
+  void (*rms_norm)(const NormArgs& args) = nullptr;
+  void (*layer_norm)(const NormArgs& args) = nullptr;
+  void (*rotate)(const RotateArgs& args) = nullptr;
+  void (*silu_gate)(const SiluGateArgs& args) = nullptr;
+  void (*relu)(DType dtype, void* x, std::int64_t count) = nullptr;
+  void (*add)(DType dtype, void* y, const void* x, std::int64_t count) = nullptr;  ///< y += x
+  /// float32 out = x * scale.
+  void (*scale_to_float)(DType dtype, const void* x, float scale, float* out, std::int64_t count) =
+      nullptr;
+  void (*blocked_logits)(const BlockedLogitsArgs& args) = nullptr;
+  void (*chosen_logits)(const ChosenLogitsArgs& args) = nullptr;
+  void (*row_logits)(const RowLogitsArgs& args) = nullptr;
+  void (*softmax_values)(const SoftmaxValuesArgs& args) = nullptr;
+};
+
+/// Table of `isa`. Throws ConfigError if this CPU lacks it, listing those it has.
+const CpuKernels& cpu_kernels(Isa isa);
+
+/// Instruction sets this CPU (and its operating system state) supports, weakest first.
+std::vector<Isa> supported_isas();
+
+/// "auto" gives the environment's HYBRIDGEN_ISA if set, else the strongest supported; otherwise
+/// "portable", "avx2" or "avx512". Throws ConfigError for an unknown name or one the CPU lacks.
+Isa resolve_isa(std::string_view name);
+
+// ---- Kernels that do not depend on the instruction set
+// -------------------------------------------
+
+/// The k largest of `scores` [n] (k <= n): positions ascending and, beside them, their scores. Ties
+/// break by position. Returns false, leaving the outputs unspecified, if a NaN is among the scores.
+/// `scratch` keeps its capacity between calls: steady state does not allocate.
+bool top_k(const float* scores,
+           std::int64_t n,
+           std::int64_t k,
+           std::int32_t* positions,
+           float* values,
+           std::vector<float>& scratch);
+
+/// out[j, :] = rows[positions[j], :] for j in [0, count); rows of `row_bytes` contiguous bytes.
+void gather_rows(const void* rows,
+                 std::int64_t row_bytes,
+                 const std::int32_t* positions,
+                 std::int64_t count,
+                 void* out);
+
+/// Keys at `positions` un-blocked into [count, D] rows.
+void gather_blocked_keys(const BlockedKeyView& keys,
+                         const std::int32_t* positions,
+                         std::int64_t count,
+                         void* out);
+
+/// Union of `num_lists` ascending lists of `count` positions each ([num_lists, count] contiguous):
+/// ascending unique positions into `merged` (room for num_lists * count); index[l, j] = place of
+/// lists[l, j] in `merged`. Returns the union's size.
+std::int64_t merge_positions(const std::int32_t* lists,
+                             std::int64_t num_lists,
+                             std::int64_t count,
+                             std::int32_t* merged,
+                             std::int32_t* index);
+
+/// Token Concatenator (paper §4.2.3): per row, host logits then resident logits, which is the
+/// original token order because every offloaded position precedes every resident one.
+/// out[r] = host[r, 0..host_count) ++ resident[r, 0..resident_count).
+void concat_logits(const float* host,
+                   std::int64_t host_stride,
+                   std::int64_t host_count,
+                   const float* resident,
+                   std::int64_t resident_stride,
+                   std::int64_t resident_count,
+                   float* out,
+                   std::int64_t out_stride,
+                   std::int64_t rows);
+
+/// Reads `bytes` from memory as fast as one thread can (for the machine's read ceiling); returns a
+/// checksum so that it is not optimised away.
+std::uint64_t read_all(const void* data, std::int64_t bytes);
+
+}  // namespace hybridgen::kernels

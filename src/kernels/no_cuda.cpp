@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// The symbols of merge_cuda.cu for a build without CUDA.
+#include "hybridgen/core/error.h"
+#include "kernels/cuda_kernels.h"
+
+namespace hybridgen::kernels {
+
+namespace {
+
+[[noreturn]] void refuse(const char* operation) {
+  throw DeviceError(message("[",
+                            operation,
+                            "] device is \"cuda\"; allowed in this build: \"cpu\" (it was compiled "
+                            "without nvcc); rebuild with the CUDA toolkit or choose \"cpu\""));
+}
+
+}  // namespace
+
+bool has_cuda_kernels() { return false; }
+
+int cuda_device_count() { return 0; }
+
+void concat_logits_cuda(const MergeSegment* /*segments*/,
+                        std::int64_t /*num_segments*/,
+                        std::int64_t /*num_queries*/,
+                        std::int64_t /*max_tokens*/,
+                        void* /*stream*/) {
+  refuse("concat_logits_cuda");
+}
+
+void softmax_values_cuda(const MergeSegment* /*segments*/,
+                         std::int64_t /*num_segments*/,
+                         std::int64_t /*num_queries*/,
+                         std::int64_t /*head_dim*/,
+                         DType /*dtype*/,
+                         std::int64_t /*max_tokens*/,
+                         void* /*stream*/) {
+  refuse("softmax_values_cuda");
+}
+
+}  // namespace hybridgen::kernels

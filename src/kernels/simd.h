@@ -1,0 +1,415 @@
+// SPDX-License-Identifier: Apache-2.0
+// One float32 vector type per instruction set, with loads from and stores to float32, float16 and
+// bfloat16. Not an ordinary header: a translation unit first defines HYBRIDGEN_ISA_NAMESPACE and
+// HYBRIDGEN_ISA_LEVEL (0 portable, 1 AVX2, 2 AVX-512) and everything below then lives in a
+// namespace of its own, so that the linker can never replace a function for all machines by its AVX
+// twin. For the same reason nothing from std is called here.
+#pragma once
+
+#if !defined(HYBRIDGEN_ISA_NAMESPACE) || !defined(HYBRIDGEN_ISA_LEVEL)
+#error "simd.h is included through cpu_portable.cpp, cpu_avx2.cpp and cpu_avx512.cpp only"
+#endif
+
+#include <cstddef>
+#include <cstdint>
+
+#if HYBRIDGEN_ISA_LEVEL > 0
+#include <immintrin.h>
+// GCC 12 takes the deliberately undefined operands of its own AVX-512 intrinsics for mistakes.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#endif
+
+#define HYBRIDGEN_INLINE inline __attribute__((always_inline))
+
+namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE {
+namespace {
+
+/// Length of an array: spares a sign conversion at every register tile.
+consteval std::size_t extent(std::int64_t length) { return static_cast<std::size_t>(length); }
+
+struct Half {
+  std::uint16_t bits;
+};
+struct BFloat16 {
+  std::uint16_t bits;
+};
+
+HYBRIDGEN_INLINE std::int64_t min_of(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
+HYBRIDGEN_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 3); }
+
+// ---- Scalars: bytes are copied, so that neither alignment nor aliasing matters -----------------
+
+template <typename T>
+HYBRIDGEN_INLINE T read_as(const void* address) {
+  T value;
+  __builtin_memcpy(&value, address, sizeof(T));
+  return value;
+}
+
+template <typename T>
+HYBRIDGEN_INLINE void write_as(void* address, T value) {
+  __builtin_memcpy(address, &value, sizeof(T));
+}
+
+HYBRIDGEN_INLINE float to_float(float value) { return value; }
+
+HYBRIDGEN_INLINE float to_float(BFloat16 value) {
+  return __builtin_bit_cast(float, static_cast<std::uint32_t>(value.bits) << 16);
+}
+
+HYBRIDGEN_INLINE float to_float(Half value) {
+  const std::uint32_t sign = (value.bits & 0x8000U) << 16;
+  const std::uint32_t magnitude = value.bits & 0x7fffU;
+  // The exponent is moved up by 112 through a multiplication, which also handles subnormals.
+  constexpr float kTwoTo112 = 5192296858534827628530496329220096.0F;
+  const float scaled = __builtin_bit_cast(float, magnitude << 13) * kTwoTo112;
+  const std::uint32_t bits = magnitude >= 0x7c00U ? (magnitude << 13) | 0x7f800000U
+                                                  : __builtin_bit_cast(std::uint32_t, scaled);
+  return __builtin_bit_cast(float, bits | sign);
+}
+
+template <typename T>
+T from_float(float value);
+
+template <>
+HYBRIDGEN_INLINE float from_float<float>(float value) {
+  return value;
+}
+
+template <>
+HYBRIDGEN_INLINE BFloat16 from_float<BFloat16>(float value) {
+  const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, value);
+  if ((bits & 0x7fffffffU) > 0x7f800000U) {
+    return {static_cast<std::uint16_t>((bits >> 16) | 0x40U)};
+  }
+  return {static_cast<std::uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16)};
+}
+
+template <>
+HYBRIDGEN_INLINE Half from_float<Half>(float value) {
+  const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, value);
+  const std::uint32_t sign = (bits >> 16) & 0x8000U;
+  const std::uint32_t magnitude = bits & 0x7fffffffU;
+  std::uint32_t half = 0;
+  if (magnitude > 0x7f800000U) {
+    half = 0x7e00U | ((magnitude >> 13) & 0x3ffU);
+  } else if (magnitude >= 0x477ff000U) {  // 65520 and above round to infinity
+    half = 0x7c00U;
+  } else if (magnitude >= 0x38800000U) {  // normal in float16
+    half = (magnitude - 0x38000000U + 0xfffU + ((magnitude >> 13) & 1U)) >> 13;
+  } else {
+    // Adding 0.5 leaves the subnormal's bits, rounded to nearest even, at the end of the mantissa.
+    const float shifted = __builtin_bit_cast(float, magnitude) + 0.5F;
+    half = __builtin_bit_cast(std::uint32_t, shifted) - 0x3f000000U;
+  }
+  return {static_cast<std::uint16_t>(half | sign)};
+}
+
+template <typename T>
+HYBRIDGEN_INLINE float load_one(const T* address) {
+  return to_float(read_as<T>(address));
+}
+
+template <typename T>
+HYBRIDGEN_INLINE void store_one(T* address, float value) {
+  write_as<T>(address, from_float<T>(value));
+}
+
+// ---- Vectors ----------------------------------------------------------------------------------
+
+#if HYBRIDGEN_ISA_LEVEL == 2
+
+using Vector = __m512;
+constexpr std::int64_t kLanes = 16;
+constexpr int kAccumulators = 24;  ///< vector registers a kernel may spend on sums
+
+HYBRIDGEN_INLINE Vector splat(float value) { return _mm512_set1_ps(value); }
+HYBRIDGEN_INLINE Vector load(const float* p) { return _mm512_loadu_ps(p); }
+HYBRIDGEN_INLINE Vector load(const Half* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+HYBRIDGEN_INLINE Vector widen(__m256i bfloat16) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloat16), 16));
+}
+HYBRIDGEN_INLINE Vector load(const BFloat16* p) {
+  return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+HYBRIDGEN_INLINE void store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
+HYBRIDGEN_INLINE __m256i narrow_half(Vector v) {
+  return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+HYBRIDGEN_INLINE __m256i narrow_bfloat16(Vector v) {
+  const __m512i bits = _mm512_castps_si512(v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_blend_epi32(nan, rounded, quiet), 16));
+}
+HYBRIDGEN_INLINE void store(Half* p, Vector v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_half(v));
+}
+HYBRIDGEN_INLINE void store(BFloat16* p, Vector v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bfloat16(v));
+}
+
+HYBRIDGEN_INLINE Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
+HYBRIDGEN_INLINE Vector sub(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
+HYBRIDGEN_INLINE Vector mul(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
+HYBRIDGEN_INLINE Vector div(Vector a, Vector b) { return _mm512_div_ps(a, b); }
+HYBRIDGEN_INLINE Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
+/// Of both operands b is returned when either is NaN; likewise in the other instruction sets.
+HYBRIDGEN_INLINE Vector max_of(Vector a, Vector b) { return _mm512_max_ps(a, b); }
+HYBRIDGEN_INLINE Vector min_of(Vector a, Vector b) { return _mm512_min_ps(a, b); }
+HYBRIDGEN_INLINE Vector round_even(Vector v) {
+  return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+/// 2^n for integral n in [-126, 127].
+HYBRIDGEN_INLINE Vector power_of_two(Vector n) {
+  const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23));
+}
+/// v, but 0 where x < limit.
+HYBRIDGEN_INLINE Vector zero_where_below(Vector v, Vector x, Vector limit) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), v);
+}
+
+HYBRIDGEN_INLINE __m128 fold_to_four(Vector v) {
+  const __m256 low = _mm512_castps512_ps256(v);
+  const __m256 high = _mm512_extractf32x8_ps(v, 1);
+  const __m256 sum = _mm256_add_ps(low, high);
+  return _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+}
+
+// A lane beyond `count` is never touched in memory.
+HYBRIDGEN_INLINE __mmask16 first_lanes(std::int64_t count) {
+  return static_cast<__mmask16>((1U << count) - 1U);
+}
+HYBRIDGEN_INLINE Vector load_some(const float* p, std::int64_t count, float fill) {
+  return _mm512_mask_loadu_ps(splat(fill), first_lanes(count), p);
+}
+HYBRIDGEN_INLINE Vector load_some(const Half* p, std::int64_t count, float fill) {
+  const __mmask16 mask = first_lanes(count);
+  return _mm512_mask_blend_ps(
+      mask, splat(fill), _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p)));
+}
+HYBRIDGEN_INLINE Vector load_some(const BFloat16* p, std::int64_t count, float fill) {
+  const __mmask16 mask = first_lanes(count);
+  return _mm512_mask_blend_ps(mask, splat(fill), widen(_mm256_maskz_loadu_epi16(mask, p)));
+}
+HYBRIDGEN_INLINE void store_some(float* p, std::int64_t count, Vector v) {
+  _mm512_mask_storeu_ps(p, first_lanes(count), v);
+}
+HYBRIDGEN_INLINE void store_some(Half* p, std::int64_t count, Vector v) {
+  _mm256_mask_storeu_epi16(p, first_lanes(count), narrow_half(v));
+}
+HYBRIDGEN_INLINE void store_some(BFloat16* p, std::int64_t count, Vector v) {
+  _mm256_mask_storeu_epi16(p, first_lanes(count), narrow_bfloat16(v));
+}
+
+#else
+
+#if HYBRIDGEN_ISA_LEVEL == 1
+
+using Vector = __m256;
+constexpr std::int64_t kLanes = 8;
+constexpr int kAccumulators = 12;
+
+HYBRIDGEN_INLINE Vector splat(float value) { return _mm256_set1_ps(value); }
+HYBRIDGEN_INLINE Vector load(const float* p) { return _mm256_loadu_ps(p); }
+HYBRIDGEN_INLINE Vector load(const Half* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+HYBRIDGEN_INLINE Vector load(const BFloat16* p) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+HYBRIDGEN_INLINE void store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
+HYBRIDGEN_INLINE void store(Half* p, Vector v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+HYBRIDGEN_INLINE void store(BFloat16* p, Vector v) {
+  const __m256i bits = _mm256_castps_si256(v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256 nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
+  const __m256i chosen = _mm256_castps_si256(
+      _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(quiet), nan));
+  const __m256i high = _mm256_srli_epi32(chosen, 16);
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(p),
+      _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
+}
+
+HYBRIDGEN_INLINE Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
+HYBRIDGEN_INLINE Vector sub(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
+HYBRIDGEN_INLINE Vector mul(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
+HYBRIDGEN_INLINE Vector div(Vector a, Vector b) { return _mm256_div_ps(a, b); }
+HYBRIDGEN_INLINE Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+HYBRIDGEN_INLINE Vector max_of(Vector a, Vector b) { return _mm256_max_ps(a, b); }
+HYBRIDGEN_INLINE Vector min_of(Vector a, Vector b) { return _mm256_min_ps(a, b); }
+HYBRIDGEN_INLINE Vector round_even(Vector v) {
+  return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+HYBRIDGEN_INLINE Vector power_of_two(Vector n) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+}
+HYBRIDGEN_INLINE Vector zero_where_below(Vector v, Vector x, Vector limit) {
+  return _mm256_and_ps(_mm256_cmp_ps(x, limit, _CMP_NLT_UQ), v);
+}
+
+HYBRIDGEN_INLINE __m128 fold_to_four(Vector v) {
+  return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+}
+
+#else  // portable: the compiler's own four-lane vectors, which need nothing beyond the baseline
+
+typedef float Vector __attribute__((vector_size(16)));
+typedef std::int32_t IntVector __attribute__((vector_size(16)));
+constexpr std::int64_t kLanes = 4;
+constexpr int kAccumulators = 12;
+
+HYBRIDGEN_INLINE Vector splat(float value) { return Vector{value, value, value, value}; }
+HYBRIDGEN_INLINE Vector load(const float* p) { return read_as<Vector>(p); }
+template <typename T>
+HYBRIDGEN_INLINE Vector load(const T* p) {
+  return Vector{load_one(p), load_one(p + 1), load_one(p + 2), load_one(p + 3)};
+}
+template <typename T>
+HYBRIDGEN_INLINE void store(T* p, Vector v) {
+  for (int lane = 0; lane < 4; ++lane) store_one(p + lane, v[lane]);
+}
+
+HYBRIDGEN_INLINE Vector add(Vector a, Vector b) { return a + b; }
+HYBRIDGEN_INLINE Vector sub(Vector a, Vector b) { return a - b; }
+HYBRIDGEN_INLINE Vector mul(Vector a, Vector b) { return a * b; }
+HYBRIDGEN_INLINE Vector div(Vector a, Vector b) { return a / b; }
+HYBRIDGEN_INLINE Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }
+HYBRIDGEN_INLINE Vector max_of(Vector a, Vector b) { return a > b ? a : b; }
+HYBRIDGEN_INLINE Vector min_of(Vector a, Vector b) { return a < b ? a : b; }
+HYBRIDGEN_INLINE Vector round_even(Vector v) {
+  // Beyond 2^23 there is no fraction; below, the addition pushes it out. Callers stay below.
+  const Vector shift = splat(12582912.0F);
+  return (v + shift) - shift;
+}
+HYBRIDGEN_INLINE Vector power_of_two(Vector n) {
+  const IntVector exponent = __builtin_convertvector(n, IntVector) + 127;
+  return reinterpret_cast<Vector>(exponent << 23);
+}
+HYBRIDGEN_INLINE Vector zero_where_below(Vector v, Vector x, Vector limit) {
+  return x < limit ? splat(0.0F) : v;
+}
+
+#endif  // portable
+
+template <typename T>
+HYBRIDGEN_INLINE Vector load_some(const T* p, std::int64_t count, float fill) {
+  float lanes[kLanes];
+  for (std::int64_t lane = 0; lane < kLanes; ++lane) {
+    lanes[lane] = lane < count ? load_one(p + lane) : fill;
+  }
+  return load(lanes);
+}
+
+template <typename T>
+HYBRIDGEN_INLINE void store_some(T* p, std::int64_t count, Vector v) {
+  T lanes[kLanes];
+  store(lanes, v);
+  __builtin_memcpy(p, lanes, static_cast<std::size_t>(count) * sizeof(T));
+}
+
+#endif  // not AVX-512
+
+// ---- The same for all --------------------------------------------------------------------------
+
+HYBRIDGEN_INLINE Vector zero() { return splat(0.0F); }
+
+/// load, or load_some where fewer than kLanes elements are left.
+template <typename T>
+HYBRIDGEN_INLINE Vector load_up_to(const T* p, std::int64_t left, float fill = 0.0F) {
+  return left >= kLanes ? load(p) : load_some(p, left, fill);
+}
+
+template <typename T>
+HYBRIDGEN_INLINE void store_up_to(T* p, std::int64_t left, Vector v) {
+  if (left >= kLanes) {
+    store(p, v);
+  } else {
+    store_some(p, left, v);
+  }
+}
+
+/// sums[i] = sum over the lanes of v[i]. Every sum adds in the same order, whichever i it has.
+HYBRIDGEN_INLINE void sum_lanes_of_four(const Vector* v, float* sums) {
+#if HYBRIDGEN_ISA_LEVEL > 0
+  const __m128 pairs_a = _mm_hadd_ps(fold_to_four(v[0]), fold_to_four(v[1]));
+  const __m128 pairs_b = _mm_hadd_ps(fold_to_four(v[2]), fold_to_four(v[3]));
+  _mm_storeu_ps(sums, _mm_hadd_ps(pairs_a, pairs_b));
+#else
+  for (int i = 0; i < 4; ++i) sums[i] = (v[i][0] + v[i][1]) + (v[i][2] + v[i][3]);
+#endif
+}
+
+HYBRIDGEN_INLINE float sum_lanes(Vector v) {
+#if HYBRIDGEN_ISA_LEVEL > 0
+  __m128 four = fold_to_four(v);
+  four = _mm_hadd_ps(four, four);
+  return _mm_cvtss_f32(_mm_hadd_ps(four, four));
+#else
+  return (v[0] + v[1]) + (v[2] + v[3]);
+#endif
+}
+
+HYBRIDGEN_INLINE float max_lane(Vector v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  float largest = lanes[0];
+  for (std::int64_t lane = 1; lane < kLanes; ++lane) {
+    largest = lanes[lane] > largest ? lanes[lane] : largest;
+  }
+  return largest;
+}
+
+/// e^x to about 1e-7 relative for x in [-87, 88]; 0 below (so e^-inf is 0), e^88 above, NaN for
+/// NaN.
+HYBRIDGEN_INLINE Vector exp_of(Vector x) {
+  const Vector lowest = splat(-87.0F);
+  // The constant comes first: of a NaN and a constant, max_of and min_of return the second.
+  const Vector clamped = min_of(splat(88.0F), max_of(lowest, x));
+  const Vector n = round_even(mul(clamped, splat(1.44269504F)));
+  // ln 2 in two parts; n times the first is exact.
+  Vector r = fma(n, splat(-0.693359375F), clamped);
+  r = fma(n, splat(2.12194440e-4F), r);
+  // Minimax polynomial of degree 5 for (e^r - 1 - r) / r^2 on [-ln2/2, ln2/2].
+  Vector p = splat(1.9875691500e-4F);
+  p = fma(p, r, splat(1.3981999507e-3F));
+  p = fma(p, r, splat(8.3334519073e-3F));
+  p = fma(p, r, splat(4.1665795894e-2F));
+  p = fma(p, r, splat(1.6666665459e-1F));
+  p = fma(p, r, splat(5.0000001201e-1F));
+  p = fma(mul(r, r), p, add(r, splat(1.0F)));
+  return zero_where_below(mul(p, power_of_two(n)), x, lowest);
+}
+
+/// Calls body(static_cast<const T*>(nullptr)) with the element type of `dtype`.
+template <typename Body>
+HYBRIDGEN_INLINE void with_element_type(DType dtype, Body body) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return body(static_cast<const float*>(nullptr));
+    case DType::kFloat16:
+      return body(static_cast<const Half*>(nullptr));
+    case DType::kBFloat16:
+      return body(static_cast<const BFloat16*>(nullptr));
+  }
+}
+
+}  // namespace
+}  // namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE
