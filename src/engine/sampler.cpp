@@ -46,7 +46,7 @@ inline float exp_nonpositive(float x) {
   p = p * r + 1.39819994e-3F;
   p = p * r + 8.33345190e-3F;
   p = p * r + 4.16657962e-2F;
-  p = p * r + 1.66666657e-1F;
+  p = p * r + 1.66666655e-1F;
   p = p * r + 5.00000012e-1F;
   p = p * r * r + r + 1.0F;
   const std::uint32_t exponent = std::bit_cast<std::uint32_t>(shifted) << 23;  // n * 2^23, mod 2^32
@@ -277,7 +277,9 @@ void Sampler::apply_penalty(std::span<float> logits, std::span<const std::int64_
     seen_ids_[index / 64] |= bit;
     float& logit = logits[index];
     replaced_.push_back({logit, static_cast<std::int32_t>(id)});
-    logit = logit > 0 ? logit / options_.repetition_penalty : logit * options_.repetition_penalty;
+    const float penalised =
+        logit > 0 ? logit / options_.repetition_penalty : logit * options_.repetition_penalty;
+    logit = std::min(penalised, std::numeric_limits<float>::max());  // a tiny penalty overflows
   }
   for (const Candidate& replaced : replaced_) {
     seen_ids_[static_cast<std::size_t>(replaced.id) / 64] = 0;

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hybridgen/kvcache/host_kv_store.h"
+
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "hybridgen/core/error.h"
+
+namespace hybridgen {
+namespace {
+
+/// A different value for every element, and for K and V. Tests look at bits only.
+template <typename T>
+T element(std::int64_t layer, std::int64_t g, std::int64_t t, std::int64_t d, bool key) {
+  const std::int64_t mixed = (((layer * 7 + g) * 331 + t) * 29 + d) * 2 + (key ? 1 : 0);
+  return static_cast<T>(mixed * 40503 + 1);
+}
+
+/// Rows with gaps between tokens and heads, as views of larger tensors have.
+template <typename T>
+struct Rows {
+  Rows(std::int64_t layer, std::int64_t heads, TokenRange tokens, std::int64_t dim, bool key)
+      : token_stride(dim + 3), head_stride(tokens.size() * token_stride + 5) {
+    data.resize(static_cast<std::size_t>(heads * head_stride));
+    for (std::int64_t g = 0; g < heads; ++g) {
+      for (std::int64_t t = 0; t < tokens.size(); ++t) {
+        for (std::int64_t d = 0; d < dim; ++d) {
+          data[static_cast<std::size_t>(g * head_stride + t * token_stride + d)] =
+              element<T>(layer, g, tokens.begin + t, d, key);
+        }
+      }
+    }
+  }
+  KvRowsView view() const { return {data.data(), head_stride, token_stride}; }
+
+  std::int64_t token_stride;
+  std::int64_t head_stride;
+  std::vector<T> data;
+};
+
+template <typename T>
+class HostKvStoreOf : public testing::Test {
+ protected:
+  static constexpr DType kDType = sizeof(T) == 4 ? DType::kFloat32 : DType::kBFloat16;
+  static constexpr HostKvShape kShape{
+      .num_layers = 2, .num_kv_heads = 3, .head_dim = 10, .dtype = kDType, .capacity = 100};
+
+  static void write(HostKvStore& store, std::int64_t layer, TokenRange tokens) {
+    const Rows<T> keys(layer, kShape.num_kv_heads, tokens, kShape.head_dim, true);
+    const Rows<T> values(layer, kShape.num_kv_heads, tokens, kShape.head_dim, false);
+    store.write(layer, tokens, keys.view(), values.view());
+  }
+
+  static void expect_read(const HostKvStore& store, std::int64_t layer, TokenRange tokens) {
+    const auto count =
+        static_cast<std::size_t>(kShape.num_kv_heads * tokens.size() * kShape.head_dim);
+    std::vector<T> keys(count);
+    std::vector<T> values(count);
+    store.read(layer, tokens, keys.data(), values.data());
+    std::size_t i = 0;
+    for (std::int64_t g = 0; g < kShape.num_kv_heads; ++g) {
+      for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
+        for (std::int64_t d = 0; d < kShape.head_dim; ++d, ++i) {
+          ASSERT_EQ(keys[i], element<T>(layer, g, t, d, true)) << "K head " << g << " token " << t;
+          ASSERT_EQ(values[i], element<T>(layer, g, t, d, false))
+              << "V head " << g << " token " << t;
+        }
+      }
+    }
+  }
+};
+
+using ElementTypes = testing::Types<std::uint16_t, std::uint32_t>;
+TYPED_TEST_SUITE(HostKvStoreOf, ElementTypes);
+
+TYPED_TEST(HostKvStoreOf, ReadsBackWhatWasWrittenForAnyRange) {
+  for (const TokenRange tokens : {TokenRange{0, 100},
+                                  TokenRange{0, 32},
+                                  TokenRange{5, 6},
+                                  TokenRange{31, 33},
+                                  TokenRange{40, 99},
+                                  TokenRange{64, 96}}) {
+    HostKvStore store(this->kShape);
+    this->write(store, 1, tokens);
+    this->expect_read(store, 1, tokens);
+  }
+}
+
+TYPED_TEST(HostKvStoreOf, WritingInRaggedPiecesEqualsWritingAtOnce) {
+  HostKvStore store(this->kShape);
+  std::int64_t begin = 0;
+  for (const std::int64_t size : {1, 30, 2, 33, 1, 33}) {
+    this->write(store, 0, {begin, begin + size});
+    this->write(store, 1, {begin, begin + size});
+    begin += size;
+  }
+  ASSERT_EQ(begin, 100);
+  this->expect_read(store, 0, {0, 100});
+  this->expect_read(store, 1, {0, 100});
+}
+
+TYPED_TEST(HostKvStoreOf, AWriteLeavesAllOtherTokensAlone) {
+  HostKvStore store(this->kShape);
+  this->write(store, 0, {0, 100});
+  this->write(store, 1, {0, 100});
+  const std::vector<TypeParam> zeros(1000, TypeParam{0});
+  const KvRowsView view{zeros.data(), 0, 0};
+  store.write(0, {33, 35}, view, view);
+  this->expect_read(store, 0, {0, 33});
+  this->expect_read(store, 0, {35, 100});
+  this->expect_read(store, 1, {0, 100});
+}
+
+TYPED_TEST(HostKvStoreOf, KeysLieDimensionMajorInBlocksOf32Tokens) {
+  HostKvStore store(this->kShape);
+  this->write(store, 1, {0, 100});
+  for (std::int64_t g = 0; g < this->kShape.num_kv_heads; ++g) {
+    const BlockedKeyView view = store.keys(1, g);
+    ASSERT_EQ(view.head_dim, this->kShape.head_dim);
+    ASSERT_EQ(view.capacity % kKeyBlockTokens, 0);
+    ASSERT_GE(view.capacity, 100);
+    const auto* data = static_cast<const TypeParam*>(view.data);
+    for (std::int64_t t = 0; t < 100; ++t) {
+      for (std::int64_t d = 0; d < view.head_dim; ++d) {
+        ASSERT_EQ(data[((t / 32) * view.head_dim + d) * 32 + t % 32],
+                  element<TypeParam>(1, g, t, d, true));
+      }
+    }
+  }
+}
+
+TYPED_TEST(HostKvStoreOf, ValuesLieRowAfterRow) {
+  HostKvStore store(this->kShape);
+  this->write(store, 1, {0, 100});
+  const RowView view = store.values(1, 2);
+  const auto* data = static_cast<const TypeParam*>(view.data);
+  for (std::int64_t t = 0; t < 100; ++t) {
+    ASSERT_EQ(data[t * view.head_dim + 4], element<TypeParam>(1, 2, t, 4, false));
+  }
+}
+
+TYPED_TEST(HostKvStoreOf, RequiredBytesCoverEveryHeadOfEveryLayer) {
+  // 100 tokens are rounded up to 128.
+  EXPECT_EQ(HostKvStore::required_bytes(this->kShape),
+            2 * 2 * 3 * 128 * 10 * static_cast<std::int64_t>(sizeof(TypeParam)));
+}
+
+constexpr HostKvShape kSmall{
+    .num_layers = 1, .num_kv_heads = 1, .head_dim = 4, .dtype = DType::kFloat32, .capacity = 32};
+
+TEST(HostKvStore, RejectsShapesThatAreNotPositive) {
+  for (const auto field : {&HostKvShape::num_layers,
+                           &HostKvShape::num_kv_heads,
+                           &HostKvShape::head_dim,
+                           &HostKvShape::capacity}) {
+    HostKvShape shape = kSmall;
+    shape.*field = 0;
+    EXPECT_THROW(HostKvStore{shape}, ConfigError);
+    EXPECT_THROW(HostKvStore::required_bytes(shape), ConfigError);
+  }
+}
+
+TEST(HostKvStore, RefusesMoreThanTheMachineCanAddress) {
+  HostKvShape shape = kSmall;
+  shape.capacity = std::int64_t{1} << 50;
+  EXPECT_THROW(HostKvStore{shape}, OutOfMemoryError);
+  shape.capacity = std::numeric_limits<std::int64_t>::max();
+  EXPECT_THROW(HostKvStore::required_bytes(shape), OutOfMemoryError);
+}
+
+TEST(HostKvStore, RejectsWhatLiesOutside) {
+  HostKvStore store(kSmall);
+  std::vector<float> rows(4 * 64);
+  const KvRowsView view{rows.data(), 0, 4};
+  EXPECT_THROW(store.write(1, {0, 1}, view, view), ConfigError);
+  EXPECT_THROW(store.write(-1, {0, 1}, view, view), ConfigError);
+  EXPECT_THROW(store.write(0, {-1, 1}, view, view), ConfigError);
+  EXPECT_THROW(store.write(0, {0, 33}, view, view), ConfigError);
+  EXPECT_THROW(store.write(0, {2, 1}, view, view), ConfigError);
+  EXPECT_THROW(store.read(0, {0, 33}, rows.data(), rows.data()), ConfigError);
+  EXPECT_THROW(static_cast<void>(store.keys(0, 1)), ConfigError);
+  EXPECT_THROW(static_cast<void>(store.values(2, 0)), ConfigError);
+}
+
+}  // namespace
+}  // namespace hybridgen
