@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options: what is accepted, how it is normalised, and what the refusals say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hybridgen import (
+    CheckpointError,
+    ConfigError,
+    CpuConfig,
+    KVConfig,
+    SamplingParams,
+    SchedulerConfig,
+    WeightConfig,
+)
+from hybridgen.config import parse_bytes
+
+ALL_CONFIGS = [KVConfig, SchedulerConfig, WeightConfig, CpuConfig, SamplingParams]
+
+
+@pytest.mark.parametrize("config_class", ALL_CONFIGS)
+def test_defaults_are_valid_frozen_and_survive_pickling(config_class: type[Any]) -> None:
+    config = config_class()
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert config_class(**dataclasses.asdict(config)) == config
+    first = dataclasses.fields(config)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config, first, None)
+
+
+@pytest.mark.parametrize("config_class", ALL_CONFIGS)
+def test_fields_are_keyword_only(config_class: type[Any]) -> None:
+    with pytest.raises(TypeError):
+        config_class("auto")
+
+
+@pytest.mark.parametrize(
+    ("config_class", "wrong", "meant"),
+    [
+        (KVConfig, "device_token", "device_tokens"),
+        (SchedulerConfig, "strategie", "strategy"),
+        (WeightConfig, "gpus", "gpu"),
+        (CpuConfig, "thread", "threads"),
+        (SamplingParams, "max_token", "max_tokens"),
+        (SamplingParams, "max_new_token", "max_new_tokens"),
+    ],
+)
+def test_unknown_names_are_answered_with_the_nearest(
+    config_class: type[Any], wrong: str, meant: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"unknown option '{wrong}'; did you mean '{meant}'"):
+        config_class(**{wrong: 1})
+
+
+@pytest.mark.parametrize(
+    ("config_class", "field", "value"),
+    [
+        (KVConfig, "device_tokens", -1),
+        (KVConfig, "device_tokens", 1.5),
+        (KVConfig, "device_tokens", math.nan),
+        (KVConfig, "device_tokens", True),
+        (KVConfig, "device_tokens", "all"),
+        (KVConfig, "device_tokens", None),
+        (KVConfig, "dram", 0),
+        (KVConfig, "dram", "12 parsecs"),
+        (KVConfig, "dram", "-1GiB"),
+        (KVConfig, "dram", 1.5),
+        (KVConfig, "dram", True),
+        (KVConfig, "cxl", "64GiB"),
+        (KVConfig, "cxl_node", 1),
+        (KVConfig, "placement", "interleaved"),
+        (KVConfig, "pin", 1),
+        (KVConfig, "pin", False),
+        (SchedulerConfig, "k", 0),
+        (SchedulerConfig, "k", -5),
+        (SchedulerConfig, "k", 1.0),
+        (SchedulerConfig, "k", 0.0),
+        (SchedulerConfig, "k", math.nan),
+        (SchedulerConfig, "k", True),
+        (SchedulerConfig, "k", "every"),
+        (SchedulerConfig, "strategy", "both"),
+        (SchedulerConfig, "k_min", "profile.json"),
+        (SchedulerConfig, "k_min", 32),
+        (SchedulerConfig, "k_max", 512),
+        (SchedulerConfig, "return_to_post", "estimate"),
+        (SchedulerConfig, "adapt_k", 1),
+        (WeightConfig, "gpu", 0.5),
+        (WeightConfig, "gpu", math.nan),
+        (CpuConfig, "threads", 0),
+        (CpuConfig, "threads", True),
+        (CpuConfig, "threads", 2.0),
+        (CpuConfig, "device_threads", "many"),
+        (CpuConfig, "numa", "bind"),
+        (CpuConfig, "isa", None),
+        (SamplingParams, "n", 0),
+        (SamplingParams, "temperature", -0.1),
+        (SamplingParams, "temperature", math.nan),
+        (SamplingParams, "temperature", math.inf),
+        (SamplingParams, "temperature", "hot"),
+        (SamplingParams, "top_p", 0.0),
+        (SamplingParams, "top_p", 1.1),
+        (SamplingParams, "top_k", -2),
+        (SamplingParams, "top_k", 2.5),
+        (SamplingParams, "min_p", 1.5),
+        (SamplingParams, "max_tokens", 0),
+        (SamplingParams, "min_tokens", -1),
+        (SamplingParams, "min_tokens", 17),
+        (SamplingParams, "stop", [""]),
+        (SamplingParams, "stop", 5),
+        (SamplingParams, "stop_token_ids", [-1]),
+        (SamplingParams, "stop_token_ids", "ab"),
+        (SamplingParams, "ignore_eos", "yes"),
+        (SamplingParams, "seed", -1),
+        (SamplingParams, "seed", 1 << 63),
+        (SamplingParams, "logprobs", -1),
+        (SamplingParams, "repetition_penalty", 0.0),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(
+    config_class: type[Any], field: str, value: object
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^\[{config_class.__name__}\] {field} .*allowed: "):
+        config_class(**{field: value})
+
+
+def test_one_token_and_the_whole_prompt_are_told_apart() -> None:
+    assert repr(KVConfig(device_tokens=1).device_tokens) == "1"
+    assert repr(KVConfig(device_tokens=1.0).device_tokens) == "1.0"
+
+
+def test_numbers_of_numpy_become_numbers_of_python() -> None:
+    assert type(KVConfig(device_tokens=np.int64(7)).device_tokens) is int
+    assert type(KVConfig(device_tokens=np.float32(0.5)).device_tokens) is float
+    assert type(SchedulerConfig(k=np.int32(7)).k) is int
+    assert type(SamplingParams(max_tokens=np.uint8(7)).max_tokens) is int
+    assert SamplingParams(stop_token_ids=np.array([4, 5])).stop_token_ids == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("64GiB", 64 << 30),
+        ("64 gib", 64 << 30),
+        ("500MB", 500_000_000),
+        ("1.5k", 1500),
+        ("2TiB", 2 << 40),
+        ("123", 123),
+        ("7B", 7),
+        (99, 99),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(text: object, size: int) -> None:
+    assert parse_bytes("test", "dram", text) == size
+
+
+def test_k_resolves_to_what_the_engine_takes() -> None:
+    assert SchedulerConfig().resolved_k == 128
+    assert SchedulerConfig(k=64).resolved_k == 64
+    assert SchedulerConfig(k=0.05).resolved_k == 0.05
+    assert SchedulerConfig(k="all").resolved_k is None
+
+
+def test_sampling_is_greedy_by_default() -> None:
+    assert SamplingParams().temperature == 0.0
+
+
+def test_the_names_of_transformers_are_understood() -> None:
+    assert SamplingParams(max_new_tokens=5).max_tokens == 5
+    assert SamplingParams(do_sample=True).temperature == 1.0
+    assert SamplingParams(do_sample=False).temperature == 0.0
+    assert SamplingParams(do_sample=True, temperature=0.7).temperature == 0.7
+
+
+@pytest.mark.parametrize(
+    "contradiction",
+    [
+        {"max_tokens": 3, "max_new_tokens": 4},
+        {"do_sample": False, "temperature": 0.7},
+        {"do_sample": True, "temperature": 0.0},
+    ],
+)
+def test_aliases_that_contradict_are_refused(contradiction: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"\[SamplingParams\]"):
+        SamplingParams(**contradiction)
+
+
+def test_minus_one_means_no_top_k() -> None:
+    assert SamplingParams(top_k=-1).top_k == 0
+
+
+def test_stop_takes_one_string_or_several() -> None:
+    assert SamplingParams(stop="ab").stop == ("ab",)
+    assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
+    assert SamplingParams(stop=None).stop == ()
+
+
+def test_replace_checks_again() -> None:
+    params = SamplingParams(max_tokens=4).replace(temperature=0.5)
+    assert (params.max_tokens, params.temperature) == (4, 0.5)
+    with pytest.raises(ConfigError):
+        params.replace(top_p=2.0)
+
+
+def _generation_config(folder: Path, **content: Any) -> Path:
+    (folder / "generation_config.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def test_a_generation_config_gives_the_model_authors_defaults(tmp_path: Path) -> None:
+    folder = _generation_config(
+        tmp_path, do_sample=True, temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.05
+    )
+    params = SamplingParams.from_pretrained(folder, max_tokens=9)
+    assert (params.temperature, params.top_p, params.top_k) == (0.7, 0.8, 20)
+    assert (params.repetition_penalty, params.max_tokens) == (1.05, 9)
+
+
+def test_a_generation_config_without_do_sample_is_greedy(tmp_path: Path) -> None:
+    params = SamplingParams.from_pretrained(_generation_config(tmp_path, temperature=0.7))
+    assert params == SamplingParams()
+
+
+def test_overrides_may_use_either_name(tmp_path: Path) -> None:
+    folder = _generation_config(tmp_path, do_sample=True, temperature=0.7, max_new_tokens=50)
+    assert SamplingParams.from_pretrained(folder, max_new_tokens=4).max_tokens == 4
+    assert SamplingParams.from_pretrained(folder, do_sample=False).temperature == 0.0
+
+
+def test_a_generation_config_that_asks_for_beams_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="num_beams"):
+        SamplingParams.from_pretrained(_generation_config(tmp_path, num_beams=4))
+
+
+def test_a_missing_generation_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"generation_config\.json"):
+        SamplingParams.from_pretrained(tmp_path)

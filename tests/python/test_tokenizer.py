@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Streaming text: pieces add up to the whole, characters stay whole, stop strings cut."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from conftest import TEXTS
+from hybridgen import CheckpointError
+from hybridgen.tokenizer import Detokenizer, StopMatcher, load_tokenizer, vocabulary_size
+
+
+def pieces_of(tokenizer: Any, prompt: list[int], ids: list[int]) -> list[str]:
+    detokenizer = Detokenizer(tokenizer, prompt)
+    return [*(detokenizer.push(i) for i in ids), detokenizer.flush()]
+
+
+@pytest.fixture(scope="module")
+def spaced_tokenizer() -> PreTrainedTokenizerFast:
+    """Like sentencepiece: a space belongs to the word after it, and decoding drops the first."""
+    words = ["<unk>", "▁one", "▁two", "▁three", "s", "!"]
+    model = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+@given(text=st.text(max_size=40))
+def test_pieces_add_up_to_the_decoded_text(tokenizer: Any, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert "".join(pieces_of(tokenizer, [], ids)) == text
+
+
+@given(data=st.data())
+def test_text_split_into_single_bytes_comes_in_whole_characters(
+    tokenizer: Any, data: st.DataObject
+) -> None:
+    text = data.draw(st.text(alphabet="añ東🙂 ", min_size=1, max_size=12))
+    alphabet = tokenizer.get_vocab()
+    # The byte-level alphabet writes each byte as one character of its own.
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    ids = [alphabet[c] for c, _ in _bytes_of(letters, text)]
+    pieces = pieces_of(tokenizer, [], ids)
+    assert "".join(pieces) == text
+    assert all("\ufffd" not in piece for piece in pieces)
+
+
+def _bytes_of(letters: Any, text: str) -> list[tuple[str, Any]]:
+    return [(c, None) for word, _ in letters.pre_tokenize_str(text) for c in word]
+
+
+@given(ids=st.lists(st.integers(3, 258), max_size=24))
+def test_bytes_that_are_no_text_end_as_replacement_characters(
+    tokenizer: Any, ids: list[int]
+) -> None:
+    assert "".join(pieces_of(tokenizer, [], ids)) == tokenizer.decode(ids)
+
+
+def test_an_unfinished_character_is_held_back_until_the_end(tokenizer: Any) -> None:
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet = tokenizer.get_vocab()
+    ids = [alphabet[c] for c, _ in _bytes_of(letters, "🙂")]
+    assert pieces_of(tokenizer, [], ids) == ["", "", "", "🙂", ""]
+    assert pieces_of(tokenizer, [], ids[:3]) == ["", "", "", "\ufffd"]
+
+
+def test_the_space_before_the_first_new_word_is_kept(spaced_tokenizer: Any) -> None:
+    ids = [1, 2, 4, 5, 3]
+    assert spaced_tokenizer.decode([2]) == "two"
+    for cut in range(1, len(ids)):
+        pieces = pieces_of(spaced_tokenizer, ids[:cut], ids[cut:])
+        whole, prompt = spaced_tokenizer.decode(ids), spaced_tokenizer.decode(ids[:cut])
+        assert "".join(pieces) == whole[len(prompt) :]
+
+
+def test_special_tokens_are_left_out_unless_wanted(tokenizer: Any) -> None:
+    ids = [*tokenizer.encode("fox"), tokenizer.eos_token_id]
+    assert "".join(pieces_of(tokenizer, [], ids)) == "fox"
+    kept = Detokenizer(tokenizer, [], skip_special_tokens=False)
+    assert "".join([*(kept.push(i) for i in ids), kept.flush()]) == "fox</s>"
+
+
+def cut_at_once(text: str, stops: tuple[str, ...]) -> str:
+    """Return the text before the first stop string: what any streaming must add up to."""
+    hits = [text.find(stop) for stop in stops if stop in text]
+    return text[: min(hits)] if hits else text
+
+
+@given(
+    text=st.text(alphabet="ab\n", max_size=24),
+    stops=st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), max_size=3),
+    data=st.data(),
+)
+def test_a_stream_is_cut_where_the_whole_text_would_be(
+    text: str, stops: list[str], data: st.DataObject
+) -> None:
+    matcher = StopMatcher(tuple(stops))
+    out, ended = "", False
+    rest = text
+    while rest and not ended:
+        size = data.draw(st.integers(1, len(rest)))
+        piece, stop = matcher.push(rest[:size])
+        rest = rest[size:]
+        out += piece
+        ended = stop is not None
+        assert cut_at_once(text, tuple(stops)).startswith(out) or ended
+    out += matcher.flush()
+    first = min((text.find(s) + len(s) for s in stops if s in text), default=None)
+    assert ended == (first is not None)
+    if not ended:
+        assert out == text
+    else:
+        # With several stop strings in one piece the earliest counts; piece by piece, the first
+        # that is complete.
+        assert text.startswith(out)
+        assert any(text[len(out) :].startswith(stop) for stop in stops)
+        assert not any(stop in out for stop in stops)
+
+
+def test_what_may_become_a_stop_string_is_held_back() -> None:
+    matcher = StopMatcher(("###",))
+    assert matcher.push("text #") == ("text ", None)
+    assert matcher.push("#") == ("", None)
+    assert matcher.push("1") == ("##1", None)
+    assert matcher.push("##") == ("", None)
+    assert matcher.push("#") == ("", "###")
+
+
+def test_the_held_text_comes_out_at_the_end() -> None:
+    matcher = StopMatcher(("###",))
+    matcher.push("a##")
+    assert matcher.flush() == "##"
+
+
+def test_an_unarmed_matcher_lets_stop_strings_pass() -> None:
+    matcher = StopMatcher(("stop",))
+    assert matcher.push("stop", armed=False) == ("stop", None)
+    assert matcher.push(" stop") == (" ", "stop")
+
+
+def test_a_folder_without_a_tokenizer_has_none(tmp_path: Path) -> None:
+    assert load_tokenizer(tmp_path) is None
+
+
+def test_a_broken_tokenizer_is_an_error_not_an_absence(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}), encoding="utf-8"
+    )
+    with pytest.raises(CheckpointError, match="cannot load the tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_saved_tokenizer_is_loaded(tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.encode(TEXTS[1]) == tokenizer.encode(TEXTS[1])
+    assert vocabulary_size(loaded) == len(tokenizer)
