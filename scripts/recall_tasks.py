@@ -338,8 +338,7 @@ def _make_local_sequence(
     room = length - 1 - 2 * num_records - 5 * num_queries
     if room < 0:
         raise ValueError(
-            f"{num_records} records and {num_queries} local queries do not fit into "
-            f"{length} tokens"
+            f"{num_records} records and {num_queries} local queries do not fit into {length} tokens"
         )
     items: list[list[int]] = [[key, rng.choice(vocabulary.values)] for key in keys[num_queries:]]
     nearest, farthest = TASKS["local"].buckets[0]
