@@ -130,6 +130,7 @@ struct Engine::Impl {
   std::deque<Request*> waiting;
   Request* prefilling = nullptr;
   std::vector<Request*> running;
+  std::vector<Request*> stepped;  ///< those of the current step
   std::vector<std::unique_ptr<MicroBatch>> batches;
   bool batches_stale = true;
   std::int64_t next_id = 0;
@@ -367,7 +368,8 @@ void Engine::Impl::decode(std::vector<TokenEvent>& events) {
     throw;
   }
   const double step_s = seconds_since(begin_ns);
-  const std::vector<Request*> stepped = running;
+  stepped = running;  // a request that ends leaves `running`
+  events.reserve(stepped.size());
   std::size_t next = 0;
   std::exception_ptr error;
   for (const auto& batch : batches) {

@@ -132,7 +132,7 @@ void DecodePipeline::begin_step(MicroBatch& batch) {
     make_room(request);
     request.tokens.append(1);
     positions[row] = request.tokens.num_tokens() - 1;
-    const std::int64_t slot = request.resident.append_slot();
+    [[maybe_unused]] const std::int64_t slot = request.resident.append_slot();
     AttentionItem& item = batch.items[row];
     item.row = static_cast<std::int64_t>(row);
     item.first_slot = request.resident.first_slot();

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+// Admission, bad input and accounting of the engine.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "hybridgen/core/error.h"
+#include "hybridgen/pipeline/resident_cache.h"
+#include "support/tiny_model.h"
+
+namespace hybridgen {
+namespace {
+
+using testing::generate;
+using testing::prompt;
+using testing::tiny_model;
+
+template <typename Exception, typename Function>
+void expect_error(const Function& function, const std::vector<std::string>& parts) {
+  try {
+    function();
+    ADD_FAILURE() << "nothing was thrown";
+  } catch (const Exception& error) {
+    for (const std::string& part : parts) {
+      EXPECT_NE(std::string(error.what()).find(part), std::string::npos)
+          << "'" << part << "' is not in: " << error.what();
+    }
+  }
+}
+
+SamplingOptions tokens(int count) {
+  SamplingOptions sampling;
+  sampling.max_tokens = count;
+  return sampling;
+}
+
+TEST(EngineInput, IsRefusedWithTheWayOutAndTheEngineStaysUsable) {
+  Engine engine(tiny_model(), testing::options("full"));
+  const auto expected = generate(engine, {prompt(20)}, 5);
+  expect_error<ConfigError>([&] { engine.add({}, tokens(4)); }, {"[add request]", "empty"});
+  expect_error<ConfigError>([&] { engine.add({3, 61}, tokens(4)); },
+                            {"[add request]", "61", "0 to 60"});
+  expect_error<ConfigError>([&] { engine.add({-1}, tokens(4)); }, {"-1", "0 to 60"});
+  expect_error<ConfigError>([&] { engine.add(prompt(257), tokens(4)); },
+                            {"257", "at most 256", "max_model_len"});
+  expect_error<ConfigError>([&] { engine.add(prompt(4), tokens(4), {}, -1); },
+                            {"decode_prompt_tokens", "-1"});
+  expect_error<ConfigError>([&] { engine.finish(12345, "stop"); }, {"12345"});
+  EXPECT_FALSE(engine.has_work());
+  EXPECT_EQ(generate(engine, {prompt(20)}, 5), expected);
+}
+
+TEST(EngineOptionsInput, UnknownNamesSuggestTheNearest) {
+  const auto build = [](const auto& change) {
+    EngineOptions options = testing::options("hybridgen");
+    change(options);
+    Engine engine(tiny_model(), options);
+  };
+  expect_error<ConfigError>([&] { build([](EngineOptions& o) { o.method = "hybridgne"; }); },
+                            {"hybridgne", "did you mean 'hybridgen'", "full"});
+  expect_error<ConfigError>([&] { build([](EngineOptions& o) { o.selector = "topq"; }); },
+                            {"topq", "topk"});
+  expect_error<ConfigError>([&] { build([](EngineOptions& o) { o.selector = "sinks_recent"; }); },
+                            {"sinks_recent", "post", "topk"});
+  expect_error<ConfigError>([&] { build([](EngineOptions& o) { o.device_tokens.count = -1; }); },
+                            {"device_tokens", "-1"});
+  expect_error<ConfigError>([&] { build([](EngineOptions& o) { o.isa = "mmx"; }); }, {"mmx"});
+  expect_error<ConfigError>([&] { build([](EngineOptions& o) { o.max_model_len = 257; }); },
+                            {"257", "1 to 256"});
+}
+
+TEST(TokenCountInput, RefusesCountsBelowOneAndSharesOutsideTheOpenInterval) {
+  expect_error<ConfigError>([] { TokenCount::count(0); }, {"k is 0", "all"});
+  expect_error<ConfigError>([] { TokenCount::share(1.0); }, {"k is 1"});
+  expect_error<ConfigError>([] { TokenCount::share(-0.5); }, {"k is -0.5"});
+}
+
+TEST(TokenCountSetting, ResolvesToAtLeastOneAndAtMostWhatIsThere) {
+  EXPECT_EQ(TokenCount::count(128).resolve(40), 40);
+  EXPECT_EQ(TokenCount::count(128).resolve(0), 0);
+  EXPECT_EQ(TokenCount::share(0.05).resolve(100), 5);
+  EXPECT_EQ(TokenCount::share(0.05).resolve(3), 1);
+  EXPECT_EQ(TokenCount::all().resolve(77), 77);
+}
+
+TEST(EngineMemory, ARequestThatCanNeverFitNamesTierNeedAndNearestSetting) {
+  EngineOptions options = testing::options("full");
+  options.device_bytes = 64 << 10;
+  Engine full(tiny_model(), options);
+  expect_error<OutOfMemoryError>([&] { full.add(prompt(200), tokens(20)); },
+                                 {"device", "64.0 KiB", "hybridgen", "device_tokens="});
+  generate(full, {prompt(10)}, 4);  // what fits still runs
+
+  options = testing::options("hybridgen");
+  options.device_tokens.count = 4;
+  options.dram_bytes = 40 << 10;
+  Engine hybrid(tiny_model(), options);
+  expect_error<OutOfMemoryError>([&] { hybrid.add(prompt(200), tokens(20)); },
+                                 {"dram", "40.0 KiB", "KVConfig(dram="});
+  generate(hybrid, {prompt(6)}, 2);
+}
+
+TEST(EngineMemory, RequestsWaitForRoomAndGiveItBack) {
+  EngineOptions options = testing::options("full");
+  const ModelConfig config = testing::tiny_config();
+  const std::int64_t one =
+      ResidentCache::required_bytes(config, DType::kFloat32, ResidentCache::capacity_for(30, 30));
+  options.device_bytes = 2 * one;
+  Engine engine(tiny_model(), options);
+  const auto outputs = generate(
+      engine, {prompt(20, 1), prompt(20, 2), prompt(20, 3), prompt(20, 4), prompt(20, 5)}, 10);
+  for (const auto& output : outputs) {
+    EXPECT_EQ(output.tokens.size(), 10U);
+  }
+  EXPECT_EQ(engine.memory().front().used_bytes, 0);
+}
+
+TEST(EngineMemory, AutomaticWindowsTakeWhatFits) {
+  EngineOptions options = testing::options("hybridgen");
+  const ModelConfig config = testing::tiny_config();
+  options.device_bytes = ResidentCache::required_bytes(config, DType::kFloat32, 100);
+  options.query = QueryMode::kExact;
+  options.k = TokenCount::all();
+  Engine engine(tiny_model(), options);
+  const std::int64_t id = engine.add(prompt(120), tokens(10));
+  while (engine.has_work()) {
+    engine.step();
+  }
+  const RequestStatistics statistics = engine.request_statistics(id);
+  EXPECT_GT(statistics.offloaded_tokens, 0);
+  EXPECT_GT(statistics.resident_tokens, 0);
+  EXPECT_EQ(statistics.offloaded_tokens + statistics.resident_tokens, 129);
+}
+
+TEST(EngineStatistics, CountTheBytesOfEachLinkByTheFormulas) {
+  EngineOptions options = testing::options("hybridgen");
+  options.device_tokens.count = 10;
+  options.k = TokenCount::count(5);
+  options.strategy = SelectionStrategy::kPreQkt;  // all heads share positions: unions of 5 rows
+  options.query = QueryMode::kExact;
+  Engine engine(tiny_model(), options);
+  generate(engine, {prompt(50)}, 5);  // one token from prefill, four decode steps
+  const PipelineStatistics statistics = engine.run_statistics().pipeline;
+  const std::int64_t layers = 4, heads = 4, groups = 2, head_dim = 16, e = 4, k = 5;
+  EXPECT_EQ(statistics.decode_steps, 4);
+  EXPECT_EQ(statistics.d2h_bytes, 4 * layers * heads * head_dim * e);
+  EXPECT_EQ(statistics.h2d_bytes, 4 * layers * (heads * k * (4 + 4) + groups * k * head_dim * e));
+  EXPECT_EQ(statistics.host_key_bytes, 4 * layers * groups * k * head_dim * e);
+  EXPECT_EQ(statistics.host_value_bytes, 4 * layers * groups * k * head_dim * e);
+  // Prefill leaves 10 of 50 on the device, then one token leaves per step.
+  EXPECT_EQ(statistics.evicted_bytes, (40 + 4) * layers * 2 * groups * head_dim * e);
+}
+
+TEST(EngineStatistics, PostQktReadsAllOffloadedKeys) {
+  EngineOptions options = testing::options("hybridgen");
+  options.device_tokens.count = 10;
+  options.k = TokenCount::count(5);
+  options.query = QueryMode::kExact;
+  Engine engine(tiny_model(), options);
+  generate(engine, {prompt(50)}, 5);
+  const std::int64_t scanned = 41 + 42 + 43 + 44;  // n_c of the four steps
+  EXPECT_EQ(engine.run_statistics().pipeline.host_key_bytes, scanned * 4 * 2 * 16 * 4);
+}
+
+TEST(EngineRequests, EndAtStopTokensAtTheirLengthAndOnDemand) {
+  Engine engine(tiny_model(), testing::options("full"));
+  const auto expected = generate(engine, {prompt(20)}, 6).front().tokens;
+  SamplingOptions sampling = tokens(6);
+  sampling.stop_token_ids = {expected[2]};
+  const std::int64_t id = engine.add(prompt(20), sampling);
+  std::vector<TokenEvent> events;
+  while (engine.has_work()) {
+    for (auto& event : engine.step()) {
+      events.push_back(event);
+    }
+  }
+  const auto first = static_cast<std::size_t>(
+      std::find(expected.begin(), expected.end(), expected[2]) - expected.begin());
+  ASSERT_EQ(events.size(), first + 1);
+  EXPECT_EQ(events.back().finish_reason, "stop");
+  EXPECT_EQ(engine.request_statistics(id).finish_reason, "stop");
+
+  const std::int64_t aborted = engine.add(prompt(20), tokens(50));
+  engine.step();
+  engine.finish(aborted, "abort");
+  EXPECT_FALSE(engine.has_work());
+  EXPECT_EQ(engine.request_statistics(aborted).finish_reason, "abort");
+  engine.release(aborted);
+  EXPECT_THROW(engine.request_statistics(aborted), ConfigError);
+}
+
+TEST(EngineRequests, AllPositionsOfTheModelCanBeUsed) {
+  Engine engine(tiny_model(), testing::options("full"));
+  EXPECT_EQ(generate(engine, {prompt(250)}, 100).front().tokens.size(), 7U);
+  EXPECT_EQ(generate(engine, {prompt(256)}, 100).front().tokens.size(), 1U);
+}
+
+TEST(EngineScoring, ForcedTokensGetTheLogprobsOfSampledOnes) {
+  Engine engine(tiny_model(), testing::options("full"));
+  const auto generated = generate(engine, {prompt(20)}, 6).front();
+  engine.add(prompt(20), tokens(1), generated.tokens, 1);
+  std::vector<float> logprobs;
+  while (engine.has_work()) {
+    for (const TokenEvent& event : engine.step()) {
+      EXPECT_TRUE(event.is_greedy);
+      logprobs.push_back(event.logprob);
+    }
+  }
+  ASSERT_EQ(logprobs.size(), 6U);
+  for (std::size_t i = 0; i < 6; ++i) {
+    EXPECT_NEAR(logprobs[i], generated.logprobs[i], 1e-4F);
+  }
+}
+
+}  // namespace
+}  // namespace hybridgen

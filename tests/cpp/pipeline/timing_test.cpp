@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+// Results do not depend on when the two stages run; steady state allocates nothing; errors of host
+// jobs reach the caller and leave the engine usable.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <limits>
+#include <new>
+
+#include "hybridgen/core/error.h"
+#include "support/tiny_model.h"
+
+namespace {
+
+std::atomic<bool> counting{false};
+std::atomic<std::int64_t> allocations{0};
+
+void* counted(std::size_t size) {
+  if (counting.load(std::memory_order_relaxed)) {
+    allocations.fetch_add(1, std::memory_order_relaxed);
+  }
+  if (void* memory = std::malloc(size)) {
+    return memory;
+  }
+  throw std::bad_alloc();
+}
+
+}  // namespace
+
+// Replaced for the whole program, so that the workers and the driver are counted too.
+void* operator new(std::size_t size) { return counted(size); }
+void* operator new[](std::size_t size) { return counted(size); }
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete[](void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t /*size*/) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::size_t /*size*/) noexcept { std::free(memory); }
+
+namespace hybridgen {
+namespace {
+
+using testing::generate;
+using testing::ragged_prompts;
+using testing::tiny_model;
+
+EngineOptions speculative() {
+  EngineOptions options = testing::options("hybridgen");
+  options.device_tokens.count = 9;
+  options.k = TokenCount::count(6);
+  return options;
+}
+
+TEST(Timing, RandomDelaysInBothStagesChangeNoBit) {
+  for (const QueryMode query : {QueryMode::kExact, QueryMode::kSpeculative, QueryMode::kRescore}) {
+    EngineOptions options = speculative();
+    options.query = query;
+    options.test.synchronous = true;
+    Engine synchronous(tiny_model(), options);
+    const auto expected = generate(synchronous, ragged_prompts(), 8);
+    options.test.synchronous = false;
+    options.test.random_delay_us = 200;
+    options.threads = 3;
+    options.micro_batch = 2;
+    Engine delayed(tiny_model(), options);
+    EXPECT_EQ(generate(delayed, ragged_prompts(), 8), expected);
+  }
+}
+
+TEST(Timing, WaitingForEachHostJobChangesNoBit) {
+  EngineOptions options = speculative();
+  Engine overlapped(tiny_model(), options);
+  options.test.synchronous = true;
+  Engine synchronous(tiny_model(), options);
+  EXPECT_EQ(generate(overlapped, ragged_prompts(), 8), generate(synchronous, ragged_prompts(), 8));
+}
+
+TEST(SteadyState, ADecodeStepDoesNotAllocate) {
+  for (const char* method : {"full", "hybridgen"}) {
+    EngineOptions options = speculative();
+    options.method = method;
+    Engine engine(tiny_model(), options);
+    SamplingOptions sampling;
+    sampling.max_tokens = 60;
+    engine.add(testing::prompt(40), sampling);
+    engine.add(testing::prompt(70), sampling);
+    for (int warm_up = 0; warm_up < 10; ++warm_up) {
+      engine.step();
+    }
+    allocations = 0;
+    counting = true;
+    std::size_t tokens = 0;
+    for (int step = 0; step < 20; ++step) {
+      tokens += engine.step().size();
+    }
+    counting = false;
+    ASSERT_EQ(tokens, 40U);
+    // One allocation a step is the vector of events that step() returns.
+    EXPECT_EQ(allocations.load(), 20) << method;
+  }
+}
+
+TEST(Errors, NaNLogitsOfAHostJobNameLayerAndHeadAndLeaveTheEngineUsable) {
+  const auto model = tiny_model();
+  Engine engine(model, speculative());
+  const auto expected = generate(engine, {testing::prompt(40)}, 8);
+  at::Tensor weight = model->weights().layers[3].query_weight;
+  const at::Tensor saved = weight.clone();
+  SamplingOptions sampling;
+  sampling.max_tokens = 8;
+  engine.add(testing::prompt(40), sampling, {}, 4);
+  engine.step();  // prefill
+  weight.fill_(std::numeric_limits<double>::quiet_NaN());
+  try {
+    while (engine.has_work()) {
+      engine.step();
+    }
+    FAIL() << "NaN logits went unnoticed";
+  } catch (const NumericError& error) {
+    EXPECT_NE(std::string(error.what()).find("layer 3"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("head"), std::string::npos) << error.what();
+  }
+  EXPECT_FALSE(engine.has_work());
+  weight.copy_(saved);
+  EXPECT_EQ(generate(engine, {testing::prompt(40)}, 8), expected);
+}
+
+}  // namespace
+}  // namespace hybridgen

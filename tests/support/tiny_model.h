@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// A small grouped-query model with random weights, and a few lines to run it.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "hybridgen/engine/engine.h"
+
+namespace hybridgen::testing {
+
+inline ModelConfig tiny_config() {
+  ModelConfig config;
+  config.num_layers = 4;
+  config.hidden_size = 32;
+  config.num_heads = 4;
+  config.num_kv_heads = 2;
+  config.head_dim = 16;
+  config.ffn_size = 48;
+  config.vocab_size = 61;
+  config.max_positions = 256;
+  config.embedding_size = 32;
+  return config;
+}
+
+inline std::shared_ptr<DecoderModel> tiny_model(const ModelConfig& config = tiny_config()) {
+  auto model = std::make_shared<DecoderModel>(config, DType::kFloat32, "cpu");
+  model->weights().load_dummy(7);
+  // Dummy weights of std 0.02 make nearly uniform attention; larger ones make wrong tokens matter.
+  for (LayerWeights& layer : model->weights().layers) {
+    layer.qkv_weight.mul_(20.0);
+    layer.output_weight.mul_(10.0);
+    layer.up_weight.mul_(5.0);
+    layer.down_weight.mul_(5.0);
+  }
+  model->weights().embed_tokens.mul_(20.0);
+  return model;
+}
+
+/// A prompt of `length` tokens that depends on `seed` only.
+inline std::vector<std::int64_t> prompt(std::int64_t length, std::uint64_t seed = 1) {
+  std::vector<std::int64_t> tokens;
+  std::uint64_t state = seed * 0x9E3779B97F4A7C15ULL + 1;
+  for (std::int64_t i = 0; i < length; ++i) {
+    state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+    tokens.push_back(static_cast<std::int64_t>((state >> 33U) % 61U));
+  }
+  return tokens;
+}
+
+struct Generated {
+  std::vector<std::int64_t> tokens;
+  std::vector<float> logprobs;
+  friend bool operator==(const Generated&, const Generated&) = default;
+};
+
+/// Greedy continuation of every prompt by `count` tokens, all requests in one engine.
+inline std::vector<Generated> generate(Engine& engine,
+                                       const std::vector<std::vector<std::int64_t>>& prompts,
+                                       int count) {
+  SamplingOptions sampling;
+  sampling.max_tokens = count;
+  std::map<std::int64_t, std::size_t> index;
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    index[engine.add(prompts[i], sampling)] = i;
+  }
+  std::vector<Generated> outputs(prompts.size());
+  while (engine.has_work()) {
+    for (const TokenEvent& event : engine.step()) {
+      Generated& output = outputs[index.at(event.request_id)];
+      output.tokens.push_back(event.token_id);
+      output.logprobs.push_back(event.logprob);
+    }
+  }
+  return outputs;
+}
+
+inline EngineOptions options(const std::string& method) {
+  EngineOptions result;
+  result.method = method;
+  result.threads = method == "full" ? 0 : 1;
+  result.device_threads = 1;
+  result.dram_bytes = std::int64_t{1} << 30;
+  result.device_bytes = std::int64_t{1} << 30;
+  return result;
+}
+
+inline std::vector<std::vector<std::int64_t>> ragged_prompts() {
+  return {prompt(70, 1), prompt(33, 2), prompt(5, 3), prompt(90, 4), prompt(1, 5)};
+}
+
+}  // namespace hybridgen::testing
