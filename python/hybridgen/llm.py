@@ -172,6 +172,7 @@ class LLM:
             # Embeddings are padded to a round number of rows; the padding means nothing.
             size = vocabulary_size(self.tokenizer)
             self._valid_vocab = size if 0 < size < loaded.config["vocab_size"] else 0
+        self._last_id = loaded.config["vocab_size"] - 1
         self._num_requests = 0
         self._tracing = False
         self._loop = EngineLoop(_core.Engine(loaded.model, options))
@@ -516,7 +517,7 @@ class LLM:
         if hasattr(prompt, "tolist"):
             prompt = prompt.tolist()
         if isinstance(prompt, list | tuple) and (not prompt or _is_ids(prompt)):
-            return None, [int(token) for token in prompt]
+            return None, [as_int("generate", "a token id", i, 0, self._last_id) for i in prompt]
         raise ConfigError(
             f"[generate] a prompt is {_brief(prompt)}; allowed: a string, a list of token ids, or "
             "a dict with prompt or prompt_token_ids"

@@ -88,6 +88,8 @@ class Detokenizer:
         return text
 
     def _new_text(self) -> str:
+        if self._read == len(self._ids):
+            return ""
         before = self._decode(self._ids[self._prefix : self._read])
         after = self._decode(self._ids[self._prefix :])
         # They share a start; a prompt that ends inside of a character is where it may differ.
