@@ -12,7 +12,7 @@ import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, dataclass_transform
 
 from .errors import ConfigError
@@ -37,24 +37,17 @@ def check_keywords(
     operation: str,
     *,
     homes: dict[str, str] | None = None,
-    aliases: Collection[str] = (),
 ) -> Callable[..., T]:
     """Wrap a function so that an unknown keyword raises ConfigError with a suggestion.
 
     Parameters
     ----------
     function : callable
-        Must accept ``**aliases`` itself if there are any.
+        Its signature says what is known.
     homes : dict[str, str], optional
         Keywords that belong elsewhere, and how to write them there.
-    aliases : collection of str
-        Further keywords that are let through.
     """
-    known = [
-        p.name for p in inspect.signature(function).parameters.values() if p.kind != p.VAR_KEYWORD
-    ]
-    known = [name for name in known if name != "self"]
-    known += aliases
+    known = [name for name in inspect.signature(function).parameters if name != "self"]
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> T:

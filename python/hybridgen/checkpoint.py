@@ -345,7 +345,10 @@ def _load_weights(model: Any, family: Family, config: dict[str, Any], shards: li
         with open_weights(shard.file) as opened:
             absent = (shard.names or frozenset()) - opened.names
             lost += [f"{name} (in {shard.file.name})" for name in absent]
-            present.update(dict.fromkeys(opened.names, shard.file))
+            # A tensor that is in two files is read from the one the index names.
+            for name in opened.names:
+                if shard.names is None or name in shard.names or name not in present:
+                    present[name] = shard.file
     if lost:
         raise CheckpointError(
             f"[load_model] the index names tensors that are not in their file: {_list(lost)}; "

@@ -27,7 +27,7 @@ class RequestMetrics:
     prefill_s, decode_s : float
         Time in each phase, shared steps of a batch counted in full.
     decode_steps : int
-        Steps this request took part in.
+        Steps it took part in, summed over its texts.
     k : int
         Offloaded tokens attended to per head in the last step.
     strategy : str
@@ -67,7 +67,7 @@ class RequestMetrics:
             ttft_s=min(p.ttft_s for p in parts),
             prefill_s=sum(p.prefill_s for p in parts),
             decode_s=max(p.decode_s for p in parts),
-            decode_steps=max(p.decode_steps for p in parts),
+            decode_steps=sum(p.decode_steps for p in parts),
         )
 
     @property
@@ -77,8 +77,8 @@ class RequestMetrics:
 
     @property
     def decode_tps(self) -> float:
-        """New tokens per second of decode; the first one comes from the prefill."""
-        return _rate(max(self.generated_tokens - 1, 0), self.decode_s)
+        """Tokens per second of decode: one per step; the first comes from the prefill."""
+        return _rate(self.decode_steps, self.decode_s)
 
 
 @dataclass

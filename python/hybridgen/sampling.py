@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import numbers
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
-from ._checks import as_bool, as_float, as_int, check_keywords, options_class
+from ._checks import as_bool, as_float, as_int, options_class
 from .errors import CheckpointError, ConfigError
 
 _MAX_INT64 = (1 << 63) - 1
@@ -99,8 +100,11 @@ class SamplingParams:
     logprobs: int | None = None
     repetition_penalty: float = 1.0
     skip_special_tokens: bool = True
+    # Translated before the dataclass sees them, see _apply_aliases; here for type checkers.
+    max_new_tokens: dataclasses.InitVar[int | None] = None
+    do_sample: dataclasses.InitVar[bool | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, max_new_tokens: int | None, do_sample: bool | None) -> None:
         name = "SamplingParams"
 
         def put(field: str, value: object) -> None:
@@ -251,16 +255,16 @@ def _stop_ids(operation: str, value: object) -> tuple[int, ...]:
 def _apply_aliases(init: Any) -> Any:
     """Translate ``max_new_tokens`` and ``do_sample`` before the dataclass sees them."""
 
+    @functools.wraps(init)
     def with_aliases(self: SamplingParams, **fields: Any) -> None:
-        if "max_new_tokens" in fields:
-            limit = fields.pop("max_new_tokens")
-            if fields.setdefault("max_tokens", limit) != limit:
-                raise ConfigError(
-                    f"[SamplingParams] max_tokens is {fields['max_tokens']!r} and max_new_tokens "
-                    f"is {limit!r}; they mean the same, so give one of them"
-                )
-        if "do_sample" in fields:
-            do_sample = as_bool("SamplingParams", "do_sample", fields.pop("do_sample"))
+        limit, do_sample = fields.pop("max_new_tokens", None), fields.pop("do_sample", None)
+        if limit is not None and fields.setdefault("max_tokens", limit) != limit:
+            raise ConfigError(
+                f"[SamplingParams] max_tokens is {fields['max_tokens']!r} and max_new_tokens is "
+                f"{limit!r}; they mean the same, so give one of them"
+            )
+        if do_sample is not None:
+            do_sample = as_bool("SamplingParams", "do_sample", do_sample)
             temperature = fields.setdefault("temperature", 1.0 if do_sample else 0.0)
             if do_sample == (temperature == 0):
                 raise ConfigError(
@@ -269,12 +273,7 @@ def _apply_aliases(init: Any) -> Any:
                 )
         init(self, **fields)
 
-    with_aliases.__wrapped__ = init  # type: ignore[attr-defined]
     return with_aliases
 
 
-SamplingParams.__init__ = check_keywords(  # type: ignore[method-assign]
-    _apply_aliases(SamplingParams.__init__),
-    "SamplingParams",
-    aliases=("max_new_tokens", "do_sample"),
-)
+SamplingParams.__init__ = _apply_aliases(SamplingParams.__init__)  # type: ignore[method-assign]

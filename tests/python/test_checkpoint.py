@@ -123,7 +123,7 @@ def test_pickled_shards_are_the_same_model(
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, part in enumerate((names[:20], names[20:])):
         file = f"pytorch_model-{i}.bin"
         torch.save({name: tensors[name] for name in part}, folder / file)
@@ -344,6 +344,17 @@ def test_links_of_a_hub_snapshot_are_followed(
     for i, file in enumerate(sorted(folder.iterdir())):
         file.rename(blobs / str(i))
         file.symlink_to(Path("..") / "blobs" / str(i))
+    assert same(recorded(folder), recorded(checkpoint("llama")))
+
+
+def test_a_tensor_in_two_shards_is_read_where_the_index_says(
+    checkpoint: Checkpoint, copy_of: Copy, recorded: Any
+) -> None:
+    folder = copy_of(checkpoint("llama", max_shard_size="20KB"))
+    for file in sorted(folder.glob("model-*.safetensors")):
+        tensors = load_file(file)
+        tensors.setdefault("model.norm.weight", torch.full((32,), 7.0))
+        save_file(tensors, file)
     assert same(recorded(folder), recorded(checkpoint("llama")))
 
 

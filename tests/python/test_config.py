@@ -138,10 +138,12 @@ def test_one_token_and_the_whole_prompt_are_told_apart() -> None:
 
 
 def test_numbers_of_numpy_become_numbers_of_python() -> None:
-    assert type(KVConfig(device_tokens=np.int64(7)).device_tokens) is int
-    assert type(KVConfig(device_tokens=np.float32(0.5)).device_tokens) is float
-    assert type(SchedulerConfig(k=np.int32(7)).k) is int
-    assert type(SamplingParams(max_tokens=np.uint8(7)).max_tokens) is int
+    whole: Any = np.int64(7)
+    share: Any = np.float32(0.5)
+    assert type(KVConfig(device_tokens=whole).device_tokens) is int
+    assert type(KVConfig(device_tokens=share).device_tokens) is float
+    assert type(SchedulerConfig(k=whole).k) is int
+    assert type(SamplingParams(max_tokens=whole).max_tokens) is int
     assert SamplingParams(stop_token_ids=np.array([4, 5])).stop_token_ids == (4, 5)
 
 

@@ -29,7 +29,8 @@ EXACT: dict[str, Any] = {
     "scheduler": SchedulerConfig(k="all"),
 }
 PROMPTS = [[5, 60, 7, 99, 4, 33, 250, 12, 77, 3, 18, 200], [9, 9, 31], [100 + i for i in range(40)]]
-NO_EOS = SamplingParams(max_tokens=12, ignore_eos=True)
+COUNT = 12
+NO_EOS = SamplingParams(max_tokens=COUNT, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_greedy_tokens_are_those_of_transformers(
     with LLM(checkpoint(name), **options) as engine:
         valid = len(engine.tokenizer)
         found = engine.generate_ids(PROMPTS, NO_EOS)
-    expected = [reference_greedy(reference(name), p, NO_EOS.max_tokens, valid) for p in PROMPTS]
+    expected = [reference_greedy(reference(name), p, COUNT, valid) for p in PROMPTS]
     assert found == expected
 
 
