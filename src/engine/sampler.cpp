@@ -54,24 +54,47 @@ inline float exp_nonpositive(float x) {
   return x > -87.0F ? result : 0.0F;
 }
 
-/// Sum of exp((logits - peak) / temperature) over logits >= cutoff, lane-wise.
-double sum_of_exp(std::span<const float> logits, float peak, float temperature, float cutoff) {
-  const auto term = [=](float logit) {
-    const float weight = exp_nonpositive((logit - peak) / temperature);
-    return logit >= cutoff ? weight : 0.0F;
-  };
+/// exp((logit - peak) / temperature) of every logit that may be chosen.
+struct Weights {
+  Weights(float largest_logit, float temperature)
+      : peak(largest_logit),
+        // A tiny temperature must not make 0 * inf of the largest logit.
+        scale(std::min(1.0F / temperature, std::numeric_limits<float>::max())) {}
+
+  float operator()(float logit) const {
+    const float weight = exp_nonpositive((logit - peak) * scale);
+    const bool kept = ties ? logit >= cutoff : logit > cutoff;
+    return kept && weight >= least ? weight : 0.0F;
+  }
+
+  float peak;
+  float scale;
+  float cutoff = -kInfinity;  ///< lower logits weigh nothing
+  bool ties = true;           ///< whether logits equal to the cutoff weigh anything
+  float least = 0.0F;         ///< nor do lower weights; the peak's is 1
+};
+
+/// Sum over at most kBlock logits. In float: of so few, the error stays below 1e-5 of their sum.
+double block_sum(std::span<const float> block, const Weights& weights) {
+  std::array<float, kLanes> lanes{};
+  std::size_t i = 0;
+  for (; i + kLanes <= block.size(); i += kLanes) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) lanes[lane] += weights(block[i + lane]);
+  }
+  for (std::size_t lane = 0; i < block.size(); ++i, ++lane) lanes[lane] += weights(block[i]);
+  double total = 0.0;
+  for (const float lane : lanes) total += static_cast<double>(lane);
+  return total;
+}
+
+std::span<const float> block_at(std::span<const float> logits, std::size_t begin) {
+  return logits.subspan(begin, std::min(kBlock, logits.size() - begin));
+}
+
+double sum(std::span<const float> logits, const Weights& weights) {
   double total = 0.0;
   for (std::size_t begin = 0; begin < logits.size(); begin += kBlock) {
-    // Float within a block of 1024, double across blocks.
-    const std::size_t count = std::min(kBlock, logits.size() - begin);
-    const float* const block = logits.data() + begin;
-    std::array<float, kLanes> lanes{};
-    std::size_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-      for (std::size_t lane = 0; lane < kLanes; ++lane) lanes[lane] += term(block[i + lane]);
-    }
-    for (std::size_t lane = 0; i < count; ++i, ++lane) lanes[lane] += term(block[i]);
-    for (const float lane : lanes) total += static_cast<double>(lane);
+    total += block_sum(block_at(logits, begin), weights);
   }
   return total;
 }
@@ -127,7 +150,7 @@ RawStatistics raw_statistics(std::span<const float> logits, std::size_t num_vali
   const std::span<const float> valid = logits.first(num_valid);
   const float valid_peak = num_valid == logits.size() ? peak : largest(valid);
   return {first_equal(valid, valid_peak),
-          static_cast<double>(peak) + std::log(sum_of_exp(logits, peak, 1.0F, -kInfinity))};
+          static_cast<double>(peak) + std::log(sum(logits, Weights(peak, 1.0F)))};
 }
 
 std::size_t checked_valid_vocab(std::span<const float> logits, std::int64_t valid_vocab) {
@@ -161,6 +184,41 @@ void keep_largest(std::span<const float> logits,
     }
     std::push_heap(candidates.begin(), candidates.end(), kRanksBefore);
   }
+}
+
+/// The last one, by rank, of the smallest set that has `share` of the mass.
+template <typename Candidate>
+Candidate last_of_mass(std::span<const float> logits,
+                       const Weights& weights,
+                       float share,
+                       std::vector<Candidate>& candidates) {
+  const double total = sum(logits, weights);
+  const double wanted = static_cast<double>(share) * total;
+  // Tokens lighter than this cannot make up the mass that may be left out, even all together.
+  const double negligible = 0.5 * (total - wanted) / static_cast<double>(logits.size());
+  candidates.clear();
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    const double weight = static_cast<double>(weights(logits[i]));
+    if (weight == 0.0 || weight < negligible) continue;
+    candidates.push_back({logits[i], static_cast<std::int32_t>(i)});
+  }
+  // Halves the range that holds the place where the mass is reached; linear time altogether.
+  double mass = 0.0;
+  auto begin = candidates.begin();
+  auto end = candidates.end();
+  while (end - begin > 1) {
+    const auto middle = begin + (end - begin) / 2;
+    std::nth_element(begin, middle, end, kRanksBefore);
+    double upper = 0.0;
+    for (auto it = begin; it != middle; ++it) upper += static_cast<double>(weights(it->logit));
+    if (mass + upper >= wanted) {
+      end = middle;
+    } else {
+      mass += upper;
+      begin = middle;
+    }
+  }
+  return *begin;
 }
 
 /// Fills the report of `token`, whose logit as given is `logit`.
@@ -296,56 +354,52 @@ std::int64_t Sampler::draw(std::span<const float> logits, std::int64_t num_gener
   const float temperature = options_.temperature;
   if (temperature == 0.0F) return first_equal(logits, peak);
 
-  // Every filter keeps a prefix of the ranking, so that all of them together are one last place
-  // (logit, id), and the draw runs in the order of ids however the filters ranked.
-  Candidate last{std::numeric_limits<float>::lowest(), std::numeric_limits<std::int32_t>::max()};
+  // Every filter keeps a prefix of the ranking, so that all of them together are one last place,
+  // and the draw runs in the order of ids however the filters ranked.
+  Weights weights(peak, temperature);
+  weights.cutoff = std::numeric_limits<float>::lowest();
   if (options_.top_k > 0 && static_cast<std::size_t>(options_.top_k) < logits.size()) {
     keep_largest(logits, static_cast<std::size_t>(options_.top_k), candidates_);
-    last.logit = std::max(last.logit, candidates_.front().logit);
+    weights.cutoff = std::max(weights.cutoff, candidates_.front().logit);
   }
-  const auto weight_of = [=](float logit) {
-    return static_cast<double>(exp_nonpositive((logit - peak) / temperature));
-  };
+  std::size_t end_of_ties = logits.size();  // ids from here on with the logit `cutoff` are out
   if (options_.top_p < 1.0F) {
-    const double total = sum_of_exp(logits, peak, temperature, last.logit);
-    const double wanted = static_cast<double>(options_.top_p) * total;
-    // Tokens lighter than this cannot make up the mass that may be left out, even all together.
-    const double negligible = 0.5 * (total - wanted) / static_cast<double>(logits.size());
-    candidates_.clear();
-    for (std::size_t i = 0; i < logits.size(); ++i) {
-      if (logits[i] < last.logit || weight_of(logits[i]) < negligible) continue;
-      candidates_.push_back({logits[i], static_cast<std::int32_t>(i)});
-    }
-    const auto ranks_after = [](const Candidate& a, const Candidate& b) {
-      return kRanksBefore(b, a);
-    };
-    std::make_heap(candidates_.begin(), candidates_.end(), ranks_after);
-    double mass = 0.0;
-    for (auto end = candidates_.end(); end != candidates_.begin() && mass < wanted; --end) {
-      last = candidates_.front();
-      mass += weight_of(last.logit);
-      std::pop_heap(candidates_.begin(), end, ranks_after);
-    }
+    const Candidate last = last_of_mass(logits, weights, options_.top_p, candidates_);
+    weights.cutoff = last.logit;
+    end_of_ties = static_cast<std::size_t>(last.id) + 1;
   }
-  const double least_weight = static_cast<double>(options_.min_p);  // the peak's weight is 1
-  const auto kept_weight = [&](std::size_t i) {
-    const Candidate candidate{logits[i], static_cast<std::int32_t>(i)};
-    if (kRanksBefore(last, candidate)) return 0.0;
-    const double weight = weight_of(candidate.logit);
-    return weight >= least_weight ? weight : 0.0;
-  };
+  weights.least = options_.min_p;
 
+  Weights without_ties = weights;
+  without_ties.ties = false;
+  const auto sum_at = [&](std::size_t begin) {
+    const std::span<const float> block = block_at(logits, begin);
+    const std::size_t split = std::clamp(end_of_ties, begin, begin + block.size()) - begin;
+    return block_sum(block.first(split), weights) + block_sum(block.subspan(split), without_ties);
+  };
   double total = 0.0;
-  for (std::size_t i = 0; i < logits.size(); ++i) total += kept_weight(i);
-  const double place =
-      philox_uniform(options_.seed, static_cast<std::uint64_t>(num_generated)) * total;
-  double mass = 0.0;
+  for (std::size_t begin = 0; begin < logits.size(); begin += kBlock) total += sum_at(begin);
+  double place = philox_uniform(options_.seed, static_cast<std::uint64_t>(num_generated)) * total;
+
+  std::size_t chosen = 0;  // the block that holds `place`; after rounding, the last with any mass
+  double before = 0.0;     // mass of all blocks before it
+  double mass = 0.0;       // its own
+  for (std::size_t begin = 0; begin < logits.size() && before + mass <= place; begin += kBlock) {
+    const double next = sum_at(begin);
+    if (next == 0.0) continue;
+    before += mass;
+    mass = next;
+    chosen = begin;
+  }
+  place -= before;
   std::int64_t token = -1;
-  for (std::size_t i = 0; i < logits.size() && mass <= place; ++i) {
-    const double weight = kept_weight(i);
+  for (std::size_t id = chosen; id < std::min(chosen + kBlock, logits.size()); ++id) {
+    const double weight =
+        static_cast<double>(id < end_of_ties ? weights(logits[id]) : without_ties(logits[id]));
     if (weight == 0.0) continue;
-    mass += weight;
-    token = static_cast<std::int64_t>(i);
+    token = static_cast<std::int64_t>(id);
+    if (place < weight) break;
+    place -= weight;
   }
   return token;
 }

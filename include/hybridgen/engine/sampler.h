@@ -65,7 +65,7 @@ class Sampler {
   std::int64_t draw(std::span<const float> logits, std::int64_t num_generated);
 
   SamplingOptions options_;
-  std::vector<Candidate> candidates_;    // scratch: a heap of those that may be chosen
+  std::vector<Candidate> candidates_;    // scratch: those that may be chosen
   std::vector<Candidate> replaced_;      // scratch: logits as given, where sample() changed them
   std::vector<std::uint64_t> seen_ids_;  // scratch: bit set over the vocabulary, 0 between calls
 };

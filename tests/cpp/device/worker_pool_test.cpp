@@ -2,10 +2,12 @@
 #include "hybridgen/device/worker_pool.h"
 
 #include <gtest/gtest.h>
-#include <sched.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
+#include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
