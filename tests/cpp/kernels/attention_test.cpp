@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <numeric>
+
+#include "kernel_test_support.h"
+
+namespace hybridgen::kernels::test {
+namespace {
+
+constexpr std::int64_t kTokens = 160;  // five blocks
+constexpr std::int64_t kQueries = 11;  // more than any kernel takes in one pass
+
+struct Keys {
+  Array rows;
+  Array blocked = {};
+  std::int64_t head_dim = 0;
+
+  BlockedKeyView view() const {
+    return {.data = blocked.data(),
+            .dtype = blocked.dtype(),
+            .head_dim = head_dim,
+            .capacity = blocked.count() / head_dim};
+  }
+};
+
+Keys random_keys(DType dtype, std::int64_t tokens, std::int64_t head_dim) {
+  Keys keys{.rows = random_array(dtype, tokens * head_dim, 4), .head_dim = head_dim};
+  keys.blocked = block_keys(keys.rows, head_dim);
+  return keys;
+}
+
+std::vector<float> blocked_logits(const CpuKernels& kernels,
+                                  const Keys& keys,
+                                  const std::vector<float>& queries,
+                                  std::int64_t num_queries,
+                                  TokenRange tokens) {
+  std::vector<float> logits(static_cast<std::size_t>(num_queries * tokens.size()));
+  kernels.blocked_logits({.keys = keys.view(),
+                          .queries = queries.data(),
+                          .num_queries = num_queries,
+                          .tokens = tokens,
+                          .logits = logits.data(),
+                          .logits_stride = tokens.size()});
+  return logits;
+}
+
+std::vector<float> row_logits(const CpuKernels& kernels,
+                              const Keys& keys,
+                              const std::vector<float>& queries,
+                              std::int64_t num_queries,
+                              std::int64_t count) {
+  std::vector<float> logits(static_cast<std::size_t>(num_queries * count));
+  kernels.row_logits({.dtype = keys.rows.dtype(),
+                      .keys = keys.rows.data(),
+                      .key_stride = keys.head_dim,
+                      .head_dim = keys.head_dim,
+                      .count = count,
+                      .queries = queries.data(),
+                      .num_queries = num_queries,
+                      .logits = logits.data(),
+                      .logits_stride = count});
+  return logits;
+}
+
+void expect_dot_products(const std::vector<float>& logits,
+                         const Keys& keys,
+                         const std::vector<float>& queries,
+                         std::int64_t num_queries,
+                         TokenRange tokens) {
+  for (std::int64_t q = 0; q < num_queries; ++q) {
+    for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
+      double expected = 0.0;
+      double size = 0.0;
+      for (std::int64_t d = 0; d < keys.head_dim; ++d) {
+        const double term =
+            static_cast<double>(queries[static_cast<std::size_t>(q * keys.head_dim + d)]) *
+            static_cast<double>(keys.rows.at(t * keys.head_dim + d));
+        expected += term;
+        size += std::abs(term);
+      }
+      const auto at = static_cast<std::size_t>(q * tokens.size() + t - tokens.begin);
+      ASSERT_NEAR(logits[at], expected, size * sum_error(keys.head_dim))
+          << "query " << q << " token " << t << " head_dim " << keys.head_dim;
+    }
+  }
+}
+
+class BlockedLogits : public KernelTest {};
+
+TEST_P(BlockedLogits, AreTheDotProductsForAnyQueryCountAndHeadDim) {
+  for (const std::int64_t head_dim : {1, 5, 64, 80}) {
+    const Keys keys = random_keys(dtype(), kTokens, head_dim);
+    const std::vector<float> queries = random_floats(kQueries * head_dim, 5);
+    for (std::int64_t num_queries = 1; num_queries <= kQueries; ++num_queries) {
+      const TokenRange tokens{0, kTokens};
+      expect_dot_products(blocked_logits(kernels(), keys, queries, num_queries, tokens),
+                          keys,
+                          queries,
+                          num_queries,
+                          tokens);
+    }
+  }
+}
+
+TEST_P(BlockedLogits, DoNotDependOnTheRangeTheyAreComputedIn) {
+  const Keys keys = random_keys(dtype(), kTokens, 64);
+  const std::vector<float> queries = random_floats(3 * 64, 6);
+  const std::vector<float> whole = blocked_logits(kernels(), keys, queries, 3, {0, kTokens});
+  for (const TokenRange tokens : {TokenRange{0, 1},
+                                  TokenRange{31, 33},
+                                  TokenRange{5, 20},
+                                  TokenRange{7, 150},
+                                  TokenRange{32, 64},
+                                  TokenRange{64, 160},
+                                  TokenRange{159, 160}}) {
+    const std::vector<float> part = blocked_logits(kernels(), keys, queries, 3, tokens);
+    for (std::int64_t q = 0; q < 3; ++q) {
+      for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
+        ASSERT_EQ(part[static_cast<std::size_t>(q * tokens.size() + t - tokens.begin)],
+                  whole[static_cast<std::size_t>(q * kTokens + t)])
+            << "query " << q << " token " << t << " of [" << tokens.begin << ", " << tokens.end
+            << ")";
+      }
+    }
+  }
+}
+
+TEST_P(BlockedLogits, AQuerysLogitsDoNotDependOnTheOtherQueries) {
+  const Keys keys = random_keys(dtype(), kTokens, 40);
+  const std::vector<float> queries = random_floats(kQueries * 40, 7);
+  const std::vector<float> together =
+      blocked_logits(kernels(), keys, queries, kQueries, {3, kTokens});
+  for (std::int64_t q = 0; q < kQueries; ++q) {
+    const std::vector<float> query(queries.begin() + q * 40, queries.begin() + (q + 1) * 40);
+    const std::vector<float> alone = blocked_logits(kernels(), keys, query, 1, {3, kTokens});
+    EXPECT_TRUE(std::equal(alone.begin(), alone.end(), together.begin() + q * (kTokens - 3)))
+        << "query " << q;
+  }
+}
+
+TEST_P(BlockedLogits, AnEmptyRangeWritesNothing) {
+  const Keys keys = random_keys(dtype(), 32, 8);
+  const std::vector<float> queries = random_floats(8, 8);
+  EXPECT_TRUE(blocked_logits(kernels(), keys, queries, 1, {17, 17}).empty());
+}
+
+TEST_P(BlockedLogits, OfChosenPositionsAreThoseOfTheFullRange) {
+  const Keys keys = random_keys(dtype(), kTokens, 64);
+  const std::vector<float> queries = random_floats(kQueries * 64, 9);
+  const std::vector<float> whole = blocked_logits(kernels(), keys, queries, kQueries, {0, kTokens});
+  // Any order and repetition is allowed.
+  const std::vector<std::int32_t> positions = {0, 1, 31, 32, 159, 64, 64, 3, 100};
+  const auto count = static_cast<std::int64_t>(positions.size());
+  std::vector<float> logits(static_cast<std::size_t>(kQueries * count));
+  kernels().chosen_logits({.keys = keys.view(),
+                           .queries = queries.data(),
+                           .num_queries = kQueries,
+                           .positions = positions.data(),
+                           .count = count,
+                           .logits = logits.data(),
+                           .logits_stride = count});
+  for (std::int64_t q = 0; q < kQueries; ++q) {
+    for (std::int64_t j = 0; j < count; ++j) {
+      EXPECT_EQ(
+          logits[static_cast<std::size_t>(q * count + j)],
+          whole[static_cast<std::size_t>(q * kTokens + positions[static_cast<std::size_t>(j)])]);
+    }
+  }
+}
+
+HYBRIDGEN_FOR_EVERY_ISA_AND_DTYPE(BlockedLogits);
+
+class RowLogits : public KernelTest {};
+
+TEST_P(RowLogits, AreTheDotProductsForAnyCountAndHeadDim) {
+  for (const std::int64_t head_dim : {1, 7, 64, 80}) {
+    const Keys keys = random_keys(dtype(), 32, head_dim);
+    const std::vector<float> queries = random_floats(kQueries * head_dim, 10);
+    for (const std::int64_t count : {1, 2, 3, 4, 5, 32}) {
+      for (const std::int64_t num_queries : {1, 2, 3, 4, 11}) {
+        expect_dot_products(row_logits(kernels(), keys, queries, num_queries, count),
+                            keys,
+                            queries,
+                            num_queries,
+                            {0, count});
+      }
+    }
+  }
+}
+
+TEST_P(RowLogits, DoNotDependOnTheCount) {
+  const Keys keys = random_keys(dtype(), 32, 72);
+  const std::vector<float> queries = random_floats(3 * 72, 11);
+  const std::vector<float> whole = row_logits(kernels(), keys, queries, 3, 32);
+  for (std::int64_t count = 0; count < 32; ++count) {
+    const std::vector<float> part = row_logits(kernels(), keys, queries, 3, count);
+    for (std::int64_t q = 0; q < 3; ++q) {
+      EXPECT_TRUE(std::equal(
+          part.begin() + q * count, part.begin() + (q + 1) * count, whole.begin() + q * 32))
+          << "count " << count;
+    }
+  }
+}
+
+TEST_P(RowLogits, AgreeWithBlockedLogits) {
+  const Keys keys = random_keys(dtype(), kTokens, 64);
+  const std::vector<float> queries = random_floats(2 * 64, 12);
+  const std::vector<float> rows = row_logits(kernels(), keys, queries, 2, kTokens);
+  const std::vector<float> blocked = blocked_logits(kernels(), keys, queries, 2, {0, kTokens});
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    // |q| |k| is about 64 here and bounds the sum of the terms' sizes by Cauchy and Schwarz.
+    EXPECT_NEAR(rows[i], blocked[i], 2.0 * 128.0 * sum_error(64));
+  }
+}
+
+HYBRIDGEN_FOR_EVERY_ISA_AND_DTYPE(RowLogits);
+
+class SoftmaxValues : public KernelTest {
+ protected:
+  /// Splits `tokens` values into a host part, read through an index, and a resident part.
+  struct Result {
+    std::vector<float> weights;
+    Array out;
+  };
+  Result run(const std::vector<float>& logits,
+             const Array& values,
+             std::int64_t num_queries,
+             std::int64_t head_dim,
+             std::int64_t host_count) const {
+    const auto total = static_cast<std::int64_t>(logits.size()) / num_queries;
+    std::vector<std::int32_t> index(static_cast<std::size_t>(num_queries * host_count));
+    for (std::size_t i = 0; i < index.size(); ++i) {
+      index[i] = static_cast<std::int32_t>(i % static_cast<std::size_t>(host_count));
+    }
+    Result result{.weights = logits, .out = Array(dtype(), num_queries * head_dim)};
+    kernels().softmax_values(
+        {.dtype = dtype(),
+         .logits = result.weights.data(),
+         .logits_stride = total,
+         .num_queries = num_queries,
+         .head_dim = head_dim,
+         .host_count = host_count,
+         .host_index = index.data(),
+         .host_values = values.data(),
+         .resident_count = total - host_count,
+         .resident_values = static_cast<const std::byte*>(values.data()) +
+                            static_cast<std::size_t>(host_count * head_dim) * size_of(dtype()),
+         .resident_stride = head_dim,
+         .out = result.out.data(),
+         .out_stride = head_dim});
+    return result;
+  }
+};
+
+TEST_P(SoftmaxValues, MatchMonolithicAttentionWhereverTheSplitLies) {
+  constexpr std::int64_t kCount = 75;
+  for (const std::int64_t head_dim : {1, 5, 64, 80, 128}) {
+    const Array values = random_array(dtype(), kCount * head_dim, 13);
+    for (const std::int64_t num_queries : {1, 2, 3, 4, 5, 8, 9}) {
+      std::vector<float> logits = random_floats(num_queries * kCount, 14);
+      for (float& logit : logits) logit *= 5.0F;
+      for (const std::int64_t host_count : {std::int64_t{0}, std::int64_t{20}, kCount}) {
+        const Result result = run(logits, values, num_queries, head_dim, host_count);
+        for (std::int64_t q = 0; q < num_queries; ++q) {
+          const float* row = logits.data() + q * kCount;
+          const double peak = *std::max_element(row, row + kCount);
+          double sum = 0.0;
+          for (std::int64_t j = 0; j < kCount; ++j)
+            sum += std::exp(static_cast<double>(row[j]) - peak);
+          for (std::int64_t d = 0; d < head_dim; ++d) {
+            double expected = 0.0;
+            double size = 0.0;
+            for (std::int64_t j = 0; j < kCount; ++j) {
+              const double term = std::exp(static_cast<double>(row[j]) - peak) / sum *
+                                  static_cast<double>(values.at(j * head_dim + d));
+              expected += term;
+              size += std::abs(term);
+            }
+            // A logit is off by up to |difference| 2^-24, hence its weight relatively by as much:
+            // differences stay below 60. The exponential itself adds a few units.
+            const double weight_error = 80.0 * unit_roundoff(DType::kFloat32);
+            const double tolerance = size * (2.0 * weight_error + 2.0 * sum_error(kCount)) +
+                                     1.01 * std::abs(expected) * unit_roundoff(dtype()) +
+                                     absolute_floor(dtype());
+            ASSERT_NEAR(result.out.at(q * head_dim + d), expected, tolerance)
+                << "head_dim " << head_dim << " queries " << num_queries << " host " << host_count;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(SoftmaxValues, LeaveWeightsThatSumToOne) {
+  const std::vector<float> logits = random_floats(3 * 501, 15);
+  const Array values = random_array(dtype(), 501 * 16, 16);
+  const Result result = run(logits, values, 3, 16, 200);
+  for (std::int64_t q = 0; q < 3; ++q) {
+    const auto row = result.weights.begin() + q * 501;
+    EXPECT_NEAR(std::accumulate(row, row + 501, 0.0), 1.0, sum_error(501));
+  }
+}
+
+TEST_P(SoftmaxValues, SolveTheWorkedExample) {
+  // q = 1, k = (0, ln 2, 2 ln 2, 0), v = (8, 0, 2, 16), scale 1: weights (1, 2, 4, 1) / 8.
+  const float ln2 = std::log(2.0F);
+  Array values(dtype(), 4);
+  for (const auto& [j, v] : {std::pair{0, 8.0F}, {1, 0.0F}, {2, 2.0F}, {3, 16.0F}})
+    values.set(j, v);
+  const double tolerance = 4.0 * (unit_roundoff(dtype()) + sum_error(8));
+  for (std::int64_t host_count = 0; host_count <= 4; ++host_count) {
+    const Result result = run({0.0F, ln2, 2.0F * ln2, 0.0F}, values, 1, 1, host_count);
+    EXPECT_NEAR(result.out.at(0), 4.0, tolerance) << "host " << host_count;
+  }
+  // Host {0, 1}, resident {2, 3}, and of the host's only token 1 chosen: (2 * 0 + 4 * 2 + 16) / 7.
+  Array chosen(dtype(), 3);
+  for (const auto& [j, v] : {std::pair{0, 0.0F}, {1, 2.0F}, {2, 16.0F}}) chosen.set(j, v);
+  const Result result = run({ln2, 2.0F * ln2, 0.0F}, chosen, 1, 1, 1);
+  EXPECT_NEAR(result.out.at(0), 24.0 / 7.0, tolerance);
+}
+
+TEST_P(SoftmaxValues, ReadHostRowsThroughEachQuerysOwnIndex) {
+  // Two queries whose only host token is row 2 and row 0 of the union.
+  Array values(dtype(), 3);
+  for (std::int64_t i = 0; i < 3; ++i) values.set(i, static_cast<float>(i + 1));
+  const std::vector<std::int32_t> index = {2, 0};
+  std::vector<float> logits = {0.0F, 0.0F};
+  Array out(dtype(), 2);
+  kernels().softmax_values({.dtype = dtype(),
+                            .logits = logits.data(),
+                            .logits_stride = 1,
+                            .num_queries = 2,
+                            .head_dim = 1,
+                            .host_count = 1,
+                            .host_index = index.data(),
+                            .host_values = values.data(),
+                            .out = out.data(),
+                            .out_stride = 1});
+  EXPECT_EQ(out.at(0), 3.0F);
+  EXPECT_EQ(out.at(1), 1.0F);
+}
+
+TEST_P(SoftmaxValues, GiveMaskedTokensNoWeight) {
+  const Array values = random_array(dtype(), 40 * 8, 17);
+  std::vector<float> logits = random_floats(40, 18);
+  for (std::size_t j = 0; j < 40; j += 3) logits[j] = -kInfinity;
+  const Result result = run(logits, values, 1, 8, 10);
+  for (std::size_t j = 0; j < 40; ++j) EXPECT_EQ(result.weights[j] == 0.0F, j % 3 == 0) << j;
+}
+
+TEST_P(SoftmaxValues, OfAFullyMaskedOrEmptyRowAreZero) {
+  const Array values = random_array(dtype(), 21 * 8, 19);
+  Result result = run(std::vector<float>(21, -kInfinity), values, 1, 8, 5);
+  EXPECT_EQ(result.out, Array(dtype(), 8));
+  EXPECT_EQ(result.weights, std::vector<float>(21, 0.0F));
+  EXPECT_EQ(run({}, values, 1, 8, 0).out, Array(dtype(), 8));
+}
+
+TEST_P(SoftmaxValues, SurviveLogitsFarBeyondTheRangeOfTheExponential) {
+  const Array values = random_array(dtype(), 3, 20);
+  const Result result = run({3e38F, -3e38F, 2e38F}, values, 1, 1, 1);
+  EXPECT_EQ(result.weights, (std::vector<float>{1.0F, 0.0F, 0.0F}));
+  EXPECT_EQ(result.out.at(0), values.at(0));
+}
+
+TEST_P(SoftmaxValues, DoNotHideANaN) {
+  std::vector<float> logits = random_floats(20, 21);
+  logits[13] = std::numeric_limits<float>::quiet_NaN();
+  const Result result = run(logits, random_array(dtype(), 20, 22), 1, 1, 4);
+  EXPECT_TRUE(std::isnan(result.out.at(0)));
+}
+
+HYBRIDGEN_FOR_EVERY_ISA_AND_DTYPE(SoftmaxValues);
+
+}  // namespace
+}  // namespace hybridgen::kernels::test

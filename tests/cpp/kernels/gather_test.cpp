@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <set>
+
+#include "kernel_test_support.h"
+
+namespace hybridgen::kernels::test {
+namespace {
+
+TEST(GatherRows, CopiesTheChosenRowsInTheirOrder) {
+  constexpr std::int64_t kDim = 6;
+  const Array rows = random_array(DType::kBFloat16, 50 * kDim, 40);
+  std::vector<std::int32_t> positions = {49, 0, 7, 7};
+  for (std::int32_t p = 0; p < 40; ++p) positions.push_back(p);
+  const auto count = static_cast<std::int64_t>(positions.size());
+  Array out(DType::kBFloat16, count * kDim);
+  gather_rows(rows.data(), kDim * 2, positions.data(), count, out.data());
+  for (std::int64_t i = 0; i < count * kDim; ++i) {
+    EXPECT_EQ(out.at(i), rows.at(positions[static_cast<std::size_t>(i / kDim)] * kDim + i % kDim));
+  }
+}
+
+TEST(GatherBlockedKeys, UndoesTheBlockingForEveryDtype) {
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    const Array rows = random_array(dtype, 96 * 10, 41);
+    const Array blocked = block_keys(rows, 10);
+    const std::vector<std::int32_t> positions = {0, 31, 32, 95, 50};
+    Array out(dtype, 5 * 10);
+    gather_blocked_keys({.data = blocked.data(), .dtype = dtype, .head_dim = 10, .capacity = 96},
+                        positions.data(),
+                        5,
+                        out.data());
+    for (std::int64_t i = 0; i < 50; ++i) {
+      EXPECT_EQ(out.at(i), rows.at(positions[static_cast<std::size_t>(i / 10)] * 10 + i % 10));
+    }
+  }
+}
+
+TEST(MergePositions, CoverEveryListExactly) {
+  std::mt19937 generator(42);
+  for (int round = 0; round < 200; ++round) {
+    const auto num_lists = static_cast<std::int64_t>(generator() % 8 + 1);
+    const auto count = static_cast<std::int64_t>(generator() % 20);
+    const std::uint32_t span = static_cast<std::uint32_t>(count) + generator() % 30 + 1;
+    std::vector<std::int32_t> lists;
+    std::set<std::int32_t> expected;
+    for (std::int64_t l = 0; l < num_lists; ++l) {
+      std::set<std::int32_t> list;
+      while (static_cast<std::int64_t>(list.size()) < count) {
+        list.insert(static_cast<std::int32_t>(generator() % span));
+      }
+      lists.insert(lists.end(), list.begin(), list.end());
+      expected.insert(list.begin(), list.end());
+    }
+    std::vector<std::int32_t> merged(lists.size(), -1);
+    std::vector<std::int32_t> index(lists.size(), -1);
+    const std::int64_t size =
+        merge_positions(lists.data(), num_lists, count, merged.data(), index.data());
+    merged.resize(static_cast<std::size_t>(size));
+    ASSERT_EQ(merged, std::vector<std::int32_t>(expected.begin(), expected.end()));
+    for (std::size_t i = 0; i < lists.size(); ++i) {
+      ASSERT_EQ(merged[static_cast<std::size_t>(index[i])], lists[i]);
+    }
+  }
+}
+
+TEST(MergePositions, OfOneListAreThatList) {
+  const std::vector<std::int32_t> list = {3, 8, 1000000};
+  std::vector<std::int32_t> merged(3);
+  std::vector<std::int32_t> index(3);
+  EXPECT_EQ(merge_positions(list.data(), 1, 3, merged.data(), index.data()), 3);
+  EXPECT_EQ(merged, list);
+  EXPECT_EQ(index, (std::vector<std::int32_t>{0, 1, 2}));
+}
+
+TEST(ConcatLogits, PutsHostBeforeResidentInEachRow) {
+  const std::vector<float> host = {1, 2, -1, 3, 4, -1};  // stride 3, the third is a gap
+  const std::vector<float> resident = {5, 6, 7, 8};
+  std::vector<float> out(2 * 5, -9.0F);
+  concat_logits(host.data(), 3, 2, resident.data(), 2, 2, out.data(), 5, 2);
+  EXPECT_EQ(out, (std::vector<float>{1, 2, 5, 6, -9, 3, 4, 7, 8, -9}));
+}
+
+TEST(ConcatLogits, AllowsEitherSideToBeEmpty) {
+  const std::vector<float> part = {1, 2, 3};
+  std::vector<float> out(3);
+  concat_logits(nullptr, 0, 0, part.data(), 3, 3, out.data(), 3, 1);
+  EXPECT_EQ(out, part);
+  std::fill(out.begin(), out.end(), 0.0F);
+  concat_logits(part.data(), 3, 3, nullptr, 0, 0, out.data(), 3, 1);
+  EXPECT_EQ(out, part);
+}
+
+TEST(ReadAll, TouchesEveryByte) {
+  std::vector<unsigned char> data(1000, 0);
+  const std::uint64_t empty = read_all(data.data(), 1000);
+  for (std::size_t i = 0; i < data.size(); ++i) {
+    data[i] = 1;
+    EXPECT_NE(read_all(data.data(), 1000), empty) << "byte " << i;
+    data[i] = 0;
+  }
+}
+
+}  // namespace
+}  // namespace hybridgen::kernels::test
