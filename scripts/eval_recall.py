@@ -136,8 +136,8 @@ def run(arguments: argparse.Namespace) -> None:
     rows = []
     table = sys.stderr if arguments.json == "-" else sys.stdout
     header = f"{'task':8} {'distance':>12} {'n':>5} {'exact match':>12} {'offloaded':>10}"
-    print(f"{header} {'attended':>9}", file=table)
     with engine_from(arguments) as llm:
+        print(f"{header} {'attended':>9}", file=table)
         for distance, drawn in samples.items():
             result = evaluate(
                 llm,
