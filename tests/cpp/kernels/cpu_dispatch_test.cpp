@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cstdlib>
+
+#include "hybridgen/core/error.h"
+#include "kernel_test_support.h"
+
+namespace hybridgen::kernels::test {
+namespace {
+
+/// Sets HYBRIDGEN_ISA (null removes it) and puts the old value back.
+class ForcedIsa {
+ public:
+  explicit ForcedIsa(const char* value) {
+    if (const char* old = std::getenv(kName)) old_ = old;
+    assign(value);
+  }
+  ~ForcedIsa() { assign(old_.empty() ? nullptr : old_.c_str()); }
+  ForcedIsa(const ForcedIsa&) = delete;
+  ForcedIsa& operator=(const ForcedIsa&) = delete;
+
+ private:
+  static constexpr const char* kName = "HYBRIDGEN_ISA";
+  static void assign(const char* value) {
+    if (value == nullptr) {
+      unsetenv(kName);
+    } else {
+      setenv(kName, value, 1);
+    }
+  }
+  std::string old_;
+};
+
+std::string error_of(std::string_view name) {
+  try {
+    resolve_isa(name);
+  } catch (const ConfigError& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(CpuDispatch, ThePortableKernelsAreAlwaysThereAndWeakest) {
+  EXPECT_EQ(supported_isas().front(), Isa::kPortable);
+  EXPECT_EQ(resolve_isa("portable"), Isa::kPortable);
+}
+
+TEST(CpuDispatch, EverySupportedTableIsCompleteAndNamesItself) {
+  for (const Isa isa : supported_isas()) {
+    const CpuKernels& table = cpu_kernels(isa);
+    EXPECT_EQ(table.isa, isa);
+    EXPECT_NE(table.linear, nullptr);
+    EXPECT_NE(table.rms_norm, nullptr);
+    EXPECT_NE(table.layer_norm, nullptr);
+    EXPECT_NE(table.rotate, nullptr);
+    EXPECT_NE(table.silu_gate, nullptr);
+    EXPECT_NE(table.relu, nullptr);
+    EXPECT_NE(table.add, nullptr);
+    EXPECT_NE(table.scale_to_float, nullptr);
+    EXPECT_NE(table.blocked_logits, nullptr);
+    EXPECT_NE(table.chosen_logits, nullptr);
+    EXPECT_NE(table.row_logits, nullptr);
+    EXPECT_NE(table.softmax_values, nullptr);
+  }
+}
+
+TEST(CpuDispatch, AutoTakesTheStrongestUnlessTheEnvironmentForcesOne) {
+  {
+    const ForcedIsa none(nullptr);
+    EXPECT_EQ(resolve_isa("auto"), supported_isas().back());
+  }
+  const ForcedIsa portable("portable");
+  EXPECT_EQ(resolve_isa("auto"), Isa::kPortable);
+}
+
+TEST(CpuDispatch, AnExplicitNameWinsOverTheEnvironment) {
+  const ForcedIsa unusable("nonsense");
+  EXPECT_EQ(resolve_isa("portable"), Isa::kPortable);
+}
+
+TEST(CpuDispatch, AnUnknownNameIsRefusedNamingThoseAvailable) {
+  const std::string error = error_of("sse9");
+  EXPECT_NE(error.find("\"sse9\""), std::string::npos) << error;
+  for (const Isa isa : supported_isas()) {
+    EXPECT_NE(error.find(std::string(name_of(isa))), std::string::npos) << error;
+  }
+  const ForcedIsa forced("sse9");
+  EXPECT_NE(error_of("auto").find("HYBRIDGEN_ISA"), std::string::npos);
+}
+
+TEST(CpuDispatch, AnInstructionSetThisCpuLacksIsRefusedNamingThoseAvailable) {
+  const std::vector<Isa> here = supported_isas();
+  for (const Isa isa : {Isa::kAvx2, Isa::kAvx512}) {
+    if (std::find(here.begin(), here.end(), isa) != here.end()) continue;
+    EXPECT_THROW(cpu_kernels(isa), ConfigError);
+    EXPECT_NE(error_of(name_of(isa)).find("\"portable\""), std::string::npos);
+    return;
+  }
+  GTEST_SKIP() << "this CPU has every instruction set; a CPU without AVX-512 would run it";
+}
+
+}  // namespace
+}  // namespace hybridgen::kernels::test
