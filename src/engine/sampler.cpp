@@ -31,6 +31,12 @@ template <typename T>
                             "; correct the sampling options"));
 }
 
+/// `value` or 0, by a mask: where compilers see a branch they do not vectorise.
+inline float value_if(bool condition, float value) {
+  const std::uint32_t mask = 0U - static_cast<std::uint32_t>(condition);
+  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(value) & mask);
+}
+
 /// exp(x) for x <= 0, relative error below 3e-7, 0 below -87. Plain arithmetic without branches:
 /// compilers vectorise it, and a vocabulary has 100000 of them in every step.
 inline float exp_nonpositive(float x) {
@@ -38,10 +44,9 @@ inline float exp_nonpositive(float x) {
   constexpr float kLn2High = 0.693359375F;
   constexpr float kLn2Low = -2.12194440e-4F;
   constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
-  const float clamped = x > -87.0F ? x : -87.0F;
-  const float shifted = clamped * kLog2E + kRound;
+  const float shifted = x * kLog2E + kRound;
   const float n = shifted - kRound;
-  const float r = (clamped - n * kLn2High) - n * kLn2Low;
+  const float r = (x - n * kLn2High) - n * kLn2Low;
   float p = 1.98756915e-4F;
   p = p * r + 1.39819994e-3F;
   p = p * r + 8.33345190e-3F;
@@ -51,7 +56,7 @@ inline float exp_nonpositive(float x) {
   p = p * r * r + r + 1.0F;
   const std::uint32_t exponent = std::bit_cast<std::uint32_t>(shifted) << 23;  // n * 2^23, mod 2^32
   const float result = std::bit_cast<float>(std::bit_cast<std::uint32_t>(p) + exponent);
-  return x > -87.0F ? result : 0.0F;
+  return value_if(x > -87.0F, result);  // below, `result` is garbage
 }
 
 /// exp((logit - peak) / temperature) of every logit that may be chosen.
@@ -63,8 +68,8 @@ struct Weights {
 
   float operator()(float logit) const {
     const float weight = exp_nonpositive((logit - peak) * scale);
-    const bool kept = ties ? logit >= cutoff : logit > cutoff;
-    return kept && weight >= least ? weight : 0.0F;
+    const bool kept = (logit > cutoff) | ((logit == cutoff) & ties);
+    return value_if(kept & (weight >= least), weight);
   }
 
   float peak;
@@ -76,12 +81,18 @@ struct Weights {
 
 /// Sum over at most kBlock logits. In float: of so few, the error stays below 1e-5 of their sum.
 double block_sum(std::span<const float> block, const Weights& weights) {
+  std::array<float, kBlock> values;
+  const Weights local = weights;  // nothing else can refer to it, so it stays in registers
+  const float* const logits = block.data();
+  for (std::size_t i = 0; i < block.size(); ++i) values[i] = local(logits[i]);
+  const std::size_t padded = (block.size() + kLanes - 1) / kLanes * kLanes;
+  std::fill(values.begin() + static_cast<std::ptrdiff_t>(block.size()),
+            values.begin() + static_cast<std::ptrdiff_t>(padded),
+            0.0F);
   std::array<float, kLanes> lanes{};
-  std::size_t i = 0;
-  for (; i + kLanes <= block.size(); i += kLanes) {
-    for (std::size_t lane = 0; lane < kLanes; ++lane) lanes[lane] += weights(block[i + lane]);
+  for (std::size_t i = 0; i < padded; i += kLanes) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) lanes[lane] += values[i + lane];
   }
-  for (std::size_t lane = 0; i < block.size(); ++i, ++lane) lanes[lane] += weights(block[i]);
   double total = 0.0;
   for (const float lane : lanes) total += static_cast<double>(lane);
   return total;
@@ -109,7 +120,7 @@ float largest(std::span<const float> logits) {
     for (std::size_t lane = 0; lane < kLanes; ++lane) {
       const float x = logits[i + lane];
       lanes[lane] = x > lanes[lane] ? x : lanes[lane];
-      unordered[lane] |= x != x ? 1U : 0U;
+      unordered[lane] |= static_cast<std::uint32_t>(x != x);
     }
   }
   for (std::size_t lane = 0; i < logits.size(); ++i, ++lane) {
@@ -196,11 +207,12 @@ Candidate last_of_mass(std::span<const float> logits,
   const double wanted = static_cast<double>(share) * total;
   // Tokens lighter than this cannot make up the mass that may be left out, even all together.
   const double negligible = 0.5 * (total - wanted) / static_cast<double>(logits.size());
+  const double floor =
+      static_cast<double>(weights.peak) + std::log(negligible) / static_cast<double>(weights.scale);
+  const float least = std::max(weights.cutoff, static_cast<float>(floor));
   candidates.clear();
   for (std::size_t i = 0; i < logits.size(); ++i) {
-    const double weight = static_cast<double>(weights(logits[i]));
-    if (weight == 0.0 || weight < negligible) continue;
-    candidates.push_back({logits[i], static_cast<std::int32_t>(i)});
+    if (logits[i] >= least) candidates.push_back({logits[i], static_cast<std::int32_t>(i)});
   }
   // Halves the range that holds the place where the mass is reached; linear time altogether.
   double mass = 0.0;
