@@ -67,12 +67,12 @@ std::string human_bytes(double bytes);
 
 /// Our own bugs: checked in debug builds only.
 #ifndef NDEBUG
-#define HYBRIDGEN_DCHECK(condition, ...)                                                      \
-  do {                                                                                        \
-    if (!(condition)) {                                                                       \
-      throw std::logic_error(::hybridgen::message("internal check failed: ", #condition, " ", \
-                                                  ##__VA_ARGS__));                            \
-    }                                                                                         \
+#define HYBRIDGEN_DCHECK(condition, ...)                                                    \
+  do {                                                                                      \
+    if (!(condition)) {                                                                     \
+      throw std::logic_error(                                                               \
+          ::hybridgen::message("internal check failed: ", #condition, " ", ##__VA_ARGS__)); \
+    }                                                                                       \
   } while (false)
 #else
 #define HYBRIDGEN_DCHECK(condition, ...) static_cast<void>(0)

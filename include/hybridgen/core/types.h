@@ -45,9 +45,9 @@ struct TokenRange {
 enum class SelectionStrategy : std::uint8_t { kPostQkt, kPreQkt };
 std::string_view name_of(SelectionStrategy strategy);
 
-/// Which query the host scores with. Exact: the layer's own query. Speculative: a query guessed from
-/// the input of the layer before; its logits enter the softmax. Rescore: guessed for the selection
-/// only; the device recomputes the logits of the chosen tokens from their shipped keys.
+/// Which query the host scores with. Exact: the layer's own query. Speculative: a query guessed
+/// from the input of the layer before; its logits enter the softmax. Rescore: guessed for the
+/// selection only; the device recomputes the logits of the chosen tokens from their shipped keys.
 enum class QueryMode : std::uint8_t { kExact, kSpeculative, kRescore };
 std::string_view name_of(QueryMode mode);
 

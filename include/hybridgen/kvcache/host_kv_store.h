@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Offloaded K and V of one request, all layers, in host memory.
 //
-// K rows are scanned every step by the CPU: stored in blocks of kKeyBlockTokens tokens, dimension-major
+// K rows are scanned every step by the CPU: stored in blocks of kKeyBlockTokens tokens,
+// dimension-major
 // ([G][blocks][D][32] per layer), so that one vector load holds one dimension of many tokens, no
 // horizontal sums are needed and one load serves all query heads of the group.
 // V rows are never read by the CPU beyond copying chosen ones (paper §4.4): [G][capacity][D].
-// Addressed by position; holds no count (TokenMapper does). Writers and readers of disjoint positions
-// may run at the same time, except within one key block.
+// Addressed by position; holds no count (TokenMapper does). Writers and readers of disjoint
+// positions may run at the same time, except within one key block.
 #pragma once
 
 #include <cstdint>
@@ -60,9 +61,12 @@ class HostKvStore {
 
   const HostKvShape& shape() const { return shape_; }
 
-  /// Copies K and V rows of `tokens` (count = tokens.size(), row 0 of the views is tokens.begin) into
-  /// layer `layer`. ConfigError if outside the capacity.
-  void write(std::int64_t layer, TokenRange tokens, const KvRowsView& keys, const KvRowsView& values);
+  /// Copies K and V rows of `tokens` (count = tokens.size(), row 0 of the views is tokens.begin)
+  /// into layer `layer`. ConfigError if outside the capacity.
+  void write(std::int64_t layer,
+             TokenRange tokens,
+             const KvRowsView& keys,
+             const KvRowsView& values);
 
   /// Copies K rows (un-blocked) and V rows of `tokens` out, as [G][count][D] contiguous each.
   void read(std::int64_t layer, TokenRange tokens, void* keys, void* values) const;

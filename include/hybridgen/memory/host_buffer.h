@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Owning bytes in host memory, 64-byte aligned (2 MiB aligned and transparent-huge-page advised when
-// 2 MiB or larger), zero-filled, untouched until used. Where they lie (NUMA node, CXL) will be a
-// property of the buffer, not of its users.
+// Owning bytes in host memory, 64-byte aligned (2 MiB aligned and transparent-huge-page advised
+// when 2 MiB or larger), zero-filled, untouched until used. Where they lie (NUMA node, CXL) will be
+// a property of the buffer, not of its users.
 #pragma once
 
 #include <cstddef>

@@ -20,19 +20,25 @@ class TokenSelector {
   virtual ~TokenSelector() = default;
   virtual std::string_view name() const = 0;
 
-  /// kPostQkt: select() is called with the logits of all offloaded tokens. kPreQkt: plan() is called
-  /// before any logits exist.
+  /// kPostQkt: select() is called with the logits of all offloaded tokens. kPreQkt: plan() is
+  /// called before any logits exist.
   virtual SelectionStrategy strategy() const = 0;
 
   /// Pre-QKT. Writes min(k, num_offloaded) positions to `positions` (size min(k, num_offloaded)),
-  /// shared by all heads of the layer. Called once per (step, layer), before select-like work starts.
-  virtual void plan(std::int64_t layer, std::int64_t num_offloaded,
+  /// shared by all heads of the layer. Called once per (step, layer), before select-like work
+  /// starts.
+  virtual void plan(std::int64_t layer,
+                    std::int64_t num_offloaded,
                     std::span<std::int32_t> positions);
 
-  /// Post-QKT. `logits` [n_c] of one query head; writes min(k, n_c) = positions.size() positions and
-  /// their logits. Called concurrently for different heads; `scratch` is the calling worker's own.
-  virtual void select(std::int64_t layer, std::int64_t query_head, std::span<const float> logits,
-                      std::span<std::int32_t> positions, std::span<float> values,
+  /// Post-QKT. `logits` [n_c] of one query head; writes min(k, n_c) = positions.size() positions
+  /// and their logits. Called concurrently for different heads; `scratch` is the calling worker's
+  /// own.
+  virtual void select(std::int64_t layer,
+                      std::int64_t query_head,
+                      std::span<const float> logits,
+                      std::span<std::int32_t> positions,
+                      std::span<float> values,
                       std::vector<float>& scratch) const;
 };
 
