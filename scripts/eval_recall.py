@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def evaluate(
     }
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
@@ -100,7 +101,7 @@ def parse_arguments() -> argparse.Namespace:
         help="this many last prompt tokens pass through decode steps",
     )
     parser.add_argument("--json", help="write results here; - is standard output")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -161,5 +162,10 @@ def run(arguments: argparse.Namespace) -> None:
             Path(arguments.json).write_text(f"{text}\n", encoding="utf-8")
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return run_command(run, parse_arguments(argv))
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(run, parse_arguments()))
+    sys.exit(main())
