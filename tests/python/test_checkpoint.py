@@ -446,6 +446,41 @@ def test_a_hub_id_that_is_not_cached_says_so_when_offline() -> None:
         load_model("nobody/nothing-of-this-name")
 
 
+@pytest.mark.parametrize(
+    ("present", "load_format", "fetched"),
+    [
+        ("model.safetensors", "auto", ["*.safetensors"]),
+        ("pytorch_model.bin", "auto", ["*.safetensors", "pytorch_model*.bin"]),
+        ("pytorch_model.bin", "bin", ["pytorch_model*.bin"]),
+        ("model.safetensors", "dummy", []),
+    ],
+)
+def test_a_hub_download_fetches_weights_in_one_format_only(
+    checkpoint: Checkpoint,
+    copy_of: Copy,
+    monkeypatch: pytest.MonkeyPatch,
+    present: str,
+    load_format: str,
+    fetched: list[str],
+) -> None:
+    folder = copy_of(checkpoint("llama"))
+    if present == "pytorch_model.bin":
+        to_pickle(folder)
+    asked: list[str] = []
+
+    def snapshot_download(repo: str, **options: Any) -> str:
+        assert repo == "somebody/model"
+        assert options["revision"] == "v2"
+        assert "*.json" in options["allow_patterns"]
+        asked.extend(p for p in options["allow_patterns"] if "safetensors" in p or "bin" in p)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    loaded = load_model("somebody/model", revision="v2", load_format=load_format)
+    assert loaded.path == folder
+    assert asked == fetched
+
+
 def test_a_revision_is_for_hub_ids_only(checkpoint: Checkpoint) -> None:
     with pytest.raises(ConfigError, match="revision is 'main' but"):
         load_model(checkpoint("llama"), revision="main")
