@@ -228,9 +228,10 @@ def make_sequence(
     rng : random.Random
         Source of randomness; it is advanced.
     num_records : int
-        Records to write, besides the record that each ``local`` query brings along. Queries are
-        drawn with replacement: a repeated key forces the model to tell records from guesses by
-        elimination.
+        Records to write, besides the record that each ``local`` query brings along.
+    num_queries : int
+        Queries to ask. Their keys are drawn with replacement (training never leaves guessing
+        by elimination otherwise), but for ``updated`` without as long as there are keys enough.
 
     Raises
     ------
@@ -253,7 +254,12 @@ def make_sequence(
     keys = _key_set(vocabulary)
     latest = {token: i + 1 for i, token in enumerate(ids) if token in keys}
     written = sorted(latest)
-    queries = rng.choices(written, k=num_queries)
+    if task == "updated" and num_queries <= len(written):
+        # A key queried again has its answer close by, and would hide whether the latest write
+        # of several is found.
+        queries = rng.sample(written, num_queries)
+    else:
+        queries = rng.choices(written, k=num_queries)
     rows, sources = [], []
     for key in queries:
         ids += [vocabulary.query, key, ids[latest[key]]]
