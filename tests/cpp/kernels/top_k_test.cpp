@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "kernel_test_support.h"
+#include "kernels/top_k_passes.h"
 
 namespace hybridgen::kernels::test {
 namespace {
@@ -26,10 +27,13 @@ void expect_stable_top(const std::vector<float>& scores, const char* what) {
     if (k < 0 || k > n) continue;
     std::vector<std::int32_t> positions(static_cast<std::size_t>(k));
     std::vector<float> values(static_cast<std::size_t>(k));
-    ASSERT_TRUE(top_k(scores.data(), n, k, positions.data(), values.data(), scratch));
-    ASSERT_EQ(positions, stable_top(scores, k)) << what << ", n " << n << ", k " << k;
-    for (std::size_t j = 0; j < positions.size(); ++j) {
-      ASSERT_EQ(values[j], scores[static_cast<std::size_t>(positions[j])]);
+    const std::vector<std::int32_t> expected = stable_top(scores, k);
+    for (const TopKPasses& passes : supported_top_k_passes()) {
+      ASSERT_TRUE(top_k_by(passes, scores.data(), n, k, positions.data(), values.data(), scratch));
+      ASSERT_EQ(positions, expected) << what << ", n " << n << ", k " << k;
+      for (std::size_t j = 0; j < positions.size(); ++j) {
+        ASSERT_EQ(values[j], scores[static_cast<std::size_t>(positions[j])]);
+      }
     }
   }
 }
@@ -62,6 +66,8 @@ TEST(TopK, TakesMinusInfinityLast) {
       if (i % 10 != 3) scores[i] = -kInfinity;
     }
     expect_stable_top(scores, "mostly -inf");
+    for (float& score : scores) score = -score;
+    expect_stable_top(scores, "mostly +inf");
     expect_stable_top(std::vector<float>(static_cast<std::size_t>(n), -kInfinity), "all -inf");
   }
 }
@@ -90,8 +96,11 @@ TEST(TopK, ReportsANaNAnywhere) {
       std::vector<float> values(static_cast<std::size_t>(n));
       std::vector<float> scratch;
       for (const std::int64_t k : {std::int64_t{1}, n}) {
-        EXPECT_FALSE(top_k(scores.data(), n, k, positions.data(), values.data(), scratch))
-            << "n " << n << " at " << at;
+        for (const TopKPasses& passes : supported_top_k_passes()) {
+          EXPECT_FALSE(
+              top_k_by(passes, scores.data(), n, k, positions.data(), values.data(), scratch))
+              << "n " << n << " at " << at;
+        }
       }
     }
   }
