@@ -91,6 +91,13 @@ def test_a_greedy_continuation_scores_as_greedy(llm: LLM) -> None:
     assert not scores[1][1]
 
 
+def test_even_a_one_token_answer_passes_through_a_decode_step(llm: LLM) -> None:
+    llm.score([(PROMPTS[2], [3])])
+    assert llm.stats.decode_steps == 1
+    llm.score([(PROMPTS[2], [3, 4, 5])])
+    assert llm.stats.decode_steps == 3
+
+
 def test_scores_do_not_depend_on_the_batch(llm: LLM) -> None:
     pairs = [(p, [7, 8]) for p in PROMPTS]
     together = llm.score(pairs)
@@ -170,6 +177,8 @@ def test_prompt_tokens_through_decode_steps_change_nothing(llm: LLM) -> None:
     whole = llm.generate_ids(PROMPTS, NO_EOS)
     for count in (1, 5, 1000):
         assert llm.generate_ids(PROMPTS, NO_EOS, decode_prompt_tokens=count) == whole
+    llm.generate_ids(PROMPTS[:1], NO_EOS, decode_prompt_tokens=5)
+    assert llm.stats.decode_steps == 5 + COUNT - 1
     with pytest.raises(ConfigError, match="decode_prompt_tokens is -1"):
         llm.generate(PROMPTS, decode_prompt_tokens=-1)
 
