@@ -172,24 +172,35 @@ void row_logits_of(const RowLogitsArgs& args, std::int64_t first_query) {
 #pragma GCC unroll 8
       for (int t = 0; t < kRowKeys; ++t) acc[q][t] = zero();
     }
-    for (std::int64_t d = 0; d < args.head_dim; d += kLanes) {
-      const std::int64_t left = args.head_dim - d;
+    const auto multiply = [&](std::int64_t d, auto load_lanes) {
       Vector k[kRowKeys];
 #pragma GCC unroll 8
-      for (int t = 0; t < kRowKeys; ++t) k[t] = load_up_to(key[t] + d, left);
+      for (int t = 0; t < kRowKeys; ++t) k[t] = load_lanes(key[t] + d);
 #pragma GCC unroll 8
       for (int q = 0; q < Queries; ++q) {
-        const Vector query = load_up_to(queries + q * args.head_dim + d, left);
+        const Vector query = load_lanes(queries + q * args.head_dim + d);
 #pragma GCC unroll 8
         for (int t = 0; t < kRowKeys; ++t) acc[q][t] = fma(query, k[t], acc[q][t]);
       }
+    };
+    std::int64_t d = 0;
+    for (; d + kLanes <= args.head_dim; d += kLanes) {
+      multiply(d, [](const auto* p) { return load(p); });
+    }
+    if (d < args.head_dim) {
+      multiply(d, [left = args.head_dim - d](const auto* p) { return load_some(p, left, 0.0F); });
     }
     const std::int64_t count = min_of(kRowKeys, args.count - token);
 #pragma GCC unroll 8
     for (int q = 0; q < Queries; ++q) {
       float sums[kRowKeys];
       sum_lanes_of_four(acc[q], sums);
-      for (std::int64_t t = 0; t < count; ++t) logits[q * args.logits_stride + token + t] = sums[t];
+      float* out = logits + q * args.logits_stride + token;
+      if (count == kRowKeys) {
+        __builtin_memcpy(out, sums, sizeof(sums));
+      } else {
+        for (std::int64_t t = 0; t < count; ++t) out[t] = sums[t];
+      }
     }
   }
 }
@@ -290,18 +301,27 @@ HYBRIDGEN_INLINE void value_columns(const SoftmaxValuesArgs& args,
   }
 }
 
+/// As many dimensions as the registers hold, then half of them, and so on.
+template <typename T, int Queries, int Vectors>
+HYBRIDGEN_INLINE void weighted_columns(const SoftmaxValuesArgs& args,
+                                       std::int64_t first_query,
+                                       std::int64_t dim) {
+  constexpr std::int64_t kWidth = Vectors * kLanes;
+  for (; dim + kWidth <= args.head_dim; dim += kWidth) {
+    value_columns<T, Queries, Vectors>(args, first_query, dim, kWidth);
+  }
+  if constexpr (Vectors > 1) {
+    weighted_columns<T, Queries, Vectors / 2>(args, first_query, dim);
+  } else if (dim < args.head_dim) {
+    value_columns<T, Queries, 1>(args, first_query, dim, args.head_dim - dim);
+  }
+}
+
 template <typename T, int Queries>
 void weighted_values(const SoftmaxValuesArgs& args, std::int64_t first_query) {
   constexpr int kMost = (kAccumulators >= 24 ? 16 : 8) / Queries;
   constexpr int kVectors = kMost >= 8 ? 8 : kMost >= 4 ? 4 : kMost >= 2 ? 2 : 1;
-  constexpr std::int64_t kWide = kVectors * kLanes;
-  std::int64_t dim = 0;
-  for (; dim + kWide <= args.head_dim; dim += kWide) {
-    value_columns<T, Queries, kVectors>(args, first_query, dim, kWide);
-  }
-  for (; dim < args.head_dim; dim += kLanes) {
-    value_columns<T, Queries, 1>(args, first_query, dim, args.head_dim - dim);
-  }
+  weighted_columns<T, Queries, kVectors>(args, first_query, 0);
 }
 
 void softmax_values(const SoftmaxValuesArgs& args) {

@@ -12,10 +12,10 @@
 namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE {
 namespace {
 
-/// Independent sums per output: they hide the latency of the multiply-add when rows == 1.
-constexpr int kChains = 4;
-/// Weight rows that share the loads of x where there are several x rows.
-constexpr int kTileOutputs = kAccumulators >= 24 ? 2 : 1;
+/// Independent sums per output: they hide the latency of the multiply-add.
+constexpr int kChains = 2;
+/// Weight rows that share the loads of x where there are more than two rows of it.
+constexpr int kTileOutputs = kAccumulators >= 24 ? 4 : 2;
 constexpr int kTileRows = 3;
 constexpr std::int64_t kLinearPrefetchBytes = 2048;
 
@@ -30,21 +30,27 @@ HYBRIDGEN_INLINE void linear_tile(
   }
   constexpr std::int64_t kStep = kLanes * kChains;
   constexpr std::int64_t kStepBytes = kStep * static_cast<std::int64_t>(sizeof(T));
+  constexpr std::int64_t kAhead = kLinearPrefetchBytes / static_cast<std::int64_t>(sizeof(T));
   std::int64_t k = 0;
   for (; k + kStep <= in_features; k += kStep) {
+    // Near the end of these rows the next ones to be read are those of the next tile.
+    const std::int64_t ahead =
+        k + kAhead < in_features ? k + kAhead : k + kAhead + (Outputs - 1) * in_features;
 #pragma GCC unroll 8
     for (int o = 0; o < Outputs; ++o) {
-      const char* ahead =
-          reinterpret_cast<const char*>(weight + o * in_features + k) + kLinearPrefetchBytes;
+      const char* address = reinterpret_cast<const char*>(weight + o * in_features + ahead);
 #pragma GCC unroll 8
-      for (std::int64_t line = 0; line < kStepBytes; line += 64) prefetch(ahead + line);
+      for (std::int64_t line = 0; line < kStepBytes; line += 64) prefetch(address + line);
     }
 #pragma GCC unroll 8
     for (int c = 0; c < kChains; ++c) {
       const std::int64_t at = k + c * kLanes;
       Vector w[extent(Outputs)];
 #pragma GCC unroll 8
-      for (int o = 0; o < Outputs; ++o) w[o] = load(weight + o * in_features + at);
+      for (int o = 0; o < Outputs; ++o) {
+        w[o] = load(weight + o * in_features + at);
+        if constexpr (Rows > 1) keep_in_register(w[o]);
+      }
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
         const Vector v = load(x + r * x_stride + at);
@@ -69,8 +75,7 @@ HYBRIDGEN_INLINE void linear_tile(
   }
   for (int o = 0; o < Outputs; ++o) {
     for (int r = 0; r < Rows; ++r) {
-      const Vector* c = acc[o][r];
-      sums[o * Rows + r] = sum_lanes(add(add(c[0], c[1]), add(c[2], c[3])));
+      sums[o * Rows + r] = sum_lanes(add(acc[o][r][0], acc[o][r][1]));
     }
   }
 }
@@ -115,10 +120,14 @@ void linear_outputs(const LinearArgs& args, std::int64_t output) {
 template <typename T>
 void linear_of(const LinearArgs& args, std::int64_t begin, std::int64_t end) {
   std::int64_t output = begin;
-  if (args.rows > 1 && kTileOutputs > 1) {
+  // Few rows leave time to spare, and one or two streams come from memory faster than four.
+  if (args.rows > 2) {
     for (; output + kTileOutputs <= end; output += kTileOutputs) {
       linear_outputs<T, kTileOutputs>(args, output);
     }
+  }
+  if (args.rows > 1) {
+    for (; output + 2 <= end; output += 2) linear_outputs<T, 2>(args, output);
   }
   for (; output < end; ++output) linear_outputs<T, 1>(args, output);
 }

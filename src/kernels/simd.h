@@ -331,6 +331,15 @@ HYBRIDGEN_INLINE void store_some(T* p, std::int64_t count, Vector v) {
 
 HYBRIDGEN_INLINE Vector zero() { return splat(0.0F); }
 
+/// Keeps the compiler from loading a value anew for each of its uses.
+HYBRIDGEN_INLINE void keep_in_register([[maybe_unused]] Vector& v) {
+#if HYBRIDGEN_ISA_LEVEL == 2
+  __asm__("" : "+v"(v));
+#elif HYBRIDGEN_ISA_LEVEL == 1
+  __asm__("" : "+x"(v));
+#endif
+}
+
 /// load, or load_some where fewer than kLanes elements are left.
 template <typename T>
 HYBRIDGEN_INLINE Vector load_up_to(const T* p, std::int64_t left, float fill = 0.0F) {
