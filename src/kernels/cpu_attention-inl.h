@@ -12,6 +12,7 @@ namespace {
 
 // The hardware's prefetcher alone loses a fifth of the bandwidth once several queries share a load.
 constexpr std::int64_t kKeyPrefetchBytes = 2048;
+constexpr std::int64_t kRowsAhead = 16;  ///< the same for row-major keys and values
 
 template <int Value>
 struct Constant {
@@ -164,7 +165,6 @@ void row_logits_of(const RowLogitsArgs& args, std::int64_t first_query) {
     const T* key[kRowKeys];
     for (int t = 0; t < kRowKeys; ++t) {
       key[t] = keys + min_of(token + t, args.count - 1) * args.key_stride;
-      prefetch(key[t] + kRowKeys * args.key_stride);
     }
     Vector acc[extent(Queries)][kRowKeys];
 #pragma GCC unroll 8
@@ -175,7 +175,10 @@ void row_logits_of(const RowLogitsArgs& args, std::int64_t first_query) {
     const auto multiply = [&](std::int64_t d, auto load_lanes) {
       Vector k[kRowKeys];
 #pragma GCC unroll 8
-      for (int t = 0; t < kRowKeys; ++t) k[t] = load_lanes(key[t] + d);
+      for (int t = 0; t < kRowKeys; ++t) {
+        prefetch(key[t] + kRowsAhead * args.key_stride + d);
+        k[t] = load_lanes(key[t] + d);
+      }
 #pragma GCC unroll 8
       for (int q = 0; q < Queries; ++q) {
         const Vector query = load_lanes(queries + q * args.head_dim + d);
@@ -276,10 +279,12 @@ HYBRIDGEN_INLINE void value_columns(const SoftmaxValuesArgs& args,
   }
   const T* row = static_cast<const T*>(args.resident_values) + dim;
   for (std::int64_t t = 0; t < args.resident_count; ++t, row += args.resident_stride) {
-    prefetch(row + 8 * args.resident_stride);
     Vector values[extent(Vectors)];
 #pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) values[v] = load_values(row, v);
+    for (int v = 0; v < Vectors; ++v) {
+      prefetch(row + kRowsAhead * args.resident_stride + v * kLanes);
+      values[v] = load_values(row, v);
+    }
 #pragma GCC unroll 8
     for (int q = 0; q < Queries; ++q) {
       const Vector weight = splat(weights[q][args.host_count + t]);
