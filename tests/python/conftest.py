@@ -19,6 +19,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+# The references are tiny; threads that wait for each other would cost more than they bring.
+torch.set_num_threads(1)
+
 VOCAB_SIZE = 352
 """More rows than the tokenizer has tokens: embeddings are padded."""
 
