@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The form all benchmarks share: a machine, a table, and one JSON document."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hybridgen
+from hybridgen import _core
+
+
+@dataclass
+class Result:
+    """One measured figure; ``met`` is None where no bar is set."""
+
+    name: str
+    value: float
+    unit: str
+    bar: float | None = None
+    met: bool | None = None
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return what the figures depend on: processor, instruction set, cores, versions."""
+    cpu = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            cpu = line.split(":", 1)[1].strip()
+            break
+    build = _core.build_info()
+    return {
+        "cpu": cpu,
+        "isa": build["isa"],
+        "isas": build["isas"],
+        "cores": _core.available_parallelism(),
+        "memory_gib": round(_core.available_host_bytes() / 2**30, 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "hybridgen": hybridgen.__version__,
+        "build_type": build["build_type"],
+        "command": " ".join(["python", *sys.argv]),
+    }
+
+
+@dataclass
+class Report:
+    """Collects results, prints them as they come, writes them at the end."""
+
+    machine: dict[str, Any] = field(default_factory=describe_machine)
+    results: list[Result] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for key, value in self.machine.items():
+            print(f"# {key}: {value}")
+        print(f"\n{'figure':<58} {'value':>10} {'unit':<12} {'bar':>7}  met")
+
+    def add(self, name: str, value: float, unit: str, bar: float | None = None) -> None:
+        """Add one figure; a bar is a lower bound, except for times (units us, ms, s)."""
+        met = None
+        if bar is not None:
+            met = value <= bar if unit in ("us", "ms", "s") else value >= bar
+        self.results.append(Result(name, round(value, 4), unit, bar, met))
+        shown = "" if bar is None else f"{bar:g}"
+        verdict = {None: "", True: "yes", False: "MISSED"}[met]
+        print(f"{name:<58} {value:>10.3f} {unit:<12} {shown:>7}  {verdict}", flush=True)
+
+    def write(self, path: str | None) -> None:
+        """Write ``{"machine": ..., "results": [...]}``; "-" is standard output."""
+        document = {"machine": self.machine, "results": [asdict(r) for r in self.results]}
+        text = json.dumps(document, indent=2) + "\n"
+        if path == "-":
+            print(text, end="")
+        elif path:
+            target = Path(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text)
