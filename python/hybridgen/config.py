@@ -10,6 +10,8 @@ from __future__ import annotations
 import numbers
 import re
 
+from typing_extensions import TypeIs
+
 from ._checks import as_bool, as_float, as_int, one_of, options_class
 from .errors import ConfigError
 
@@ -232,6 +234,6 @@ class CpuConfig:
             )
 
 
-def is_auto(value: object) -> bool:
-    """Say whether an option is left to the engine."""
+def is_auto(value: object) -> TypeIs[str]:
+    """Say whether an option is left to the engine; checked options hold no other string."""
     return isinstance(value, str) and value == "auto"
