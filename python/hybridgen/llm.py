@@ -264,7 +264,11 @@ class LLM:
         return [sequence.output.token_ids for sequence in sequences]
 
     def stream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        decode_prompt_tokens: int = 0,
     ) -> Iterator[StreamChunk]:
         """Continue one prompt token by token.
 
@@ -276,7 +280,10 @@ class LLM:
             As for `generate`.
         sampling_params : SamplingParams, optional
             With ``n=1``.
+        decode_prompt_tokens : int
+            As for `generate`.
         """
+        decode_prompt_tokens = as_int("stream", "decode_prompt_tokens", decode_prompt_tokens, 0)
         found = self._prompts(prompt)
         if len(found) != 1:
             raise ConfigError(f"[stream] got {len(found)} prompts; allowed: 1; use generate")
@@ -284,7 +291,7 @@ class LLM:
         if params.n != 1:
             raise ConfigError(f"[stream] n is {params.n}; allowed: 1; use generate for more")
         tokenizer = self.tokenizer if self._has_text(params) else None
-        return self._stream(Sequence(found[0][1], params, tokenizer))
+        return self._stream(Sequence(found[0][1], params, tokenizer), decode_prompt_tokens)
 
     def chat(
         self,
@@ -455,7 +462,7 @@ class LLM:
         )
         self._loop.add(sequence, options, forced=forced, decode_prompt_tokens=decode_prompt_tokens)
 
-    def _stream(self, sequence: Sequence) -> Iterator[StreamChunk]:
+    def _stream(self, sequence: Sequence, decode_prompt_tokens: int) -> Iterator[StreamChunk]:
         loop = self._loop
         if loop.idle:
             loop.engine.reset_stats()
@@ -464,7 +471,7 @@ class LLM:
         peak = 0
         index = 0
         try:
-            self._add(sequence)
+            self._add(sequence, decode_prompt_tokens=decode_prompt_tokens)
             while sequence.pieces or not sequence.finished:
                 if not sequence.pieces:
                     loop.step()
