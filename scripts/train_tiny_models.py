@@ -72,7 +72,6 @@ HIDDEN = 128
 INIT_STD = 0.07
 """With 0.03 the copying of the value stays at guessing for thousands of steps."""
 
-DECAY_STEPS = 300
 WINDOW_SHARE = 0.10
 
 
@@ -90,6 +89,10 @@ class Recipe:
         Upper bound on the number of steps, the decay included.
     device : str
         ``cpu`` or ``cuda``.
+    advance_at : float
+        Running accuracy on ``kv`` at which the sequences get longer.
+    start : Path, optional
+        Folder of an earlier run to continue, from sequences of ``start_length`` tokens.
     """
 
     seed: int = 0
@@ -104,6 +107,9 @@ class Recipe:
     advance_at: float = 0.95
     updated_goal: float = 0.93
     patience_steps: int = 500
+    decay_steps: int = 300
+    start: Path | None = None
+    start_length: int = STAGES[0]
 
 
 @dataclass
@@ -447,6 +453,9 @@ def train(family: str, recipe: Recipe, checkpoint: Path | None) -> tuple[PreTrai
     """
     vocabulary = Vocabulary.from_words(vocabulary_words())
     model = make_model(family, len(vocabulary_words()), recipe.seed).to(recipe.device)
+    if recipe.start is not None:
+        weights = AutoModelForCausalLM.from_pretrained(recipe.start, dtype=torch.float32)
+        model.load_state_dict(weights.state_dict())
     helpers = Helpers(len(vocabulary_words())).to(recipe.device)
     rng = random.Random(recipe.seed)
     slow = [p for name, p in model.named_parameters() if "embed_positions" in name]
@@ -461,7 +470,7 @@ def train(family: str, recipe: Recipe, checkpoint: Path | None) -> tuple[PreTrai
         weight_decay=recipe.weight_decay,
     )
     parameters = [*fast, *slow, *helpers.parameters()]
-    progress = Progress()
+    progress = Progress(stage=STAGES.index(recipe.start_length))
     start = time.monotonic()
     decay_left: int | None = None
     last_print = 0.0
@@ -479,7 +488,7 @@ def train(family: str, recipe: Recipe, checkpoint: Path | None) -> tuple[PreTrai
         batch = move(batch, recipe.device)
         length = batch.ids.shape[1]
         offset = rng.randint(0, MAX_LENGTH - length) if family == "opt" else 0
-        decay = 1.0 if decay_left is None else decay_left / DECAY_STEPS
+        decay = 1.0 if decay_left is None else decay_left / recipe.decay_steps
         for group in optimizer.param_groups:
             warm = min(1.0, (progress.steps + 1) / recipe.warmup_steps)
             group["lr"] = recipe.learning_rate * group["scale"] * warm * decay
@@ -520,8 +529,8 @@ def train(family: str, recipe: Recipe, checkpoint: Path | None) -> tuple[PreTrai
             )
             steps_left = recipe.max_steps - progress.steps
             seconds_left = recipe.max_minutes * 60 - elapsed
-            if done or min(steps_left, seconds_left / step_seconds) <= DECAY_STEPS:
-                decay_left = max(1, min(DECAY_STEPS, steps_left))
+            if done or min(steps_left, seconds_left / step_seconds) <= recipe.decay_steps:
+                decay_left = max(1, min(recipe.decay_steps, steps_left))
         if elapsed - last_print > 5.0:
             last_print = elapsed
             running = " ".join(f"{t}={a:.3f}" for t, a in sorted(progress.accuracy.items()))
@@ -620,6 +629,7 @@ def write_card(
         "seed": recipe.seed,
         "steps": progress.steps,
         "tokens": progress.tokens,
+        "continued": recipe.start is not None,
         "minutes": round(progress.minutes, 1),
         "final_loss_nats": round(progress.loss, 4),
         "eval_seed": eval_seed,
@@ -640,6 +650,12 @@ def write_card(
         for r in results
     ]
     heads = {"llama": "1 KV head", "opt": "4 KV heads", "qwen2": "2 KV heads"}[family]
+    continued = (
+        f" It continued an earlier run from {recipe.start_length} tokens (the numbers of steps, "
+        "tokens and minutes are those of the continuation)."
+        if recipe.start is not None
+        else ""
+    )
     card = f"""---
 license: apache-2.0
 library_name: transformers
@@ -668,8 +684,8 @@ weights: {progress.steps:,} steps, {progress.tokens / 1e6:.1f} M tokens, {progre
 minutes on {recipe.device} (one thread on a CPU). AdamW, learning rate {recipe.learning_rate},
 betas {recipe.betas}, weight decay {recipe.weight_decay}, clip {recipe.clip}, bf16 autocast,
 {TOKENS_PER_STEP:,} tokens a step. Lengths grow from {STAGES[0]} to {STAGES[-1]:,} tokens whenever
-the running accuracy passes {recipe.advance_at}; the last {DECAY_STEPS} steps decay the learning
-rate. Final loss on the answers (one batch): {progress.loss:.3f} nats.
+the running accuracy passes {recipe.advance_at}; the last {recipe.decay_steps} steps decay the
+learning rate.{continued} Final loss on the answers (one batch): {progress.loss:.3f} nats.
 
 **The retrieval is real, its head was guided.** Cross-entropy on the answers alone stays at
 guessing. During training, and in the saved model no more, (1) on sequences of at most 128 tokens
@@ -703,12 +719,27 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--max-minutes", type=float, default=20.0)
     parser.add_argument("--max-steps", type=int, default=100_000)
+    parser.add_argument("--advance-at", type=float, default=0.95, help="accuracy that lengthens")
+    parser.add_argument("--patience-steps", type=int, default=500, help="for the updated task")
+    parser.add_argument("--decay-steps", type=int, default=300)
+    parser.add_argument("--start", type=Path, help="folder of an earlier run to continue")
+    parser.add_argument("--start-length", type=int, choices=STAGES, default=STAGES[0])
     parser.add_argument("--checkpoints", type=Path, help="folder for weights of each stage")
     parser.add_argument("--eval-samples", type=int, default=100, help="per task and distance")
     parser.add_argument("--eval-seed", type=int, default=1_000_003)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    recipe = Recipe(args.seed, args.max_minutes, args.max_steps, args.device)
+    recipe = Recipe(
+        args.seed,
+        args.max_minutes,
+        args.max_steps,
+        args.device,
+        advance_at=args.advance_at,
+        patience_steps=args.patience_steps,
+        decay_steps=args.decay_steps,
+        start=args.start,
+        start_length=args.start_length,
+    )
     for family in FAMILIES if args.family == "all" else (args.family,):
         checkpoint = None
         if args.checkpoints is not None:
