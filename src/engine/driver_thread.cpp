@@ -50,6 +50,8 @@ void DriverThread::loop() {
   }
 }
 
+int default_intra_op_threads() { return omp_get_max_threads(); }
+
 void set_intra_op_threads(int threads) {
   // LibTorch sizes a thread's team on first use; after that the thread's own OpenMP setting rules.
   // at::set_num_threads would change the default of every thread of the process.

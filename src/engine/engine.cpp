@@ -68,9 +68,9 @@ void resolve_threads(EngineOptions& options, const DeviceContext& device, bool o
   }
 }
 
-// Workers take the last cores of the affinity mask; with more threads than cores none is pinned.
-std::vector<int> worker_cpus(std::int64_t threads) {
-  const std::vector<int> cpus = available_cpus();
+// Workers take the last cores of the affinity mask; unless that leaves one for the driver none is
+// pinned.
+std::vector<int> worker_cpus(const std::vector<int>& cpus, std::int64_t threads) {
   std::vector<int> chosen(static_cast<std::size_t>(threads), -1);
   if (threads < static_cast<std::int64_t>(cpus.size())) {
     std::copy(cpus.end() - threads, cpus.end(), chosen.begin());
@@ -103,6 +103,9 @@ struct Engine::Impl {
   RequestPlan plan(const Request& request, std::int64_t free_device_bytes) const;
   void check_fits(const Request& request) const;
   bool admit_next();
+  /// Which cores and how many OpenMP threads the driver uses; cheap when nothing changes.
+  enum class Phase : std::uint8_t { kNone, kPrefill, kDecode };
+  void enter(Phase phase);
   void prefill_chunk(std::vector<TokenEvent>& events);
   void decode(std::vector<TokenEvent>& events);
   void rebuild_batches();
@@ -133,6 +136,10 @@ struct Engine::Impl {
   std::vector<Request*> stepped;  ///< those of the current step
   std::vector<std::unique_ptr<MicroBatch>> batches;
   bool batches_stale = true;
+  Phase phase = Phase::kNone;
+  std::vector<int> pool_cpus;  ///< pinned cores of the host workers; empty if they are not pinned
+  std::vector<int> available_cores = available_cpus();
+  int prefill_threads = 1;
   std::int64_t next_id = 0;
   // Last: joins before anything its work refers to is destroyed.
   std::unique_ptr<DriverThread> driver;
@@ -185,7 +192,12 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_, EngineOptions options_)
   if (method.offloads) {
     check_selector(method.selector, SelectionStrategy::kPostQkt, "selector");
     check_selector(method.pre_selector, SelectionStrategy::kPreQkt, "pre_selector");
-    pool = std::make_unique<WorkerPool>(WorkerPool::Options{worker_cpus(options.threads)});
+    WorkerPool::Options pool_options;
+    pool_options.cpus = worker_cpus(available_cores, options.threads);
+    if (pool_options.cpus.front() >= 0) {
+      pool_cpus = pool_options.cpus;
+    }
+    pool = std::make_unique<WorkerPool>(std::move(pool_options));
     cpu_stage = std::make_unique<CpuStage>(
         *pool, kernels::cpu_kernels(isa), config, trace, options.test.random_delay_us);
   }
@@ -193,7 +205,13 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_, EngineOptions options_)
   pipeline = std::make_unique<DecodePipeline>(
       *model, *ops, method, cpu_stage.get(), trace, statistics, options.test);
   driver = std::make_unique<DriverThread>();
-  driver->run([this] { model->prepare_positions(options.max_model_len); });
+  driver->run([this] {
+    // No more than OMP_NUM_THREADS unless the user asked for more by device_threads.
+    const std::int64_t all = std::min<std::int64_t>(options.device_threads + options.threads,
+                                                    default_intra_op_threads());
+    prefill_threads = static_cast<int>(std::max(options.device_threads, all));
+    model->prepare_positions(options.max_model_len);
+  });
 }
 
 RequestPlan Engine::Impl::plan(const Request& request, std::int64_t free_device_bytes) const {
@@ -294,6 +312,29 @@ bool Engine::Impl::admit_next() {
   return true;
 }
 
+void Engine::Impl::enter(Phase next) {
+  if (phase == next) {
+    return;
+  }
+  phase = next;
+  if (!model->device().is_cpu()) {
+    set_intra_op_threads(1);
+    return;
+  }
+  // While prefilling the host workers have nothing to do: the whole machine works on the prompt. In
+  // decode steps the driver keeps off their cores, or they would run only while it waits for them.
+  std::vector<int> cpus = available_cores;
+  if (next == Phase::kDecode) {
+    std::erase_if(cpus,
+                  [&](int cpu) { return std::ranges::find(pool_cpus, cpu) != pool_cpus.end(); });
+  }
+  if (!pool_cpus.empty()) {
+    pin_current_thread(cpus);
+  }
+  set_intra_op_threads(next == Phase::kPrefill ? prefill_threads
+                                               : static_cast<int>(options.device_threads));
+}
+
 void Engine::Impl::prefill_chunk(std::vector<TokenEvent>& events) {
   Request& request = *prefilling;
   const std::int64_t begin_ns = TraceRecorder::now_ns();
@@ -304,10 +345,7 @@ void Engine::Impl::prefill_chunk(std::vector<TokenEvent>& events) {
   at::Tensor logits;
   try {
     if (count > 0) {
-      // The host workers have nothing to do yet: the whole machine works on the prompt.
-      set_intra_op_threads(model->device().is_cpu()
-                               ? static_cast<int>(options.device_threads + options.threads)
-                               : 1);
+      enter(Phase::kPrefill);
       logits = prefill->run_chunk(
           *request.state, {request.tokens.data() + done, static_cast<std::size_t>(count)}, samples);
     }
@@ -347,7 +385,7 @@ void Engine::Impl::rebuild_batches() {
 
 void Engine::Impl::decode(std::vector<TokenEvent>& events) {
   const std::int64_t begin_ns = TraceRecorder::now_ns();
-  set_intra_op_threads(static_cast<int>(options.device_threads));
+  enter(Phase::kDecode);
   try {
     if (batches_stale) {
       rebuild_batches();

@@ -32,6 +32,9 @@ class DriverThread {
   std::thread thread_;
 };
 
+/// OpenMP threads the calling thread would use by itself: OMP_NUM_THREADS, else the cores.
+int default_intra_op_threads();
+
 /// OpenMP (and so LibTorch's intra-op) threads of work started from the calling thread, and only
 /// there.
 void set_intra_op_threads(int threads);
