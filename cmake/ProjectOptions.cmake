@@ -39,16 +39,3 @@ function(hybridgen_add_library name)
     PUBLIC "${PROJECT_SOURCE_DIR}/include"
     PRIVATE "${PROJECT_SOURCE_DIR}/src")
 endfunction()
-
-# Adds the named files of the current folder to a target; a file that is not written yet is left out.
-function(hybridgen_sources target)
-  foreach(file IN LISTS ARGN)
-    if(EXISTS "${CMAKE_CURRENT_SOURCE_DIR}/${file}")
-      target_sources(${target} PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}/${file}")
-    else()
-      message(STATUS "not written yet: ${CMAKE_CURRENT_SOURCE_DIR}/${file}")
-    endif()
-    set_property(DIRECTORY "${PROJECT_SOURCE_DIR}" APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS
-                 "${CMAKE_CURRENT_SOURCE_DIR}")
-  endforeach()
-endfunction()

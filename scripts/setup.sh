@@ -63,7 +63,6 @@ missing_packages() {
 sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || echo python3-dev
   fi
   has_header gtest/gtest.h || echo libgtest-dev
-  has_header numa.h || echo libnuma-dev
 }
 
 install_packages() {
