@@ -154,7 +154,12 @@ def run(arguments: argparse.Namespace) -> None:
                 file=table,
             )
     if arguments.json:
-        content = {"model": Path(arguments.model).name, "options": options, "results": rows}
+        content = {
+            "model": Path(arguments.model).name,
+            "options": options,
+            "exact_match": sum(row["exact_match"] for row in rows) / len(rows),
+            "results": rows,
+        }
         text = json.dumps(content | {"version": hg.__version__}, indent=2)
         if arguments.json == "-":
             print(text)

@@ -29,7 +29,7 @@ if _built_for.split(".")[:2] != str(_torch.__version__).split(".")[:2]:
         f"installed. Install torch {_built_for}, or rebuild: pip install --no-build-isolation ."
     )
 
-from .config import CpuConfig, KVConfig, SchedulerConfig, WeightConfig  # noqa: E402
+from .config import CpuConfig, KVConfig, QueryConfig, SchedulerConfig, WeightConfig  # noqa: E402
 from .errors import (  # noqa: E402
     CheckpointError,
     ConfigError,
@@ -65,6 +65,7 @@ __all__ = [
     "KVConfig",
     "NumericError",
     "OutOfMemoryError",
+    "QueryConfig",
     "RequestMetrics",
     "RequestOutput",
     "RunStats",

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .config import CpuConfig, KVConfig, SchedulerConfig
+from .config import CpuConfig, KVConfig, QueryConfig, SchedulerConfig
 from .errors import ConfigError, HybridGenError
 from .info import info, to_json
 from .llm import LLM
@@ -40,6 +40,9 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-model-len", type=int, help="prompt and new tokens at most")
     parser.add_argument("--method", default="hybridgen", help="see: python -m hybridgen methods")
     parser.add_argument("--query", default="speculative", help="exact, speculative, rescore")
+    parser.add_argument(
+        "--spec-first-layer", type=int, default=2, metavar="N", help="first layer that is guessed"
+    )
     parser.add_argument("--selector", default="topk", help="of the post strategy")
     parser.add_argument("--pre-selector", default="sinks_recent", help="of the pre strategy")
     parser.add_argument("--strategy", default="post", help="post, pre")
@@ -69,7 +72,7 @@ def engine_from(arguments: argparse.Namespace) -> LLM:
         load_format=arguments.load_format,
         max_model_len=arguments.max_model_len,
         method=arguments.method,
-        query=arguments.query,
+        query=QueryConfig(mode=arguments.query, first_layer=arguments.spec_first_layer),
         selector=arguments.selector,
         pre_selector=arguments.pre_selector,
         seed=arguments.seed,

@@ -18,6 +18,8 @@ from .errors import ConfigError
 DEFAULT_K = 128
 """Offloaded tokens attended to per head and step when ``SchedulerConfig.k`` is None."""
 
+QUERY_MODES = ("exact", "speculative", "rescore")
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12} | {
     f"{letter}i": 1 << shift for letter, shift in (("k", 10), ("m", 20), ("g", 30), ("t", 40))
 }
@@ -232,6 +234,28 @@ class CpuConfig:
                 f"[{name}] isa is {self.isa!r}; allowed: 'auto' or a name that hybridgen.info() "
                 "lists under isas"
             )
+
+
+@options_class
+class QueryConfig:
+    """Which query the host scores offloaded keys with.
+
+    Parameters
+    ----------
+    mode : str
+        "speculative" guesses it one layer ahead and uses the guessed logits, "rescore" guesses only
+        to select, "exact" waits for the layer's own.
+    first_layer : int
+        First layer whose query is guessed, at least 1; the layers before it are exact. Their
+        inputs resemble each other least, so 2 is the default.
+    """
+
+    mode: str = "speculative"
+    first_layer: int = 2
+
+    def __post_init__(self) -> None:
+        one_of("QueryConfig", "mode", self.mode, QUERY_MODES)
+        _set(self, "first_layer", as_int("QueryConfig", "first_layer", self.first_layer, 1))
 
 
 def is_auto(value: object) -> TypeIs[str]:

@@ -14,7 +14,15 @@ from typing import Any
 from . import _core
 from ._checks import as_int, check_keywords, one_of
 from .checkpoint import LOAD_FORMATS, load_model
-from .config import CpuConfig, KVConfig, SchedulerConfig, WeightConfig, is_auto
+from .config import (
+    QUERY_MODES,
+    CpuConfig,
+    KVConfig,
+    QueryConfig,
+    SchedulerConfig,
+    WeightConfig,
+    is_auto,
+)
 from .errors import ConfigError
 from .generation import EngineLoop, Sequence, sampling_options
 from .model_config import read_eos_ids
@@ -23,7 +31,6 @@ from .sampling import SamplingParams
 from .tokenizer import load_tokenizer, vocabulary_size
 from .tracing import write_chrome_trace
 
-_QUERIES = ("exact", "speculative", "rescore")
 _MAX_SEED = (1 << 63) - 1
 
 _HOMES = {
@@ -66,7 +73,7 @@ class LLM:
         A name from ``hybridgen.methods()``.
     kv : KVConfig, optional
         Where keys and values live.
-    query : str
+    query : str or QueryConfig
         "speculative" scores with a query guessed one layer ahead, "exact" waits for the layer's
         own, "rescore" guesses only to select.
     selector, pre_selector : str
@@ -106,7 +113,7 @@ class LLM:
         load_format: str = "auto",
         method: str = "hybridgen",
         kv: KVConfig | None = None,
-        query: str = "speculative",
+        query: str | QueryConfig = "speculative",
         selector: str = "topk",
         pre_selector: str = "sinks_recent",
         scheduler: SchedulerConfig | None = None,
@@ -119,7 +126,8 @@ class LLM:
         cpu = _instance("cpu", cpu, CpuConfig)
         self._seed = as_int("LLM", "seed", seed, 0, _MAX_SEED)
         one_of("LLM", "method", method, _core.method_names())
-        one_of("LLM", "query", query, _QUERIES)
+        if not isinstance(query, QueryConfig):
+            query = QueryConfig(mode=one_of("LLM", "query", query, QUERY_MODES))
         one_of("LLM", "selector", selector, _core.selector_names("post"))
         one_of("LLM", "pre_selector", pre_selector, _core.selector_names("pre"))
         one_of("LLM", "load_format", load_format, LOAD_FORMATS)
@@ -128,7 +136,8 @@ class LLM:
             max_model_len = as_int("LLM", "max_model_len", max_model_len, 1)
         options = _core.EngineOptions(
             method=method,
-            query=query,
+            query=query.mode,
+            spec_first_layer=query.first_layer,
             selector=selector,
             pre_selector=pre_selector,
             strategy=scheduler.strategy,

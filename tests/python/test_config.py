@@ -18,13 +18,14 @@ from hybridgen import (
     ConfigError,
     CpuConfig,
     KVConfig,
+    QueryConfig,
     SamplingParams,
     SchedulerConfig,
     WeightConfig,
 )
 from hybridgen.config import parse_bytes
 
-ALL_CONFIGS = [KVConfig, SchedulerConfig, WeightConfig, CpuConfig, SamplingParams]
+ALL_CONFIGS = [KVConfig, SchedulerConfig, WeightConfig, CpuConfig, QueryConfig, SamplingParams]
 
 
 @pytest.mark.parametrize("config_class", ALL_CONFIGS)
@@ -50,6 +51,7 @@ def test_fields_are_keyword_only(config_class: type[Any]) -> None:
         (SchedulerConfig, "strategie", "strategy"),
         (WeightConfig, "gpus", "gpu"),
         (CpuConfig, "thread", "threads"),
+        (QueryConfig, "first_layers", "first_layer"),
         (SamplingParams, "max_token", "max_tokens"),
         (SamplingParams, "max_new_token", "max_new_tokens"),
     ],
@@ -94,6 +96,8 @@ def test_unknown_names_are_answered_with_the_nearest(
         (SchedulerConfig, "return_to_post", "estimate"),
         (SchedulerConfig, "adapt_k", 1),
         (WeightConfig, "gpu", 0.5),
+        (QueryConfig, "mode", "exactly"),
+        (QueryConfig, "first_layer", 0),
         (WeightConfig, "gpu", math.nan),
         (CpuConfig, "threads", 0),
         (CpuConfig, "threads", True),

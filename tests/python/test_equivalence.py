@@ -183,3 +183,23 @@ def test_256_greedy_tokens_of_smollm2() -> None:
         with LLM(folder, dtype="float32", cpu=CPU, kv=kv, **options) as llm:
             params = SamplingParams(max_tokens=256, ignore_eos=True)
             assert llm.generate_ids([prompt], params) == [expected], name
+
+
+def test_guessing_from_beyond_the_last_layer_is_exact(
+    folders: Callable[[str], tuple[Path, Any]],
+) -> None:
+    folder, model = folders("llama")
+    prompts = [ids_of(n, model.config.vocab_size, seed=n) for n in (50, 9)]
+    params = SamplingParams(max_tokens=20, ignore_eos=True)
+    tokens = {}
+    for name, options in {
+        "full": {"method": "full"},
+        "never": {"query": hg.QueryConfig(first_layer=3)},
+        "early": {"query": hg.QueryConfig(first_layer=1)},
+    }.items():
+        scheduler = SchedulerConfig(k="all")
+        kv = KVConfig() if name == "full" else KVConfig(device_tokens=4)
+        with LLM(folder, dtype="float32", cpu=CPU, kv=kv, scheduler=scheduler, **options) as llm:
+            tokens[name] = llm.generate_ids(prompts, params)
+    assert tokens["never"] == tokens["full"]
+    assert tokens["early"] != tokens["full"]
