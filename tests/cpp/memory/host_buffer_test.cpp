@@ -53,7 +53,7 @@ TEST(HostBuffer, MovingHandsTheSameBytesOver) {
 }
 
 TEST(HostBuffer, ThatCannotBeHadIsOutOfMemory) {
-  EXPECT_THROW(HostBuffer(std::numeric_limits<std::size_t>::max()), OutOfMemoryError);
+  EXPECT_THROW(HostBuffer buffer(std::numeric_limits<std::size_t>::max()), OutOfMemoryError);
   EXPECT_THROW(HostBuffer(std::size_t{1} << 60), OutOfMemoryError);
 }
 
