@@ -47,7 +47,10 @@ find_python() {
   done
 }
 
-has_header() { echo "#include <$1>" | "${CXX:-g++}" -std=c++20 -E -x c++ - >/dev/null 2>&1; }
+has_header() {
+  [[ -f "/usr/include/$1" ]] ||
+    echo "#include <$1>" | "${CXX:-g++}" -std=c++20 -E -x c++ - >/dev/null 2>&1
+}
 
 # Prints the Debian packages that are missing, judged by what they bring, so that a compiler or a
 # Python from elsewhere counts too.
