@@ -26,10 +26,9 @@ import transformers
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "scripts")]
 
-from report import Report  # noqa: E402
-
 import hybridgen as hg  # noqa: E402
 from hybridgen import _core  # noqa: E402
+from report import Report  # noqa: E402
 
 OPT_125M = {
     "architectures": ["OPTForCausalLM"],
