@@ -613,6 +613,17 @@ def save(model: PreTrainedModel, family: str, folder: Path) -> None:
     make_tokenizer(vocabulary_words()).save_pretrained(folder)
 
 
+def command_line(family: str, recipe: Recipe) -> str:
+    """Return the command that makes a model, with the options that differ from their defaults."""
+    parts = [f"python scripts/train_tiny_models.py --family {family} --seed {recipe.seed}"]
+    defaults = Recipe()
+    for name in ("max_minutes", "advance_at", "patience_steps", "decay_steps", "start_length"):
+        value = getattr(recipe, name)
+        if value != getattr(defaults, name):
+            parts.append(f"--{name.replace('_', '-')} {value}")
+    return " ".join(parts)
+
+
 def write_card(
     folder: Path,
     family: str,
@@ -650,6 +661,7 @@ def write_card(
         for r in results
     ]
     heads = {"llama": "1 KV head", "opt": "4 KV heads", "qwen2": "2 KV heads"}[family]
+    origin = "random" if recipe.start is None else "an earlier run's"
     continued = (
         f" It continued an earlier run from {recipe.start_length} tokens (the numbers of steps, "
         "tokens and minutes are those of the continuation)."
@@ -679,8 +691,9 @@ Apache-2.0.
 
 ## Training
 
-`python scripts/train_tiny_models.py --family {family} --seed {recipe.seed}` made it from random
-weights: {progress.steps:,} steps, {progress.tokens / 1e6:.1f} M tokens, {progress.minutes:.1f}
+`{command_line(family, recipe)}` made it from
+{origin} weights:
+{progress.steps:,} steps, {progress.tokens / 1e6:.1f} M tokens, {progress.minutes:.1f}
 minutes on {recipe.device} (one thread on a CPU). AdamW, learning rate {recipe.learning_rate},
 betas {recipe.betas}, weight decay {recipe.weight_decay}, clip {recipe.clip}, bf16 autocast,
 {TOKENS_PER_STEP:,} tokens a step. Lengths grow from {STAGES[0]} to {STAGES[-1]:,} tokens whenever
