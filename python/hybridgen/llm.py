@@ -8,8 +8,11 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from . import _core
 from ._checks import as_int, check_keywords, one_of
@@ -134,7 +137,8 @@ class LLM:
         one_of("CpuConfig", "isa", cpu.isa, ["auto", *_core.build_info()["isas"]])
         if max_model_len is not None:
             max_model_len = as_int("LLM", "max_model_len", max_model_len, 1)
-        options = _core.EngineOptions(
+        options = partial(
+            _core.EngineOptions,
             method=method,
             query=query.mode,
             spec_first_layer=query.first_layer,
@@ -149,6 +153,7 @@ class LLM:
             isa=cpu.isa,
             max_model_len=max_model_len or 0,
         )
+        options()  # refuses bad values before anything is loaded
         loaded = load_model(
             model,
             dtype=dtype,
@@ -184,7 +189,8 @@ class LLM:
         self._last_id = loaded.config["vocab_size"] - 1
         self._num_requests = 0
         self._tracing = False
-        self._loop = EngineLoop(_core.Engine(loaded.model, options))
+        free_bytes = _free_device_bytes(loaded.model.device)
+        self._loop = EngineLoop(_core.Engine(loaded.model, options(device_bytes=free_bytes)))
 
     @classmethod
     def from_pretrained(cls, model: str | Path | dict[str, Any], **options: Any) -> LLM:
@@ -672,6 +678,14 @@ def _instance(name: str, value: Any, kind: type[Any]) -> Any:
             f"{name}={kind.__name__}()"
         )
     return value
+
+
+def _free_device_bytes(device: str) -> int:
+    """Return what a request's window may take on a GPU; 0 lets the engine look at host memory."""
+    if not device.startswith("cuda"):
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(0.9 * free)  # the rest is for activations
 
 
 def _resolve_device(device: object) -> str:

@@ -24,6 +24,19 @@ bool is_loadable(at::ScalarType type) {
   return type == at::kFloat || type == at::kHalf || type == at::kBFloat16 || type == at::kDouble;
 }
 
+// In pieces: the comparison makes temporaries as large as its input, and embeddings are large.
+bool is_finite(const at::Tensor& tensor) {
+  constexpr std::int64_t kPiece = 1 << 20;
+  const at::Tensor flat = tensor.view({-1});
+  for (std::int64_t first = 0; first < flat.numel(); first += kPiece) {
+    const std::int64_t count = std::min(kPiece, flat.numel() - first);
+    if (!at::isfinite(flat.narrow(0, first, count)).all().item<bool>()) {
+      return false;
+    }
+  }
+  return true;
+}
+
 // A pool of normal numbers, laid out again and again from shifting offsets: drawing each number of
 // a large model would take minutes and nothing depends on their independence.
 void fill_dummy(at::Tensor destination, const at::Tensor& pool, std::int64_t& offset) {
@@ -194,7 +207,7 @@ void Weights::load_tensor(const std::string& name, const at::Tensor& tensor) {
   }
   slot.destination.copy_(tensor);
   // Checked after the conversion: a value may overflow float16.
-  if (!at::isfinite(slot.destination).all().item<bool>()) {
+  if (!is_finite(slot.destination)) {
     throw CheckpointError(message("[load weights] tensor '",
                                   name,
                                   "' holds NaN or infinity as ",
