@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,12 @@ def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> Any:
     is_local = folder.is_dir()
     if is_local and not any((folder / name).exists() for name in _FILES):
         return None
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     name = str(folder) if is_local else str(path_or_id)
     try:
+        if is_local and _declares_plain_tokenizer(folder):
+            return PreTrainedTokenizerFast.from_pretrained(name, local_files_only=True)
         return AutoTokenizer.from_pretrained(name, revision=revision, local_files_only=is_local)
     # The tokenizer classes raise whatever their file formats make them stumble over.
     except Exception as error:
@@ -37,6 +40,19 @@ def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> Any:
             f"[load_tokenizer] cannot load the tokenizer of {name}: {error}; pass tokenizer= or "
             "remove its files to work with token ids only"
         ) from error
+
+
+def _declares_plain_tokenizer(folder: Path) -> bool:
+    """Say whether the folder asks for its tokenizer.json as it stands.
+
+    AutoTokenizer overrules that for some model types (Qwen2) and splits text in the family's own
+    way, whatever the file says.
+    """
+    config = folder / "tokenizer_config.json"
+    if not (folder / "tokenizer.json").exists() or not config.exists():
+        return False
+    declared = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
+    return declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def vocabulary_size(tokenizer: Any) -> int:

@@ -165,3 +165,9 @@ def test_a_saved_tokenizer_is_loaded(tokenizer: Any, tmp_path: Path) -> None:
     loaded = load_tokenizer(tmp_path)
     assert loaded.encode(TEXTS[1]) == tokenizer.encode(TEXTS[1])
     assert vocabulary_size(loaded) == len(tokenizer)
+
+
+def test_a_declared_plain_tokenizer_is_used_as_it_stands() -> None:
+    folder = Path(__file__).resolve().parents[1] / "models" / "tiny-qwen2"
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.decode(tokenizer("<s> w12 k17 v3 Q k17").input_ids) == "<s> w12 k17 v3 Q k17"
