@@ -232,11 +232,11 @@ def introduce(
     """Say what is going to happen."""
     text = hide(facts[0], paragraphs)
     begin = f"{text.index(facts[0].sentence) / len(text):.0%}"
+    repeated = f" {len(facts)} times, each deeper in the text." if len(facts) > 1 else ""
     print(
         f"\n{model.name} reads {len(llm.tokenizer.encode(text))} tokens of plain text, in which a "
         f"sentence such as\n  {screen.paint(facts[0].sentence, '1')}\n"
-        f"is hidden ({begin} from its beginning), and then completes that sentence. "
-        f"{len(facts)} times, each deeper in the text."
+        f"is hidden ({begin} from its beginning), and then completes that sentence.{repeated}"
     )
 
 
