@@ -66,16 +66,21 @@ void DecoderModel::embed(const DeviceOps& ops, const at::Tensor& tokens, BlockWo
   }
 }
 
+const at::Tensor& DecoderModel::attention_input(const DeviceOps& ops,
+                                                const LayerWeights& weights,
+                                                BlockWorkspace& ws) const {
+  if (!config_.pre_norm) {
+    return ws.x;
+  }
+  ops.norm(config_, ws.x, weights.attention_norm_weight, weights.attention_norm_bias, ws.normed);
+  return ws.normed;
+}
+
 void DecoderModel::project_query(const DeviceOps& ops,
                                  std::int64_t layer,
                                  BlockWorkspace& ws) const {
   const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
-  const at::Tensor* input = &ws.x;
-  if (config_.pre_norm) {
-    ops.norm(config_, ws.x, w.attention_norm_weight, w.attention_norm_bias, ws.normed);
-    input = &ws.normed;
-  }
-  ops.linear(*input, w.query_weight, w.query_bias, ws.guess);
+  ops.linear(attention_input(ops, w, ws), w.query_weight, w.query_bias, ws.guess);
   if (config_.position == PositionKind::kRotary) {
     ops.rotate(rope_, ws.positions, ws.guess_heads);
   }
@@ -85,12 +90,7 @@ void DecoderModel::attention_inputs(const DeviceOps& ops,
                                     std::int64_t layer,
                                     BlockWorkspace& ws) const {
   const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
-  const at::Tensor* input = &ws.x;
-  if (config_.pre_norm) {
-    ops.norm(config_, ws.x, w.attention_norm_weight, w.attention_norm_bias, ws.normed);
-    input = &ws.normed;
-  }
-  ops.linear(*input, w.qkv_weight, w.qkv_bias, ws.qkv);
+  ops.linear(attention_input(ops, w, ws), w.qkv_weight, w.qkv_bias, ws.qkv);
   if (config_.position == PositionKind::kRotary) {
     ops.rotate(rope_, ws.positions, ws.query);
     ops.rotate(rope_, ws.positions, ws.key);

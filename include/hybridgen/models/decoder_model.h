@@ -73,6 +73,12 @@ class DecoderModel {
   void head(const DeviceOps& ops, BlockWorkspace& ws, at::Tensor& logits) const;
 
  private:
+  /// What a layer's projections read, [rows, M]: ws.x normed into ws.normed, or ws.x itself where
+  /// the norm comes after the residual sum.
+  const at::Tensor& attention_input(const DeviceOps& ops,
+                                    const LayerWeights& weights,
+                                    BlockWorkspace& ws) const;
+
   ModelConfig config_;
   DType dtype_;
   DeviceContext device_;
