@@ -155,10 +155,22 @@ void HostKvStore::write(std::int64_t layer,
   auto* const write_block = element == 4 ? &write_key_block<4> : &write_key_block<2>;
 
   for (std::int64_t g = 0; g < shape_.num_kv_heads; ++g) {
-    const std::int64_t head_offset =
-        (layer * shape_.num_kv_heads + g) * head_elements(shape_) * element;
-
-    std::byte* key_blocks = keys_.data() + head_offset;
+    const std::int64_t offset = head_offset(layer, g);
+    const auto write_rows = [&](std::byte* store, const void* data, const KvRowsView& view) {
+      const std::byte* source =
+          static_cast<const std::byte*>(data) + g * view.head_stride * element;
+      for (std::int64_t t = 0; t < tokens.size(); ++t) {
+        std::memcpy(store + offset + (tokens.begin + t) * row_bytes,
+                    source + t * view.token_stride * element,
+                    static_cast<std::size_t>(row_bytes));
+      }
+    };
+    write_rows(values_.data(), values.data, values);
+    if (shape_.key_layout == KeyLayout::kRows) {
+      write_rows(keys_.data(), keys.data, keys);
+      continue;
+    }
+    std::byte* key_blocks = keys_.data() + offset;
     const std::byte* key_rows =
         static_cast<const std::byte*>(keys.data) + g * keys.head_stride * element;
     const std::int64_t key_stride = keys.token_stride * element;
@@ -171,17 +183,38 @@ void HostKvStore::write(std::int64_t layer,
                       rows,
                       shape_.head_dim);
         });
-
-    std::byte* value_rows = values_.data() + head_offset + tokens.begin * row_bytes;
-    const std::byte* source =
-        static_cast<const std::byte*>(values.data) + g * values.head_stride * element;
-    const std::int64_t value_stride = values.token_stride * element;
-    for (std::int64_t t = 0; t < tokens.size(); ++t) {
-      std::memcpy(value_rows + t * row_bytes,
-                  source + t * value_stride,
-                  static_cast<std::size_t>(row_bytes));
-    }
   }
+}
+
+void HostKvStore::write_row(std::int64_t layer,
+                            std::int64_t kv_head,
+                            std::int64_t slot,
+                            const void* key,
+                            const void* value) {
+  require_index("layer", layer, shape_.num_layers);
+  require_index("kv_head", kv_head, shape_.num_kv_heads);
+  require_index("slot", slot, shape_.capacity);
+  const std::int64_t element = static_cast<std::int64_t>(size_of(shape_.dtype));
+  const std::int64_t row_bytes = shape_.head_dim * element;
+  const std::int64_t offset = head_offset(layer, kv_head);
+  std::memcpy(
+      values_.data() + offset + slot * row_bytes, value, static_cast<std::size_t>(row_bytes));
+  if (shape_.key_layout == KeyLayout::kRows) {
+    std::memcpy(keys_.data() + offset + slot * row_bytes, key, static_cast<std::size_t>(row_bytes));
+    return;
+  }
+  auto* const write_block = element == 4 ? &write_key_block<4> : &write_key_block<2>;
+  write_block(keys_.data() + offset + slot / kKeyBlockTokens * kKeyBlockTokens * row_bytes,
+              slot % kKeyBlockTokens,
+              static_cast<const std::byte*>(key),
+              row_bytes,
+              1,
+              shape_.head_dim);
+}
+
+std::int64_t HostKvStore::head_offset(std::int64_t layer, std::int64_t kv_head) const {
+  return (layer * shape_.num_kv_heads + kv_head) * head_elements(shape_) *
+         static_cast<std::int64_t>(size_of(shape_.dtype));
 }
 
 void HostKvStore::read(std::int64_t layer, TokenRange tokens, void* keys, void* values) const {
@@ -193,11 +226,19 @@ void HostKvStore::read(std::int64_t layer, TokenRange tokens, void* keys, void* 
   auto* const read_block = element == 4 ? &read_key_block<4> : &read_key_block<2>;
 
   for (std::int64_t g = 0; g < shape_.num_kv_heads; ++g) {
-    const std::int64_t head_offset =
-        (layer * shape_.num_kv_heads + g) * head_elements(shape_) * element;
+    const std::int64_t offset = head_offset(layer, g);
     const std::int64_t out_offset = g * tokens.size() * row_bytes;
-
-    const std::byte* key_blocks = keys_.data() + head_offset;
+    const auto read_rows = [&](const std::byte* store, void* out) {
+      std::memcpy(static_cast<std::byte*>(out) + out_offset,
+                  store + offset + tokens.begin * row_bytes,
+                  static_cast<std::size_t>(tokens.size() * row_bytes));
+    };
+    read_rows(values_.data(), values);
+    if (shape_.key_layout == KeyLayout::kRows) {
+      read_rows(keys_.data(), keys);
+      continue;
+    }
+    const std::byte* key_blocks = keys_.data() + offset;
     std::byte* key_rows = static_cast<std::byte*>(keys) + out_offset;
     for_each_block(
         tokens, [&](std::int64_t block, std::int64_t place, std::int64_t first, std::int64_t rows) {
@@ -207,27 +248,37 @@ void HostKvStore::read(std::int64_t layer, TokenRange tokens, void* keys, void* 
                      rows,
                      shape_.head_dim);
         });
-
-    std::memcpy(static_cast<std::byte*>(values) + out_offset,
-                values_.data() + head_offset + tokens.begin * row_bytes,
-                static_cast<std::size_t>(tokens.size() * row_bytes));
   }
 }
 
 BlockedKeyView HostKvStore::keys(std::int64_t layer, std::int64_t kv_head) const {
-  require_index("layer", layer, shape_.num_layers);
-  require_index("kv_head", kv_head, shape_.num_kv_heads);
-  const std::int64_t offset = (layer * shape_.num_kv_heads + kv_head) * head_elements(shape_) *
-                              static_cast<std::int64_t>(size_of(shape_.dtype));
-  return {keys_.data() + offset, shape_.dtype, shape_.head_dim, shape_.capacity};
+  require_head(layer, kv_head, KeyLayout::kBlocked);
+  return {
+      keys_.data() + head_offset(layer, kv_head), shape_.dtype, shape_.head_dim, shape_.capacity};
+}
+
+RowView HostKvStore::key_rows(std::int64_t layer, std::int64_t kv_head) const {
+  require_head(layer, kv_head, KeyLayout::kRows);
+  return {
+      keys_.data() + head_offset(layer, kv_head), shape_.dtype, shape_.head_dim, shape_.capacity};
 }
 
 RowView HostKvStore::values(std::int64_t layer, std::int64_t kv_head) const {
+  require_head(layer, kv_head, shape_.key_layout);
+  return {
+      values_.data() + head_offset(layer, kv_head), shape_.dtype, shape_.head_dim, shape_.capacity};
+}
+
+void HostKvStore::require_head(std::int64_t layer, std::int64_t kv_head, KeyLayout layout) const {
   require_index("layer", layer, shape_.num_layers);
   require_index("kv_head", kv_head, shape_.num_kv_heads);
-  const std::int64_t offset = (layer * shape_.num_kv_heads + kv_head) * head_elements(shape_) *
-                              static_cast<std::int64_t>(size_of(shape_.dtype));
-  return {values_.data() + offset, shape_.dtype, shape_.head_dim, shape_.capacity};
+  if (layout != shape_.key_layout) {
+    const bool is_blocked = shape_.key_layout == KeyLayout::kBlocked;
+    throw ConfigError(message("[host KV store] keys lie in ",
+                              is_blocked ? "blocks" : "rows",
+                              "; allowed: ",
+                              is_blocked ? "keys()" : "key_rows()"));
+  }
 }
 
 }  // namespace hybridgen

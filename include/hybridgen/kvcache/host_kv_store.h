@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Offloaded K and V of one request, all layers, in host memory.
 //
-// K rows are scanned every step by the CPU: stored in blocks of kKeyBlockTokens tokens,
-// dimension-major
-// ([G][blocks][D][32] per layer), so that one vector load holds one dimension of many tokens, no
-// horizontal sums are needed and one load serves all query heads of the group.
+// Where the CPU scans all keys every step they lie in blocks of kKeyBlockTokens tokens,
+// dimension-major ([G][blocks][D][32] per layer): one vector load holds one dimension of many
+// tokens, no horizontal sums are needed and one load serves all query heads of the group. Where
+// whole keys are shipped to the device or few are read, they lie in rows like the values.
 // V rows are never read by the CPU beyond copying chosen ones (paper §4.4): [G][capacity][D].
-// Addressed by position; holds no count (TokenMapper does). Writers and readers of disjoint
-// positions may run at the same time, except within one key block.
+// Addressed by slot, which is the token's position unless a method drops tokens for good; holds no
+// count (TokenMapper does). Writers and readers of disjoint slots may run at the same time, except
+// within one key block.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +19,8 @@
 namespace hybridgen {
 
 inline constexpr std::int64_t kKeyBlockTokens = 32;
+
+enum class KeyLayout : std::uint8_t { kBlocked, kRows };
 
 /// Keys of one (layer, KV head): element (position t, dimension d) lies at
 /// data + ((t / 32) * D + d) * 32 + t % 32 elements. Non-owning.
@@ -49,6 +52,7 @@ struct HostKvShape {
   std::int64_t head_dim = 0;      ///< D
   DType dtype = DType::kFloat32;
   std::int64_t capacity = 0;  ///< tokens asked for; rounded up to a multiple of 32 inside
+  KeyLayout key_layout = KeyLayout::kBlocked;
 };
 
 class HostKvStore {
@@ -68,13 +72,25 @@ class HostKvStore {
              const KvRowsView& keys,
              const KvRowsView& values);
 
+  /// Copies one K and one V row [D] of one KV head into `slot`.
+  void write_row(std::int64_t layer,
+                 std::int64_t kv_head,
+                 std::int64_t slot,
+                 const void* key,
+                 const void* value);
+
   /// Copies K rows (un-blocked) and V rows of `tokens` out, as [G][count][D] contiguous each.
   void read(std::int64_t layer, TokenRange tokens, void* keys, void* values) const;
 
+  /// Keys of a kBlocked store; ConfigError for a kRows one, and the other way round.
   BlockedKeyView keys(std::int64_t layer, std::int64_t kv_head) const;
+  RowView key_rows(std::int64_t layer, std::int64_t kv_head) const;
   RowView values(std::int64_t layer, std::int64_t kv_head) const;
 
  private:
+  std::int64_t head_offset(std::int64_t layer, std::int64_t kv_head) const;  ///< bytes
+  void require_head(std::int64_t layer, std::int64_t kv_head, KeyLayout layout) const;
+
   HostKvShape shape_;
   HostBuffer keys_;
   HostBuffer values_;

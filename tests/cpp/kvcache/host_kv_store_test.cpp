@@ -103,6 +103,49 @@ TYPED_TEST(HostKvStoreOf, WritingInRaggedPiecesEqualsWritingAtOnce) {
   this->expect_read(store, 1, {0, 100});
 }
 
+TYPED_TEST(HostKvStoreOf, KeysInRowsReadBackAndLieInRows) {
+  HostKvShape shape = this->kShape;
+  shape.key_layout = KeyLayout::kRows;
+  HostKvStore store(shape);
+  this->write(store, 1, {0, 41});
+  this->write(store, 1, {41, 100});
+  this->expect_read(store, 1, {0, 100});
+  this->expect_read(store, 1, {31, 77});
+  const RowView rows = store.key_rows(1, 2);
+  const auto* row = static_cast<const TypeParam*>(rows.data) + 50 * shape.head_dim;
+  EXPECT_EQ(row[3], element<TypeParam>(1, 2, 50, 3, true));
+  EXPECT_THROW(static_cast<void>(store.keys(1, 2)), ConfigError);
+  EXPECT_THROW(static_cast<void>(HostKvStore(this->kShape).key_rows(1, 2)), ConfigError);
+}
+
+TYPED_TEST(HostKvStoreOf, OneRowReplacesOneSlotOfOneHead) {
+  for (const KeyLayout layout : {KeyLayout::kBlocked, KeyLayout::kRows}) {
+    HostKvShape shape = this->kShape;
+    shape.key_layout = layout;
+    HostKvStore store(shape);
+    this->write(store, 0, {0, 100});
+    std::vector<TypeParam> key(10);
+    std::vector<TypeParam> value(10);
+    for (std::size_t d = 0; d < 10; ++d) {
+      key[d] = static_cast<TypeParam>(1000 + d);
+      value[d] = static_cast<TypeParam>(2000 + d);
+    }
+    store.write_row(0, 1, 37, key.data(), value.data());
+    std::vector<TypeParam> keys(3 * 10);
+    std::vector<TypeParam> values(3 * 10);
+    store.read(0, {37, 38}, keys.data(), values.data());
+    for (std::size_t d = 0; d < 10; ++d) {
+      EXPECT_EQ(keys[10 + d], key[d]);
+      EXPECT_EQ(values[10 + d], value[d]);
+      EXPECT_EQ(keys[d], element<TypeParam>(0, 0, 37, static_cast<std::int64_t>(d), true));
+      EXPECT_EQ(values[20 + d], element<TypeParam>(0, 2, 37, static_cast<std::int64_t>(d), false));
+    }
+    this->expect_read(store, 0, {0, 37});
+    this->expect_read(store, 0, {38, 100});
+    EXPECT_THROW(store.write_row(0, 1, shape.capacity + 40, key.data(), value.data()), ConfigError);
+  }
+}
+
 TYPED_TEST(HostKvStoreOf, AWriteLeavesAllOtherTokensAlone) {
   HostKvStore store(this->kShape);
   this->write(store, 0, {0, 100});
