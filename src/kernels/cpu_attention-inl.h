@@ -223,8 +223,9 @@ void row_logits(const RowLogitsArgs& args) {
 constexpr int kValueQueries = 8;
 constexpr float kMinusInfinity = -__builtin_inff();
 
-/// In place; all weights are 0 if every logit is -inf.
-HYBRIDGEN_INLINE void softmax(float* logits, std::int64_t count) {
+/// In place; all weights are 0 if every logit is -inf. Returns the logarithm of the sum of
+/// exponentials.
+HYBRIDGEN_INLINE float softmax(float* logits, std::int64_t count) {
   Vector largest = splat(kMinusInfinity);
   for (std::int64_t i = 0; i < count; i += kLanes) {
     largest = max_of(load_up_to(logits + i, count - i, kMinusInfinity), largest);
@@ -240,12 +241,13 @@ HYBRIDGEN_INLINE void softmax(float* logits, std::int64_t count) {
     sums = add(sums, e);
   }
   const float sum = sum_lanes(sums);
-  if (sum == 0.0F) return;
+  if (sum == 0.0F) return kMinusInfinity;
   const Vector inverse = splat(1.0F / sum);
   for (std::int64_t i = 0; i < count; i += kLanes) {
     const std::int64_t left = count - i;
     store_up_to(logits + i, left, mul(load_up_to(logits + i, left), inverse));
   }
+  return peak + __builtin_logf(sum);
 }
 
 /// Dimensions [dim, dim + Vectors * kLanes) of `Queries` outputs; one partial vector if left is
@@ -266,32 +268,42 @@ HYBRIDGEN_INLINE void value_columns(const SoftmaxValuesArgs& args,
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) acc[q][v] = zero();
   }
-  const T* host = static_cast<const T*>(args.host_values) + dim;
+  const auto add_shared_rows =
+      [&](const T* row, std::int64_t stride, std::int64_t count, std::int64_t first_weight) {
+        for (std::int64_t t = 0; t < count; ++t, row += stride) {
+          Vector values[extent(Vectors)];
+#pragma GCC unroll 16
+          for (int v = 0; v < Vectors; ++v) {
+            prefetch(row + kRowsAhead * stride + v * kLanes);
+            values[v] = load_values(row, v);
+          }
 #pragma GCC unroll 8
-  for (int q = 0; q < Queries; ++q) {
-    const std::int32_t* index = args.host_index + (first_query + q) * args.host_count;
-    for (std::int64_t j = 0; j < args.host_count; ++j) {
-      const Vector weight = splat(weights[q][j]);
-      const T* row = host + index[j] * args.head_dim;
+          for (int q = 0; q < Queries; ++q) {
+            const Vector weight = splat(weights[q][first_weight + t]);
 #pragma GCC unroll 16
-      for (int v = 0; v < Vectors; ++v) acc[q][v] = fma(weight, load_values(row, v), acc[q][v]);
-    }
-  }
-  const T* row = static_cast<const T*>(args.resident_values) + dim;
-  for (std::int64_t t = 0; t < args.resident_count; ++t, row += args.resident_stride) {
-    Vector values[extent(Vectors)];
-#pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) {
-      prefetch(row + kRowsAhead * args.resident_stride + v * kLanes);
-      values[v] = load_values(row, v);
-    }
+            for (int v = 0; v < Vectors; ++v) acc[q][v] = fma(weight, values[v], acc[q][v]);
+          }
+        }
+      };
+  const T* host = static_cast<const T*>(args.host_values) + dim;
+  if (args.host_index == nullptr) {
+    add_shared_rows(host, args.head_dim, args.host_count, 0);
+  } else {
 #pragma GCC unroll 8
     for (int q = 0; q < Queries; ++q) {
-      const Vector weight = splat(weights[q][args.host_count + t]);
+      const std::int32_t* index = args.host_index + (first_query + q) * args.host_count;
+      for (std::int64_t j = 0; j < args.host_count; ++j) {
+        const Vector weight = splat(weights[q][j]);
+        const T* row = host + index[j] * args.head_dim;
 #pragma GCC unroll 16
-      for (int v = 0; v < Vectors; ++v) acc[q][v] = fma(weight, values[v], acc[q][v]);
+        for (int v = 0; v < Vectors; ++v) acc[q][v] = fma(weight, load_values(row, v), acc[q][v]);
+      }
     }
   }
+  add_shared_rows(static_cast<const T*>(args.resident_values) + dim,
+                  args.resident_stride,
+                  args.resident_count,
+                  args.host_count);
 #pragma GCC unroll 8
   for (int q = 0; q < Queries; ++q) {
     T* out = static_cast<T*>(args.out) + (first_query + q) * args.out_stride + dim;
@@ -331,7 +343,9 @@ void weighted_values(const SoftmaxValuesArgs& args, std::int64_t first_query) {
 
 void softmax_values(const SoftmaxValuesArgs& args) {
   for (std::int64_t q = 0; q < args.num_queries; ++q) {
-    softmax(args.logits + q * args.logits_stride, args.host_count + args.resident_count);
+    const float lse =
+        softmax(args.logits + q * args.logits_stride, args.host_count + args.resident_count);
+    if (args.lse != nullptr) args.lse[q] = lse;
   }
   with_element_type(args.dtype, [&]<typename T>(const T*) {
     for (std::int64_t q = 0; q < args.num_queries; q += kValueQueries) {
@@ -340,6 +354,31 @@ void softmax_values(const SoftmaxValuesArgs& args) {
       });
     }
   });
+}
+
+void merge_outputs(const MergeOutputsArgs& args) {
+  for (std::int64_t r = 0; r < args.rows; ++r) {
+    const float lse = args.lse[r];
+    const float other_lse = args.other_lse[r];
+    if (other_lse == kMinusInfinity) continue;
+    // The larger share is 1 before normalisation: no overflow, and -inf gives exactly 0.
+    const float peak = lse > other_lse ? lse : other_lse;
+    const float mine = lse == kMinusInfinity ? 0.0F : __builtin_expf(lse - peak);
+    const float theirs = __builtin_expf(other_lse - peak);
+    const Vector share = splat(mine / (mine + theirs));
+    const Vector other_share = splat(theirs / (mine + theirs));
+    with_element_type(args.dtype, [&]<typename T>(const T*) {
+      T* out = static_cast<T*>(args.out) + r * args.out_stride;
+      const T* other = static_cast<const T*>(args.other) + r * args.other_stride;
+      for (std::int64_t d = 0; d < args.head_dim; d += kLanes) {
+        const std::int64_t left = args.head_dim - d;
+        Vector sum = mul(load_up_to(other + d, left), other_share);
+        // A side without tokens may hold anything, NaN included.
+        if (mine > 0.0F) sum = fma(load_up_to(out + d, left), share, sum);
+        store_up_to(out + d, left, sum);
+      }
+    });
+  }
 }
 
 }  // namespace

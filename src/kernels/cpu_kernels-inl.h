@@ -25,6 +25,7 @@ constinit const CpuKernels kTable = {
     .chosen_logits = chosen_logits,
     .row_logits = row_logits,
     .softmax_values = softmax_values,
+    .merge_outputs = merge_outputs,
 };
 
 }  // namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE

@@ -114,6 +114,7 @@ struct RowLogitsArgs {
 /// softmax_values: weights[r, :] = softmax(logits[r, 0 .. host_count + resident_count)), in place;
 /// out[r, d] = sum_j weights[r, j] * V[j, d].
 /// -inf logits get weight 0; a row whose logits are all -inf, or that has none, gives out = 0.
+/// Without `host_index` all query heads use host rows 0 .. host_count in that order.
 struct SoftmaxValuesArgs {
   DType dtype = DType::kFloat32;  ///< of values and out
   float* logits = nullptr;        ///< [num_queries, host_count + resident_count], logits_stride
@@ -121,13 +122,29 @@ struct SoftmaxValuesArgs {
   std::int64_t num_queries = 0;
   std::int64_t head_dim = 0;
   std::int64_t host_count = 0;               ///< S
-  const std::int32_t* host_index = nullptr;  ///< [num_queries, S] row of host_values; stride S
+  const std::int32_t* host_index = nullptr;  ///< [num_queries, S] row of host_values, or null
   const void* host_values = nullptr;         ///< [union rows, D] contiguous
   std::int64_t resident_count = 0;           ///< n_g
   const void* resident_values = nullptr;     ///< row t at + t * resident_stride
   std::int64_t resident_stride = 0;
   void* out = nullptr;  ///< [num_queries, D], row stride out_stride
   std::int64_t out_stride = 0;
+  float* lse = nullptr;  ///< [num_queries] natural log-sum-exp of the logits, or null
+};
+
+/// Attention over two disjoint sets of tokens from the attention over each: out and other are
+/// normalised outputs, the lse their natural log-sum-exps (-inf: no tokens, the output is ignored).
+/// out = (exp(lse) out + exp(other_lse) other) / (exp(lse) + exp(other_lse)).
+struct MergeOutputsArgs {
+  DType dtype = DType::kFloat32;
+  std::int64_t rows = 0;
+  std::int64_t head_dim = 0;
+  void* out = nullptr;  ///< [rows, D], row stride out_stride
+  std::int64_t out_stride = 0;
+  const float* lse = nullptr;   ///< [rows]
+  const void* other = nullptr;  ///< [rows, D], row stride other_stride
+  std::int64_t other_stride = 0;
+  const float* other_lse = nullptr;  ///< [rows]
 };
 
 /// Function table of one instruction set.
@@ -147,6 +164,7 @@ struct CpuKernels {
   void (*chosen_logits)(const ChosenLogitsArgs& args) = nullptr;
   void (*row_logits)(const RowLogitsArgs& args) = nullptr;
   void (*softmax_values)(const SoftmaxValuesArgs& args) = nullptr;
+  void (*merge_outputs)(const MergeOutputsArgs& args) = nullptr;
 };
 
 /// Table of `isa`. Throws ConfigError if this CPU lacks it, listing those it has.
@@ -171,6 +189,13 @@ bool top_k(const float* scores,
            std::int32_t* positions,
            float* values,
            std::vector<float>& scratch);
+
+/// row_logits of chosen rows: logits[r, j] = queries[r] . K[positions[j]], with `args.keys` the row
+/// of position 0 and `args.count` ignored. Positions next to each other are one call.
+void chosen_row_logits(const CpuKernels& kernels,
+                       const RowLogitsArgs& args,
+                       const std::int32_t* positions,
+                       std::int64_t count);
 
 /// out[j, :] = rows[positions[j], :] for j in [0, count); rows of `row_bytes` contiguous bytes.
 void gather_rows(const void* rows,
