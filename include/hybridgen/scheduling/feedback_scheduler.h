@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+// How many offloaded tokens take part in the attention (K) and when they are chosen (paper §4.3,
+// Algorithm 1), steered by measured stage times. A pure state machine without clock and threads:
+// the same samples give the same states. One object per request, dropped with it; a single K and
+// strategy for all layers of a step.
+//
+//   H = T_cpu + T_tx    host stage of layer i+1 and its copies, summed over the samples
+//   G = T_gpu           device stage of layer i without its wait for the host, summed likewise
+//
+//   H <= G                     K rises (equality included)
+//   H > G, K > k_min           K falls, never below k_min
+//   H > G, K = k_min           Post-QKT becomes Pre-QKT
+//
+// The algorithm leaves open how far K moves, when, over which samples, and whether anything returns
+// to Post-QKT; those are our options. At their defaults nothing returns: K alone hardly relieves
+// Post-QKT, whose scan reads every offloaded key, so a request whose scan does not fit belongs to
+// Pre-QKT. T_gpu must not contain the wait: with it H <= G would always hold in the end, and a slow
+// host would be asked for more.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+#include "hybridgen/core/types.h"
+
+namespace hybridgen {
+
+/// An exact factor; products with token counts are rounded as integers, never as floating point.
+struct Rational {
+  std::int64_t numerator = 1;
+  std::int64_t denominator = 1;
+  friend bool operator==(const Rational&, const Rational&) = default;
+};
+
+/// Whether a request in Pre-QKT may return to Post-QKT. Never: as in Algorithm 1. Estimate: when
+/// the scan Post-QKT would need is predicted to fit behind the device stage.
+enum class ReturnToPost : std::uint8_t { kNever, kEstimate };
+std::string_view name_of(ReturnToPost policy);  ///< "never", "estimate"
+
+/// What one decision changed. A decision that moves K and returns to Post-QKT reads kToPost.
+enum class SchedulerDecision : std::uint8_t { kHold, kGrow, kShrink, kToPre, kToPost };
+/// "hold", "grow", "shrink", "to_pre", "to_post"
+std::string_view name_of(SchedulerDecision decision);
+
+/// Algorithm 1 fixes k_min, the start in Post-QKT and the two tests; the rest are our options.
+struct SchedulerOptions {
+  std::int64_t k_min = 128;  ///< tokens, >= 1: first and smallest K; 128 is the paper's for OPT-13B
+  Rational grow{6, 5};       ///< K <- max(K + 1, ceil(grow * K)), >= 1
+  Rational shrink{4, 5};     ///< K <- floor(shrink * K), in (0, 1)
+  double k_max_ratio = 1.0;  ///< K <= this share of the offloaded tokens, in (0, 1]; k_min wins
+  std::optional<std::int64_t> k_max;  ///< tokens, >= k_min; none: no such limit
+  std::int64_t interval = 4;          ///< sampled decode steps per decision, >= 1
+  std::int64_t warmup = 1;            ///< steps unsampled after prefill and after each switch, >= 0
+  double deadband = 0.0;              ///< nothing changes while G < H <= (1 + deadband) * G, >= 0
+  bool adapt_k = true;                ///< false: K stays k_min
+  bool adapt_strategy = true;         ///< false: the initial strategy stays
+  SelectionStrategy initial_strategy = SelectionStrategy::kPostQkt;
+  ReturnToPost return_to_post = ReturnToPost::kNever;
+  double return_margin = 0.1;    ///< share of T_gpu the predicted host stage must leave, in [0, 1)
+  std::int64_t return_hold = 3;  ///< decisions in a row with that prediction, >= 1
+
+  /// Throws ConfigError naming the first bad value.
+  void validate() const;
+  friend bool operator==(const SchedulerOptions&, const SchedulerOptions&) = default;
+};
+
+/// Times of one decode step in seconds, each summed over the step's pipelined pairs (host stage of
+/// layer i+1 beside device stage of layer i); layers that do not overlap are left out. Requests of
+/// one batch share the stages and hence the sample.
+struct StepSample {
+  double host_s = 0.0;         ///< T_cpu: query on the host to payload complete
+  double link_s = 0.0;         ///< T_tx: copies of query and payload
+  double device_s = 0.0;       ///< T_gpu, without waiting for payloads
+  std::int64_t num_pairs = 0;  ///< 0: nothing overlapped, the step is no sample
+};
+
+/// Before a step read k_for() and strategy(); after it call end_step().
+class FeedbackScheduler {
+ public:
+  /// ConfigError if the options are invalid.
+  explicit FeedbackScheduler(const SchedulerOptions& options);
+
+  /// Takes in the step that just ended, during which `num_offloaded` (n_c) tokens were on the host.
+  /// With n_c = 0 nothing changes, warm-up included. ConfigError, and no change, for negative or
+  /// non-finite times, negative counts or n_c beyond 32 bits.
+  void end_step(const StepSample& sample, std::int64_t num_offloaded);
+
+  std::int64_t k() const { return k_; }  ///< tokens per query head, >= k_min
+  SelectionStrategy strategy() const { return strategy_; }
+  /// Tokens that can really be chosen out of `num_offloaded`: min(K, n_c).
+  std::int64_t k_for(std::int64_t num_offloaded) const;
+
+  const SchedulerOptions& options() const { return options_; }
+  std::int64_t num_decisions() const { return num_decisions_; }
+  SchedulerDecision last_decision() const { return last_decision_; }  ///< kHold before the first
+  /// Seconds per scanned token and pair in the last sampled Post-QKT step. A request that never ran
+  /// one has none, hence no estimate to return on.
+  std::optional<double> scan_s_per_token() const { return scan_s_per_token_; }
+
+  friend bool operator==(const FeedbackScheduler&, const FeedbackScheduler&) = default;
+
+ private:
+  std::int64_t k_limit(std::int64_t num_offloaded) const;
+  void decide(std::int64_t num_offloaded);
+  SchedulerDecision steer(std::int64_t limit);
+  bool post_would_fit(std::int64_t num_offloaded) const;
+  void switch_to(SelectionStrategy strategy);
+
+  /// Samples since the last decision.
+  struct Sums {
+    double host_s = 0.0;
+    double link_s = 0.0;
+    double device_s = 0.0;
+    std::int64_t num_pairs = 0;
+    std::int64_t num_steps = 0;
+    friend bool operator==(const Sums&, const Sums&) = default;
+  };
+
+  SchedulerOptions options_;
+  std::int64_t k_;
+  SelectionStrategy strategy_;
+  std::int64_t warmup_left_;
+  Sums sums_;
+  std::optional<double> scan_s_per_token_;
+  std::int64_t fits_in_a_row_ = 0;
+  std::int64_t num_decisions_ = 0;
+  SchedulerDecision last_decision_ = SchedulerDecision::kHold;
+};
+
+}  // namespace hybridgen
