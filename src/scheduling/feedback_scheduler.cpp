@@ -2,13 +2,16 @@
 #include "hybridgen/scheduling/feedback_scheduler.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "hybridgen/core/error.h"
+#include "hybridgen/selection/token_selector.h"
 
 namespace hybridgen {
 namespace {
@@ -48,6 +51,22 @@ const SchedulerOptions& validated(const SchedulerOptions& options) {
 void check_seconds(std::string_view name, double seconds) {
   require(std::isfinite(seconds) && seconds >= 0.0, name, seconds, "finite, >= 0; pass seconds");
 }
+
+struct Preset {
+  std::string_view name;
+  bool adapt_k;
+  bool adapt_strategy;
+  SelectionStrategy initial_strategy;
+};
+
+constexpr std::array<Preset, 6> kPresets = {{
+    {"fixed_pre", false, false, SelectionStrategy::kPreQkt},
+    {"fixed_post", false, false, SelectionStrategy::kPostQkt},
+    {"fixed_adaptive", false, true, SelectionStrategy::kPostQkt},
+    {"adaptive_pre", true, false, SelectionStrategy::kPreQkt},
+    {"adaptive_post", true, false, SelectionStrategy::kPostQkt},
+    {"full", true, true, SelectionStrategy::kPostQkt},
+}};
 
 }  // namespace
 
@@ -111,6 +130,34 @@ void SchedulerOptions::validate() const {
           return_margin,
           "0 to below 1; pass a share of the device's time");
   require(return_hold >= 1, "return_hold", return_hold, ">= 1; pass a number of decisions");
+}
+
+SchedulerOptions scheduler_preset(std::string_view name) {
+  std::string listed;
+  for (const Preset& preset : kPresets) {
+    if (preset.name == name) {
+      SchedulerOptions options;
+      options.adapt_k = preset.adapt_k;
+      options.adapt_strategy = preset.adapt_strategy;
+      options.initial_strategy = preset.initial_strategy;
+      return options;
+    }
+    listed += message(listed.empty() ? "" : ", ", '"', preset.name, '"');
+  }
+  const std::string nearest = nearest_name(name, scheduler_preset_names());
+  throw ConfigError(message(
+      "[scheduler] preset is \"",
+      name,
+      "\"; allowed: ",
+      listed,
+      nearest.empty() ? "; use one of these" : message("; did you mean \"", nearest, "\"?")));
+}
+
+std::vector<std::string> scheduler_preset_names() {
+  std::vector<std::string> names;
+  names.reserve(kPresets.size());
+  for (const Preset& preset : kPresets) names.emplace_back(preset.name);
+  return names;
 }
 
 FeedbackScheduler::FeedbackScheduler(const SchedulerOptions& options)

@@ -20,7 +20,9 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "hybridgen/core/types.h"
 
@@ -64,6 +66,22 @@ struct SchedulerOptions {
   void validate() const;
   friend bool operator==(const SchedulerOptions&, const SchedulerOptions&) = default;
 };
+
+/// The default options cut down to one configuration of the paper's ablation (§5.4, Figures 21 and
+/// 22): K fixed at k_min (128 there, too) or adaptive, selection before, after or by stage times.
+/// The names extend the two that the paper's text spells out.
+///
+///   name             K          strategy         in the paper's text
+///   fixed_pre        k_min      Pre-QKT
+///   fixed_post       k_min      Post-QKT
+///   fixed_adaptive   k_min      by stage times   "Fixed-K Adaptive"
+///   adaptive_pre     by times   Pre-QKT
+///   adaptive_post    by times   Post-QKT
+///   full             by times   by stage times   "Full Scheduler"
+///
+/// ConfigError for an unknown name, listing all and suggesting the nearest.
+SchedulerOptions scheduler_preset(std::string_view name);
+std::vector<std::string> scheduler_preset_names();
 
 /// Times of one decode step in seconds, each summed over the step's pipelined pairs (host stage of
 /// layer i+1 beside device stage of layer i); layers that do not overlap are left out. Requests of

@@ -83,6 +83,15 @@ std::vector<Step> random_steps(std::mt19937_64& random, int count) {
   return steps;
 }
 
+std::string error_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const ConfigError& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
 // ---- Algorithm 1 ----
 
 TEST(FeedbackScheduler, StartsAtKMinInPostQkt) {
@@ -563,6 +572,64 @@ TEST(FeedbackSchedulerReturn, NeedsAScanToEstimateFrom) {
   EXPECT_EQ(scheduler.strategy(), kPre);
 }
 
+// ---- the paper's ablation ----
+
+/// What the options make of time to spare, and then of a device that waits for long.
+std::pair<State, State> behaviour(SchedulerOptions options) {
+  options.warmup = 0;
+  options.interval = 1;
+  FeedbackScheduler scheduler(options);
+  scheduler.end_step(kFast, kMany);
+  const State spare = state_of(scheduler);
+  for (int i = 0; i < 3; ++i) scheduler.end_step(kSlow, kMany);
+  return {spare, state_of(scheduler)};
+}
+
+TEST(SchedulerPreset, NamesTheSixConfigurationsOfTheAblation) {
+  EXPECT_EQ(
+      scheduler_preset_names(),
+      (std::vector<std::string>{
+          "fixed_pre", "fixed_post", "fixed_adaptive", "adaptive_pre", "adaptive_post", "full"}));
+}
+
+TEST(SchedulerPreset, EachMovesWhatItsNameSays) {
+  struct Row {
+    std::string name;
+    SelectionStrategy first;
+    std::int64_t k_with_spare_time;
+    SelectionStrategy last;
+  };
+  const std::vector<Row> rows = {
+      {"fixed_pre", kPre, 128, kPre},
+      {"fixed_post", kPost, 128, kPost},
+      {"fixed_adaptive", kPost, 128, kPre},
+      {"adaptive_pre", kPre, 154, kPre},
+      {"adaptive_post", kPost, 154, kPost},
+      {"full", kPost, 154, kPre},
+  };
+  for (const Row& row : rows) {
+    SCOPED_TRACE(row.name);
+    const SchedulerOptions options = scheduler_preset(row.name);
+    EXPECT_NO_THROW(options.validate());
+    EXPECT_EQ(options.initial_strategy, row.first);
+    const auto [spare, late] = behaviour(options);
+    EXPECT_EQ(spare.k, row.k_with_spare_time);
+    EXPECT_EQ(spare.strategy, row.first);
+    EXPECT_EQ(late.k, 128);
+    EXPECT_EQ(late.strategy, row.last);
+  }
+}
+
+TEST(SchedulerPreset, FullIsTheDefault) { EXPECT_EQ(scheduler_preset("full"), SchedulerOptions{}); }
+
+TEST(SchedulerPreset, AnUnknownNameListsAllAndSuggestsTheNearest) {
+  EXPECT_EQ(error_of([] { scheduler_preset("fixed-post"); }),
+            "[scheduler] preset is \"fixed-post\"; allowed: \"fixed_pre\", \"fixed_post\", "
+            "\"fixed_adaptive\", \"adaptive_pre\", \"adaptive_post\", \"full\"; "
+            "did you mean \"fixed_post\"?");
+  EXPECT_TRUE(error_of([] { scheduler_preset("x"); }).ends_with("\"full\"; use one of these"));
+}
+
 // ---- one object per request ----
 
 TEST(FeedbackScheduler, ReplayingTheSamplesGivesTheSameStates) {
@@ -690,15 +757,6 @@ TEST(FeedbackScheduler, KeepsItsPromisesForRandomOptionsAndSamples) {
 }
 
 // ---- errors ----
-
-std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const ConfigError& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 TEST(FeedbackSchedulerErrors, EachBadOptionIsNamedWithItsValueAndWhatIsAllowed) {
   constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
