@@ -4,9 +4,11 @@
 #include <memory>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "hybridgen/core/error.h"
 #include "hybridgen/selection/token_selector.h"
+#include "selection/selector_checks.h"
 
 namespace hybridgen {
 
@@ -24,22 +26,17 @@ class SinksRecentSelector final : public TokenSelector {
   std::string_view name() const override { return "sinks_recent"; }
   SelectionStrategy strategy() const override { return SelectionStrategy::kPreQkt; }
 
-  void plan(std::int64_t /*layer*/,
-            std::int64_t num_offloaded,
-            std::span<std::int32_t> positions) override {
-    const auto k = static_cast<std::int64_t>(positions.size());
-    if (k > num_offloaded) {
-      throw ConfigError(message("[sinks_recent] k is ",
-                                k,
-                                "; allowed: 0 to n_c (n_c is ",
-                                num_offloaded,
-                                "); pass min(k, n_c)"));
-    }
+  std::span<const std::int32_t> plan(const PlanContext& context,
+                                     std::vector<std::int32_t>& scratch) const override {
+    const std::int64_t k = context.k;
+    require_k(name(), context);
+    if (scratch.size() < static_cast<std::size_t>(k)) scratch.resize(static_cast<std::size_t>(k));
     const std::int64_t first = std::min(sinks_, k);
     for (std::int64_t i = 0; i < k; ++i) {
-      const std::int64_t position = i < first ? i : num_offloaded - k + i;
-      positions[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(position);
+      const std::int64_t position = i < first ? i : context.num_offloaded - k + i;
+      scratch[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(position);
     }
+    return std::span(scratch).first(static_cast<std::size_t>(k));
   }
 
  private:

@@ -16,13 +16,16 @@ namespace {
 struct RegistryEntry {
   std::string_view name;
   SelectionStrategy strategy;
-  std::unique_ptr<TokenSelector> (*make)();
+  std::unique_ptr<TokenSelector> (*make)(const SelectorShape& shape);
 };
 
 constexpr std::array kRegistry = {
-    RegistryEntry{"topk", SelectionStrategy::kPostQkt, [] { return make_top_k_selector(); }},
-    RegistryEntry{
-        "sinks_recent", SelectionStrategy::kPreQkt, [] { return make_sinks_recent_selector(); }},
+    RegistryEntry{"topk",
+                  SelectionStrategy::kPostQkt,
+                  [](const SelectorShape&) { return make_top_k_selector(); }},
+    RegistryEntry{"sinks_recent",
+                  SelectionStrategy::kPreQkt,
+                  [](const SelectorShape&) { return make_sinks_recent_selector(); }},
 };
 
 /// Insertions, deletions and replacements that turn `a` into `b`.
@@ -41,11 +44,27 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
   return row[b.size()];
 }
 
+const RegistryEntry& entry_of(std::string_view name) {
+  std::vector<std::string> names;
+  std::string listed;
+  for (const RegistryEntry& entry : kRegistry) {
+    if (entry.name == name) return entry;
+    names.emplace_back(entry.name);
+    listed += message(listed.empty() ? "" : ", ", '"', entry.name, '"');
+  }
+  const std::string nearest = nearest_name(name, names);
+  throw ConfigError(message(
+      "[make_selector] name is \"",
+      name,
+      "\"; allowed: ",
+      listed,
+      nearest.empty() ? "; use one of these" : message("; did you mean \"", nearest, "\"?")));
+}
+
 }  // namespace
 
-void TokenSelector::plan(std::int64_t /*layer*/,
-                         std::int64_t /*num_offloaded*/,
-                         std::span<std::int32_t> /*positions*/) {
+std::span<const std::int32_t> TokenSelector::plan(const PlanContext& /*context*/,
+                                                  std::vector<std::int32_t>& /*scratch*/) const {
   throw std::logic_error(
       message("internal check failed: selector \"", name(), "\" needs logits and cannot plan"));
 }
@@ -60,22 +79,24 @@ void TokenSelector::select(std::int64_t /*layer*/,
       "internal check failed: selector \"", name(), "\" plans and does not select by logits"));
 }
 
-std::unique_ptr<TokenSelector> make_selector(std::string_view name) {
-  std::vector<std::string> names;
-  std::string listed;
-  for (const RegistryEntry& entry : kRegistry) {
-    if (entry.name == name) return entry.make();
-    names.emplace_back(entry.name);
-    listed += message(listed.empty() ? "" : ", ", '"', entry.name, '"');
-  }
-  const std::string nearest = nearest_name(name, names);
-  throw ConfigError(message(
-      "[make_selector] name is \"",
-      name,
-      "\"; allowed: ",
-      listed,
-      nearest.empty() ? "; use one of these" : message("; did you mean \"", nearest, "\"?")));
+void TokenSelector::on_offload(std::int64_t /*layer*/,
+                               std::int64_t /*kv_head*/,
+                               TokenRange /*tokens*/,
+                               const BlockedKeyView& /*keys*/) {}
+
+void TokenSelector::on_prefill(std::int64_t /*layer*/,
+                               std::int64_t /*kv_head*/,
+                               const PrefillAttention& /*attention*/) {}
+
+void TokenSelector::on_decode(std::int64_t /*layer*/,
+                              std::int64_t /*kv_head*/,
+                              const DecodeAttention& /*attention*/) {}
+
+std::unique_ptr<TokenSelector> make_selector(std::string_view name, const SelectorShape& shape) {
+  return entry_of(name).make(shape);
 }
+
+SelectionStrategy strategy_of_selector(std::string_view name) { return entry_of(name).strategy; }
 
 std::vector<std::string> selector_names(SelectionStrategy strategy) {
   std::vector<std::string> names;

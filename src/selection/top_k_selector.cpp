@@ -8,6 +8,7 @@
 #include "hybridgen/core/error.h"
 #include "hybridgen/selection/token_selector.h"
 #include "kernels/cpu_kernels.h"
+#include "selection/selector_checks.h"
 
 namespace hybridgen {
 
@@ -24,15 +25,7 @@ class TopKSelector final : public TokenSelector {
               std::span<std::int32_t> positions,
               std::span<float> values,
               std::vector<float>& scratch) const override {
-    if (positions.size() > logits.size() || positions.size() != values.size()) {
-      throw ConfigError(message("[topk] room for ",
-                                positions.size(),
-                                " positions and ",
-                                values.size(),
-                                " values; allowed: the same number of both, at most n_c (n_c is ",
-                                logits.size(),
-                                "); pass min(k, n_c) of each"));
-    }
+    require_room(name(), logits, positions, values);
     if (positions.empty()) return;
     if (!kernels::top_k(logits.data(),
                         static_cast<std::int64_t>(logits.size()),

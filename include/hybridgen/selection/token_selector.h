@@ -2,6 +2,9 @@
 // Which offloaded tokens take part in a step (paper §4.5). One instance per request: selectors may
 // keep state, and it dies with the request. Positions are in [0, n_c), ascending and unique.
 // Ranking ties break by score descending, then position ascending.
+//
+// Calls of one request never overlap, with one exception: plan() and select() of one layer run
+// concurrently for different heads, on the host workers; they are const.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +18,46 @@
 
 namespace hybridgen {
 
+struct BlockedKeyView;
+
+/// What a Pre-QKT selector may look at for one (layer, KV head).
+struct PlanContext {
+  std::int64_t layer = 0;
+  std::int64_t kv_head = 0;
+  std::int64_t num_offloaded = 0;  ///< n_c >= 1
+  std::int64_t k = 0;              ///< min(K, n_c)
+  std::span<const float> queries;  ///< [R, D] of the KV head's query heads, scaled by 1/sqrt(D)
+};
+
+/// Which softmax the prefill weights given to a selector come from.
+enum class PrefillWeights : std::uint8_t {
+  kNone,    ///< on_prefill is never called
+  kGlobal,  ///< one softmax over all tokens that a row sees
+  kLocal,   ///< one over those on the device, another over the offloaded ones
+};
+
+/// Attention weights of a prompt chunk on one range of tokens, for one (layer, KV head).
+struct PrefillAttention {
+  TokenRange tokens;
+  bool is_offloaded = false;     ///< the tokens were on the host before the chunk
+  std::int64_t num_queries = 0;  ///< R
+  std::int64_t num_rows = 0;     ///< query rows (prompt tokens of the chunk)
+  const float* sums = nullptr;   ///< [R, tokens.size()]: weights summed over the rows
+  std::int64_t stride = 0;       ///< of `sums`
+};
+
+/// Attention weights of one decode step, for one (layer, KV head).
+struct DecodeAttention {
+  std::int64_t num_queries = 0;            ///< R
+  std::int64_t num_chosen = 0;             ///< offloaded tokens that took part, per query head
+  const std::int32_t* positions = nullptr; ///< [R, num_chosen] or one row for all
+  std::int64_t positions_stride = 0;       ///< 0: one row for all query heads
+  TokenRange resident;                     ///< the new token is the last one
+  /// [R, num_chosen + resident.size()] (without num_chosen if the host merged its part itself).
+  const float* weights = nullptr;
+  std::int64_t stride = 0;  ///< of `weights`
+};
+
 class TokenSelector {
  public:
   virtual ~TokenSelector() = default;
@@ -24,22 +67,45 @@ class TokenSelector {
   /// called before any logits exist.
   virtual SelectionStrategy strategy() const = 0;
 
-  /// Pre-QKT. Writes min(k, num_offloaded) positions to `positions` (size min(k, num_offloaded)),
-  /// shared by all heads of the layer. Called once per (step, layer), before select-like work
-  /// starts.
-  virtual void plan(std::int64_t layer,
-                    std::int64_t num_offloaded,
-                    std::span<std::int32_t> positions);
+  /// Pre-QKT: at most k positions for all query heads of the KV head. The result may lie in
+  /// `scratch`, which is the calling worker's own, or in the selector.
+  virtual std::span<const std::int32_t> plan(const PlanContext& context,
+                                             std::vector<std::int32_t>& scratch) const;
 
   /// Post-QKT. `logits` [n_c] of one query head; writes min(k, n_c) = positions.size() positions
-  /// and their logits. Called concurrently for different heads; `scratch` is the calling worker's
-  /// own.
+  /// and their logits. `scratch` is the calling worker's own.
   virtual void select(std::int64_t layer,
                       std::int64_t query_head,
                       std::span<const float> logits,
                       std::span<std::int32_t> positions,
                       std::span<float> values,
                       std::vector<float>& scratch) const;
+
+  /// What the state needs; asked once per request.
+  virtual PrefillWeights prefill_weights() const { return PrefillWeights::kNone; }
+  virtual bool wants_decode_weights() const { return false; }
+
+  /// `tokens` moved to the host: their keys are in `keys` now.
+  virtual void on_offload(std::int64_t layer,
+                          std::int64_t kv_head,
+                          TokenRange tokens,
+                          const BlockedKeyView& keys);
+  /// Before on_offload of the same chunk.
+  virtual void on_prefill(std::int64_t layer,
+                          std::int64_t kv_head,
+                          const PrefillAttention& attention);
+  virtual void on_decode(std::int64_t layer,
+                         std::int64_t kv_head,
+                         const DecodeAttention& attention);
+};
+
+/// Sizes a selector's state may depend on.
+struct SelectorShape {
+  std::int64_t num_layers = 1;
+  std::int64_t num_kv_heads = 1;             ///< G
+  std::int64_t query_heads_per_kv_head = 1;  ///< R
+  std::int64_t head_dim = 1;                 ///< D
+  std::int64_t max_offloaded = 1;            ///< n_c at most
 };
 
 /// Exact top-k of this step's logits: "topk" (Post-QKT; the default).
@@ -50,8 +116,10 @@ std::unique_ptr<TokenSelector> make_top_k_selector();
 std::unique_ptr<TokenSelector> make_sinks_recent_selector(std::int64_t sinks = 4);
 
 /// By registry name. ConfigError for an unknown name, listing all and suggesting the nearest.
-std::unique_ptr<TokenSelector> make_selector(std::string_view name);
+std::unique_ptr<TokenSelector> make_selector(std::string_view name, const SelectorShape& shape);
 std::vector<std::string> selector_names(SelectionStrategy strategy);
+/// ConfigError for an unknown name, as make_selector.
+SelectionStrategy strategy_of_selector(std::string_view name);
 
 /// The entry of `candidates` with the smallest edit distance to `name` if that is at most
 /// max(2, name.size() / 3), else "".

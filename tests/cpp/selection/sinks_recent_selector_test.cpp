@@ -10,10 +10,17 @@
 namespace hybridgen {
 namespace {
 
-std::vector<std::int32_t> plan(std::int64_t sinks, std::int64_t num_offloaded, std::size_t k) {
-  std::vector<std::int32_t> positions(k, -1);
-  make_sinks_recent_selector(sinks)->plan(0, num_offloaded, positions);
-  return positions;
+std::vector<std::int32_t> plan(const TokenSelector& selector,
+                               std::int64_t num_offloaded,
+                               std::int64_t k) {
+  std::vector<std::int32_t> scratch;
+  const auto positions =
+      selector.plan({.num_offloaded = num_offloaded, .k = k, .queries = {}}, scratch);
+  return {positions.begin(), positions.end()};
+}
+
+std::vector<std::int32_t> plan(std::int64_t sinks, std::int64_t num_offloaded, std::int64_t k) {
+  return plan(*make_sinks_recent_selector(sinks), num_offloaded, k);
 }
 
 TEST(SinksRecentSelector, KeepsTheFirstTokensAndTheMostRecentOnes) {
@@ -33,9 +40,8 @@ TEST(SinksRecentSelector, MoreSinksThanTokensKeepsAll) {
 }
 
 TEST(SinksRecentSelector, HasFourSinksUnlessTold) {
-  std::vector<std::int32_t> positions(5);
-  make_selector("sinks_recent")->plan(0, 10, positions);
-  EXPECT_EQ(positions, (std::vector<std::int32_t>{0, 1, 2, 3, 9}));
+  EXPECT_EQ(plan(*make_selector("sinks_recent", {}), 10, 5),
+            (std::vector<std::int32_t>{0, 1, 2, 3, 9}));
 }
 
 TEST(SinksRecentSelector, RejectsANegativeNumberOfSinks) {
