@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "hybridgen/core/error.h"
+#include "selection/selectors.h"
 
 namespace hybridgen {
 
@@ -23,6 +24,10 @@ constexpr std::array kRegistry = {
     RegistryEntry{"topk",
                   SelectionStrategy::kPostQkt,
                   [](const SelectorShape&) { return make_top_k_selector(); }},
+    RegistryEntry{"h2o", SelectionStrategy::kPostQkt, make_h2o_selector},
+    RegistryEntry{"keyformer",
+                  SelectionStrategy::kPostQkt,
+                  [](const SelectorShape& shape) { return make_keyformer_selector(shape); }},
     RegistryEntry{"sinks_recent",
                   SelectionStrategy::kPreQkt,
                   [](const SelectorShape&) { return make_sinks_recent_selector(); }},

@@ -25,7 +25,8 @@ std::vector<std::string> all_names() {
 }
 
 TEST(SelectorRegistry, KnowsBothStrategies) {
-  EXPECT_EQ(selector_names(SelectionStrategy::kPostQkt), std::vector<std::string>{"topk"});
+  EXPECT_EQ(selector_names(SelectionStrategy::kPostQkt),
+            (std::vector<std::string>{"topk", "h2o", "keyformer"}));
   EXPECT_EQ(selector_names(SelectionStrategy::kPreQkt), std::vector<std::string>{"sinks_recent"});
 }
 
