@@ -15,7 +15,7 @@ void TokenMapper::append(std::int64_t count) {
 }
 
 void TokenMapper::offload(TokenRange tokens) {
-  if (tokens.begin != num_offloaded_ || tokens.end < tokens.begin || tokens.end > num_tokens_) {
+  if (tokens.begin != num_offloaded_ || tokens.end < tokens.begin || tokens.size() > num_resident()) {
     throw ConfigError(message("[token mapper] tokens to offload are [",
                               tokens.begin,
                               ", ",
@@ -23,10 +23,21 @@ void TokenMapper::offload(TokenRange tokens) {
                               "); allowed: begin ",
                               num_offloaded_,
                               " (the oldest resident token), end at most ",
-                              num_tokens_,
+                              num_offloaded_ + num_resident(),
                               "; offload resident tokens oldest first"));
   }
   num_offloaded_ = tokens.end;
+}
+
+void TokenMapper::drop(std::int64_t count) {
+  if (count < 0 || count > num_resident()) {
+    throw ConfigError(message("[token mapper] tokens to drop are ",
+                              count,
+                              "; allowed: 0 to ",
+                              num_resident(),
+                              " (the resident ones)"));
+  }
+  num_dropped_ += count;
 }
 
 }  // namespace hybridgen

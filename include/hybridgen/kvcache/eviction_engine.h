@@ -18,8 +18,9 @@ struct EvictionPlan {
 class EvictionEngine {
  public:
   /// `window`: tokens that may stay on the device, >= 1. The newest token is always resident, so a
-  /// window of 0 is treated as 1. ConfigError if negative.
-  explicit EvictionEngine(std::int64_t window);
+  /// window of 0 is treated as 1. `block`: tokens leave in multiples of it, as far as there are
+  /// enough. ConfigError if window is negative or block < 1.
+  explicit EvictionEngine(std::int64_t window, std::int64_t block = 1);
   std::int64_t window() const { return window_; }
 
   /// What must leave so that after `incoming` more tokens at most `window` are resident. Never asks
@@ -28,6 +29,7 @@ class EvictionEngine {
 
  private:
   std::int64_t window_;
+  std::int64_t block_;
 };
 
 }  // namespace hybridgen

@@ -59,5 +59,16 @@ TEST(EvictionEngine, RejectsNegativeNumbers) {
   EXPECT_THROW(EvictionEngine(4).plan(TokenMapper(), -1), ConfigError);
 }
 
+TEST(EvictionEngine, TokensLeaveInWholeBlocksAsFarAsThereAreEnough) {
+  const EvictionEngine eviction(8, 4);
+  TokenMapper tokens;
+  tokens.append(8);
+  EXPECT_EQ(eviction.plan(tokens, 0).tokens, (TokenRange{0, 0}));
+  EXPECT_EQ(eviction.plan(tokens, 1).tokens, (TokenRange{0, 4}));
+  EXPECT_EQ(eviction.plan(tokens, 5).tokens, (TokenRange{0, 8}));
+  EXPECT_EQ(eviction.plan(tokens, 100).tokens, (TokenRange{0, 8}));
+  EXPECT_THROW(EvictionEngine(8, 0), ConfigError);
+}
+
 }  // namespace
 }  // namespace hybridgen

@@ -69,5 +69,21 @@ TEST(TokenMapper, RefusedChangesLeaveItAsItWas) {
   EXPECT_EQ(mapper, before);
 }
 
+TEST(TokenMapper, DroppedTokensAreOnNoSideAndStillCountAsGenerated) {
+  TokenMapper tokens;
+  tokens.append(10);
+  tokens.drop(4);
+  tokens.offload({0, 5});
+  EXPECT_EQ(tokens.num_tokens(), 10);
+  EXPECT_EQ(tokens.num_offloaded(), 5);
+  EXPECT_EQ(tokens.num_dropped(), 4);
+  EXPECT_EQ(tokens.num_resident(), 1);
+  const TokenMapper before = tokens;
+  EXPECT_THROW(tokens.drop(2), ConfigError);
+  EXPECT_THROW(tokens.drop(-1), ConfigError);
+  EXPECT_THROW(tokens.offload({5, 7}), ConfigError);
+  EXPECT_EQ(tokens, before);
+}
+
 }  // namespace
 }  // namespace hybridgen
