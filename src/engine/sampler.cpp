@@ -9,7 +9,7 @@
 #include <limits>
 #include <string_view>
 
-#include "engine/philox.h"
+#include "core/philox.h"
 #include "hybridgen/core/error.h"
 
 namespace hybridgen {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "engine/philox.h"
+#include "core/philox.h"
 
 #include <gtest/gtest.h>
 
