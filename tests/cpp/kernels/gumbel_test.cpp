@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/gumbel.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+namespace hybridgen::kernels {
+namespace {
+
+std::vector<float> row(const GumbelKey& key, std::int64_t first, std::int64_t count) {
+  std::vector<float> draws(static_cast<std::size_t>(count));
+  gumbel_row(key, first, count, draws.data());
+  return draws;
+}
+
+TEST(GumbelFromUniform, IsTheInverseOfTheStandardGumbelDistribution) {
+  EXPECT_NEAR(gumbel_from_uniform(0.5F), 0.366513, 1e-6);
+  EXPECT_NEAR(gumbel_from_uniform(std::exp(-1.0F)), 0.0, 1e-6);
+  EXPECT_NEAR(gumbel_from_uniform(0.9F), 2.250367, 2e-6);
+}
+
+TEST(Gumbel, DrawsAreWhatACalculationApartFromThisCodeGives) {
+  const auto expect_draws = [](const std::vector<float>& draws, std::vector<double> expected) {
+    ASSERT_EQ(draws.size(), expected.size());
+    for (std::size_t j = 0; j < expected.size(); ++j) EXPECT_NEAR(draws[j], expected[j], 2e-6);
+  };
+  expect_draws(row({}, 0, 4), {2.857179, 3.565307, 1.267478, 0.052744});
+  expect_draws(row({.seed = 1, .request = 2, .layer = 3, .query_head = 4, .row = 100}, 97, 4),
+               {0.979567, 0.104464, -1.104292, 1.960686});
+  expect_draws(row({.seed = ~std::uint64_t{0},
+                    .request = std::uint64_t{1} << 63,
+                    .layer = 31,
+                    .query_head = 63,
+                    .row = 131071},
+                   131071,
+                   1),
+               {2.329900});
+}
+
+TEST(Gumbel, HasTheMeanVarianceAndQuantilesOfTheDistribution) {
+  constexpr std::int64_t kRows = 1000;
+  constexpr std::int64_t kColumns = 1000;
+  double sum = 0.0;
+  double squares = 0.0;
+  double below_zero = 0.0;
+  double above_three = 0.0;
+  for (std::int64_t i = 0; i < kRows; ++i) {
+    for (const float draw : row({.seed = 8, .row = i}, 0, kColumns)) {
+      ASSERT_TRUE(std::isfinite(draw));
+      sum += draw;
+      squares += double{draw} * draw;
+      below_zero += draw < 0.0F;
+      above_three += draw > 3.0F;
+    }
+  }
+  // Tolerances are five standard deviations of what a million draws give.
+  const double count = kRows * kColumns;
+  const double mean = sum / count;
+  EXPECT_NEAR(mean, 0.577216, 5 * 1.2825e-3);
+  EXPECT_NEAR(squares / count - mean * mean, 1.644934, 5 * 3.5e-3);
+  EXPECT_NEAR(below_zero / count, std::exp(-1.0), 5 * 0.5e-3);
+  EXPECT_NEAR(above_three / count, 1.0 - std::exp(-std::exp(-3.0)), 5 * 0.3e-3);
+}
+
+TEST(GumbelRow, GivesTheSameDrawsHoweverARangeIsSplit) {
+  const GumbelKey key{.seed = 3, .request = 9, .layer = 2, .query_head = 5, .row = 41};
+  const std::vector<float> whole = row(key, 0, 41);
+  for (std::int64_t first = 0; first <= 41; ++first) {
+    for (std::int64_t end = first; end <= 41; ++end) {
+      const std::vector<float> part = row(key, first, end - first);
+      ASSERT_TRUE(std::equal(part.begin(), part.end(), whole.begin() + first))
+          << first << " to " << end;
+    }
+  }
+}
+
+TEST(GumbelAt, IsTheRowsDraw) {
+  const GumbelKey key{.seed = 3, .request = 9, .layer = 2, .query_head = 5, .row = 41};
+  const std::vector<float> whole = row(key, 0, 41);
+  for (std::size_t j = 0; j < whole.size(); ++j) {
+    EXPECT_EQ(gumbel_at(key, static_cast<std::int64_t>(j)), whole[j]);
+  }
+}
+
+TEST(GumbelGather, GivesEveryTokenItsDrawInAnyOrder) {
+  const GumbelKey key{.seed = 3, .row = 41};
+  const std::vector<std::int32_t> positions = {0, 1, 2, 3, 7, 40, 38, 39, 5, 5, 0, 2147483647};
+  std::vector<float> draws(positions.size());
+  gumbel_gather(key, positions, draws.data());
+  for (std::size_t j = 0; j < positions.size(); ++j) {
+    EXPECT_EQ(draws[j], gumbel_at(key, positions[j])) << "position " << positions[j];
+  }
+}
+
+TEST(Gumbel, DependsOnEveryPartOfTheKeyAndOnThePosition) {
+  const GumbelKey key{.seed = 1, .request = 1, .layer = 1, .query_head = 1, .row = 1};
+  std::vector<GumbelKey> keys(8, key);
+  keys[1].seed = 2;
+  keys[2].seed = (std::uint64_t{1} << 32) + 1;
+  keys[3].request = 2;
+  keys[4].request = (std::uint64_t{1} << 32) + 1;
+  keys[5].layer = 2;
+  keys[6].query_head = 2;
+  keys[7].row = 2;
+  std::vector<float> draws;
+  for (const GumbelKey& one : keys) {
+    const std::vector<float> some = row(one, 0, 100);
+    draws.insert(draws.end(), some.begin(), some.end());
+  }
+  // 2^23 values are possible; chance alone makes very few of 800 draws equal.
+  std::sort(draws.begin(), draws.end());
+  EXPECT_LE(draws.end() - std::unique(draws.begin(), draws.end()), 3);
+}
+
+TEST(Gumbel, NeighboursAreUncorrelated) {
+  constexpr std::int64_t kCount = 100000;
+  const GumbelKey key{.seed = 6, .layer = 4, .query_head = 4, .row = 4};
+  const std::vector<float> draws = row(key, 0, kCount);
+  GumbelKey next_row = key;
+  next_row.row = 5;
+  GumbelKey next_head = key;
+  next_head.query_head = 5;
+  GumbelKey next_request = key;
+  next_request.request = 1;
+  const auto correlation = [&](const std::vector<float>& others) {
+    double sum = 0.0;
+    for (std::size_t j = 0; j < draws.size(); ++j) {
+      sum += (draws[j] - 0.577216) * (others[j] - 0.577216);
+    }
+    return sum / 1.644934 / static_cast<double>(kCount);
+  };
+  for (const std::vector<float>& others : {row(key, 1, kCount),
+                                           row(key, 4, kCount),
+                                           row(next_row, 0, kCount),
+                                           row(next_head, 0, kCount),
+                                           row(next_request, 0, kCount)}) {
+    EXPECT_LT(std::abs(correlation(others)), 0.016);
+  }
+}
+
+}  // namespace
+}  // namespace hybridgen::kernels
