@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "selection/scored_retention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+
+#include "hybridgen/core/error.h"
+#include "kernels/cpu_kernels.h"
+
+namespace hybridgen {
+
+namespace {
+
+/// NaN would make the choice depend on the order of comparisons.
+template <typename T>
+void check_no_nan(std::string_view operation,
+                  std::string_view what,
+                  std::span<const T> values,
+                  std::int64_t layer,
+                  std::int64_t kv_head) {
+  if (std::any_of(values.begin(), values.end(), [](T value) { return std::isnan(value); })) {
+    throw NumericError(message("[",
+                               operation,
+                               "] ",
+                               what,
+                               " of layer ",
+                               layer,
+                               ", KV head ",
+                               kv_head,
+                               " is NaN; allowed: numbers; check the checkpoint, or run it in "
+                               "float32 if activations overflow"));
+  }
+}
+
+}  // namespace
+
+ScoredRetention::ScoredRetention(std::string_view name,
+                                 const RetentionShape& shape,
+                                 std::int64_t heavy,
+                                 std::int64_t recent)
+    : RetentionBase(name, shape, heavy, recent),
+      heavy_(heavy),
+      recent_(recent),
+      scores_(num_sets()) {}
+
+std::span<const std::int32_t> ScoredRetention::keep_after_prefill(std::int64_t layer,
+                                                                  std::int64_t kv_head,
+                                                                  std::int64_t num_tokens,
+                                                                  std::span<const float> sums) {
+  const std::size_t set = index(layer, kv_head);
+  check_prompt(num_tokens);
+  if (static_cast<std::int64_t>(sums.size()) != num_tokens) {
+    throw ConfigError(message("[",
+                              name(),
+                              "] number of sums is ",
+                              sums.size(),
+                              "; allowed: ",
+                              num_tokens,
+                              ", one per prompt token; this policy chooses by them"));
+  }
+  check_no_nan(name(), "a sum of scores", sums, layer, kv_head);
+
+  Slots& kept = start(set, num_tokens);
+  Scores& scores = scores_[set];
+  const auto room_for = static_cast<std::size_t>(room(num_tokens));
+  scores.accumulated.clear();
+  scores.accumulated.reserve(room_for);
+  scores.step.reserve(room_for + 1);
+  scores.scratch.reserve(room_for + 1);
+
+  // Tokens before the recent ones compete for the heavy places; nothing is dropped while all fit.
+  const std::int64_t competing = std::max<std::int64_t>(num_tokens - recent_, 0);
+  const std::int64_t heavy = std::min(heavy_, competing);
+  kept.positions.resize(static_cast<std::size_t>(heavy));
+  std::vector<float> values(static_cast<std::size_t>(heavy));
+  std::vector<float> scratch;
+  kernels::top_k(sums.data(), competing, heavy, kept.positions.data(), values.data(), scratch);
+  for (std::int64_t position = competing; position < num_tokens; ++position) {
+    kept.positions.push_back(static_cast<std::int32_t>(position));
+  }
+  for (const std::int32_t position : kept.positions) {
+    scores.accumulated.push_back(sums[static_cast<std::size_t>(position)]);
+  }
+  return kept.positions;
+}
+
+std::int64_t ScoredRetention::replace(std::int64_t layer,
+                                      std::int64_t kv_head,
+                                      std::int64_t position,
+                                      const float* weights,
+                                      std::int64_t stride) {
+  const std::size_t set = index(layer, kv_head);
+  Slots& kept = slots(set);
+  Scores& scores = scores_[set];
+  check_position(kept, position);
+  const std::int64_t used = kept.size();
+  if (weights == nullptr) {
+    throw ConfigError(message("[",
+                              name(),
+                              "] weights is null; allowed: the step's softmax weights, one row per "
+                              "query head; this policy chooses by them"));
+  }
+  if (stride < used + 1) {
+    throw ConfigError(message("[",
+                              name(),
+                              "] stride of the weights is ",
+                              stride,
+                              "; allowed: >= ",
+                              used + 1,
+                              ", one weight per slot and one of the new token; pass the distance "
+                              "between rows"));
+  }
+
+  const auto attended = static_cast<std::size_t>(used) + 1;
+  scores.step.assign(attended, 0.0);
+  scores.scratch.resize(attended);
+  for (std::int64_t head = 0; head < shape().query_heads_per_kv_head; ++head) {
+    add_scores({.layer = layer,
+                .query_head = kv_head * shape().query_heads_per_kv_head + head,
+                .forward = position - kept.prompt + 1,
+                .position = position,
+                .positions = kept.positions,
+                .weights = {weights + head * stride, attended}},
+               scores.step,
+               scores.scratch);
+  }
+  check_no_nan<double>(name(), "a score", scores.step, layer, kv_head);
+
+  for (std::size_t slot = 0; slot + 1 < attended; ++slot) {
+    scores.accumulated[slot] += scores.step[slot];
+  }
+  std::int64_t slot = used;
+  if (used < budget()) {
+    scores.accumulated.push_back(scores.step.back());
+  } else {
+    slot = least_scored(kept, scores);
+    scores.accumulated[static_cast<std::size_t>(slot)] = scores.step.back();
+  }
+  kept.put(slot);
+  return slot;
+}
+
+std::int64_t ScoredRetention::least_scored(const Slots& kept, const Scores& scores) const {
+  // The new token is the newest of the recent ones and not yet in a slot.
+  const std::int64_t recent_begin = kept.next + 1 - recent_;
+  std::int64_t least = -1;
+  for (std::int64_t slot = 0; slot < kept.size(); ++slot) {
+    const auto at = static_cast<std::size_t>(slot);
+    if (kept.positions[at] >= recent_begin) continue;
+    if (least < 0) {
+      least = slot;
+      continue;
+    }
+    const auto best = static_cast<std::size_t>(least);
+    if (scores.accumulated[at] < scores.accumulated[best] ||
+        (scores.accumulated[at] == scores.accumulated[best] &&
+         kept.positions[at] > kept.positions[best])) {
+      least = slot;
+    }
+  }
+  return least;
+}
+
+std::span<const double> ScoredRetention::scores(std::int64_t layer, std::int64_t kv_head) const {
+  return scores_[index(layer, kv_head)].accumulated;
+}
+
+}  // namespace hybridgen
