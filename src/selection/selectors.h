@@ -18,4 +18,8 @@ std::unique_ptr<TokenSelector> make_h2o_selector(const SelectorShape& shape);
 std::unique_ptr<TokenSelector> make_keyformer_selector(const SelectorShape& shape,
                                                        std::int64_t num_steps = 128);
 
+/// Whole key blocks, those first whose largest possible logit is the largest (Quest):
+/// "block_digests" (Pre-QKT). All query heads of a KV head share the choice.
+std::unique_ptr<TokenSelector> make_block_digests_selector(const SelectorShape& shape);
+
 }  // namespace hybridgen

@@ -31,6 +31,7 @@ constexpr std::array kRegistry = {
     RegistryEntry{"sinks_recent",
                   SelectionStrategy::kPreQkt,
                   [](const SelectorShape&) { return make_sinks_recent_selector(); }},
+    RegistryEntry{"block_digests", SelectionStrategy::kPreQkt, make_block_digests_selector},
 };
 
 /// Insertions, deletions and replacements that turn `a` into `b`.

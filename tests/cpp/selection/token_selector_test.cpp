@@ -27,7 +27,8 @@ std::vector<std::string> all_names() {
 TEST(SelectorRegistry, KnowsBothStrategies) {
   EXPECT_EQ(selector_names(SelectionStrategy::kPostQkt),
             (std::vector<std::string>{"topk", "h2o", "keyformer"}));
-  EXPECT_EQ(selector_names(SelectionStrategy::kPreQkt), std::vector<std::string>{"sinks_recent"});
+  EXPECT_EQ(selector_names(SelectionStrategy::kPreQkt),
+            (std::vector<std::string>{"sinks_recent", "block_digests"}));
 }
 
 TEST(SelectorRegistry, UnknownNameListsAllAndSuggestsTheNearest) {
