@@ -82,6 +82,14 @@ void EngineOptions::validate() const {
   at_least("micro_batch", micro_batch, 1, "an integer >= 1");
   at_least("max_batch", max_batch, 1, "an integer >= 1");
   at_least("random_delay_us", test.random_delay_us, 0, "an integer >= 0");
+  require(guess_norm == "next" || guess_norm == "current",
+          "guess_norm",
+          "'" + guess_norm + "'",
+          "next, current");
+  require(guess_source == "next_weights" || guess_source == "previous_query",
+          "guess_source",
+          "'" + guess_source + "'",
+          "next_weights, previous_query");
   require(math == "auto" || math == "kernels" || math == "aten",
           "math",
           "'" + math + "'",

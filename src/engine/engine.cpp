@@ -79,7 +79,10 @@ std::vector<int> worker_cpus(const std::vector<int>& cpus, std::int64_t threads)
 }
 
 void check_selector(const std::string& name, SelectionStrategy strategy, const char* option) {
-  if (make_selector(name)->strategy() != strategy) {
+  if (strategy == SelectionStrategy::kPreQkt && name == "partial_keys") {
+    return;  // planned on the device: no selector of the host
+  }
+  if (strategy_of_selector(name) != strategy) {
     std::string allowed;
     for (const std::string& candidate : selector_names(strategy)) {
       allowed += (allowed.empty() ? "" : ", ") + candidate;
@@ -95,10 +98,39 @@ void check_selector(const std::string& name, SelectionStrategy strategy, const c
   }
 }
 
+// What the model cannot do with a method; a user's own composition may ask for anything.
+void check_method(const Method& method, const ModelConfig& config) {
+  const bool is_rotary = config.position == PositionKind::kRotary;
+  if (method.positions == PositionMode::kCacheIndex && !is_rotary) {
+    throw ConfigError(message("[method ",
+                              method.name,
+                              "] positions is 'shift' and the model has learned positions; allowed "
+                              "there: original, clamp"));
+  }
+  if (method.positions == PositionMode::kClamped && is_rotary) {
+    throw ConfigError(message("[method ",
+                              method.name,
+                              "] positions is 'clamp' and the model has rotary positions; allowed "
+                              "there: original, shift"));
+  }
+}
+
+void describe(const RequestState& state, RequestStatistics& statistics) {
+  statistics.offloaded_tokens = state.tokens.num_offloaded();
+  statistics.resident_tokens = state.tokens.num_resident();
+  statistics.dropped_tokens = state.tokens.num_dropped();
+  statistics.k = state.num_chosen(statistics.offloaded_tokens);
+  statistics.strategy = std::string(name_of(state.strategy()));
+  if (state.scheduler) {
+    statistics.scheduler_decisions = state.scheduler->num_decisions();
+    statistics.last_decision = std::string(name_of(state.scheduler->last_decision()));
+  }
+}
+
 }  // namespace
 
 struct Engine::Impl {
-  Impl(std::shared_ptr<DecoderModel> model_, EngineOptions options_);
+  Impl(std::shared_ptr<DecoderModel> model_, EngineOptions options_, std::optional<Method> method_);
 
   RequestPlan plan(const Request& request, std::int64_t free_device_bytes) const;
   void check_fits(const Request& request) const;
@@ -116,6 +148,7 @@ struct Engine::Impl {
   std::shared_ptr<DecoderModel> model;
   EngineOptions options;
   Method method;
+  AttendedTokens attended;
   MemoryBudget device_budget;
   MemoryBudget dram_budget;
   std::unique_ptr<DeviceOps> ops;
@@ -157,10 +190,13 @@ std::int64_t budget_or(std::int64_t asked, double share_of_free) {
 
 }  // namespace
 
-Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_, EngineOptions options_)
+Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
+                   EngineOptions options_,
+                   std::optional<Method> method_)
     : model(std::move(model_)),
       options(std::move(options_)),
-      method((options.validate(), make_method(options))),
+      method(method_ ? std::move(*method_) : (options.validate(), make_method(options))),
+      attended{options.k, options.scheduler},
       device_budget(
           TierKind::kDevice, budget_or(options.device_bytes, 0.45), "KVConfig(device_tokens=...)"),
       dram_budget(TierKind::kDram, budget_or(options.dram_bytes, 0.45), "KVConfig(dram=...)") {
@@ -187,11 +223,12 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_, EngineOptions options_)
   options.isa = std::string(name_of(isa));
   options.device_bytes = device_budget.capacity_bytes();
   options.dram_bytes = dram_budget.capacity_bytes();
-  resolve_threads(options, device, method.offloads);
+  resolve_threads(options, device, method.offloads());
+  check_method(method, config);
   ops = options.math == "kernels" ? make_cpu_ops(options.isa) : make_aten_ops();
-  if (method.offloads) {
-    check_selector(method.selector, SelectionStrategy::kPostQkt, "selector");
-    check_selector(method.pre_selector, SelectionStrategy::kPreQkt, "pre_selector");
+  if (method.offloads()) {
+    check_selector(options.selector, SelectionStrategy::kPostQkt, "selector");
+    check_selector(options.pre_selector, SelectionStrategy::kPreQkt, "pre_selector");
     WorkerPool::Options pool_options;
     pool_options.cpus = worker_cpus(available_cores, options.threads);
     if (pool_options.cpus.front() >= 0) {
@@ -201,7 +238,7 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_, EngineOptions options_)
     cpu_stage = std::make_unique<CpuStage>(
         *pool, kernels::cpu_kernels(isa), config, trace, options.test.random_delay_us);
   }
-  prefill = std::make_unique<Prefill>(*model, *ops, trace, statistics);
+  prefill = std::make_unique<Prefill>(*model, *ops, method, trace, statistics);
   pipeline = std::make_unique<DecodePipeline>(
       *model, *ops, method, cpu_stage.get(), trace, statistics, options.test);
   driver = std::make_unique<DriverThread>();
@@ -217,27 +254,23 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_, EngineOptions options_)
 RequestPlan Engine::Impl::plan(const Request& request, std::int64_t free_device_bytes) const {
   const ModelConfig& config = model->config();
   const WindowSetting& setting = options.device_tokens;
+  const RequestShape shape{request.id, request.prompt_tokens, request.max_tokens};
   std::int64_t window = -1;
   if (setting.count) {
     window = *setting.count;
   } else if (setting.share) {
     window = static_cast<std::int64_t>(*setting.share * static_cast<double>(request.prompt_tokens));
-  } else if (method.offloads) {
+  } else if (method.window) {
+    window = method.window(shape);
+  } else {
     // As many as fit; what a window needs is linear in its rows.
     const std::int64_t row = ResidentCache::required_bytes(config, model->dtype(), 1);
     const std::int64_t rows = free_device_bytes / row;
     window = rows >= request.max_tokens ? request.max_tokens
                                         : rows - ResidentCache::capacity_for(0, request.max_tokens);
   }
-  if (method.offloads && !setting.count && !setting.share && window < 1) {
-    window = 1;
-  }
-  return plan_request(config,
-                      model->dtype(),
-                      method,
-                      options.k,
-                      request.max_tokens,
-                      method.offloads ? std::max<std::int64_t>(window, 1) : -1);
+  return plan_request(
+      config, model->dtype(), method, attended, shape, std::max<std::int64_t>(window, 1));
 }
 
 void Engine::Impl::check_fits(const Request& request) const {
@@ -267,9 +300,9 @@ void Engine::Impl::check_fits(const Request& request) const {
   const std::int64_t row = ResidentCache::required_bytes(model->config(), model->dtype(), 1);
   const std::int64_t fitting = std::max<std::int64_t>(
       0, device_budget.capacity_bytes() / row - ResidentCache::capacity_for(0, request.max_tokens));
-  too_large(needed.device_bytes,
+  too_large(needed.device_bytes + needed.prompt_device_bytes,
             device_budget,
-            method.offloads
+            method.residency == Residency::kWindow
                 ? message("KVConfig(device_tokens=", fitting, ")")
                 : message("method='hybridgen' with KVConfig(device_tokens=", fitting, ")"));
   too_large(needed.dram_bytes,
@@ -293,14 +326,14 @@ bool Engine::Impl::admit_next() {
   Request& request = *waiting.front();
   const RequestPlan needed = plan(request, device_budget.free_bytes());
   const bool is_alone = running.empty();
-  if (!is_alone && (needed.device_bytes > device_budget.free_bytes() ||
+  if (!is_alone && (needed.device_bytes + needed.prompt_device_bytes > device_budget.free_bytes() ||
                     needed.dram_bytes > dram_budget.free_bytes())) {
     return false;  // when others finish there will be room
   }
   waiting.pop_front();
   try {
     request.state = std::make_unique<RequestState>(
-        *model, method, options.k, needed, device_budget, dram_budget);
+        *model, method, attended, needed, device_budget, dram_budget);
     if (cpu_stage != nullptr) {
       cpu_stage->reserve(needed.max_offloaded);
     }
@@ -351,6 +384,7 @@ void Engine::Impl::prefill_chunk(std::vector<TokenEvent>& events) {
     }
     request.statistics.prefill_s += seconds_since(begin_ns);
     if (is_last) {
+      prefill->finish(*request.state);
       prefilling = nullptr;
       running.push_back(&request);
       batches_stale = true;
@@ -370,15 +404,18 @@ void Engine::Impl::rebuild_batches() {
   batches.clear();
   // Ascending ids, so that the composition does not depend on who finished when.
   std::ranges::sort(running, {}, &Request::id);
-  for (std::size_t first = 0; first < running.size();
-       first += static_cast<std::size_t>(options.micro_batch)) {
-    const std::size_t last =
-        std::min(running.size(), first + static_cast<std::size_t>(options.micro_batch));
+  // As few as the size allows, but no fewer than the method wants; sizes differ by one at most.
+  const auto size = static_cast<std::size_t>(options.micro_batch);
+  const std::size_t fewest = (running.size() + size - 1) / size;
+  const std::size_t count =
+      std::max(fewest, std::min(running.size(), static_cast<std::size_t>(method.micro_batches)));
+  for (std::size_t i = 0, first = 0; i < count; ++i) {
+    const std::size_t last = first + (running.size() - first) / (count - i);
     std::vector<RequestState*> states;
-    for (std::size_t i = first; i < last; ++i) {
-      states.push_back(running[i]->state.get());
+    for (; first < last; ++first) {
+      states.push_back(running[first]->state.get());
     }
-    batches.push_back(std::make_unique<MicroBatch>(*model, std::move(states)));
+    batches.push_back(std::make_unique<MicroBatch>(*model, method, std::move(states)));
   }
   batches_stale = false;
 }
@@ -470,9 +507,7 @@ void Engine::Impl::end(Request& request, const std::string& reason) {
   statistics_of.generated_tokens = request.generated();
   if (request.state != nullptr) {
     const RequestState& state = *request.state;
-    statistics_of.offloaded_tokens = state.tokens.num_offloaded();
-    statistics_of.resident_tokens = state.tokens.num_resident();
-    statistics_of.k = state.k.resolve(state.tokens.num_offloaded());
+    describe(state, statistics_of);
     statistics_of.attended_offloaded_share =
         state.available_offloaded == 0 ? 0.0
                                        : static_cast<double>(state.attended_offloaded) /
@@ -491,7 +526,10 @@ void Engine::Impl::end(Request& request, const std::string& reason) {
 }
 
 Engine::Engine(std::shared_ptr<DecoderModel> model, EngineOptions options)
-    : impl_(std::make_unique<Impl>(std::move(model), std::move(options))) {}
+    : impl_(std::make_unique<Impl>(std::move(model), std::move(options), std::nullopt)) {}
+
+Engine::Engine(std::shared_ptr<DecoderModel> model, EngineOptions options, Method method)
+    : impl_(std::make_unique<Impl>(std::move(model), std::move(options), std::move(method))) {}
 
 Engine::~Engine() = default;
 
@@ -592,9 +630,7 @@ RequestStatistics Engine::request_statistics(std::int64_t request_id) const {
   RequestStatistics statistics = request.statistics;
   statistics.generated_tokens = request.generated();
   if (request.state != nullptr) {
-    statistics.offloaded_tokens = request.state->tokens.num_offloaded();
-    statistics.resident_tokens = request.state->tokens.num_resident();
-    statistics.k = request.state->k.resolve(statistics.offloaded_tokens);
+    describe(*request.state, statistics);
   }
   return statistics;
 }

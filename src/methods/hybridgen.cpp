@@ -1,23 +1,55 @@
 // SPDX-License-Identifier: Apache-2.0
 // HybridGen (paper §4): a window on the device, older tokens on the host, which computes their
 // logits.
+#include "method_config.h"
 #include "methods.h"
 
 namespace hybridgen {
 
+MethodInfo hybridgen_info() {
+  return {.name = "hybridgen",
+          .summary =
+              "recent tokens on the device; the host scores older keys and sends logits and values",
+          .attention = "both",
+          .timing = "scheduled",
+          .exact_when = "query='exact' or 'rescore', and k='all'",
+          .drops = "nothing",
+          .link = "query to the host; logits and V of K tokens back (rescore: K and V)",
+          .tunables = {{"column_share",
+                        0.2,
+                        "a float in (0, 1]",
+                        "pre_selector='partial_keys': as in infinigen"}}};
+}
+
 Method hybridgen_method(const EngineOptions& options) {
+  const MethodInfo info = hybridgen_info();
+  const MethodConfig config(info, options);
   Method method;
-  method.name = "hybridgen";
-  method.summary =
-      "recent tokens on the device; the host scores older keys and sends logits and values";
-  method.offloads = true;
-  method.payload = options.query == QueryMode::kRescore ? PayloadKind::kKeysAndValues
-                                                        : PayloadKind::kLogitsAndValues;
-  method.query = options.query == QueryMode::kExact ? HostQuery::kExact : HostQuery::kGuessed;
-  method.first_guessed_layer = options.spec_first_layer;
+  method.name = info.name;
+  method.residency = Residency::kWindow;
+  method.early_rule = {HostQuery::kExact, PayloadKind::kLogitsAndValues, HostChoice::kSelector};
+  method.rule = method.early_rule;
+  if (options.query != QueryMode::kExact) {
+    method.rule.query = HostQuery::kGuessed;
+    method.first_layer = options.spec_first_layer;
+  }
+  if (options.query == QueryMode::kRescore) {
+    method.rule.payload = PayloadKind::kKeysAndValues;
+  }
+  method.guess_norm = options.guess_norm == "current" ? GuessNorm::kCurrent : GuessNorm::kNext;
+  method.guess_source = options.guess_source == "previous_query" ? GuessSource::kPreviousQuery
+                                                                 : GuessSource::kNextWeights;
   method.strategy = options.strategy;
-  method.selector = options.selector;
-  method.pre_selector = options.pre_selector;
+  method.selector = [name = options.selector](const SelectorShape& shape) {
+    return make_selector(name, shape);
+  };
+  method.pre_selects_by_partial_keys = options.pre_selector == "partial_keys";
+  if (!method.pre_selects_by_partial_keys) {
+    method.pre_selector = [name = options.pre_selector](const SelectorShape& shape) {
+      return make_selector(name, shape);
+    };
+  }
+  method.partial_keys.column_share = config.number("column_share", 0.0, 1.0, /*open=*/true);
   return method;
 }
 

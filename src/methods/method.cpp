@@ -10,23 +10,33 @@
 namespace hybridgen {
 namespace {
 
-using Builder = Method (*)(const EngineOptions&);
-constexpr std::array<Builder, 2> kBuilders = {full_method, hybridgen_method};
+struct Entry {
+  MethodInfo (*info)();
+  Method (*build)(const EngineOptions&);
+};
+
+constexpr std::array kMethods = {Entry{full_info, full_method},
+                                 Entry{hybridgen_info, hybridgen_method},
+                                 Entry{flexgen_info, flexgen_method},
+                                 Entry{moe_lightning_info, moe_lightning_method},
+                                 Entry{streaming_llm_info, streaming_llm_method},
+                                 Entry{h2o_info, h2o_method},
+                                 Entry{keyformer_info, keyformer_method},
+                                 Entry{infinigen_info, infinigen_method},
+                                 Entry{hgca_info, hgca_method}};
 
 }  // namespace
 
 Method make_method(const EngineOptions& options) {
   std::vector<std::string> names;
-  for (const Builder builder : kBuilders) {
-    Method method = builder(options);
-    if (method.name == options.method) {
-      return method;
-    }
-    names.push_back(std::move(method.name));
-  }
   std::string allowed;
-  for (const std::string& name : names) {
+  for (const Entry& entry : kMethods) {
+    const std::string name = entry.info().name;
+    if (name == options.method) {
+      return entry.build(options);
+    }
     allowed += (allowed.empty() ? "" : ", ") + name;
+    names.push_back(name);
   }
   const std::string nearest = nearest_name(options.method, names);
   throw ConfigError(message("[method] '",
@@ -36,11 +46,10 @@ Method make_method(const EngineOptions& options) {
                             nearest.empty() ? "" : "; did you mean '" + nearest + "'?"));
 }
 
-std::vector<std::pair<std::string, std::string>> list_methods() {
-  std::vector<std::pair<std::string, std::string>> methods;
-  for (const Builder builder : kBuilders) {
-    const Method method = builder(EngineOptions{});
-    methods.emplace_back(method.name, method.summary);
+std::vector<MethodInfo> list_methods() {
+  std::vector<MethodInfo> methods;
+  for (const Entry& entry : kMethods) {
+    methods.push_back(entry.info());
   }
   return methods;
 }

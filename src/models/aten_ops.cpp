@@ -102,23 +102,33 @@ class AtenOps final : public DeviceOps {
       at::Tensor logits = item.resident_logits->narrow(0, 0, heads * resident)
                               .view({groups, heads / groups, resident});
       at::Tensor values = item.values->narrow(1, item.first_slot, resident).to(at::kFloat);
-      if (item.payload != nullptr && item.payload->count > 0) {
-        const HostPayload& payload = *item.payload;
-        const std::int64_t rows = payload.values.size(1);
-        logits = at::cat({host_logits(query.select(0, item.row), payload, groups), logits}, -1);
-        // Rows beyond a head's union are uninitialised; their weight is 0, but 0 * NaN is NaN.
-        const at::Tensor in_use = at::arange(rows, at::kLong).unsqueeze(0) <
-                                  at::tensor(at::ArrayRef<std::int64_t>(payload.union_sizes.data(),
-                                                                        payload.union_sizes.size()),
-                                             at::kLong)
-                                      .unsqueeze(1);
-        const at::Tensor host_values =
-            payload.values.to(at::kFloat)
-                .masked_fill(in_use.logical_not().unsqueeze(-1).to(payload.values.device()), 0.0);
-        values = at::cat({host_values, values}, 1);
+      const HostPayload* payload = item.payload;
+      if (payload != nullptr && payload->is_partial()) {
+        const at::Tensor weights = weights_of(logits);
+        keep_weights(item, {}, weights);
+        PartialAttention sum;
+        if (resident > 0) {
+          sum.lse = at::logsumexp(logits, {-1}).view({heads, 1});
+          sum.out = at::matmul(weights, values).view({heads, 1, head_dim});
+        }
+        merge_partial(sum,
+                      {payload->output.to(at::kFloat).view({heads, 1, head_dim}),
+                       payload->lse.view({heads, 1})});
+        out.select(0, item.row).copy_(sum.out.view({heads, head_dim}));
+        continue;
       }
-      const at::Tensor attended = at::matmul(at::softmax(logits, -1), values);
-      out.select(0, item.row).copy_(attended.view({heads, head_dim}));
+      const bool has_rows = payload != nullptr && payload->count > 0;
+      if (has_rows) {
+        const std::int64_t rows = payload->values.size(1);
+        logits = at::cat({host_logits(query.select(0, item.row), *payload, groups), logits}, -1);
+        // Rows beyond a head's union are uninitialised; their weight is 0, but 0 * NaN is NaN.
+        const at::Tensor unused =
+            rows_in_use(*payload, rows).logical_not().unsqueeze(-1).to(payload->values.device());
+        values = at::cat({payload->values.to(at::kFloat).masked_fill(unused, 0.0), values}, 1);
+      }
+      const at::Tensor weights = weights_of(logits);
+      keep_weights(item, has_rows ? payload : nullptr, weights);
+      out.select(0, item.row).copy_(at::matmul(weights, values).view({heads, head_dim}));
     }
   }
 
@@ -154,6 +164,14 @@ class AtenOps final : public DeviceOps {
     return at::matmul(grouped, keys.to(at::kFloat).transpose(1, 2));
   }
 
+  // [G, rows] on the host: which rows of the payload hold a token.
+  static at::Tensor rows_in_use(const HostPayload& payload, std::int64_t rows) {
+    const at::Tensor sizes = at::tensor(
+        at::ArrayRef<std::int64_t>(payload.union_sizes.data(), payload.union_sizes.size()),
+        at::kLong);
+    return at::arange(rows, at::kLong).unsqueeze(0) < sizes.unsqueeze(1);
+  }
+
   // Logits of the payload laid out over its union of rows, -inf where a head did not choose a row.
   static at::Tensor host_logits(const at::Tensor& heads,
                                 const HostPayload& payload,
@@ -161,16 +179,60 @@ class AtenOps final : public DeviceOps {
     const std::int64_t chosen = heads.size(0) * payload.count;
     const std::int64_t rows = payload.values.size(1);
     const std::int64_t per_group = heads.size(0) / groups;
+    constexpr double kNone = -std::numeric_limits<double>::infinity();
+    at::Tensor logits =
+        payload.keys.defined()
+            ? scaled_logits(heads, payload.keys)
+            : payload.logits.narrow(0, 0, chosen).view({groups, per_group, payload.count});
+    if (!payload.index.defined()) {
+      const at::Tensor unused =
+          rows_in_use(payload, rows).logical_not().unsqueeze(1).to(logits.device());
+      if (logits.size(-1) < rows) {
+        logits = at::constant_pad_nd(logits, {0, rows - logits.size(-1)}, kNone);
+      }
+      return logits.masked_fill(unused, kNone);
+    }
     const at::Tensor index =
         payload.index.narrow(0, 0, chosen).view({groups, per_group, payload.count}).to(at::kLong);
-    const at::Tensor logits =
-        payload.keys.defined()
-            ? scaled_logits(heads, payload.keys).gather(-1, index)
-            : payload.logits.narrow(0, 0, chosen).view({groups, per_group, payload.count});
-    return at::full({groups, per_group, rows},
-                    -std::numeric_limits<double>::infinity(),
-                    logits.options())
-        .scatter(-1, index, logits);
+    if (payload.keys.defined()) {
+      logits = logits.gather(-1, index);
+    }
+    return at::full({groups, per_group, rows}, kNone, logits.options()).scatter(-1, index, logits);
+  }
+
+  // Softmax whose rows without any token are 0.
+  static at::Tensor weights_of(const at::Tensor& logits) {
+    return at::nan_to_num(at::softmax(logits, -1), 0.0);
+  }
+
+  // Leaves the weights where merge() promises them: chosen host tokens, then resident ones.
+  static void keep_weights(const AttentionItem& item,
+                           const HostPayload* payload,
+                           const at::Tensor& weights) {
+    const std::int64_t groups = weights.size(0);
+    const std::int64_t per_group = weights.size(1);
+    const std::int64_t stride = item.merged_stride();
+    const at::Tensor rows = item.merged_logits->narrow(0, 0, groups * per_group * stride)
+                                .view({groups, per_group, stride});
+    const std::int64_t resident = item.num_resident;
+    const at::Tensor own = weights.narrow(-1, weights.size(-1) - resident, resident);
+    if (payload == nullptr) {
+      rows.copy_(own);
+      return;
+    }
+    for (std::int64_t g = 0; g < groups; ++g) {
+      const std::int64_t count = payload->tokens_of(g);
+      const at::Tensor host =
+          payload->index.defined()
+              ? weights.select(0, g).gather(
+                    -1,
+                    payload->index.narrow(0, g * per_group * count, per_group * count)
+                        .view({per_group, count})
+                        .to(at::kLong))
+              : weights.select(0, g).narrow(-1, 0, count);
+      rows.select(0, g).narrow(-1, 0, count).copy_(host);
+      rows.select(0, g).narrow(-1, count, resident).copy_(own.select(0, g));
+    }
   }
 };
 

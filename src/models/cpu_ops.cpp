@@ -195,36 +195,40 @@ class CpuOps final : public DeviceOps {
              at::Tensor& out) const override {
     for_groups(query, items, [&](const AttentionItem& item, const Group& group) {
       const HostPayload* payload = item.payload;
-      const std::int64_t host_count = payload == nullptr ? 0 : payload->count;
-      const std::int64_t total = host_count + item.num_resident;
+      const bool is_partial = payload != nullptr && payload->is_partial();
+      const bool has_rows = payload != nullptr && !is_partial;
+      const std::int64_t host_count = has_rows ? payload->tokens_of(group.index) : 0;
+      const std::int64_t stride = item.merged_stride();
       const std::int64_t element = query.element_size();
-      float* merged = item.merged_logits->mutable_data_ptr<float>() + group.first_head() * total;
+      float* merged = item.merged_logits->mutable_data_ptr<float>() + group.first_head() * stride;
       const float* resident =
           item.resident_logits->const_data_ptr<float>() + group.first_head() * item.num_resident;
-      const std::int64_t first_chosen = group.first_head() * host_count;
+      const std::int64_t first_chosen = has_rows ? group.first_head() * payload->count : 0;
       if (host_count > 0 && payload->keys.defined()) {
-        rescore(query, item, group);
+        score_shipped_keys(query, item, group);
       }
       kernels::concat_logits(
           host_count > 0 ? payload->logits.const_data_ptr<float>() + first_chosen : nullptr,
-          host_count,
+          has_rows ? payload->count : 0,
           host_count,
           resident,
           item.num_resident,
           item.num_resident,
           merged,
-          total,
+          stride,
           group.num_queries);
 
       kernels::SoftmaxValuesArgs args;
       args.dtype = dtype_of(query);
       args.logits = merged;
-      args.logits_stride = total;
+      args.logits_stride = stride;
       args.num_queries = group.num_queries;
       args.head_dim = group.head_dim;
       args.host_count = host_count;
       if (host_count > 0) {
-        args.host_index = payload->index.const_data_ptr<std::int32_t>() + first_chosen;
+        if (payload->index.defined()) {
+          args.host_index = payload->index.const_data_ptr<std::int32_t>() + first_chosen;
+        }
         args.host_values = offset(
             payload->values.const_data_ptr(), group.index * payload->values.stride(0), element);
       }
@@ -238,7 +242,25 @@ class CpuOps final : public DeviceOps {
                         item.row * out.stride(0) + group.first_head() * group.head_dim,
                         element);
       args.out_stride = group.head_dim;
+      if (!is_partial) {
+        kernels_.softmax_values(args);
+        return;
+      }
+      thread_local std::vector<float> lse;
+      lse.resize(static_cast<std::size_t>(group.num_queries));
+      args.lse = lse.data();
       kernels_.softmax_values(args);
+      kernels_.merge_outputs(
+          {.dtype = args.dtype,
+           .rows = group.num_queries,
+           .head_dim = group.head_dim,
+           .out = args.out,
+           .out_stride = group.head_dim,
+           .lse = lse.data(),
+           .other = offset(
+               payload->output.const_data_ptr(), group.first_head() * group.head_dim, element),
+           .other_stride = group.head_dim,
+           .other_lse = payload->lse.const_data_ptr<float>() + group.first_head()});
     });
   }
 
@@ -295,7 +317,7 @@ class CpuOps final : public DeviceOps {
     const std::int64_t num_tasks = static_cast<std::int64_t>(items.size()) * groups;
     std::int64_t elements = 0;
     for (const AttentionItem& item : items) {
-      elements += item.num_resident + (item.payload == nullptr ? 0 : item.payload->count);
+      elements += item.merged_stride();
     }
     elements *= query.size(1) * query.size(2);
     const std::int64_t grain = elements < kParallelGrain ? num_tasks : 1;
@@ -326,35 +348,36 @@ class CpuOps final : public DeviceOps {
     return scratch.data();
   }
 
-  // Replaces the guessed logits by those of the shipped keys under the layer's own query. Chosen
-  // rows that lie next to each other are one call.
-  void rescore(const at::Tensor& query, const AttentionItem& item, const Group& group) const {
+  // Logits of shipped keys under the layer's own query, in place of guessed ones if there were any.
+  void score_shipped_keys(const at::Tensor& query,
+                          const AttentionItem& item,
+                          const Group& group) const {
     const HostPayload& payload = *item.payload;
     const float* scaled = scaled_queries(query, item, group);
-    const std::int64_t count = payload.count;
+    const std::int64_t count = payload.tokens_of(group.index);
     kernels::RowLogitsArgs args;
     args.dtype = dtype_of(payload.keys);
+    args.keys = offset(payload.keys.const_data_ptr(),
+                       group.index * payload.keys.stride(0),
+                       payload.keys.element_size());
     args.key_stride = group.head_dim;
     args.head_dim = group.head_dim;
+    args.count = count;
+    args.queries = scaled;
+    args.num_queries = group.num_queries;
+    args.logits = payload.logits.mutable_data_ptr<float>() + group.first_head() * payload.count;
+    args.logits_stride = payload.count;
+    if (!payload.index.defined()) {
+      kernels_.row_logits(args);
+      return;
+    }
     args.num_queries = 1;
+    const std::int32_t* index =
+        payload.index.const_data_ptr<std::int32_t>() + group.first_head() * count;
     for (std::int64_t r = 0; r < group.num_queries; ++r) {
-      const std::int64_t head = group.first_head() + r;
-      const std::int32_t* index = payload.index.const_data_ptr<std::int32_t>() + head * count;
-      float* logits = payload.logits.mutable_data_ptr<float>() + head * count;
-      args.queries = scaled + r * group.head_dim;
-      for (std::int64_t first = 0, end = 0; first < count; first = end) {
-        end = first + 1;
-        while (end < count && index[end] == index[end - 1] + 1) {
-          ++end;
-        }
-        args.keys = offset(payload.keys.const_data_ptr(),
-                           group.index * payload.keys.stride(0) + index[first] * group.head_dim,
-                           payload.keys.element_size());
-        args.count = end - first;
-        args.logits = logits + first;
-        args.logits_stride = args.count;
-        kernels_.row_logits(args);
-      }
+      kernels::chosen_row_logits(kernels_, args, index + r * count, count);
+      args.queries += group.head_dim;
+      args.logits += payload.count;
     }
   }
 

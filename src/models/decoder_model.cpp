@@ -78,9 +78,11 @@ const at::Tensor& DecoderModel::attention_input(const DeviceOps& ops,
 
 void DecoderModel::project_query(const DeviceOps& ops,
                                  std::int64_t layer,
+                                 std::int64_t norm_layer,
                                  BlockWorkspace& ws) const {
   const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
-  ops.linear(attention_input(ops, w, ws), w.query_weight, w.query_bias, ws.guess);
+  const LayerWeights& norm = weights_.layers[static_cast<std::size_t>(norm_layer)];
+  ops.linear(attention_input(ops, norm, ws), w.query_weight, w.query_bias, ws.guess);
   if (config_.position == PositionKind::kRotary) {
     ops.rotate(rope_, ws.positions, ws.guess_heads);
   }
@@ -88,12 +90,29 @@ void DecoderModel::project_query(const DeviceOps& ops,
 
 void DecoderModel::attention_inputs(const DeviceOps& ops,
                                     std::int64_t layer,
-                                    BlockWorkspace& ws) const {
+                                    BlockWorkspace& ws,
+                                    bool rotate_key) const {
   const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
   ops.linear(attention_input(ops, w, ws), w.qkv_weight, w.qkv_bias, ws.qkv);
   if (config_.position == PositionKind::kRotary) {
     ops.rotate(rope_, ws.positions, ws.query);
-    ops.rotate(rope_, ws.positions, ws.key);
+    if (rotate_key) {
+      ops.rotate(rope_, ws.positions, ws.key);
+    }
+  }
+}
+
+void DecoderModel::rotate_keys(const DeviceOps& ops,
+                               at::Tensor& keys,
+                               const at::Tensor& places,
+                               bool backwards) const {
+  RopeTable table = rope_;
+  if (backwards) {
+    table.sines = rope_.sines.neg();
+  }
+  for (std::int64_t g = 0; g < keys.size(0); ++g) {
+    at::Tensor rows = keys.select(0, g).narrow(0, 0, places.size(0)).unsqueeze(1);
+    ops.rotate(table, places, rows);
   }
 }
 

@@ -3,26 +3,34 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cstring>
 
+#include "feedback.h"
 #include "hybridgen/core/error.h"
-#include "hybridgen/pipeline/eviction.h"
+#include "hybridgen/pipeline/offload.h"
 #include "random_delay.h"
 
 namespace hybridgen {
 namespace {
 
-// Rows of `query` [B, ...] (own row stride, contiguous within a row) into staging [B, H D].
-void copy_query_rows(const at::Tensor& query, at::Tensor& staging) {
+// Rows of `from` [B, ...] (own row stride, contiguous within a row) into staging [B, N].
+void copy_rows(const at::Tensor& from, at::Tensor& staging) {
   const auto element = static_cast<std::int64_t>(staging.element_size());
   const std::int64_t row_bytes = staging.size(1) * element;
-  const auto* from = static_cast<const std::byte*>(query.const_data_ptr());
+  const auto* source = static_cast<const std::byte*>(from.const_data_ptr());
   auto* to = static_cast<std::byte*>(staging.mutable_data_ptr());
   for (std::int64_t row = 0; row < staging.size(0); ++row) {
     std::memcpy(to + row * row_bytes,
-                from + row * query.stride(0) * element,
+                source + row * from.stride(0) * element,
                 static_cast<std::size_t>(row_bytes));
   }
+}
+
+const std::byte* row_of(const at::Tensor& staging, std::size_t row) {
+  return static_cast<const std::byte*>(staging.const_data_ptr()) +
+         static_cast<std::int64_t>(row) * staging.stride(0) *
+             static_cast<std::int64_t>(staging.element_size());
 }
 
 }  // namespace
@@ -61,10 +69,7 @@ void DecodePipeline::step(std::span<const std::unique_ptr<MicroBatch>> batches) 
     }
     throw;
   }
-  const StageTimes times = timer_.take();
-  statistics_.device_s += times.device_s;
-  statistics_.wait_s += times.wait_s;
-  statistics_.link_s += times.link_s;
+  end_step(batches);
   statistics_.decode_steps += 1;
   statistics_.decode_s += static_cast<double>(TraceRecorder::now_ns() - begin_ns) * 1e-9;
   ++step_;
@@ -72,41 +77,21 @@ void DecodePipeline::step(std::span<const std::unique_ptr<MicroBatch>> batches) 
 
 void DecodePipeline::run_layers(std::span<const std::unique_ptr<MicroBatch>> batches) {
   const auto compute = model_.device().use_compute();
+  sample_ = {};
   for (const auto& batch : batches) {
     begin_step(*batch);
   }
-  const std::int64_t num_layers = model_.config().num_layers;
-  for (std::int64_t layer = 0; layer < num_layers; ++layer) {
-    for (const auto& batch : batches) {
-      const std::int64_t begin_ns = TraceRecorder::now_ns();
-      timer_.begin();
-      // 1: the host starts on layer i+1 with a query guessed from layer i's input.
-      const std::int64_t ahead = test_.oracle_proxy ? layer : layer + 1;
-      if (guesses(ahead)) {
-        model_.project_query(ops_, ahead, batch->ws);
-        start_host_jobs(ahead, *batch, batch->ws.guess);
-      }
-      model_.attention_inputs(ops_, layer, batch->ws);
-      append_key_value(layer, *batch);
-      if (!guesses(layer)) {
-        start_host_jobs(layer, *batch, batch->ws.query);
-      }
-      timer_.end();
-      trace_device("norm, q k v", layer, begin_ns);
+  const auto num_batches = static_cast<std::int64_t>(batches.size());
+  const std::int64_t lookahead =
+      method_.lookahead > 0 ? std::min(method_.lookahead, num_batches) : num_batches;
+  const std::int64_t num_units = model_.config().num_layers * num_batches;
+  std::int64_t started = 0;
+  for (std::int64_t unit = 0; unit < num_units; ++unit) {
+    // A micro-batch enters layer i+1 as soon as it has left layer i.
+    for (; started < std::min(num_units, unit + lookahead); ++started) {
+      start_layer(started / num_batches, *batches[static_cast<std::size_t>(started % num_batches)]);
     }
-    for (const auto& batch : batches) {
-      std::int64_t begin_ns = TraceRecorder::now_ns();
-      timer_.begin();
-      ops_.resident_logits(batch->ws.query, batch->items);  // 4
-      random_delay(test_.random_delay_us);
-      trace_device("resident logits", layer, begin_ns);
-      receive_payloads(layer, *batch);  // 2, 3
-      begin_ns = TraceRecorder::now_ns();
-      ops_.merge(batch->ws.query, batch->items, batch->ws.attended_heads);  // 5
-      model_.finish_block(ops_, layer, batch->ws);                          // 5, 6
-      timer_.end();
-      trace_device("merge, output, FFN", layer, begin_ns);
-    }
+    finish_layer(unit / num_batches, *batches[static_cast<std::size_t>(unit % num_batches)]);
   }
   for (const auto& batch : batches) {
     const std::int64_t begin_ns = TraceRecorder::now_ns();
@@ -120,9 +105,55 @@ void DecodePipeline::run_layers(std::span<const std::unique_ptr<MicroBatch>> bat
   }
 }
 
-bool DecodePipeline::guesses(std::int64_t layer) const {
-  return cpu_stage_ != nullptr && layer < model_.config().num_layers &&
-         method_.query_of(layer) == HostQuery::kGuessed;
+void DecodePipeline::start_layer(std::int64_t layer, MicroBatch& batch) {
+  const std::int64_t begin_ns = TraceRecorder::now_ns();
+  const std::int64_t next = layer + 1;
+  const bool has_next = next < model_.config().num_layers;
+  const auto query_of = [&](std::int64_t of) { return method_.rule_of(of).query; };
+  timer_.begin(has_next && query_of(next) == HostQuery::kGuessed);
+  // 1: the host starts on layer i+1, with a query guessed from layer i's input or with none.
+  if (layer == 0 && query_of(0) == HostQuery::kNone) {
+    start_host_jobs(0, batch, {});
+  }
+  if (has_next && query_of(next) == HostQuery::kNone) {
+    start_host_jobs(next, batch, {});
+  }
+  const std::int64_t guessed = test_.oracle_proxy ? layer : next;
+  const bool guesses =
+      guessed < model_.config().num_layers && query_of(guessed) == HostQuery::kGuessed;
+  const bool reuses_query = method_.guess_source == GuessSource::kPreviousQuery;
+  if (guesses && !reuses_query) {
+    const bool uses_own_norm = method_.guess_norm == GuessNorm::kNext || test_.oracle_proxy;
+    model_.project_query(ops_, guessed, uses_own_norm ? guessed : layer, batch.ws);
+    start_host_jobs(guessed, batch, batch.ws.guess);
+  }
+  model_.attention_inputs(ops_, layer, batch.ws, method_.positions != PositionMode::kCacheIndex);
+  if (guesses && reuses_query) {
+    start_host_jobs(guessed, batch, batch.ws.query);
+  }
+  append_key_value(layer, batch);
+  if (query_of(layer) == HostQuery::kExact) {
+    start_host_jobs(layer, batch, batch.ws.query);
+  }
+  timer_.end();
+  trace_device("norm, q k v", layer, begin_ns);
+}
+
+void DecodePipeline::finish_layer(std::int64_t layer, MicroBatch& batch) {
+  std::int64_t begin_ns = TraceRecorder::now_ns();
+  const bool has_next = layer + 1 < model_.config().num_layers;
+  timer_.begin(has_next && method_.rule_of(layer + 1).query == HostQuery::kGuessed);
+  shift_keys(layer, batch);
+  ops_.resident_logits(batch.ws.query, batch.items);  // 4
+  random_delay(test_.random_delay_us);
+  trace_device("resident logits", layer, begin_ns);
+  receive_payloads(layer, batch);  // 2, 3
+  begin_ns = TraceRecorder::now_ns();
+  ops_.merge(batch.ws.query, batch.items, batch.ws.attended_heads);  // 5
+  feed_back(layer, batch);
+  model_.finish_block(ops_, layer, batch.ws);  // 5, 6
+  timer_.end();
+  trace_device("merge, output, FFN", layer, begin_ns);
 }
 
 void DecodePipeline::begin_step(MicroBatch& batch) {
@@ -131,40 +162,62 @@ void DecodePipeline::begin_step(MicroBatch& batch) {
     RequestState& request = *batch.requests[row];
     make_room(request);
     request.tokens.append(1);
-    positions[row] = request.tokens.num_tokens() - 1;
-    [[maybe_unused]] const std::int64_t slot = request.resident.append_slot();
     AttentionItem& item = batch.items[row];
     item.row = static_cast<std::int64_t>(row);
+    if (method_.residency == Residency::kNone) {
+      const std::int64_t newest = request.tokens.num_tokens() - 1;
+      request.tokens.offload({newest, newest + 1});
+    } else {
+      [[maybe_unused]] const std::int64_t slot = request.resident.append_slot();
+      HYBRIDGEN_DCHECK(slot + 1 == request.resident.first_slot() + request.resident.size(), slot);
+    }
     item.first_slot = request.resident.first_slot();
     item.num_resident = request.resident.size();
     item.resident_logits = &request.resident_logits;
     item.merged_logits = &request.merged_logits;
-    HYBRIDGEN_DCHECK(slot + 1 == item.first_slot + item.num_resident, slot);
     HYBRIDGEN_DCHECK(item.num_resident == request.tokens.num_resident(), item.num_resident);
-    HYBRIDGEN_DCHECK(request.tokens.num_resident() <= request.plan.window,
-                     request.tokens.num_resident());
+    HYBRIDGEN_DCHECK(
+        request.tokens.num_resident() <= std::max<std::int64_t>(request.plan.window, 1),
+        request.tokens.num_resident());
+    positions[row] = position_of(request);
     request.available_offloaded += request.tokens.num_offloaded();
-    request.attended_offloaded += request.k.resolve(request.tokens.num_offloaded());
   }
   model_.embed(ops_, batch.tokens, batch.ws);
   statistics_.decode_tokens += batch.rows();
 }
 
 void DecodePipeline::make_room(RequestState& request) {
+  if (method_.residency != Residency::kWindow) {
+    return;  // nobody leaves, or a retention policy decided in the step before
+  }
   const EvictionPlan plan = request.eviction.plan(request.tokens, 1);
   if (plan.tokens.empty()) {
     return;
   }
   for (std::int64_t layer = 0; layer < model_.config().num_layers; ++layer) {
-    statistics_.evicted_bytes += evict_rows(*request.host,
-                                            layer,
-                                            plan.tokens,
-                                            request.resident.keys(layer),
-                                            request.resident.values(layer),
-                                            request.resident.first_slot());
+    statistics_.evicted_bytes += offload_rows(request,
+                                              layer,
+                                              plan.tokens,
+                                              request.resident.keys(layer),
+                                              request.resident.values(layer),
+                                              request.resident.first_slot());
   }
   request.resident.drop_front(plan.tokens.size());
   request.tokens.offload(plan.tokens);
+}
+
+// Where the new token stands; it is in the token mapper and, if resident, in the cache already.
+std::int64_t DecodePipeline::position_of(const RequestState& request) const {
+  const std::int64_t position = request.tokens.num_tokens() - 1;
+  switch (method_.positions) {
+    case PositionMode::kCacheIndex:
+      return request.resident.size() - 1;
+    case PositionMode::kClamped:
+      return std::min(position, request.retention->budget());
+    case PositionMode::kOriginal:
+      break;
+  }
+  return position;
 }
 
 void DecodePipeline::append_key_value(std::int64_t layer, MicroBatch& batch) {
@@ -174,9 +227,21 @@ void DecodePipeline::append_key_value(std::int64_t layer, MicroBatch& batch) {
     item.keys = &request.resident.keys(layer);
     item.values = &request.resident.values(layer);
     item.payload = nullptr;
-    const std::int64_t slot = item.first_slot + item.num_resident - 1;
-    ops_.append_row(batch.ws.key, item.row, request.resident.keys(layer), slot);
-    ops_.append_row(batch.ws.value, item.row, request.resident.values(layer), slot);
+    if (item.num_resident > 0) {
+      const std::int64_t slot = item.first_slot + item.num_resident - 1;
+      ops_.append_row(batch.ws.key, item.row, request.resident.keys(layer), slot);
+      ops_.append_row(batch.ws.value, item.row, request.resident.values(layer), slot);
+    }
+  }
+}
+
+void DecodePipeline::shift_keys(std::int64_t layer, MicroBatch& batch) {
+  if (method_.positions != PositionMode::kCacheIndex) {
+    return;
+  }
+  for (std::size_t row = 0; row < batch.requests.size(); ++row) {
+    shift_to_cache_places(model_, ops_, layer, *batch.requests[row]);
+    batch.items[row].keys = &batch.requests[row]->shifted_keys;
   }
 }
 
@@ -186,15 +251,14 @@ void DecodePipeline::start_host_jobs(std::int64_t layer,
   if (cpu_stage_ == nullptr) {
     return;
   }
+  const LayerRule& rule = method_.rule_of(layer);
   MicroBatch::HostSlot& slot = batch.slot(layer);
   slot.batch.layer = layer;
   slot.batch.step = step_;
   slot.batch.jobs.clear();
   slot.rows.clear();
-  slot.ship_keys = method_.payload_of(layer) == PayloadKind::kKeysAndValues;
-  const std::int64_t row_elements = slot.queries.size(1);
-  const std::int64_t row_bytes =
-      row_elements * static_cast<std::int64_t>(slot.queries.element_size());
+  const bool appends = method_.residency == Residency::kNone;
+  bool needs_query = false;
   for (std::size_t row = 0; row < batch.requests.size(); ++row) {
     RequestState& request = *batch.requests[row];
     const std::int64_t num_offloaded = request.tokens.num_offloaded();
@@ -203,35 +267,94 @@ void DecodePipeline::start_host_jobs(std::int64_t layer,
     }
     HostJob job;
     job.store = request.host.get();
-    job.query = static_cast<const std::byte*>(slot.queries.const_data_ptr()) +
-                static_cast<std::int64_t>(row) * row_bytes;
-    job.selector = request.selector.get();
+    job.rule = rule;
     job.num_offloaded = num_offloaded;
-    job.num_chosen = request.k.resolve(num_offloaded);
-    job.ship_keys = slot.ship_keys;
-    job.buffers = request.staging[static_cast<std::size_t>(layer % 2)].buffers(slot.ship_keys);
+    job.num_chosen = num_offloaded;
+    job.buffers = request.staging[static_cast<std::size_t>(layer % 2)].buffers();
+    if (rule.choice == HostChoice::kSelector) {
+      job.is_planned = request.strategy() == SelectionStrategy::kPreQkt;
+      job.selector = request.active_selector();
+      if (rule.payload != PayloadKind::kPartialAttention) {
+        job.num_chosen = request.num_chosen(num_offloaded);
+      }
+    }
+    if (rule.choice != HostChoice::kAll && job.selector == nullptr) {
+      plan_by_partial_keys(layer, request, query.select(0, static_cast<std::int64_t>(row)), job);
+    }
+    const bool reads_query =
+        rule.query != HostQuery::kNone && rule.choice != HostChoice::kPartialKeys;
+    if (reads_query) {
+      job.query = row_of(slot.queries, row);
+      needs_query = true;
+    }
+    if (appends) {
+      job.new_key = row_of(slot.new_keys, row);
+      job.new_value = row_of(slot.new_values, row);
+    }
+    if (layer == 0) {
+      request.attended_offloaded += job.num_chosen;
+    }
     slot.batch.jobs.push_back(job);
     slot.rows.push_back(static_cast<std::int64_t>(row));
   }
   if (slot.batch.jobs.empty()) {
     return;
   }
-  if (model_.device().is_cpu()) {
-    copy_query_rows(query, slot.queries);
-  } else {
-    slot.queries.copy_(query.reshape(slot.queries.sizes()), /*non_blocking=*/true);
+  const auto send = [&](const at::Tensor& from, at::Tensor& staging) {
+    if (model_.device().is_cpu()) {
+      copy_rows(from, staging);
+    } else {
+      staging.copy_(from.reshape(staging.sizes()), /*non_blocking=*/true);
+    }
+    statistics_.d2h_bytes += static_cast<std::int64_t>(slot.batch.jobs.size()) * staging.size(1) *
+                             static_cast<std::int64_t>(staging.element_size());
+  };
+  if (needs_query) {
+    send(query, slot.queries);
+  }
+  if (appends) {
+    send(batch.ws.key, slot.new_keys);
+    send(batch.ws.value, slot.new_values);
+  }
+  if (needs_query && !model_.device().is_cpu()) {
     model_.device().record_compute(slot.queries_ready);
   }
-  statistics_.d2h_bytes += static_cast<std::int64_t>(slot.batch.jobs.size()) * row_bytes;
   cpu_stage_->submit(slot.batch);
   if (test_.synchronous) {
     cpu_stage_->wait(slot.batch);
   }
 }
 
+void DecodePipeline::plan_by_partial_keys(std::int64_t layer,
+                                          RequestState& request,
+                                          const at::Tensor& query,
+                                          HostJob& job) {
+  // HybridGen steers the number of tokens itself; InfiniGen's own rule finds it.
+  const std::optional<std::int64_t> wanted =
+      job.rule.choice == HostChoice::kSelector ? std::optional(job.num_chosen) : std::nullopt;
+  const at::Tensor chosen =
+      request.partial_keys->plan(layer,
+                                 query.view({model_.config().num_heads, model_.config().head_dim}),
+                                 job.num_offloaded,
+                                 wanted);
+  const std::int64_t groups = chosen.size(0);
+  const std::int64_t count = chosen.size(1);
+  const auto* from = chosen.const_data_ptr<std::int64_t>();
+  for (std::int64_t g = 0; g < groups; ++g) {
+    std::int32_t* merged = job.buffers.merged + g * job.buffers.union_capacity;
+    for (std::int64_t j = 0; j < count; ++j) {
+      merged[j] = static_cast<std::int32_t>(from[g * count + j]);
+    }
+    job.buffers.union_sizes[g] = count;
+  }
+  job.num_chosen = count;
+  statistics_.d2h_bytes += groups * count * static_cast<std::int64_t>(sizeof(std::int64_t));
+}
+
 void DecodePipeline::receive_payloads(std::int64_t layer, MicroBatch& batch) {
   MicroBatch::HostSlot& slot = batch.slot(layer);
-  if (cpu_stage_ == nullptr || slot.batch.jobs.empty()) {
+  if (cpu_stage_ == nullptr || slot.batch.jobs.empty() ||
+      method_.rule_of(layer).payload == PayloadKind::kNothing) {
     return;
   }
   const std::int64_t begin_ns = TraceRecorder::now_ns();
@@ -244,7 +367,7 @@ void DecodePipeline::receive_payloads(std::int64_t layer, MicroBatch& batch) {
     for (std::size_t i = 0; i < slot.batch.jobs.size(); ++i) {
       const auto row = static_cast<std::size_t>(slot.rows[i]);
       HostStaging& staging = batch.requests[row]->staging[static_cast<std::size_t>(layer % 2)];
-      bytes += staging.ship(model_.device(), slot.batch.jobs[i].num_chosen, slot.ship_keys);
+      bytes += staging.ship(model_.device(), slot.batch.jobs[i]);
       batch.items[row].payload = &staging.payload();
     }
     timer_.end_link();
@@ -252,7 +375,12 @@ void DecodePipeline::receive_payloads(std::int64_t layer, MicroBatch& batch) {
   }
   model_.device().compute_waits(slot.payload_ready);
   timer_.after_wait();
-  statistics_.cpu_s += static_cast<double>(slot.batch.end_ns - slot.batch.begin_ns) * 1e-9;
+  const double host_s = static_cast<double>(slot.batch.end_ns - slot.batch.begin_ns) * 1e-9;
+  if (method_.rule_of(layer).query == HostQuery::kGuessed) {
+    sample_.host_s += host_s;
+    sample_.num_pairs += 1;
+  }
+  statistics_.cpu_s += host_s;
   statistics_.host_jobs += static_cast<std::int64_t>(slot.batch.jobs.size());
   statistics_.host_key_bytes += slot.batch.key_bytes_read;
   statistics_.host_value_bytes += slot.batch.value_bytes_read;
@@ -265,13 +393,50 @@ void DecodePipeline::receive_payloads(std::int64_t layer, MicroBatch& batch) {
                    .step = step_,
                    .begin_ns = begin_ns,
                    .end_ns = end_ns});
-    trace_.record({.name = "logits, values",
+    trace_.record({.name = "payload",
                    .lane = TraceLane::kLink,
                    .layer = static_cast<std::int32_t>(layer),
                    .step = step_,
                    .begin_ns = slot.batch.end_ns,
                    .end_ns = end_ns,
                    .bytes = bytes});
+  }
+}
+
+void DecodePipeline::feed_back(std::int64_t layer, MicroBatch& batch) {
+  const MicroBatch::HostSlot& slot = batch.slot(layer);
+  std::size_t job = 0;
+  for (std::size_t row = 0; row < batch.requests.size(); ++row) {
+    RequestState& request = *batch.requests[row];
+    const AttentionItem& item = batch.items[row];
+    const bool has_job = job < slot.rows.size() && item.payload != nullptr &&
+                         slot.rows[job] == static_cast<std::int64_t>(row);
+    const HostJob* host_job = has_job ? &slot.batch.jobs[job++] : nullptr;
+    const FeedbackBytes bytes =
+        give_weights_to_selectors(model_.config(), layer, request, item, host_job);
+    statistics_.d2h_bytes += bytes.weights;
+    if (request.retention != nullptr) {
+      const FeedbackBytes retained = retain_new_token(model_.config(), layer, request, item);
+      statistics_.d2h_bytes += retained.weights;
+      statistics_.evicted_bytes += retained.rows;
+    }
+  }
+}
+
+void DecodePipeline::end_step(std::span<const std::unique_ptr<MicroBatch>> batches) {
+  const StageTimes times = timer_.take();
+  statistics_.device_s += times.device_s;
+  statistics_.wait_s += times.wait_s;
+  statistics_.link_s += times.link_s;
+  sample_.link_s = times.link_s;
+  sample_.device_s = std::max(times.paired_s, 0.0);
+  for (const auto& batch : batches) {
+    for (RequestState* request : batch->requests) {
+      end_retention_step(*request);
+      if (request->scheduler) {
+        request->scheduler->end_step(sample_, request->tokens.num_offloaded());
+      }
+    }
   }
 }
 

@@ -3,93 +3,140 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+#include <numeric>
+
 #include "hybridgen/models/torch_types.h"
 
 namespace hybridgen {
 
+StagingShape merge(const StagingShape& a, const StagingShape& b) {
+  return {.max_chosen = std::max(a.max_chosen, b.max_chosen),
+          .union_rows = std::max(a.union_rows, b.union_rows),
+          .has_own_choices = a.has_own_choices || b.has_own_choices,
+          .has_keys = a.has_keys || b.has_keys,
+          .has_output = a.has_output || b.has_output};
+}
+
 HostStaging::HostStaging(const ModelConfig& config,
                          DType dtype,
                          const DeviceContext& device,
-                         std::int64_t max_chosen,
-                         std::int64_t max_union,
-                         bool with_keys)
+                         const StagingShape& shape)
     : num_heads_(config.num_heads),
       num_kv_heads_(config.num_kv_heads),
       head_dim_(config.head_dim),
-      union_capacity_(max_union),
-      positions_(static_cast<std::size_t>(num_heads_ * max_chosen)),
-      merged_(static_cast<std::size_t>(num_kv_heads_ * max_union)),
+      shape_(shape),
+      merged_(static_cast<std::size_t>(num_kv_heads_ * shape.union_rows)),
       union_sizes_(static_cast<std::size_t>(num_kv_heads_)) {
   const at::ScalarType type = to_scalar_type(dtype);
-  logits_ = device.host_staging({num_heads_ * max_chosen}, at::kFloat);
-  index_ = device.host_staging({num_heads_ * max_chosen}, at::kInt);
-  values_ = device.host_staging({num_kv_heads_, max_union, head_dim_}, type);
-  if (with_keys) {
-    keys_ = device.host_staging({num_kv_heads_, max_union, head_dim_}, type);
+  logits_ = device.host_staging({num_heads_ * shape.max_chosen}, at::kFloat);
+  if (shape.has_own_choices) {
+    positions_.resize(static_cast<std::size_t>(num_heads_ * shape.max_chosen));
+    index_ = device.host_staging({num_heads_ * shape.max_chosen}, at::kInt);
+  }
+  values_ = device.host_staging({num_kv_heads_, shape.union_rows, head_dim_}, type);
+  if (shape.has_keys) {
+    keys_ = device.host_staging({num_kv_heads_, shape.union_rows, head_dim_}, type);
+  }
+  if (shape.has_output) {
+    output_ = device.host_staging({num_heads_, head_dim_}, type);
+    lse_ = device.host_staging({num_heads_}, at::kFloat);
   }
   const auto on_device = [&](const at::Tensor& host) {
     return device.is_cpu() || !host.defined()
                ? host
                : at::empty_like(host, host.options().pinned_memory(false).device(device.device()));
   };
-  payload_.logits = on_device(logits_);
-  payload_.index = on_device(index_);
-  payload_.values = on_device(values_);
-  device_keys_ = on_device(keys_);
-  payload_.union_sizes = union_sizes_;
+  device_.logits = on_device(logits_);
+  device_.index = on_device(index_);
+  device_.values = on_device(values_);
+  device_.keys = on_device(keys_);
+  device_.output = on_device(output_);
+  device_.lse = on_device(lse_);
 }
 
 std::int64_t HostStaging::required_bytes(const ModelConfig& config,
                                          DType dtype,
-                                         std::int64_t max_chosen,
-                                         std::int64_t max_union,
-                                         bool with_keys) {
-  const std::int64_t rows = max_union * config.kv_row_bytes(dtype) * (with_keys ? 2 : 1);
-  return rows + config.num_heads * max_chosen * 12 + config.num_kv_heads * max_union * 4;
+                                         const StagingShape& shape) {
+  const std::int64_t rows = shape.union_rows * config.kv_row_bytes(dtype);
+  return rows * (shape.has_keys ? 2 : 1) + config.num_kv_heads * shape.union_rows * 4 +
+         config.num_heads * shape.max_chosen * (shape.has_own_choices ? 12 : 4);
 }
 
-HostJobBuffers HostStaging::buffers(bool ship_keys) {
+HostJobBuffers HostStaging::buffers() {
+  const auto data = [](at::Tensor& tensor) {
+    return tensor.defined() ? tensor.mutable_data_ptr() : nullptr;
+  };
   HostJobBuffers buffers;
-  buffers.logits = logits_.mutable_data_ptr<float>();
+  buffers.logits = static_cast<float*>(data(logits_));
   buffers.positions = positions_.data();
-  buffers.index = index_.mutable_data_ptr<std::int32_t>();
+  buffers.index = static_cast<std::int32_t*>(data(index_));
   buffers.merged = merged_.data();
   buffers.union_sizes = union_sizes_.data();
-  buffers.values = values_.mutable_data_ptr();
-  buffers.keys = ship_keys ? keys_.mutable_data_ptr() : nullptr;
-  buffers.union_capacity = union_capacity_;
+  buffers.values = data(values_);
+  buffers.keys = data(keys_);
+  buffers.output = data(output_);
+  buffers.lse = static_cast<float*>(data(lse_));
+  buffers.union_capacity = shape_.union_rows;
   return buffers;
 }
 
-std::int64_t HostStaging::ship(const DeviceContext& device,
-                               std::int64_t num_chosen,
-                               bool ship_keys) {
-  payload_.count = num_chosen;
-  payload_.keys = ship_keys ? device_keys_ : at::Tensor();
-  const std::int64_t chosen = num_heads_ * num_chosen;
-  std::int64_t rows = 0;
-  for (const std::int64_t size : union_sizes_) {
-    rows += size;
-  }
-  if (!device.is_cpu()) {
-    const auto copy_prefix = [](const at::Tensor& to, const at::Tensor& from, std::int64_t count) {
-      to.narrow(0, 0, count).copy_(from.narrow(0, 0, count), /*non_blocking=*/true);
-    };
-    if (!ship_keys) {
-      copy_prefix(payload_.logits, logits_, chosen);
+std::int64_t HostStaging::ship(const DeviceContext& device, const HostJob& job) {
+  const auto element = static_cast<std::int64_t>(values_.element_size());
+  payload_ = {};
+  std::int64_t bytes = 0;
+  const auto send = [&](at::Tensor& to, const at::Tensor& from, std::int64_t count) {
+    bytes += count * static_cast<std::int64_t>(from.element_size());
+    if (!device.is_cpu()) {
+      to.view({-1})
+          .narrow(0, 0, count)
+          .copy_(from.view({-1}).narrow(0, 0, count),
+                 /*non_blocking=*/true);
     }
-    copy_prefix(payload_.index, index_, chosen);
+  };
+  if (job.rule.payload == PayloadKind::kPartialAttention) {
+    send(device_.output, output_, num_heads_ * head_dim_);
+    send(device_.lse, lse_, num_heads_);
+    payload_.output = device_.output;
+    payload_.lse = device_.lse;
+    return bytes;
+  }
+  const bool ships_keys = job.rule.payload == PayloadKind::kKeysAndValues;
+  payload_.count = job.num_chosen;
+  payload_.union_sizes = union_sizes_;
+  payload_.logits = device_.logits;
+  payload_.values = device_.values;
+  const std::int64_t rows = std::accumulate(union_sizes_.begin(), union_sizes_.end(), 0LL);
+  if (!job.is_shared()) {
+    send(device_.index, index_, num_heads_ * job.num_chosen);
+    payload_.index = device_.index;
+  }
+  if (!ships_keys) {
+    send(device_.logits, logits_, num_heads_ * job.num_chosen);
+    if (job.is_shared()) {
+      // Heads with fewer tokens than S leave a gap that means nothing and need not be sent.
+      bytes -= (num_kv_heads_ * job.num_chosen - rows) * (num_heads_ / num_kv_heads_) * 4;
+    }
+  } else {
+    payload_.keys = device_.keys;
+  }
+  bytes += rows * head_dim_ * element * (ships_keys ? 2 : 1);
+  if (!device.is_cpu()) {
     for (std::int64_t g = 0; g < num_kv_heads_; ++g) {
       const std::int64_t count = union_sizes_[static_cast<std::size_t>(g)];
-      copy_prefix(payload_.values.select(0, g), values_.select(0, g), count);
-      if (ship_keys) {
-        copy_prefix(payload_.keys.select(0, g), keys_.select(0, g), count);
+      const auto copy_rows = [&](const at::Tensor& to, const at::Tensor& from) {
+        to.select(0, g)
+            .narrow(0, 0, count)
+            .copy_(from.select(0, g).narrow(0, 0, count),
+                   /*non_blocking=*/true);
+      };
+      copy_rows(device_.values, values_);
+      if (ships_keys) {
+        copy_rows(device_.keys, keys_);
       }
     }
   }
-  const auto element = static_cast<std::int64_t>(values_.element_size());
-  const std::int64_t row_bytes = rows * head_dim_ * element;
-  return ship_keys ? chosen * 4 + 2 * row_bytes : chosen * 8 + row_bytes;
+  return bytes;
 }
 
 }  // namespace hybridgen

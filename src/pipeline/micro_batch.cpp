@@ -9,7 +9,9 @@
 
 namespace hybridgen {
 
-MicroBatch::MicroBatch(const DecoderModel& model, std::vector<RequestState*> requests_)
+MicroBatch::MicroBatch(const DecoderModel& model,
+                       const Method& method,
+                       std::vector<RequestState*> requests_)
     : requests(std::move(requests_)),
       tokens(at::zeros({rows()}, at::kLong)),
       ws(model.config(), model.dtype(), model.device().device(), rows()),
@@ -22,6 +24,11 @@ MicroBatch::MicroBatch(const DecoderModel& model, std::vector<RequestState*> req
   for (HostSlot& slot : slots) {
     slot.queries = device.host_staging({rows(), config.num_heads * config.head_dim},
                                        to_scalar_type(model.dtype()));
+    if (method.residency == Residency::kNone) {
+      slot.new_keys = device.host_staging({rows(), config.num_kv_heads * config.head_dim},
+                                          to_scalar_type(model.dtype()));
+      slot.new_values = at::empty_like(slot.new_keys);
+    }
     slot.batch.jobs.reserve(requests.size());
     slot.rows.reserve(requests.size());
     if (!device.is_cpu()) {

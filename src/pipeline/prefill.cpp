@@ -7,7 +7,8 @@
 #include <numeric>
 
 #include "hybridgen/models/torch_types.h"
-#include "hybridgen/pipeline/eviction.h"
+#include "hybridgen/pipeline/offload.h"
+#include "hybridgen/pipeline/prefill_scores.h"
 
 namespace hybridgen {
 namespace {
@@ -18,9 +19,10 @@ constexpr std::int64_t kStreamedBlock = 1024;  // tokens that come back from the
 
 Prefill::Prefill(const DecoderModel& model,
                  const DeviceOps& ops,
+                 const Method& method,
                  TraceRecorder& trace,
                  PipelineStatistics& statistics)
-    : model_(model), ops_(ops), trace_(trace), statistics_(statistics) {}
+    : model_(model), ops_(ops), method_(method), trace_(trace), statistics_(statistics) {}
 
 at::Tensor Prefill::run_chunk(RequestState& request,
                               std::span<const std::int64_t> tokens,
@@ -44,12 +46,15 @@ at::Tensor Prefill::run_chunk(RequestState& request,
     model_.attention_inputs(ops_, layer, ws_);
     const at::Tensor keys = ws_.key.permute({1, 0, 2});      // [G, T, D]
     const at::Tensor values = ws_.value.permute({1, 0, 2});  // [G, T, D]
+    if (request.partial_keys != nullptr && !request.partial_keys->has_columns(layer)) {
+      request.partial_keys->choose_columns(layer, ws_.query);
+    }
     ws_.attended_heads.copy_(attend(request, layer, keys, values).permute({1, 0, 2}));
     place(request, layer, keys, values);
     model_.finish_block(ops_, layer, ws_);
   }
   // All layers hold the same rows now: record where the tokens are.
-  const std::int64_t keep = std::min(request.plan.window, request.resident.size() + count);
+  const std::int64_t keep = rows_to_keep(request, request.resident.size() + count);
   const std::int64_t leaving = request.resident.size() + count - keep;
   request.tokens.append(count);
   request.tokens.offload(
@@ -79,25 +84,41 @@ at::Tensor Prefill::run_chunk(RequestState& request,
   return logits;
 }
 
-at::Tensor Prefill::attend(const RequestState& request,
+// Before a retention policy has chosen, the whole prompt stays.
+std::int64_t Prefill::rows_to_keep(const RequestState& request, std::int64_t rows) const {
+  return request.retention != nullptr ? rows : std::min(request.plan.window, rows);
+}
+
+at::Tensor Prefill::attend(RequestState& request,
                            std::int64_t layer,
                            const at::Tensor& keys,
                            const at::Tensor& values) {
-  PartialAttention sum = ops_.partial_attention(ws_.query, keys, values, /*causal=*/true);
+  PartialAttention device = ops_.partial_attention(ws_.query, keys, values, /*causal=*/true);
   if (request.resident.size() > 0) {
-    merge_partial(sum,
+    merge_partial(device,
                   ops_.partial_attention(ws_.query,
                                          request.resident.resident_keys(layer),
                                          request.resident.resident_values(layer),
                                          /*causal=*/false));
   }
-  stream_offloaded(request, layer, sum);
-  return sum.out;
+  PartialAttention offloaded;
+  for_offloaded_blocks(
+      request, layer, [&](std::int64_t, const at::Tensor& block_keys, const at::Tensor& block) {
+        merge_partial(offloaded,
+                      ops_.partial_attention(ws_.query, block_keys, block, /*causal=*/false));
+      });
+  PartialAttention all = device;
+  if (offloaded.out.defined()) {
+    merge_partial(all, offloaded);
+  }
+  give_weights(request, layer, keys, device, offloaded, all);
+  return all.out;
 }
 
-void Prefill::stream_offloaded(const RequestState& request,
-                               std::int64_t layer,
-                               PartialAttention& sum) {
+void Prefill::for_offloaded_blocks(
+    const RequestState& request,
+    std::int64_t layer,
+    const std::function<void(std::int64_t, const at::Tensor&, const at::Tensor&)>& visit) {
   const std::int64_t offloaded = request.tokens.num_offloaded();
   if (offloaded == 0) {
     return;
@@ -118,12 +139,155 @@ void Prefill::stream_offloaded(const RequestState& request,
           .view({config.num_kv_heads, range.size(), config.head_dim})
           .to(model_.device().device());
     };
-    merge_partial(sum,
-                  ops_.partial_attention(ws_.query,
-                                         on_device(block_keys_),
-                                         on_device(block_values_),
-                                         /*causal=*/false));
+    visit(begin, on_device(block_keys_), on_device(block_values_));
     statistics_.prefill_h2d_bytes += 2 * range.size() * config.kv_row_bytes(model_.dtype());
+  }
+}
+
+void Prefill::give_weights(RequestState& request,
+                           std::int64_t layer,
+                           const at::Tensor& keys,
+                           const PartialAttention& device,
+                           const PartialAttention& offloaded,
+                           const PartialAttention& all) {
+  if (request.retention != nullptr && request.retention->wants_weights()) {
+    add_prompt_sums(request, layer, keys, all.lse);
+  }
+  for (TokenSelector* selector : {request.selector.get(), request.pre_selector.get()}) {
+    if (selector == nullptr || selector->prefill_weights() == PrefillWeights::kNone) {
+      continue;
+    }
+    const bool is_local = selector->prefill_weights() == PrefillWeights::kLocal;
+    const std::int64_t first = request.tokens.num_offloaded();
+    const std::int64_t per_group = model_.config().query_heads_per_kv_head();
+    const auto give = [&](const at::Tensor& sums, std::int64_t begin, bool is_offloaded) {
+      PrefillAttention seen;
+      seen.tokens = {begin, begin + sums.size(1)};
+      seen.is_offloaded = is_offloaded;
+      seen.num_queries = per_group;
+      seen.num_rows = ws_.rows;
+      seen.stride = sums.size(1);
+      for (std::int64_t g = 0; g < model_.config().num_kv_heads; ++g) {
+        seen.sums = sums.const_data_ptr<float>() + g * per_group * seen.stride;
+        selector->on_prefill(layer, g, seen);
+      }
+    };
+    if (first > 0) {
+      std::vector<at::Tensor> blocks;
+      for_offloaded_blocks(
+          request, layer, [&](std::int64_t, const at::Tensor& block_keys, const at::Tensor&) {
+            blocks.push_back(
+                column_sums(ws_.query, {block_keys}, is_local ? offloaded.lse : all.lse));
+          });
+      give(at::cat(blocks, 1).contiguous(), 0, /*is_offloaded=*/true);
+    }
+    const at::Tensor& lse = is_local ? device.lse : all.lse;
+    at::Tensor sums = column_sums(ws_.query, {keys, 0, /*causal=*/true}, lse);
+    if (request.resident.size() > 0) {
+      sums =
+          at::cat({column_sums(ws_.query, {request.resident.resident_keys(layer)}, lse), sums}, 1)
+              .contiguous();
+    }
+    give(sums, first, /*is_offloaded=*/false);
+  }
+}
+
+void Prefill::add_prompt_sums(RequestState& request,
+                              std::int64_t layer,
+                              const at::Tensor& keys,
+                              const at::Tensor& lse) {
+  const std::int64_t groups = model_.config().num_kv_heads;
+  if (request.prompt_sums.empty()) {
+    for (std::int64_t i = 0; i < model_.config().num_layers; ++i) {
+      request.prompt_sums.push_back(at::zeros({groups, request.plan.prompt_capacity}, at::kFloat));
+    }
+  }
+  const std::int64_t first_row = request.tokens.num_tokens();
+  std::vector<ScoredKeys> parts;
+  if (first_row > 0) {
+    parts.push_back({request.resident.resident_keys(layer), 0, false});
+  }
+  parts.push_back({keys, first_row, /*causal=*/true});
+  std::vector<at::Tensor> sums;
+  if (method_.prompt_score) {
+    KeyformerScore score = *method_.prompt_score;
+    score.request = static_cast<std::uint64_t>(request.plan.shape.request_id);
+    sums = keyformer_sums(ws_.query, parts, score, layer, first_row);
+  } else {
+    for (const ScoredKeys& part : parts) {
+      sums.push_back(column_sums(ws_.query, part, lse));
+    }
+  }
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const std::int64_t count = parts[i].keys.size(1);
+    request.prompt_sums[static_cast<std::size_t>(layer)]
+        .narrow(1, parts[i].first_position, count)
+        .add_(sums[i].view({groups, -1, count}).sum(1));
+  }
+}
+
+void Prefill::finish(RequestState& request) {
+  if (request.retention == nullptr) {
+    return;
+  }
+  const ModelConfig& config = model_.config();
+  ResidentCache kept(
+      config, request.resident.keys(0).options(), std::max<std::int64_t>(request.plan.window, 1));
+  for (std::int64_t layer = 0; layer < config.num_layers; ++layer) {
+    keep_layer(request, layer, kept);
+  }
+  const std::int64_t total = request.tokens.num_tokens();
+  const auto count = static_cast<std::int64_t>(request.retention->positions(0, 0).size());
+  if (request.host != nullptr) {
+    request.tokens.offload({0, count});
+  } else {
+    kept.set_rows(count);
+  }
+  request.tokens.drop(total - count);
+  request.resident = std::move(kept);
+  request.prompt_sums.clear();
+  request.prompt_reservation = {};
+}
+
+void Prefill::keep_layer(RequestState& request, std::int64_t layer, ResidentCache& kept) {
+  const std::int64_t total = request.tokens.num_tokens();
+  for (std::int64_t g = 0; g < model_.config().num_kv_heads; ++g) {
+    std::span<const float> sums;
+    if (!request.prompt_sums.empty()) {
+      sums = {
+          request.prompt_sums[static_cast<std::size_t>(layer)].select(0, g).const_data_ptr<float>(),
+          static_cast<std::size_t>(total)};
+    }
+    const auto positions = request.retention->keep_after_prefill(layer, g, total, sums);
+    const auto count = static_cast<std::int64_t>(positions.size());
+    if (count == 0) {
+      continue;
+    }
+    at::Tensor where = at::empty({count}, at::kLong);
+    std::ranges::copy(positions, where.mutable_data_ptr<std::int64_t>());
+    const auto rows_of = [&](const at::Tensor& all) {
+      return all.narrow(0, g, 1).index_select(1, where.to(all.device()));
+    };
+    at::Tensor keys = rows_of(request.resident.resident_keys(layer));
+    const at::Tensor values = rows_of(request.resident.resident_values(layer));
+    if (method_.positions == PositionMode::kCacheIndex) {
+      model_.rotate_keys(ops_, keys, where, /*backwards=*/true);
+    }
+    if (request.host == nullptr) {
+      kept.keys(layer).narrow(0, g, 1).narrow(1, 0, count).copy_(keys);
+      kept.values(layer).narrow(0, g, 1).narrow(1, 0, count).copy_(values);
+      continue;
+    }
+    const at::Tensor host_keys = keys.cpu();
+    const at::Tensor host_values = values.cpu();
+    for (std::int64_t slot = 0; slot < count; ++slot) {
+      request.host->write_row(layer,
+                              g,
+                              slot,
+                              host_keys.select(1, slot).const_data_ptr(),
+                              host_values.select(1, slot).const_data_ptr());
+    }
+    statistics_.evicted_bytes += static_cast<std::int64_t>(keys.nbytes() + values.nbytes());
   }
 }
 
@@ -133,21 +297,21 @@ void Prefill::place(RequestState& request,
                     const at::Tensor& values) {
   const std::int64_t old_rows = request.resident.size();
   const std::int64_t new_rows = keys.size(1);
-  const std::int64_t keep = std::min(request.plan.window, old_rows + new_rows);
+  const std::int64_t keep = rows_to_keep(request, old_rows + new_rows);
   const std::int64_t leaving = old_rows + new_rows - keep;
   const std::int64_t first = request.tokens.num_offloaded();
   const std::int64_t from_old = std::min(leaving, old_rows);
   if (from_old > 0) {
-    statistics_.evicted_bytes += evict_rows(*request.host,
-                                            layer,
-                                            {first, first + from_old},
-                                            request.resident.keys(layer),
-                                            request.resident.values(layer),
-                                            request.resident.first_slot());
+    statistics_.evicted_bytes += offload_rows(request,
+                                              layer,
+                                              {first, first + from_old},
+                                              request.resident.keys(layer),
+                                              request.resident.values(layer),
+                                              request.resident.first_slot());
   }
   if (leaving > from_old) {
-    statistics_.evicted_bytes += evict_rows(
-        *request.host, layer, {first + from_old, first + leaving}, keys, values, /*first_row=*/0);
+    statistics_.evicted_bytes += offload_rows(
+        request, layer, {first + from_old, first + leaving}, keys, values, /*first_row=*/0);
   }
   request.resident.replace_layer(layer, keys, values, keep);
 }

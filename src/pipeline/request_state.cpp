@@ -8,69 +8,172 @@
 #include "hybridgen/models/torch_types.h"
 
 namespace hybridgen {
+namespace {
+
+StagingShape staging_of(const LayerRule& rule,
+                        const Method& method,
+                        const ModelConfig& config,
+                        const AttendedTokens& attended,
+                        std::int64_t max_offloaded) {
+  StagingShape shape;
+  if (rule.payload == PayloadKind::kNothing) {
+    return shape;
+  }
+  if (rule.payload == PayloadKind::kPartialAttention) {
+    shape.has_output = true;
+    return shape;
+  }
+  shape.has_keys = rule.payload == PayloadKind::kKeysAndValues;
+  shape.max_chosen = max_offloaded;
+  if (rule.choice == HostChoice::kPartialKeys) {
+    shape.max_chosen = method.partial_keys.max_fetch.resolve(max_offloaded);
+  } else if (rule.choice == HostChoice::kSelector) {
+    shape.max_chosen = attended.scheduler
+                           ? std::min(max_offloaded,
+                                      std::max(attended.scheduler->k_min,
+                                               attended.scheduler->k_max.value_or(max_offloaded)))
+                           : attended.k.resolve(max_offloaded);
+    shape.has_own_choices = method.selector != nullptr;
+  }
+  shape.union_rows =
+      shape.has_own_choices
+          ? std::min(max_offloaded, shape.max_chosen * config.query_heads_per_kv_head())
+          : shape.max_chosen;
+  return shape;
+}
+
+}  // namespace
 
 RequestPlan plan_request(const ModelConfig& config,
                          DType dtype,
                          const Method& method,
-                         const TokenCount& k,
-                         std::int64_t max_tokens,
+                         const AttendedTokens& attended,
+                         const RequestShape& shape,
                          std::int64_t window) {
   RequestPlan plan;
-  plan.max_tokens = max_tokens;
-  plan.window =
-      window < 0 || !method.offloads ? max_tokens : std::clamp<std::int64_t>(window, 1, max_tokens);
-  plan.max_offloaded = max_tokens - plan.window;
-  const std::int64_t capacity = ResidentCache::capacity_for(plan.window, max_tokens);
+  plan.shape = shape;
+  plan.window = shape.max_tokens;
+  if (method.residency == Residency::kWindow && window >= 0) {
+    plan.window = std::clamp<std::int64_t>(window, 1, shape.max_tokens);
+    plan.max_offloaded = shape.max_tokens - plan.window;
+  } else if (method.residency == Residency::kNone) {
+    plan.window = 0;
+    plan.max_offloaded = shape.max_tokens;
+  } else if (method.residency == Residency::kRetained) {
+    const RetentionShape retained{
+        config.num_layers, config.num_kv_heads, config.query_heads_per_kv_head()};
+    const std::int64_t budget =
+        std::min(method.retention(retained, shape)->budget(), shape.max_tokens);
+    plan.prompt_capacity = std::max<std::int64_t>(1, shape.prompt_tokens);
+    plan.prompt_device_bytes = ResidentCache::required_bytes(config, dtype, plan.prompt_capacity);
+    plan.window = method.retained_on_host ? 1 : std::min(budget + 1, shape.max_tokens);
+    plan.max_offloaded = method.retained_on_host ? budget : 0;
+  }
+  const std::int64_t capacity = method.residency == Residency::kRetained
+                                    ? plan.window
+                                    : ResidentCache::capacity_for(plan.window, shape.max_tokens);
   plan.device_bytes = ResidentCache::required_bytes(config, dtype, capacity);
   if (plan.max_offloaded > 0) {
-    plan.max_chosen = k.resolve(plan.max_offloaded);
-    plan.max_union =
-        std::min(plan.max_offloaded, plan.max_chosen * config.query_heads_per_kv_head());
-    const bool with_keys = method.payload == PayloadKind::kKeysAndValues;
-    const HostKvShape shape{
-        config.num_layers, config.num_kv_heads, config.head_dim, dtype, plan.max_offloaded};
-    plan.dram_bytes =
-        HostKvStore::required_bytes(shape) +
-        2 * HostStaging::required_bytes(config, dtype, plan.max_chosen, plan.max_union, with_keys);
+    plan.staging =
+        merge(staging_of(method.rule, method, config, attended, plan.max_offloaded),
+              method.first_layer > 0
+                  ? staging_of(method.early_rule, method, config, attended, plan.max_offloaded)
+                  : StagingShape{});
+    const HostKvShape host{.num_layers = config.num_layers,
+                           .num_kv_heads = config.num_kv_heads,
+                           .head_dim = config.head_dim,
+                           .dtype = dtype,
+                           .capacity = plan.max_offloaded,
+                           .key_layout = method.key_layout};
+    plan.dram_bytes = HostKvStore::required_bytes(host) +
+                      2 * HostStaging::required_bytes(config, dtype, plan.staging);
+    if (method.uses_partial_keys()) {
+      plan.device_bytes +=
+          PartialKeys::required_bytes(config, dtype, method.partial_keys, plan.max_offloaded);
+    }
   }
   return plan;
 }
 
 RequestState::RequestState(const DecoderModel& model,
                            const Method& method,
-                           const TokenCount& k_,
+                           const AttendedTokens& attended,
                            const RequestPlan& plan_,
                            MemoryBudget& device_budget,
                            MemoryBudget& dram_budget)
     : device_reservation(device_budget.reserve(plan_.device_bytes, "admit request")),
+      prompt_reservation(device_budget.reserve(plan_.prompt_device_bytes, "admit request")),
       plan(plan_),
-      eviction(plan_.window),
-      strategy(method.strategy),
-      k(k_) {
+      eviction(plan_.window, method.eviction_block),
+      fixed_strategy(method.strategy),
+      k(attended.k) {
   const ModelConfig& config = model.config();
   const DType dtype = model.dtype();
   const auto options =
       at::TensorOptions().dtype(to_scalar_type(dtype)).device(model.device().device());
+  const bool is_retained = method.residency == Residency::kRetained;
   resident =
-      ResidentCache(config, options, ResidentCache::capacity_for(plan.window, plan.max_tokens));
+      ResidentCache(config,
+                    options,
+                    is_retained ? plan.prompt_capacity
+                                : ResidentCache::capacity_for(plan.window, plan.shape.max_tokens));
   resident_logits = at::empty({config.num_heads * plan.window}, options.dtype(at::kFloat));
-  merged_logits =
-      at::empty({config.num_heads * (plan.window + plan.max_chosen)}, options.dtype(at::kFloat));
-  if (plan.max_offloaded > 0) {
-    dram_reservation = dram_budget.reserve(plan.dram_bytes, "admit request");
-    host = std::make_unique<HostKvStore>(HostKvShape{
-        config.num_layers, config.num_kv_heads, config.head_dim, dtype, plan.max_offloaded});
-    const bool is_post = strategy == SelectionStrategy::kPostQkt;
-    selector = make_selector(is_post ? method.selector : method.pre_selector);
-    for (HostStaging& slot : staging) {
-      slot = HostStaging(config,
-                         dtype,
-                         model.device(),
-                         plan.max_chosen,
-                         plan.max_union,
-                         method.payload == PayloadKind::kKeysAndValues);
+  merged_logits = at::empty({config.num_heads * (plan.window + plan.staging.max_chosen)},
+                            options.dtype(at::kFloat));
+  if (is_retained) {
+    retention = method.retention(
+        {config.num_layers, config.num_kv_heads, config.query_heads_per_kv_head()}, plan.shape);
+    if (method.positions == PositionMode::kCacheIndex) {
+      shifted_keys = at::empty({config.num_kv_heads, plan.window, config.head_dim}, options);
+      ranks = at::empty({plan.window}, at::kLong);
     }
   }
+  if (plan.max_offloaded == 0) {
+    return;
+  }
+  dram_reservation = dram_budget.reserve(plan.dram_bytes, "admit request");
+  host = std::make_unique<HostKvStore>(HostKvShape{.num_layers = config.num_layers,
+                                                   .num_kv_heads = config.num_kv_heads,
+                                                   .head_dim = config.head_dim,
+                                                   .dtype = dtype,
+                                                   .capacity = plan.max_offloaded,
+                                                   .key_layout = method.key_layout});
+  const SelectorShape selector_shape{config.num_layers,
+                                     config.num_kv_heads,
+                                     config.query_heads_per_kv_head(),
+                                     config.head_dim,
+                                     plan.max_offloaded};
+  if (attended.scheduler) {
+    scheduler.emplace(*attended.scheduler);
+  }
+  const bool may_switch = scheduler && scheduler->options().adapt_strategy;
+  if (method.selector && (may_switch || strategy() == SelectionStrategy::kPostQkt)) {
+    selector = method.selector(selector_shape);
+  }
+  if (method.pre_selector && (may_switch || strategy() == SelectionStrategy::kPreQkt)) {
+    pre_selector = method.pre_selector(selector_shape);
+  }
+  if (method.rule.choice == HostChoice::kPartialKeys ||
+      (method.pre_selects_by_partial_keys &&
+       (may_switch || strategy() == SelectionStrategy::kPreQkt))) {
+    PartialKeyOptions settings = method.partial_keys;
+    partial_keys = std::make_unique<PartialKeys>(config, options, settings, plan.max_offloaded);
+  }
+  for (HostStaging& slot : staging) {
+    slot = HostStaging(config, dtype, model.device(), plan.staging);
+  }
+}
+
+SelectionStrategy RequestState::strategy() const {
+  return scheduler ? scheduler->strategy() : fixed_strategy;
+}
+
+std::int64_t RequestState::num_chosen(std::int64_t available) const {
+  return scheduler ? scheduler->k_for(available) : k.resolve(available);
+}
+
+const TokenSelector* RequestState::active_selector() const {
+  return strategy() == SelectionStrategy::kPostQkt ? selector.get() : pre_selector.get();
 }
 
 }  // namespace hybridgen

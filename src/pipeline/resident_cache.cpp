@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "hybridgen/core/error.h"
 
@@ -51,6 +52,30 @@ void ResidentCache::drop_front(std::int64_t count) {
   HYBRIDGEN_DCHECK(count >= 0 && count <= size_, count, size_);
   first_slot_ += count;
   size_ -= count;
+}
+
+void ResidentCache::drop_back(std::int64_t count) {
+  HYBRIDGEN_DCHECK(count >= 0 && count <= size_, count, size_);
+  size_ -= count;
+}
+
+void ResidentCache::copy_row(std::int64_t layer,
+                             std::int64_t kv_head,
+                             std::int64_t from,
+                             std::int64_t to) {
+  for (at::Tensor* rows : {&keys(layer), &values(layer)}) {
+    if (rows->device().is_cpu()) {
+      const std::int64_t element = rows->element_size();
+      auto* head =
+          static_cast<std::byte*>(rows->mutable_data_ptr()) + kv_head * rows->stride(0) * element;
+      const std::int64_t row_bytes = rows->size(2) * element;
+      std::memcpy(
+          head + to * row_bytes, head + from * row_bytes, static_cast<std::size_t>(row_bytes));
+    } else {
+      const at::Tensor head = rows->select(0, kv_head);
+      head.select(0, to).copy_(head.select(0, from), /*non_blocking=*/true);
+    }
+  }
 }
 
 std::int64_t ResidentCache::append_slot() {

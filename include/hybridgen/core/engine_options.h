@@ -4,9 +4,12 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
+#include <variant>
 
+#include "hybridgen/core/scheduler_options.h"
 #include "hybridgen/core/types.h"
 
 namespace hybridgen {
@@ -43,19 +46,27 @@ struct TestSwitches {
   bool oracle_proxy = false;         ///< guess from the layer's own input: must equal exact mode
 };
 
+/// A value of a method's own option.
+using MethodValue = std::variant<bool, std::int64_t, double, std::string>;
+
 struct EngineOptions {
   std::string method = "hybridgen";
+  std::map<std::string, MethodValue> method_config;  ///< options of that method; absent: defaults
   QueryMode query = QueryMode::kSpeculative;
   std::string selector = "topk";
   std::string pre_selector = "sinks_recent";
   SelectionStrategy strategy = SelectionStrategy::kPostQkt;
   TokenCount k = TokenCount::count(128);
+  std::optional<SchedulerOptions> scheduler;  ///< steers K and the strategy; k is not used then
   WindowSetting device_tokens;
   std::int64_t spec_first_layer = 2;  ///< first layer whose query is guessed, >= 1
-  std::int64_t dram_bytes = 0;        ///< 0: from the memory that is free
-  std::int64_t device_bytes = 0;      ///< 0: from the memory that is free
-  std::int64_t threads = 0;           ///< host workers; 0: chosen
-  std::int64_t device_threads = 0;    ///< cores of a CPU device; 0: chosen
+  std::string guess_norm = "next";    ///< norm before guessing: "next" or "current" layer's
+  std::string guess_source =
+      "next_weights";               ///< or "previous_query": the query of the layer before
+  std::int64_t dram_bytes = 0;      ///< 0: from the memory that is free
+  std::int64_t device_bytes = 0;    ///< 0: from the memory that is free
+  std::int64_t threads = 0;         ///< host workers; 0: chosen
+  std::int64_t device_threads = 0;  ///< cores of a CPU device; 0: chosen
   std::string isa = "auto";
   std::string math = "auto";          ///< "kernels", "aten"; auto: kernels on the CPU
   std::int64_t max_model_len = 0;     ///< 0: the model's positions

@@ -16,6 +16,7 @@
 #include "hybridgen/core/engine_options.h"
 #include "hybridgen/device/trace_recorder.h"
 #include "hybridgen/engine/sampler.h"
+#include "hybridgen/methods/method.h"
 #include "hybridgen/models/decoder_model.h"
 #include "hybridgen/pipeline/statistics.h"
 
@@ -41,6 +42,9 @@ struct RequestStatistics {
   std::string strategy;
   std::int64_t offloaded_tokens = 0;
   std::int64_t resident_tokens = 0;
+  std::int64_t dropped_tokens = 0;  ///< gone for good
+  std::int64_t scheduler_decisions = 0;
+  std::string last_decision;              ///< of the scheduler, if there is one
   double attended_offloaded_share = 0.0;  ///< chosen / offloaded, over all decode steps
   std::string finish_reason;
 };
@@ -63,6 +67,8 @@ class Engine {
   /// Throws ConfigError for bad options (naming the option, what is allowed and the nearest name),
   /// DeviceError if threads cannot be created.
   Engine(std::shared_ptr<DecoderModel> model, EngineOptions options);
+  /// The same for a composition of the user's own instead of a named method.
+  Engine(std::shared_ptr<DecoderModel> model, EngineOptions options, Method method);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;

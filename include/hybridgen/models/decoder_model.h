@@ -59,11 +59,25 @@ class DecoderModel {
   void embed(const DeviceOps& ops, const at::Tensor& tokens, BlockWorkspace& ws) const;
 
   /// The query that `layer` would ask with if its input were ws.x, rotated: into ws.guess
-  /// (paper §4.2.2: input of layer i, weights of layer i+1).
-  void project_query(const DeviceOps& ops, std::int64_t layer, BlockWorkspace& ws) const;
+  /// (paper §4.2.2: input of layer i, weights of layer i+1). `norm_layer`: whose norm is used.
+  void project_query(const DeviceOps& ops,
+                     std::int64_t layer,
+                     std::int64_t norm_layer,
+                     BlockWorkspace& ws) const;
 
   /// Norm, query, key and value projections and rotation of `layer`: into ws.query, key, value.
-  void attention_inputs(const DeviceOps& ops, std::int64_t layer, BlockWorkspace& ws) const;
+  /// Without `rotate_key` the key stays as projected.
+  void attention_inputs(const DeviceOps& ops,
+                        std::int64_t layer,
+                        BlockWorkspace& ws,
+                        bool rotate_key = true) const;
+
+  /// Rotates the first `count` rows of keys [G, capacity, D] by places [count] (int64, on the
+  /// host); backwards: undoes it. Only for rotary models.
+  void rotate_keys(const DeviceOps& ops,
+                   at::Tensor& keys,
+                   const at::Tensor& places,
+                   bool backwards = false) const;
 
   /// Output projection, residual sums and feed-forward of `layer` from ws.attended: ws.x becomes
   /// the input of the next layer.

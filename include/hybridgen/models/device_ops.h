@@ -17,14 +17,24 @@
 namespace hybridgen {
 
 /// What a host job contributes to the attention of one request in one layer, as it lies on the
-/// device. With `keys` (rescore) the logits are guesses: the device computes them again.
+/// device. Tensors that the job did not send are undefined.
 struct HostPayload {
-  std::int64_t count = 0;  ///< S: chosen tokens per query head; 0: nothing was offloaded
+  std::int64_t count = 0;  ///< S: chosen tokens per query head, at most
   at::Tensor logits;       ///< float32, first H * S elements: [H, S]
-  at::Tensor index;        ///< int32, first H * S elements: [H, S] rows of `values` (and `keys`)
-  at::Tensor values;       ///< [G, union capacity, D]; rows in token order
-  at::Tensor keys;         ///< same shape; undefined unless rescoring
+  /// int32, first H * S elements: [H, S] rows of `values`. Undefined: every query head of KV head g
+  /// uses rows 0 .. union_sizes[g] in that order.
+  at::Tensor index;
+  at::Tensor values;  ///< [G, union capacity, D]; rows in token order
+  at::Tensor keys;    ///< same shape; if defined, the device computes `logits` from them itself
   std::span<const std::int64_t> union_sizes;  ///< [G] rows of `values` in use
+  at::Tensor output;  ///< [H, D] attention over tokens of which nothing else was sent
+  at::Tensor lse;     ///< float32 [H] natural log-sum-exp of their logits
+
+  bool is_partial() const { return output.defined(); }
+  /// Tokens that KV head g's query heads see.
+  std::int64_t tokens_of(std::int64_t g) const {
+    return index.defined() ? count : union_sizes[static_cast<std::size_t>(g)];
+  }
 };
 
 /// Attention of one decode row over its resident tokens and its payload.
@@ -33,10 +43,17 @@ struct AttentionItem {
   const at::Tensor* keys = nullptr;    ///< resident keys of the layer [G, capacity, D]
   const at::Tensor* values = nullptr;  ///< resident values of the layer [G, capacity, D]
   std::int64_t first_slot = 0;    ///< resident tokens lie in slots [first_slot, first_slot + n_g)
-  std::int64_t num_resident = 0;  ///< n_g, the new token included
+  std::int64_t num_resident = 0;  ///< n_g, the new token included; 0: all tokens are on the host
   const HostPayload* payload = nullptr;   ///< null: resident tokens only
   at::Tensor* resident_logits = nullptr;  ///< float32 scratch, >= H * n_g elements
-  at::Tensor* merged_logits = nullptr;    ///< float32 scratch, >= H * (S + n_g) elements
+  /// float32 scratch, >= H * (S + n_g) elements. After merge() row h holds the softmax weights of
+  /// head h: host tokens (none if the payload is partial), then resident ones.
+  at::Tensor* merged_logits = nullptr;
+
+  /// Of a row of merged_logits.
+  std::int64_t merged_stride() const {
+    return num_resident + (payload == nullptr || payload->is_partial() ? 0 : payload->count);
+  }
 };
 
 /// Running result of attention over parts of the tokens: out is normalised, lse is the natural

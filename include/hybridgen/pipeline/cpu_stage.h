@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The host half of hybrid attention (paper §4.2.2, steps 1 to 3 of Figure 12): for one layer of a
-// micro-batch, plan or score and select, then gather what crosses the link into staging. Runs on
-// the worker pool beside the device; knows no Torch, no method name and no schedule.
+// The host half of a layer (paper §4.2.2, steps 1 to 3 of Figure 12): for one layer of a
+// micro-batch, plan or score and select, then gather what crosses the link into staging, or compute
+// attention here and send its result. Runs on the worker pool beside the device; knows no Torch, no
+// method name and no schedule.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +13,7 @@
 #include "hybridgen/device/trace_recorder.h"
 #include "hybridgen/device/worker_pool.h"
 #include "hybridgen/kvcache/host_kv_store.h"
+#include "hybridgen/methods/method.h"
 #include "hybridgen/selection/token_selector.h"
 
 namespace hybridgen::kernels {
@@ -20,26 +22,36 @@ struct CpuKernels;
 
 namespace hybridgen {
 
-/// Staging of one (request, layer) job. Owned by the request; reused by every second layer.
+/// Staging of one (request, layer) job. Owned by the request; reused by every second layer. What a
+/// method never sends is null.
 struct HostJobBuffers {
   float* logits = nullptr;              ///< [H, S] scaled logits of the chosen tokens
-  std::int32_t* positions = nullptr;    ///< [H, S] the chosen tokens, ascending per head
-  std::int32_t* index = nullptr;        ///< [H, S] row of `values` for each chosen token
-  std::int32_t* merged = nullptr;       ///< [G, union_capacity] union of a group's chosen tokens
+  std::int32_t* positions = nullptr;    ///< [H, S] chosen per query head, ascending
+  std::int32_t* index = nullptr;        ///< [H, S] row of `values` for each of them
+  std::int32_t* merged = nullptr;       ///< [G, union_capacity] a group's chosen tokens, ascending
   std::int64_t* union_sizes = nullptr;  ///< [G]
   void* values = nullptr;               ///< [G, union_capacity, D]
-  void* keys = nullptr;                 ///< [G, union_capacity, D]; null unless keys are shipped
+  void* keys = nullptr;                 ///< [G, union_capacity, D]
+  void* output = nullptr;               ///< [H, D] attention over the chosen tokens
+  float* lse = nullptr;                 ///< [H] natural log-sum-exp of their logits
   std::int64_t union_capacity = 0;
 };
 
 struct HostJob {
-  const HostKvStore* store = nullptr;
-  const void* query = nullptr;  ///< [H, D] in the store's dtype, on the host, unscaled
-  TokenSelector* selector = nullptr;
+  HostKvStore* store = nullptr;
+  LayerRule rule;
+  bool is_planned = false;      ///< kSelector: chosen before their logits are known
+  const void* query = nullptr;  ///< [H, D] in the store's dtype, on the host, unscaled; may be null
+  const TokenSelector* selector = nullptr;  ///< kSelector only
+  /// Rows [G, D] that become the last offloaded token first; null: nothing is appended.
+  const void* new_key = nullptr;
+  const void* new_value = nullptr;
   std::int64_t num_offloaded = 0;  ///< n_c >= 1
   std::int64_t num_chosen = 0;     ///< S in [1, n_c]
-  bool ship_keys = false;
   HostJobBuffers buffers;
+
+  /// All query heads of a KV head use the same tokens: `merged`, without `positions` and `index`.
+  bool is_shared() const { return rule.choice != HostChoice::kSelector || is_planned; }
 };
 
 /// The jobs of one micro-batch in one layer. Not movable; reuse it.
@@ -84,8 +96,8 @@ class CpuStage {
   /// state does not allocate. Call while no batch is in flight.
   void reserve(std::int64_t max_tokens);
 
-  /// Starts all jobs of `batch` (none: nothing happens). Pre-QKT plans are made here, on the
-  /// calling thread. The batch must stay alive and untouched until wait().
+  /// Starts all jobs of `batch` (none: nothing happens). The batch must stay alive and untouched
+  /// until wait().
   void submit(HostJobBatch& batch);
 
   /// Blocks until the batch is done and rethrows a task's error. At once if nothing was submitted.
@@ -96,18 +108,29 @@ class CpuStage {
     std::vector<float> queries;
     std::vector<float> logits;
     std::vector<float> selection;
+    std::vector<std::int32_t> planned;
+  };
+  /// One (job, KV head) on one worker.
+  struct Task {
+    const HostJob& job;
+    std::int64_t layer;
+    std::int64_t kv_head;
+    Scratch& scratch;
+    HostJobBatch::TaskResult& result;
   };
   static void run_task(void* batch, std::int64_t task, int worker);
   void run(HostJobBatch& batch, std::int64_t task, int worker);
-  void choose_by_logits(const HostJobBatch& batch,
-                        const HostJob& job,
-                        std::int64_t kv_head,
-                        const float* queries,
-                        Scratch& scratch) const;
-  void score_planned(const HostJob& job,
-                     std::int64_t layer,
-                     std::int64_t kv_head,
-                     const float* queries) const;
+  void append_new_token(const Task& task) const;
+  std::span<const std::int32_t> plan(const Task& task) const;
+  void choose_by_logits(const Task& task) const;
+  void score_planned(const Task& task, std::span<const std::int32_t> chosen) const;
+  void gather(const Task& task, bool keys) const;
+  void ship_all(const Task& task) const;
+  void attend(const Task& task, std::span<const std::int32_t> chosen) const;
+  void logits_of(const Task& task,
+                 std::span<const std::int32_t> chosen,
+                 float* logits,
+                 std::int64_t stride) const;
 
   WorkerPool& pool_;
   const kernels::CpuKernels& kernels_;

@@ -13,7 +13,9 @@
 //   4 the device computes the logits of its resident tokens
 //   5 concatenation in token order, one softmax, value aggregation, rest of the block
 //   6 the block's output is the next layer's input, from which the next query is guessed
-// This file owns order and waiting, nothing else; which layers guess is the method's business.
+// Methods whose host jobs need no query (prefetches) or the layer's own differ in when a job may
+// start, and in nothing else. This file owns order and waiting; what is sent, chosen and dropped is
+// the method's business.
 #pragma once
 
 #include <memory>
@@ -48,12 +50,22 @@ class DecodePipeline {
 
  private:
   void run_layers(std::span<const std::unique_ptr<MicroBatch>> batches);
-  bool guesses(std::int64_t layer) const;
   void begin_step(MicroBatch& batch);
   void make_room(RequestState& request);
+  std::int64_t position_of(const RequestState& request) const;
+  void start_layer(std::int64_t layer, MicroBatch& batch);
+  void finish_layer(std::int64_t layer, MicroBatch& batch);
+  void end_step(std::span<const std::unique_ptr<MicroBatch>> batches);
   void append_key_value(std::int64_t layer, MicroBatch& batch);
+  void shift_keys(std::int64_t layer, MicroBatch& batch);
+  /// `query` [B, H, D] or [B, H D]; undefined for host jobs that need none.
   void start_host_jobs(std::int64_t layer, MicroBatch& batch, const at::Tensor& query);
+  void plan_by_partial_keys(std::int64_t layer,
+                            RequestState& request,
+                            const at::Tensor& query,
+                            HostJob& job);
   void receive_payloads(std::int64_t layer, MicroBatch& batch);
+  void feed_back(std::int64_t layer, MicroBatch& batch);
   void trace_device(const char* name, std::int64_t layer, std::int64_t begin_ns);
 
   const DecoderModel& model_;
@@ -65,6 +77,7 @@ class DecodePipeline {
   TestSwitches test_;
   StageTimer timer_;
   std::int64_t step_ = 0;
+  StepSample sample_;  ///< of the step so far: host stages that ran beside the layer before
 };
 
 }  // namespace hybridgen

@@ -14,29 +14,36 @@
 
 namespace hybridgen {
 
+/// What the jobs of a request may send at most.
+struct StagingShape {
+  std::int64_t max_chosen = 0;   ///< S: tokens per query head with own logits
+  std::int64_t union_rows = 0;   ///< tokens per KV head
+  bool has_own_choices = false;  ///< query heads of a group may choose different tokens
+  bool has_keys = false;
+  bool has_output = false;
+  friend bool operator==(const StagingShape&, const StagingShape&) = default;
+};
+
+/// The smallest shape that serves both.
+StagingShape merge(const StagingShape& a, const StagingShape& b);
+
 class HostStaging {
  public:
   HostStaging() = default;
-  /// Room for `max_chosen` tokens per query head and unions of `max_union` rows per KV head.
   HostStaging(const ModelConfig& config,
               DType dtype,
               const DeviceContext& device,
-              std::int64_t max_chosen,
-              std::int64_t max_union,
-              bool with_keys);
+              const StagingShape& shape);
 
   static std::int64_t required_bytes(const ModelConfig& config,
                                      DType dtype,
-                                     std::int64_t max_chosen,
-                                     std::int64_t max_union,
-                                     bool with_keys);
+                                     const StagingShape& shape);
 
-  /// Host pointers for a job that ships keys or not.
-  HostJobBuffers buffers(bool ship_keys);
+  HostJobBuffers buffers();
 
   /// Starts the copies to the device on the current stream (none on a CPU device) and fills
   /// payload(). Returns the bytes that cross the link, counted the same on every device.
-  std::int64_t ship(const DeviceContext& device, std::int64_t num_chosen, bool ship_keys);
+  std::int64_t ship(const DeviceContext& device, const HostJob& job);
 
   const HostPayload& payload() const { return payload_; }
 
@@ -44,13 +51,13 @@ class HostStaging {
   std::int64_t num_heads_ = 0;
   std::int64_t num_kv_heads_ = 0;
   std::int64_t head_dim_ = 0;
-  std::int64_t union_capacity_ = 0;
-  at::Tensor logits_, index_, values_, keys_;  ///< host side
-  at::Tensor device_keys_;                     ///< kept here while a payload has no keys
+  StagingShape shape_;
+  at::Tensor logits_, index_, values_, keys_, output_, lse_;  ///< host side
+  HostPayload device_;                                        ///< every tensor, as on the device
   std::vector<std::int32_t> positions_;
   std::vector<std::int32_t> merged_;
   std::vector<std::int64_t> union_sizes_;
-  HostPayload payload_;
+  HostPayload payload_;  ///< of the last ship(): what the job sent and nothing else
 };
 
 }  // namespace hybridgen

@@ -18,7 +18,7 @@
 namespace hybridgen {
 
 struct MicroBatch {
-  MicroBatch(const DecoderModel& model, std::vector<RequestState*> requests);
+  MicroBatch(const DecoderModel& model, const Method& method, std::vector<RequestState*> requests);
 
   std::int64_t rows() const { return static_cast<std::int64_t>(requests.size()); }
 
@@ -32,8 +32,9 @@ struct MicroBatch {
   struct HostSlot {
     HostJobBatch batch;
     std::vector<std::int64_t> rows;  ///< row of each job
-    bool ship_keys = false;
-    at::Tensor queries;  ///< [B, H D] on the host
+    at::Tensor queries;              ///< [B, H D] on the host
+    at::Tensor new_keys;             ///< [B, G D] on the host; where the host holds every token
+    at::Tensor new_values;           ///< the same
     std::optional<c10::Event> queries_ready;
     std::optional<c10::Event> payload_ready;
   };

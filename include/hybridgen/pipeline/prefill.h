@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <span>
 
+#include <functional>
+
 #include "hybridgen/device/trace_recorder.h"
 #include "hybridgen/models/decoder_model.h"
 #include "hybridgen/pipeline/request_state.h"
@@ -22,6 +24,7 @@ class Prefill {
   /// All references must outlive this.
   Prefill(const DecoderModel& model,
           const DeviceOps& ops,
+          const Method& method,
           TraceRecorder& trace,
           PipelineStatistics& statistics);
 
@@ -31,12 +34,33 @@ class Prefill {
                        std::span<const std::int64_t> tokens,
                        bool want_logits);
 
+  /// After the last chunk (or none): a retention policy chooses what stays; else nothing happens.
+  void finish(RequestState& request);
+
  private:
-  at::Tensor attend(const RequestState& request,
+  at::Tensor attend(RequestState& request,
                     std::int64_t layer,
                     const at::Tensor& keys,
                     const at::Tensor& values);
-  void stream_offloaded(const RequestState& request, std::int64_t layer, PartialAttention& sum);
+  /// Calls visit(first position, keys, values) for blocks of offloaded tokens, on the device.
+  void for_offloaded_blocks(
+      const RequestState& request,
+      std::int64_t layer,
+      const std::function<void(std::int64_t, const at::Tensor&, const at::Tensor&)>& visit);
+  /// Sums of the chunk's weights, for those who rank tokens by them. `device`: attention over what
+  /// is on the device, `offloaded` over the rest, `all` over both.
+  void give_weights(RequestState& request,
+                    std::int64_t layer,
+                    const at::Tensor& keys,
+                    const PartialAttention& device,
+                    const PartialAttention& offloaded,
+                    const PartialAttention& all);
+  void add_prompt_sums(RequestState& request,
+                       std::int64_t layer,
+                       const at::Tensor& keys,
+                       const at::Tensor& lse);
+  void keep_layer(RequestState& request, std::int64_t layer, ResidentCache& kept);
+  std::int64_t rows_to_keep(const RequestState& request, std::int64_t rows) const;
   void place(RequestState& request,
              std::int64_t layer,
              const at::Tensor& keys,
@@ -44,6 +68,7 @@ class Prefill {
 
   const DecoderModel& model_;
   const DeviceOps& ops_;
+  const Method& method_;
   TraceRecorder& trace_;
   PipelineStatistics& statistics_;
   BlockWorkspace ws_;                     ///< of the last chunk's size

@@ -5,6 +5,8 @@
 
 #include <array>
 #include <memory>
+#include <optional>
+#include <vector>
 
 #include "hybridgen/core/engine_options.h"
 #include "hybridgen/kvcache/eviction_engine.h"
@@ -14,40 +16,58 @@
 #include "hybridgen/methods/method.h"
 #include "hybridgen/models/decoder_model.h"
 #include "hybridgen/pipeline/host_staging.h"
+#include "hybridgen/pipeline/partial_keys.h"
 #include "hybridgen/pipeline/resident_cache.h"
+#include "hybridgen/scheduling/feedback_scheduler.h"
+#include "hybridgen/selection/retention_policy.h"
 #include "hybridgen/selection/token_selector.h"
 
 namespace hybridgen {
 
+/// How many offloaded tokens take part: fixed, or steered by stage times.
+struct AttendedTokens {
+  TokenCount k = TokenCount::count(128);
+  std::optional<SchedulerOptions> scheduler;  ///< if set, k is not used
+};
+
 /// Sizes and bytes a request takes on each tier.
 struct RequestPlan {
-  std::int64_t max_tokens = 0;     ///< prompt plus generated tokens
-  std::int64_t window = 0;         ///< tokens that may stay on the device, >= 1
-  std::int64_t max_offloaded = 0;  ///< 0: nothing ever leaves the device
-  std::int64_t max_chosen = 0;     ///< S at most
-  std::int64_t max_union = 0;      ///< rows per KV head in one payload at most
+  RequestShape shape;
+  std::int64_t window = 0;           ///< tokens that may stay on the device
+  std::int64_t max_offloaded = 0;    ///< 0: nothing ever leaves the device
+  std::int64_t prompt_capacity = 0;  ///< rows the prompt takes before a retention policy has chosen
+  StagingShape staging;
+  std::int64_t prompt_device_bytes = 0;  ///< of prompt_capacity; given back after prefill
   std::int64_t device_bytes = 0;
   std::int64_t dram_bytes = 0;
 };
 
-/// `window` < 0: all tokens stay on the device.
+/// `window`: tokens that stay on the device (kWindow only); < 0: all of them.
 RequestPlan plan_request(const ModelConfig& config,
                          DType dtype,
                          const Method& method,
-                         const TokenCount& k,
-                         std::int64_t max_tokens,
+                         const AttendedTokens& attended,
+                         const RequestShape& shape,
                          std::int64_t window);
 
 struct RequestState {
   /// Takes the plan's memory from both budgets: OutOfMemoryError if one has too little.
   RequestState(const DecoderModel& model,
                const Method& method,
-               const TokenCount& k,
+               const AttendedTokens& attended,
                const RequestPlan& plan,
                MemoryBudget& device_budget,
                MemoryBudget& dram_budget);
 
+  /// When offloaded tokens are chosen in the next step.
+  SelectionStrategy strategy() const;
+  /// K in the next step, out of `available` offloaded tokens.
+  std::int64_t num_chosen(std::int64_t available) const;
+  /// The selector that the strategy asks for; null if the device plans.
+  const TokenSelector* active_selector() const;
+
   Reservation device_reservation;
+  Reservation prompt_reservation;  ///< until a retention policy has chosen
   Reservation dram_reservation;
   RequestPlan plan;
   TokenMapper tokens;
@@ -55,15 +75,23 @@ struct RequestState {
   ResidentCache resident;
   std::unique_ptr<HostKvStore> host;  ///< null: nothing ever leaves the device
   std::unique_ptr<TokenSelector> selector;
-  SelectionStrategy strategy;
+  std::unique_ptr<TokenSelector> pre_selector;
+  std::unique_ptr<PartialKeys> partial_keys;
+  std::unique_ptr<RetentionPolicy> retention;
+  std::vector<at::Tensor> prompt_sums;  ///< per layer float32 [G, P]: for the retention policy
+  std::optional<FeedbackScheduler> scheduler;
+  SelectionStrategy fixed_strategy;
   TokenCount k;
   std::array<HostStaging, 2> staging;  ///< ring: layer i uses slot i % 2
-  at::Tensor resident_logits;          ///< float32 [H * window rows]
-  at::Tensor merged_logits;            ///< float32 [H * (S + window rows)]
+  at::Tensor resident_logits;          ///< float32 [H * n_g] at most
+  at::Tensor merged_logits;            ///< float32 [H * (S + n_g)] at most
+  at::Tensor shifted_keys;             ///< [G, n_g, D]: keys rotated to their place in the cache
+  std::vector<std::int32_t> ranked_positions;  ///< what `ranks` was made from
+  at::Tensor ranks;                            ///< int64 [n_g]: place of every slot's token
 
-  // Sums over decode steps and layers, for statistics.
-  std::int64_t attended_offloaded = 0;   ///< chosen tokens, summed over steps (one count per step)
-  std::int64_t available_offloaded = 0;  ///< n_c, summed over steps
+  // Sums over decode steps, for statistics.
+  std::int64_t attended_offloaded = 0;   ///< chosen tokens
+  std::int64_t available_offloaded = 0;  ///< n_c
 };
 
 }  // namespace hybridgen

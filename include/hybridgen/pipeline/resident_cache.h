@@ -33,6 +33,10 @@ class ResidentCache {
 
   /// Forgets the oldest `count` rows of every layer.
   void drop_front(std::int64_t count);
+  /// Forgets the newest `count` rows of every layer.
+  void drop_back(std::int64_t count);
+  /// Copies one KV head's row of one layer from one slot to another.
+  void copy_row(std::int64_t layer, std::int64_t kv_head, std::int64_t from, std::int64_t to);
   /// Makes room for one more row in every layer and returns its slot.
   std::int64_t append_slot();
 

@@ -7,7 +7,6 @@
 #include <c10/core/Event.h>
 
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 #include "hybridgen/models/device_context.h"
@@ -16,6 +15,7 @@ namespace hybridgen {
 
 struct StageTimes {
   double device_s = 0.0;  ///< device stage without waiting
+  double paired_s = 0.0;  ///< the part of device_s beside which the host worked on the next layer
   double wait_s = 0.0;    ///< device stage waiting for the host's payload
   double link_s = 0.0;    ///< copies of payloads to the device; 0 on a CPU device
 };
@@ -24,7 +24,8 @@ class StageTimer {
  public:
   explicit StageTimer(const DeviceContext& device) : device_(device) {}
 
-  void begin();        ///< a stretch of device work starts
+  /// A stretch of device work starts; `paired`: beside host jobs of the next layer.
+  void begin(bool paired = false);
   void before_wait();  ///< the device is about to wait for a payload
   void after_wait();   ///< the payload is there
   void end();          ///< the stretch ends
@@ -39,10 +40,16 @@ class StageTimer {
   enum Mark : std::uint8_t { kBegin, kBeforeWait, kAfterWait, kEnd };
   /// Events of one lane, reused step after step.
   struct Lane {
-    std::vector<std::pair<Mark, c10::Event>> events;
+    struct Entry {
+      Mark mark;
+      bool paired;
+      c10::Event event;
+    };
+    std::vector<Entry> events;
     std::size_t used = 0;
   };
   void mark(Mark mark);
+  void add(Mark mark, bool paired, double elapsed_s);
   void record(Lane& lane, Mark mark);
   template <typename Function>
   static void drain(Lane& lane, const Function& elapsed);
@@ -50,6 +57,7 @@ class StageTimer {
   const DeviceContext& device_;
   StageTimes times_;
   std::int64_t last_ns_ = 0;
+  bool paired_ = false;
   Lane stage_;
   Lane link_;
 };

@@ -3,8 +3,9 @@
 // keep state, and it dies with the request. Positions are in [0, n_c), ascending and unique.
 // Ranking ties break by score descending, then position ascending.
 //
-// Calls of one request never overlap, with one exception: plan() and select() of one layer run
-// concurrently for different heads, on the host workers; they are const.
+// plan() and select() are const and run concurrently for different heads, on the host workers. The
+// on_ calls come from one thread; one for layer i may overlap with plan() and select() of the layer
+// after it, so that state must be kept per layer.
 #pragma once
 
 #include <cstdint>
@@ -24,9 +25,9 @@ struct BlockedKeyView;
 struct PlanContext {
   std::int64_t layer = 0;
   std::int64_t kv_head = 0;
-  std::int64_t num_offloaded = 0;  ///< n_c >= 1
-  std::int64_t k = 0;              ///< min(K, n_c)
-  std::span<const float> queries;  ///< [R, D] of the KV head's query heads, scaled by 1/sqrt(D)
+  std::int64_t num_offloaded = 0;    ///< n_c >= 1
+  std::int64_t k = 0;                ///< min(K, n_c); n_c if the host computes the attention
+  std::span<const float> queries{};  ///< [R, D] of the KV head's query heads, scaled by 1/sqrt(D)
 };
 
 /// Which softmax the prefill weights given to a selector come from.
@@ -48,12 +49,13 @@ struct PrefillAttention {
 
 /// Attention weights of one decode step, for one (layer, KV head).
 struct DecodeAttention {
-  std::int64_t num_queries = 0;            ///< R
-  std::int64_t num_chosen = 0;             ///< offloaded tokens that took part, per query head
-  const std::int32_t* positions = nullptr; ///< [R, num_chosen] or one row for all
-  std::int64_t positions_stride = 0;       ///< 0: one row for all query heads
-  TokenRange resident;                     ///< the new token is the last one
-  /// [R, num_chosen + resident.size()] (without num_chosen if the host merged its part itself).
+  std::int64_t num_queries = 0;  ///< R
+  std::int64_t num_chosen = 0;   ///< offloaded tokens that took part, per query head
+  /// [R, num_chosen] or one row for all; null if the host merged its part itself.
+  const std::int32_t* positions = nullptr;
+  std::int64_t positions_stride = 0;  ///< 0: one row for all query heads
+  TokenRange resident;                ///< the new token is the last one
+  /// [R, num_chosen + resident.size()]; without the chosen ones if `positions` is null.
   const float* weights = nullptr;
   std::int64_t stride = 0;  ///< of `weights`
 };

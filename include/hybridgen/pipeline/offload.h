@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// Carries out what the eviction engine decided: K and V rows from the device into the host store,
+// and word of it to everything that keeps track of offloaded tokens.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "hybridgen/pipeline/request_state.h"
+
+namespace hybridgen {
+
+/// Copies `tokens` of one layer; tokens.begin is row `first_row` of keys and values [G, rows, D]
+/// (any device, last dimension contiguous). Returns the bytes that left the device.
+std::int64_t offload_rows(RequestState& request,
+                          std::int64_t layer,
+                          TokenRange tokens,
+                          const at::Tensor& keys,
+                          const at::Tensor& values,
+                          std::int64_t first_row);
+
+}  // namespace hybridgen

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// FlexGen (Sheng et al., ICML 2023; FMInference/FlexLLMGen): keys and values live on the host and
+// stream to the device layer by layer, the next layer's while this one computes.
+#include "method_config.h"
+#include "methods.h"
+
+namespace hybridgen {
+
+MethodInfo flexgen_info() {
+  return {.name = "flexgen",
+          .summary = "keys and values stream from the host, attention on the device",
+          .attention = "device",
+          .timing = "none",
+          .exact_when = "always",
+          .drops = "nothing",
+          .link = "K and V of every offloaded token",
+          .tunables = {{"gpu_share",
+                        0.0,
+                        "a float in [0, 1]",
+                        "share of a prompt's tokens, the newest, that stay on the device; "
+                        "KVConfig(device_tokens=) overrides it"}}};
+}
+
+Method flexgen_method(const EngineOptions& options) {
+  const MethodInfo info = flexgen_info();
+  const MethodConfig config(info, options);
+  const double gpu_share = config.number("gpu_share", 0.0, 1.0);
+  Method method;
+  method.name = info.name;
+  method.residency = Residency::kWindow;
+  method.rule = {HostQuery::kNone, PayloadKind::kKeysAndValues, HostChoice::kAll};
+  method.key_layout = KeyLayout::kRows;
+  method.window = [gpu_share](const RequestShape& request) {
+    return static_cast<std::int64_t>(gpu_share * static_cast<double>(request.prompt_tokens));
+  };
+  return method;
+}
+
+}  // namespace hybridgen

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// StreamingLLM (Xiao et al., ICLR 2024; mit-han-lab/streaming-llm): the first tokens ("attention
+// sinks") and the newest ones, nothing between.
+#include "method_config.h"
+#include "methods.h"
+
+namespace hybridgen {
+
+MethodInfo streaming_llm_info() {
+  return {.name = "streaming_llm",
+          .summary = "attention sinks and a window of recent tokens",
+          .attention = "device",
+          .timing = "pre",
+          .exact_when = "sinks + window >= tokens",
+          .drops = "tokens between sinks and window",
+          .link = "nothing; with home='host' K and V of the kept tokens",
+          .tunables = {
+              {"sinks", std::int64_t{4}, "an integer >= 0", "first tokens that are kept"},
+              {"window", std::int64_t{1024}, "an integer >= 1", "newest tokens that are kept"},
+              {"positions",
+               std::string("original"),
+               "'original', 'shift' (rotary models, home='device') or 'clamp' (learned positions)",
+               "positions in the text, in the cache, or clamped to the cache's size"},
+              {"home", std::string("device"), "'device' or 'host'", "where the kept tokens live"}}};
+}
+
+Method streaming_llm_method(const EngineOptions& options) {
+  const MethodInfo info = streaming_llm_info();
+  const MethodConfig config(info, options);
+  const std::int64_t sinks = config.integer("sinks", 0);
+  const std::int64_t window = config.integer("window", 1);
+  const std::string positions = config.choice("positions", "original, shift, clamp");
+  Method method;
+  method.name = info.name;
+  method.residency = Residency::kRetained;
+  method.retained_on_host = config.choice("home", "device, host") == "host";
+  method.rule = retained_rule(method.retained_on_host);
+  method.key_layout = KeyLayout::kRows;
+  method.positions = positions == "shift"   ? PositionMode::kCacheIndex
+                     : positions == "clamp" ? PositionMode::kClamped
+                                            : PositionMode::kOriginal;
+  if (method.positions == PositionMode::kCacheIndex && method.retained_on_host) {
+    config.refuse("positions", "keep the tokens on the device (home='device') to shift them");
+  }
+  method.retention = [sinks, window](const RetentionShape& shape, const RequestShape&) {
+    return make_sinks_window_retention(shape, sinks, window);
+  };
+  return method;
+}
+
+}  // namespace hybridgen

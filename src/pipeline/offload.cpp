@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hybridgen/pipeline/offload.h"
+
+#include <ATen/ATen.h>
+
+namespace hybridgen {
+namespace {
+
+KvRowsView view_of(const at::Tensor& rows, std::int64_t first_row) {
+  const auto offset = first_row * rows.stride(1) * static_cast<std::int64_t>(rows.element_size());
+  return {static_cast<const std::byte*>(rows.const_data_ptr()) + offset,
+          rows.stride(0),
+          rows.stride(1)};
+}
+
+}  // namespace
+
+std::int64_t offload_rows(RequestState& request,
+                          std::int64_t layer,
+                          TokenRange tokens,
+                          const at::Tensor& keys,
+                          const at::Tensor& values,
+                          std::int64_t first_row) {
+  HostKvStore& host = *request.host;
+  if (keys.device().is_cpu()) {
+    host.write(layer, tokens, view_of(keys, first_row), view_of(values, first_row));
+  } else {
+    const at::Tensor host_keys = keys.narrow(1, first_row, tokens.size()).cpu();
+    const at::Tensor host_values = values.narrow(1, first_row, tokens.size()).cpu();
+    host.write(layer, tokens, view_of(host_keys, 0), view_of(host_values, 0));
+  }
+  if (request.partial_keys != nullptr) {
+    if (!request.partial_keys->has_columns(layer)) {
+      // No prompt chunk came before: the keys stand in for sample queries.
+      const std::int64_t per_group = request.partial_keys->query_heads_per_kv_head();
+      request.partial_keys->choose_columns(layer,
+                                           keys.narrow(1, first_row, tokens.size())
+                                               .permute({1, 0, 2})
+                                               .repeat_interleave(per_group, 1));
+    }
+    request.partial_keys->write(layer, tokens.begin, keys.narrow(1, first_row, tokens.size()));
+  }
+  const bool is_blocked = host.shape().key_layout == KeyLayout::kBlocked;
+  for (TokenSelector* selector : {request.selector.get(), request.pre_selector.get()}) {
+    for (std::int64_t g = 0; selector != nullptr && g < keys.size(0); ++g) {
+      selector->on_offload(layer, g, tokens, is_blocked ? host.keys(layer, g) : BlockedKeyView{});
+    }
+  }
+  const auto element = static_cast<std::int64_t>(keys.element_size());
+  return 2 * keys.size(0) * tokens.size() * keys.size(2) * element;
+}
+
+}  // namespace hybridgen
