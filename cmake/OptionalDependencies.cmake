@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-# CUDA and oneDNN: used where they are found, demanded with ON, ignored with OFF.
-# Sets HYBRIDGEN_HAS_CUDA and HYBRIDGEN_HAS_ONEDNN to ON or OFF.
+# CUDA, oneDNN and libnuma: used where they are found, demanded with ON, ignored with OFF.
+# Sets HYBRIDGEN_HAS_CUDA, HYBRIDGEN_HAS_ONEDNN and HYBRIDGEN_HAS_NUMA to ON or OFF.
 
-foreach(option HYBRIDGEN_CUDA HYBRIDGEN_WITH_ONEDNN)
+foreach(option HYBRIDGEN_CUDA HYBRIDGEN_WITH_ONEDNN HYBRIDGEN_WITH_NUMA)
   if(NOT "${${option}}" MATCHES "^(AUTO|ON|OFF)$")
     message(FATAL_ERROR "${option} is '${${option}}'; allowed: AUTO, ON, OFF")
   endif()
@@ -52,5 +52,23 @@ if(NOT HYBRIDGEN_WITH_ONEDNN STREQUAL "OFF")
   elseif(HYBRIDGEN_WITH_ONEDNN STREQUAL "ON")
     message(FATAL_ERROR "HYBRIDGEN_WITH_ONEDNN=ON, but CMake finds no oneDNN; run 'pip install "
                         "onednn-devel-cpu-gomp==2023.2.0' or set dnnl_DIR")
+  endif()
+endif()
+
+# ---- libnuma: the shared library only, whose licence (LGPL) asks that it can be replaced -----------
+set(HYBRIDGEN_HAS_NUMA OFF)
+if(NOT HYBRIDGEN_WITH_NUMA STREQUAL "OFF")
+  find_path(HYBRIDGEN_NUMA_INCLUDE_DIR NAMES numaif.h)
+  find_library(HYBRIDGEN_NUMA_LIBRARY NAMES libnuma.so)
+  mark_as_advanced(HYBRIDGEN_NUMA_INCLUDE_DIR HYBRIDGEN_NUMA_LIBRARY)
+  if(HYBRIDGEN_NUMA_INCLUDE_DIR AND HYBRIDGEN_NUMA_LIBRARY)
+    set(HYBRIDGEN_HAS_NUMA ON)
+    add_library(hybridgen_numa SHARED IMPORTED)
+    set_target_properties(
+      hybridgen_numa PROPERTIES IMPORTED_LOCATION "${HYBRIDGEN_NUMA_LIBRARY}"
+                                INTERFACE_INCLUDE_DIRECTORIES "${HYBRIDGEN_NUMA_INCLUDE_DIR}")
+  elseif(HYBRIDGEN_WITH_NUMA STREQUAL "ON")
+    message(FATAL_ERROR "HYBRIDGEN_WITH_NUMA=ON, but CMake finds no libnuma; install libnuma-dev or "
+                        "set HYBRIDGEN_NUMA_INCLUDE_DIR and HYBRIDGEN_NUMA_LIBRARY")
   endif()
 endif()

@@ -66,6 +66,7 @@ missing_packages() {
 sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || echo python3-dev
   fi
   has_header gtest/gtest.h || echo libgtest-dev
+  has_header numaif.h || echo libnuma-dev
 }
 
 install_packages() {
@@ -77,11 +78,17 @@ install_packages() {
   fi
   if command -v apt-get >/dev/null && "${as_root[@]}" true 2>/dev/null; then
     say "installing Debian packages: ${missing[*]}"
-    "${as_root[@]}" apt-get update -qq
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
-      apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    if ! "${as_root[@]}" apt-get update -qq ||
+      ! "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null; then
+      say "apt-get failed"
+    fi
     mapfile -t missing < <(missing_packages | tr ' ' '\n')
     ((${#missing[@]} > 0)) || return 0
+  fi
+  if [[ "${missing[*]}" == libnuma-dev ]]; then
+    say "libnuma-dev is missing: building without binding memory to NUMA nodes"
+    return 0
   fi
   say "missing system packages (Debian names): ${missing[*]}"
   say "install them, for example: sudo apt-get install ${missing[*]}"

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "hybridgen/core/error.h"
+#include "hybridgen/memory/numa.h"
 
 namespace hybridgen {
 
@@ -19,7 +20,8 @@ constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
 
 }  // namespace
 
-HostBuffer::HostBuffer(std::size_t bytes) {
+// Delegates so that the destructor unmaps when the binding throws.
+HostBuffer::HostBuffer(std::size_t bytes, int node) : HostBuffer() {
   if (bytes == 0) return;
   const bool huge = bytes >= kHugePageBytes;
   const std::size_t slack = huge ? kHugePageBytes : 0;  // room to move the start to an alignment
@@ -48,6 +50,7 @@ HostBuffer::HostBuffer(std::size_t bytes) {
     // Advice only: a kernel without huge pages refuses it and everything still works.
     static_cast<void>(::madvise(data_, bytes, MADV_HUGEPAGE));
   }
+  if (node != -1) bind_to_node(data_, bytes, node);
 }
 
 HostBuffer::~HostBuffer() {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Owning bytes in host memory, 64-byte aligned (2 MiB aligned and transparent-huge-page advised
-// when 2 MiB or larger), zero-filled, untouched until used. Where they lie (NUMA node, CXL) will be
-// a property of the buffer, not of its users.
+// when 2 MiB or larger), zero-filled, untouched until used. Where they lie (NUMA node, CXL) is a
+// property of the buffer, not of its users.
 #pragma once
 
 #include <cstddef>
@@ -12,8 +12,9 @@ namespace hybridgen {
 class HostBuffer {
  public:
   HostBuffer() = default;
-  /// Throws OutOfMemoryError with errno text. bytes == 0 gives an empty buffer.
-  explicit HostBuffer(std::size_t bytes);
+  /// On `node`, or where the system likes (-1). Throws OutOfMemoryError with errno text, and what
+  /// bind_to_node() throws. bytes == 0 gives an empty buffer.
+  explicit HostBuffer(std::size_t bytes, int node = -1);
   ~HostBuffer();
   HostBuffer(HostBuffer&& other) noexcept;
   HostBuffer& operator=(HostBuffer&& other) noexcept;

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hybridgen/memory/numa.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <mutex>
+#include <sstream>
+#include <string>
+#include <system_error>
+#include <utility>
+
+#include "hybridgen/core/error.h"
+#include "hybridgen/device/worker_pool.h"
+#include "hybridgen/memory/memory_budget.h"
+
+#if defined(HYBRIDGEN_HAS_NUMA)
+#include <numa.h>
+#include <numaif.h>
+#endif
+
+namespace hybridgen {
+
+namespace {
+
+/// The whole machine as one node, for systems that cannot tell more.
+NumaNode only_node() {
+  const std::int64_t page = sysconf(_SC_PAGESIZE);
+  return {0,
+          available_cpus(),
+          page * std::int64_t{sysconf(_SC_PHYS_PAGES)},
+          page * std::int64_t{sysconf(_SC_AVPHYS_PAGES)}};
+}
+
+#if defined(HYBRIDGEN_HAS_NUMA)
+
+struct FreeBitmask {
+  void operator()(bitmask* mask) const { numa_bitmask_free(mask); }
+};
+using Bitmask = std::unique_ptr<bitmask, FreeBitmask>;
+
+NumaNode describe_node(int id) {
+  NumaNode node;
+  node.id = id;
+  const Bitmask cpus(numa_allocate_cpumask());
+  if (numa_node_to_cpus(id, cpus.get()) == 0) {
+    for (unsigned cpu = 0; cpu < cpus->size; ++cpu) {
+      if (numa_bitmask_isbitset(cpus.get(), cpu) != 0) node.cpus.push_back(static_cast<int>(cpu));
+    }
+  }
+  long long free = 0;
+  node.total_bytes = std::max<std::int64_t>(0, numa_node_size64(id, &free));
+  node.free_bytes = std::max<std::int64_t>(0, free);
+  return node;
+}
+
+#endif
+
+/// File pages of a node, which the kernel drops when their memory is wanted; 0 if unknown.
+std::int64_t droppable_bytes(int node) {
+  std::ifstream stream(message("/sys/devices/system/node/node", node, "/meminfo"));
+  std::int64_t kib = 0;
+  std::string line;
+  while (std::getline(stream, line)) {  // "Node 0 Inactive(file):  1234 kB"
+    std::istringstream words(line);
+    std::string label;
+    std::string number;
+    std::string name;
+    std::int64_t value = 0;
+    if (words >> label >> number >> name >> value &&
+        (name == "Active(file):" || name == "Inactive(file):")) {
+      kib += value;
+    }
+  }
+  return kib * 1024;
+}
+
+}  // namespace
+
+bool has_numa() {
+#if defined(HYBRIDGEN_HAS_NUMA)
+  return numa_available() >= 0;
+#else
+  return false;
+#endif
+}
+
+std::vector<NumaNode> numa_nodes() {
+  std::vector<NumaNode> nodes;
+#if defined(HYBRIDGEN_HAS_NUMA)
+  if (has_numa()) {
+    static std::mutex mutex;  // libnuma fills its table of CPUs without a lock
+    const std::lock_guard<std::mutex> lock(mutex);
+    for (int id = 0; id <= numa_max_node(); ++id) {
+      if (numa_bitmask_isbitset(numa_nodes_ptr, static_cast<unsigned>(id)) != 0) {
+        nodes.push_back(describe_node(id));
+      }
+    }
+  }
+#endif
+  if (nodes.empty()) nodes.push_back(only_node());
+  return nodes;
+}
+
+NumaNode find_numa_node(int id) {
+  if (!has_numa()) {
+#if defined(HYBRIDGEN_HAS_NUMA)
+    constexpr const char* kWayOut =
+        "the kernel has no NUMA support or forbids its use, as containers do without CAP_SYS_NICE; "
+        "leave the node to the system";
+#else
+    constexpr const char* kWayOut =
+        "this build has no libnuma; install libnuma-dev and build again, or leave the node to the "
+        "system";
+#endif
+    throw ConfigError(message("[numa] node is ", id, "; allowed: \"auto\"; ", kWayOut));
+  }
+  std::string known;
+  for (NumaNode& node : numa_nodes()) {
+    if (node.id == id) return std::move(node);
+    known += (known.empty() ? "" : ", ") + std::to_string(node.id);
+  }
+  throw ConfigError(message("[numa] node is ",
+                            id,
+                            "; allowed: ",
+                            known,
+                            "; choose one of these or leave it to the system"));
+}
+
+std::vector<int> cpus_of_node(const NumaNode& node, const std::vector<int>& cpus) {
+  std::vector<int> usable;
+  std::ranges::copy_if(cpus, std::back_inserter(usable), [&node](int cpu) {
+    return std::ranges::find(node.cpus, cpu) != node.cpus.end();
+  });
+  if (usable.empty()) {
+    throw ConfigError(message("[numa] node is ",
+                              node.id,
+                              node.cpus.empty()
+                                  ? ", which has memory but no CPUs and so cannot run workers"
+                                  : ", none of whose CPUs this process may use",
+                              "; allowed: nodes with CPUs of the affinity mask; choose another "
+                              "node or leave it to the system"));
+  }
+  return usable;
+}
+
+std::int64_t available_node_bytes(int node) {
+  if (node == -1) return available_host_bytes();
+  return std::min(available_host_bytes(), find_numa_node(node).free_bytes + droppable_bytes(node));
+}
+
+void bind_to_node([[maybe_unused]] void* data, [[maybe_unused]] std::size_t bytes, int node) {
+  static_cast<void>(find_numa_node(node));  // refuses it without support, too
+#if defined(HYBRIDGEN_HAS_NUMA)
+  if (bytes == 0) return;
+  const Bitmask nodes(numa_allocate_nodemask());
+  numa_bitmask_setbit(nodes.get(), static_cast<unsigned>(node));
+  // The kernel reads one bit less than it is told.
+  if (::mbind(data, bytes, MPOL_BIND, nodes->maskp, nodes->size + 1, 0) == 0) return;
+  const int error = errno;
+  const std::string text = message("[numa] binding ",
+                                   human_bytes(static_cast<double>(bytes)),
+                                   " to node ",
+                                   node,
+                                   " failed: ",
+                                   std::generic_category().message(error));
+  if (error == ENOMEM) {
+    throw OutOfMemoryError(
+        message(text, "; allowed: what the system has free; lower the memory settings"));
+  }
+  throw ConfigError(message(text,
+                            "; allowed: page-aligned memory, and nodes with memory that this "
+                            "process's cpuset permits; choose another node or leave it to the "
+                            "system"));
+#endif
+}
+
+}  // namespace hybridgen
