@@ -137,8 +137,8 @@ void read_key_block(const std::byte* block,
 
 HostKvStore::HostKvStore(const HostKvShape& shape)
     : shape_(checked(shape)),
-      keys_(static_cast<std::size_t>(side_bytes(shape_))),
-      values_(static_cast<std::size_t>(side_bytes(shape_))) {}
+      keys_(static_cast<std::size_t>(side_bytes(shape_)), shape_.numa_node),
+      values_(static_cast<std::size_t>(side_bytes(shape_)), shape_.numa_node) {}
 
 std::int64_t HostKvStore::required_bytes(const HostKvShape& shape) {
   return 2 * side_bytes(checked(shape));

@@ -53,11 +53,13 @@ struct HostKvShape {
   DType dtype = DType::kFloat32;
   std::int64_t capacity = 0;  ///< tokens asked for; rounded up to a multiple of 32 inside
   KeyLayout key_layout = KeyLayout::kBlocked;
+  int numa_node = -1;         ///< -1: the system's choice
 };
 
 class HostKvStore {
  public:
-  /// Throws ConfigError for non-positive sizes, OutOfMemoryError if the memory is not to be had.
+  /// Throws ConfigError for non-positive sizes or a node that cannot be had, OutOfMemoryError if
+  /// the memory is not to be had.
   explicit HostKvStore(const HostKvShape& shape);
 
   /// Bytes of K plus V that a store of this shape takes.

@@ -215,6 +215,12 @@ TEST(HostKvStore, RefusesMoreThanTheMachineCanAddress) {
   EXPECT_THROW(HostKvStore::required_bytes(shape), OutOfMemoryError);
 }
 
+TEST(HostKvStore, OfAnUnknownNodeIsRefused) {
+  HostKvShape shape = kSmall;
+  shape.numa_node = 1 << 20;
+  EXPECT_THROW(HostKvStore{shape}, ConfigError);
+}
+
 TEST(HostKvStore, RejectsWhatLiesOutside) {
   HostKvStore store(kSmall);
   std::vector<float> rows(4 * 64);
