@@ -77,6 +77,7 @@ void EngineOptions::validate() const {
   at_least("device_bytes", device_bytes, 0, "bytes > 0, or 0 for automatic");
   at_least("threads", threads, 0, "an integer >= 1, or 0 for automatic");
   at_least("device_threads", device_threads, 0, "an integer >= 1, or 0 for automatic");
+  at_least("numa_node", numa_node, -1, "an integer >= 0, or -1 for automatic");
   at_least("max_model_len", max_model_len, 0, "an integer >= 1, or 0 for the model's positions");
   at_least("prefill_chunk", prefill_chunk, 1, "an integer >= 1");
   at_least("micro_batch", micro_batch, 1, "an integer >= 1");

@@ -12,6 +12,7 @@
 #include "hybridgen/device/worker_pool.h"
 #include "hybridgen/engine/driver_thread.h"
 #include "hybridgen/memory/memory_budget.h"
+#include "hybridgen/memory/numa.h"
 #include "hybridgen/methods/method.h"
 #include "hybridgen/pipeline/decode_pipeline.h"
 #include "hybridgen/pipeline/prefill.h"
@@ -47,7 +48,11 @@ double seconds_since(std::int64_t begin_ns) {
 }
 
 // Cores: a GPU engine scores with all but one; on a CPU device the stages share the machine.
-void resolve_threads(EngineOptions& options, const DeviceContext& device, bool offloads) {
+// Workers are never more than `host_cores`, those they may be pinned to.
+void resolve_threads(EngineOptions& options,
+                     const DeviceContext& device,
+                     bool offloads,
+                     std::int64_t host_cores) {
   const std::int64_t cores = available_parallelism();
   if (!offloads) {
     options.threads = 0;
@@ -60,7 +65,7 @@ void resolve_threads(EngineOptions& options, const DeviceContext& device, bool o
     const std::int64_t taken = !device.is_cpu()             ? 1
                                : options.device_threads > 0 ? options.device_threads
                                                             : (cores + 1) / 2;
-    options.threads = std::max<std::int64_t>(1, cores - taken);
+    options.threads = std::clamp<std::int64_t>(cores - taken, 1, host_cores);
   }
   if (options.device_threads == 0) {
     options.device_threads =
@@ -68,12 +73,23 @@ void resolve_threads(EngineOptions& options, const DeviceContext& device, bool o
   }
 }
 
-// Workers take the last cores of the affinity mask; unless that leaves one for the driver none is
-// pinned.
-std::vector<int> worker_cpus(const std::vector<int>& cpus, std::int64_t threads) {
+// Workers take the last of `host_cpus`, the cores of `cpus` that are on their node; unless that
+// leaves one of `cpus` for the driver none is pinned.
+std::vector<int> worker_cpus(const std::vector<int>& cpus,
+                             const std::vector<int>& host_cpus,
+                             std::int64_t threads) {
+  const auto most = static_cast<std::int64_t>(host_cpus.size());
+  if (threads > most && host_cpus.size() < cpus.size()) {
+    throw ConfigError(message("[engine] threads is ",
+                              threads,
+                              "; allowed: at most ",
+                              most,
+                              ", the CPUs of the chosen node that this process may use; lower "
+                              "CpuConfig(threads=...) or leave CpuConfig(numa=...) out"));
+  }
   std::vector<int> chosen(static_cast<std::size_t>(threads), -1);
   if (threads < static_cast<std::int64_t>(cpus.size())) {
-    std::copy(cpus.end() - threads, cpus.end(), chosen.begin());
+    std::copy(host_cpus.end() - threads, host_cpus.end(), chosen.begin());
   }
   return chosen;
 }
@@ -180,12 +196,12 @@ struct Engine::Impl {
 
 namespace {
 
-std::int64_t budget_or(std::int64_t asked, double share_of_free) {
+std::int64_t budget_or(std::int64_t asked, double share_of_free, int node = -1) {
   return asked > 0 ? asked
                    : std::max<std::int64_t>(
                          1,
-                         static_cast<std::int64_t>(share_of_free *
-                                                   static_cast<double>(available_host_bytes())));
+                         static_cast<std::int64_t>(
+                             share_of_free * static_cast<double>(available_node_bytes(node))));
 }
 
 }  // namespace
@@ -199,7 +215,9 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
       attended{options.k, options.scheduler},
       device_budget(
           TierKind::kDevice, budget_or(options.device_bytes, 0.45), "KVConfig(device_tokens=...)"),
-      dram_budget(TierKind::kDram, budget_or(options.dram_bytes, 0.45), "KVConfig(dram=...)") {
+      dram_budget(TierKind::kDram,
+                  budget_or(options.dram_bytes, 0.45, options.numa_node),
+                  "KVConfig(dram=...)") {
   const ModelConfig& config = model->config();
   const DeviceContext& device = model->device();
   model->weights().finish();
@@ -223,14 +241,17 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
   options.isa = std::string(name_of(isa));
   options.device_bytes = device_budget.capacity_bytes();
   options.dram_bytes = dram_budget.capacity_bytes();
-  resolve_threads(options, device, method.offloads());
+  const std::vector<int> host_cpus =
+      options.numa_node == -1 ? available_cores
+                              : cpus_of_node(find_numa_node(options.numa_node), available_cores);
+  resolve_threads(options, device, method.offloads(), static_cast<std::int64_t>(host_cpus.size()));
   check_method(method, config);
   ops = options.math == "kernels" ? make_cpu_ops(options.isa) : make_aten_ops();
   if (method.offloads()) {
     check_selector(options.selector, SelectionStrategy::kPostQkt, "selector");
     check_selector(options.pre_selector, SelectionStrategy::kPreQkt, "pre_selector");
     WorkerPool::Options pool_options;
-    pool_options.cpus = worker_cpus(available_cores, options.threads);
+    pool_options.cpus = worker_cpus(available_cores, host_cpus, options.threads);
     if (pool_options.cpus.front() >= 0) {
       pool_cpus = pool_options.cpus;
     }
@@ -333,7 +354,7 @@ bool Engine::Impl::admit_next() {
   waiting.pop_front();
   try {
     request.state = std::make_unique<RequestState>(
-        *model, method, attended, needed, device_budget, dram_budget);
+        *model, method, attended, needed, device_budget, dram_budget, options.numa_node);
     if (cpu_stage != nullptr) {
       cpu_stage->reserve(needed.max_offloaded);
     }

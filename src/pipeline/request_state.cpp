@@ -100,7 +100,8 @@ RequestState::RequestState(const DecoderModel& model,
                            const AttendedTokens& attended,
                            const RequestPlan& plan_,
                            MemoryBudget& device_budget,
-                           MemoryBudget& dram_budget)
+                           MemoryBudget& dram_budget,
+                           int numa_node)
     : device_reservation(device_budget.reserve(plan_.device_bytes, "admit request")),
       prompt_reservation(device_budget.reserve(plan_.prompt_device_bytes, "admit request")),
       plan(plan_),
@@ -137,7 +138,8 @@ RequestState::RequestState(const DecoderModel& model,
                                                    .head_dim = config.head_dim,
                                                    .dtype = dtype,
                                                    .capacity = plan.max_offloaded,
-                                                   .key_layout = method.key_layout});
+                                                   .key_layout = method.key_layout,
+                                                   .numa_node = numa_node});
   const SelectorShape selector_shape{config.num_layers,
                                      config.num_kv_heads,
                                      config.query_heads_per_kv_head(),

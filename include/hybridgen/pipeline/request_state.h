@@ -51,13 +51,15 @@ RequestPlan plan_request(const ModelConfig& config,
                          std::int64_t window);
 
 struct RequestState {
-  /// Takes the plan's memory from both budgets: OutOfMemoryError if one has too little.
+  /// Takes the plan's memory from both budgets: OutOfMemoryError if one has too little. Offloaded
+  /// tokens lie on `numa_node`; -1: where the system likes.
   RequestState(const DecoderModel& model,
                const Method& method,
                const AttendedTokens& attended,
                const RequestPlan& plan,
                MemoryBudget& device_budget,
-               MemoryBudget& dram_budget);
+               MemoryBudget& dram_budget,
+               int numa_node);
 
   /// When offloaded tokens are chosen in the next step.
   SelectionStrategy strategy() const;
