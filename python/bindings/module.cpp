@@ -14,6 +14,7 @@
 #include "hybridgen/device/worker_pool.h"
 #include "hybridgen/memory/host_buffer.h"
 #include "hybridgen/memory/memory_budget.h"
+#include "hybridgen/memory/numa.h"
 #include "hybridgen/methods/method.h"
 #include "hybridgen/selection/token_selector.h"
 #include "kernels/cpu_kernels.h"
@@ -82,6 +83,7 @@ py::dict build_info() {
   info["build_type"] = HYBRIDGEN_BUILD_TYPE;
   info["cuda"] = kernels::has_cuda_kernels();
   info["onednn"] = static_cast<bool>(HYBRIDGEN_HAS_ONEDNN);
+  info["numa"] = has_numa();
   std::vector<std::string> isas;
   for (const kernels::Isa isa : kernels::supported_isas()) {
     isas.emplace_back(name_of(isa));
@@ -156,6 +158,21 @@ void register_info(py::module_& module) {
       [](const std::string& strategy) { return selector_names(strategy_from_name(strategy)); },
       py::arg("strategy"),
       "Token selectors of a strategy, 'post' or 'pre'.");
+  module.def(
+      "numa_nodes",
+      [] {
+        py::list nodes;
+        for (const NumaNode& node : numa_nodes()) {
+          py::dict d;
+          d["id"] = node.id;
+          d["cpus"] = node.cpus;
+          d["total_bytes"] = node.total_bytes;
+          d["free_bytes"] = node.free_bytes;
+          nodes.append(d);
+        }
+        return nodes;
+      },
+      "Memory nodes with their CPUs and bytes; a single one where the system tells of none.");
   module.def(
       "read_bandwidth",
       &read_bandwidth,

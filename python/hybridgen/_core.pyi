@@ -24,6 +24,7 @@ __all__: list[str] = [
     "method_names",
     "method_summaries",
     "nearest_name",
+    "numa_nodes",
     "read_bandwidth",
     "selector_names",
 ]
@@ -335,6 +336,11 @@ def method_summaries() -> dict:
 def nearest_name(name: str, candidates: collections.abc.Sequence[str]) -> str:
     """
     The candidate most like `name`, or an empty string.
+    """
+
+def numa_nodes() -> list:
+    """
+    Memory nodes with their CPUs and bytes; a single one where the system tells of none.
     """
 
 def read_bandwidth(

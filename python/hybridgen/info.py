@@ -16,7 +16,6 @@ import torch
 from . import _core
 
 _PACKAGES = ("hybridgen", "torch", "transformers", "tokenizers", "safetensors", "numpy")
-_NODES = Path("/sys/devices/system/node")
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Info:
     versions, cpu, gpu, build : dict
         By topic.
     numa_nodes : list of dict
-        One per memory node, with its processors and bytes.
+        One per memory node: its id, CPUs (as ranges, like "0-3,8") and bytes in all and free.
     """
 
     versions: dict[str, str]
@@ -97,23 +96,18 @@ def _cpu_model() -> str:
 
 
 def _numa_nodes() -> list[dict[str, Any]]:
-    nodes = []
-    for node in sorted(_NODES.glob("node[0-9]*"), key=lambda path: int(path.name[4:])):
-        try:
-            cpus = (node / "cpulist").read_text(encoding="ascii").strip()
-            meminfo = (node / "meminfo").read_text(encoding="ascii")
-        except OSError:
-            continue
-        total = next((line for line in meminfo.splitlines() if "MemTotal" in line), "")
-        kib = total.rsplit(":", 1)[-1].split()
-        nodes.append(
-            {
-                "node": int(node.name[4:]),
-                "cpus": cpus,
-                "bytes": int(kib[0]) * 1024 if kib else 0,
-            }
-        )
-    return nodes
+    return [node | {"cpus": _ranges(node["cpus"])} for node in _core.numa_nodes()]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Write ascending numbers as Linux lists CPUs: ``0-3,8``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    return ",".join("-".join(str(end) for end in run) for run in runs)
 
 
 def _gpu() -> dict[str, Any]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -561,6 +562,12 @@ def test_info_describes_the_installation() -> None:
     assert found.versions["torch"] == torch.__version__
     assert found.cpu["isa"] in found.cpu["isas"]
     assert "numa_nodes" in repr(found)
+    assert [node["id"] for node in found.numa_nodes] == sorted(
+        node["id"] for node in found.numa_nodes
+    )
+    for node in found.numa_nodes:
+        assert 0 <= node["free_bytes"] <= node["total_bytes"]
+    assert any(re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", n["cpus"]) for n in found.numa_nodes)
     json.dumps(found.to_dict())
 
 
