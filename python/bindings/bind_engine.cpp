@@ -5,7 +5,9 @@
 
 #include "bindings.h"
 #include "hybridgen/core/error.h"
+#include "hybridgen/device/worker_pool.h"
 #include "hybridgen/engine/engine.h"
+#include "hybridgen/memory/numa.h"
 
 namespace py = pybind11;
 
@@ -77,6 +79,7 @@ void register_options(py::module_& module) {
                        std::int64_t device_bytes,
                        std::int64_t threads,
                        std::int64_t device_threads,
+                       int numa_node,
                        const std::string& isa,
                        const std::string& math,
                        std::int64_t max_model_len,
@@ -99,6 +102,7 @@ void register_options(py::module_& module) {
              options.device_bytes = device_bytes;
              options.threads = threads;
              options.device_threads = device_threads;
+             options.numa_node = numa_node;
              options.isa = isa;
              options.math = math;
              options.max_model_len = max_model_len;
@@ -107,6 +111,9 @@ void register_options(py::module_& module) {
              options.max_batch = max_batch;
              options.test = {synchronous, random_delay_us, oracle_proxy};
              options.validate();
+             if (numa_node >= 0) {  // refused now, before a model is loaded
+               cpus_of_node(find_numa_node(numa_node), available_cpus());
+             }
              return options;
            }),
            py::kw_only(),
@@ -122,6 +129,7 @@ void register_options(py::module_& module) {
            py::arg("device_bytes") = 0,
            py::arg("threads") = 0,
            py::arg("device_threads") = 0,
+           py::arg("numa_node") = -1,
            py::arg("isa") = "auto",
            py::arg("math") = "auto",
            py::arg("max_model_len") = 0,
@@ -139,6 +147,7 @@ void register_options(py::module_& module) {
       .def_readonly("device_bytes", &EngineOptions::device_bytes)
       .def_readonly("threads", &EngineOptions::threads)
       .def_readonly("device_threads", &EngineOptions::device_threads)
+      .def_readonly("numa_node", &EngineOptions::numa_node)
       .def_readonly("isa", &EngineOptions::isa)
       .def_readonly("math", &EngineOptions::math)
       .def_readonly("max_model_len", &EngineOptions::max_model_len)

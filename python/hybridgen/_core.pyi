@@ -160,6 +160,7 @@ class EngineOptions:
         device_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
         threads: typing.SupportsInt | typing.SupportsIndex = 0,
         device_threads: typing.SupportsInt | typing.SupportsIndex = 0,
+        numa_node: typing.SupportsInt | typing.SupportsIndex = -1,
         isa: str = "auto",
         math: str = "auto",
         max_model_len: typing.SupportsInt | typing.SupportsIndex = 0,
@@ -192,6 +193,8 @@ class EngineOptions:
     def method(self) -> str: ...
     @property
     def micro_batch(self) -> int: ...
+    @property
+    def numa_node(self) -> int: ...
     @property
     def pre_selector(self) -> str: ...
     @property

@@ -58,6 +58,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dram", default="auto", help="host memory: auto, 64GiB")
     parser.add_argument("--threads", type=number_or_word, default="auto")
     parser.add_argument("--device-threads", type=number_or_word, default="auto")
+    parser.add_argument("--numa", type=number_or_word, default="auto")
     parser.add_argument("--isa", default="auto")
     parser.add_argument("--seed", type=int, default=0)
 
@@ -79,7 +80,10 @@ def engine_from(arguments: argparse.Namespace) -> LLM:
         kv=KVConfig(device_tokens=arguments.device_tokens, dram=dram),
         scheduler=SchedulerConfig(k=arguments.k, strategy=arguments.strategy),
         cpu=CpuConfig(
-            threads=arguments.threads, device_threads=arguments.device_threads, isa=arguments.isa
+            threads=arguments.threads,
+            device_threads=arguments.device_threads,
+            numa=arguments.numa,
+            isa=arguments.isa,
         ),
     )
 

@@ -201,7 +201,7 @@ class WeightConfig:
 
 @options_class
 class CpuConfig:
-    """Threads and instruction set of the host's part.
+    """Threads, memory node and instruction set of the host's part.
 
     Parameters
     ----------
@@ -209,26 +209,30 @@ class CpuConfig:
         Threads that score offloaded tokens.
     device_threads : "auto" or int
         Threads of the device's part when the device is the CPU.
-    numa : "auto"
-        Memory is bound by the operating system's first touch; nothing else can be chosen yet.
+    numa : "auto" or int
+        Memory node, one with CPUs from ``numa_nodes`` in ``hybridgen.info()``, that offloaded
+        tokens are bound to and whose CPUs score them. By default the operating system places both.
     isa : str
         "auto", or one of the names under ``isas`` in ``hybridgen.info()``.
     """
 
     threads: str | int = "auto"
     device_threads: str | int = "auto"
-    numa: str = "auto"
+    numa: str | int = "auto"
     isa: str = "auto"
 
     def __post_init__(self) -> None:
         name = "CpuConfig"
-        for field in ("threads", "device_threads"):
+        for field, low, high in (
+            ("threads", 1, 4096),
+            ("device_threads", 1, 4096),
+            ("numa", 0, 1023),  # Linux knows at most 1024 nodes
+        ):
             value = getattr(self, field)
             if isinstance(value, str):
                 one_of(name, field, value, ["auto"])
             else:
-                _set(self, field, as_int(name, field, value, 1, 4096))
-        one_of(name, "numa", self.numa, ["auto"])
+                _set(self, field, as_int(name, field, value, low, high))
         if not isinstance(self.isa, str) or not self.isa:
             raise ConfigError(
                 f"[{name}] isa is {self.isa!r}; allowed: 'auto' or a name that hybridgen.info() "

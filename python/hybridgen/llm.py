@@ -43,6 +43,7 @@ _HOMES = {
     "strategy": "scheduler=SchedulerConfig(strategy=...)",
     "threads": "cpu=CpuConfig(threads=...)",
     "device_threads": "cpu=CpuConfig(device_threads=...)",
+    "numa": "cpu=CpuConfig(numa=...)",
     "isa": "cpu=CpuConfig(isa=...)",
     "max_tokens": "SamplingParams(max_tokens=...) and pass that to generate",
     "temperature": "SamplingParams(temperature=...) and pass that to generate",
@@ -86,7 +87,7 @@ class LLM:
     weights : WeightConfig, optional
         Where the weights live.
     cpu : CpuConfig, optional
-        Threads and instruction set.
+        Threads, memory node and instruction set.
 
     Raises
     ------
@@ -150,6 +151,7 @@ class LLM:
             dram_bytes=0 if is_auto(kv.dram) else kv.dram,
             threads=0 if is_auto(cpu.threads) else cpu.threads,
             device_threads=0 if is_auto(cpu.device_threads) else cpu.device_threads,
+            numa_node=-1 if is_auto(cpu.numa) else cpu.numa,
             isa=cpu.isa,
             max_model_len=max_model_len or 0,
         )

@@ -104,6 +104,11 @@ def test_unknown_names_are_answered_with_the_nearest(
         (CpuConfig, "threads", 2.0),
         (CpuConfig, "device_threads", "many"),
         (CpuConfig, "numa", "bind"),
+        (CpuConfig, "numa", True),
+        (CpuConfig, "numa", -1),
+        (CpuConfig, "numa", 1.0),
+        (CpuConfig, "numa", 1024),
+        (CpuConfig, "numa", None),
         (CpuConfig, "isa", None),
         (SamplingParams, "n", 0),
         (SamplingParams, "temperature", -0.1),
@@ -147,6 +152,7 @@ def test_numbers_of_numpy_become_numbers_of_python() -> None:
     assert type(KVConfig(device_tokens=whole).device_tokens) is int
     assert type(KVConfig(device_tokens=share).device_tokens) is float
     assert type(SchedulerConfig(k=whole).k) is int
+    assert type(CpuConfig(numa=whole).numa) is int
     assert type(SamplingParams(max_tokens=whole).max_tokens) is int
     assert SamplingParams(stop_token_ids=np.array([4, 5])).stop_token_ids == (4, 5)
 

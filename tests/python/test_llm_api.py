@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 import hybridgen as hg
 from conftest import CONFIGS, VOCAB_SIZE, make_config
-from hybridgen import LLM, ConfigError, KVConfig, SamplingParams, SchedulerConfig
+from hybridgen import LLM, ConfigError, KVConfig, SamplingParams, SchedulerConfig, _core
 from hybridgen.cli import main
 from hybridgen.outputs import RunStats
 from hybridgen.tracing import chrome_trace
@@ -523,6 +524,7 @@ def test_spans_are_counted_from_the_first() -> None:
         ({"seed": -1}, "seed is -1"),
         ({"load_format": "gguf"}, "load_format is 'gguf'"),
         ({"cpu": hg.CpuConfig(isa="avx9000")}, "isa is 'avx9000'"),
+        ({"cpu": hg.CpuConfig(numa=1023)}, "node is 1023; allowed: "),
     ],
 )
 def test_a_bad_option_is_refused(
@@ -530,6 +532,22 @@ def test_a_bad_option_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         LLM(checkpoint("llama"), **options)
+
+
+def test_offloaded_tokens_lie_on_the_chosen_memory_node(checkpoint: Checkpoint, llm: LLM) -> None:
+    here = min(os.sched_getaffinity(0))
+    node = next(node["id"] for node in _core.numa_nodes() if here in node["cpus"])
+    cpu = hg.CpuConfig(numa=node, threads=1)
+    if not _core.build_info()["numa"]:
+        with pytest.raises(ConfigError, match=r"libnuma-dev|CAP_SYS_NICE"):
+            LLM(checkpoint("llama"), cpu=cpu, **EXACT)
+        return
+    with LLM(checkpoint("llama"), cpu=cpu, **EXACT) as engine:
+        stream = engine.stream(PROMPTS[0], NO_EOS)
+        next(stream)
+        assert f" bind:{node} " in Path("/proc/self/numa_maps").read_text(encoding="utf-8")
+        stream.close()
+        assert engine.generate_ids(PROMPTS, NO_EOS) == llm.generate_ids(PROMPTS, NO_EOS)
 
 
 def test_from_pretrained_is_the_constructor(checkpoint: Checkpoint, llm: LLM) -> None:
