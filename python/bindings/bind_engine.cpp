@@ -68,6 +68,10 @@ py::object to_python(const WindowSetting& window) {
 void register_options(py::module_& module) {
   py::class_<EngineOptions>(module, "EngineOptions", "What is decided when an engine is built.")
       .def(py::init([](const std::string& method,
+                       const std::map<std::string, MethodValue>& method_config,
+                       const std::optional<SchedulerOptions>& scheduler,
+                       const std::string& guess_norm,
+                       const std::string& guess_source,
                        const std::string& query,
                        const std::string& selector,
                        const std::string& pre_selector,
@@ -91,6 +95,10 @@ void register_options(py::module_& module) {
                        bool oracle_proxy) {
              EngineOptions options;
              options.method = method;
+             options.method_config = method_config;
+             options.scheduler = scheduler;
+             options.guess_norm = guess_norm;
+             options.guess_source = guess_source;
              options.query = parse_query(query);
              options.selector = selector;
              options.pre_selector = pre_selector;
@@ -111,13 +119,19 @@ void register_options(py::module_& module) {
              options.max_batch = max_batch;
              options.test = {synchronous, random_delay_us, oracle_proxy};
              options.validate();
-             if (numa_node >= 0) {  // refused now, before a model is loaded
+             static_cast<void>(
+                 make_method(options));  // bad method options, before a model is loaded
+             if (numa_node >= 0) {       // refused now, before a model is loaded
                cpus_of_node(find_numa_node(numa_node), available_cpus());
              }
              return options;
            }),
            py::kw_only(),
            py::arg("method") = "hybridgen",
+           py::arg("method_config") = std::map<std::string, MethodValue>{},
+           py::arg("scheduler") = py::none(),
+           py::arg("guess_norm") = "next",
+           py::arg("guess_source") = "next_weights",
            py::arg("query") = "speculative",
            py::arg("selector") = "topk",
            py::arg("pre_selector") = "sinks_recent",
@@ -224,6 +238,9 @@ py::dict to_dict(const RequestStatistics& s) {
   d["strategy"] = s.strategy;
   d["offloaded_tokens"] = s.offloaded_tokens;
   d["resident_tokens"] = s.resident_tokens;
+  d["dropped_tokens"] = s.dropped_tokens;
+  d["scheduler_decisions"] = s.scheduler_decisions;
+  d["last_decision"] = s.last_decision;
   d["attended_offloaded_share"] = s.attended_offloaded_share;
   d["finish_reason"] = s.finish_reason;
   return d;
@@ -282,6 +299,11 @@ void register_engine(py::module_& module) {
       .def(py::init<std::shared_ptr<DecoderModel>, EngineOptions>(),
            py::arg("model"),
            py::arg("options"),
+           py::call_guard<py::gil_scoped_release>())
+      .def(py::init<std::shared_ptr<DecoderModel>, EngineOptions, Method>(),
+           py::arg("model"),
+           py::arg("options"),
+           py::arg("composition"),
            py::call_guard<py::gil_scoped_release>())
       .def("add",
            &Engine::add,

@@ -134,25 +134,33 @@ void register_info(py::module_& module) {
              py::arg("candidates"),
              "The candidate most like `name`, or an empty string.");
   module.def(
-      "method_names",
+      "method_table",
       [] {
-        std::vector<std::string> names;
-        for (const auto& [name, summary] : list_methods()) {
-          names.push_back(name);
+        py::list table;
+        for (const MethodInfo& info : list_methods()) {
+          py::list tunables;
+          for (const Tunable& tunable : info.tunables) {
+            py::dict option;
+            option["name"] = tunable.name;
+            option["default"] = tunable.default_value;
+            option["allowed"] = tunable.allowed;
+            option["meaning"] = tunable.meaning;
+            tunables.append(option);
+          }
+          py::dict row;
+          row["name"] = info.name;
+          row["summary"] = info.summary;
+          row["attention"] = info.attention;
+          row["timing"] = info.timing;
+          row["exact_when"] = info.exact_when;
+          row["drops"] = info.drops;
+          row["link"] = info.link;
+          row["tunables"] = tunables;
+          table.append(row);
         }
-        return names;
+        return table;
       },
-      "Names of all methods.");
-  module.def(
-      "method_summaries",
-      [] {
-        py::dict summaries;
-        for (const auto& [name, summary] : list_methods()) {
-          summaries[py::str(name)] = summary;
-        }
-        return summaries;
-      },
-      "One line about each method.");
+      "What there is to know about every method, in a fixed order.");
   module.def(
       "selector_names",
       [](const std::string& strategy) { return selector_names(strategy_from_name(strategy)); },
@@ -189,5 +197,6 @@ PYBIND11_MODULE(_core, module) {
   hybridgen::bindings::register_errors(module);
   hybridgen::bindings::register_info(module);
   hybridgen::bindings::register_model(module);
+  hybridgen::bindings::register_methods(module);
   hybridgen::bindings::register_engine(module);
 }

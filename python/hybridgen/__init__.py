@@ -40,7 +40,9 @@ from .errors import (  # noqa: E402
     UnsupportedModelError,
 )
 from .info import Info, info  # noqa: E402
+from .k_min import KMinProfile, calibrate  # noqa: E402
 from .llm import LLM  # noqa: E402
+from .method_options import methods, register_selector  # noqa: E402
 from .outputs import (  # noqa: E402
     CompletionOutput,
     RequestMetrics,
@@ -48,7 +50,7 @@ from .outputs import (  # noqa: E402
     RunStats,
     StreamChunk,
 )
-from .registry import methods, selectors  # noqa: E402
+from .registry import selectors  # noqa: E402
 from .sampling import SamplingParams  # noqa: E402
 
 __version__ = str(_core.build_info()["version"])
@@ -62,6 +64,7 @@ __all__ = [
     "DeviceError",
     "HybridGenError",
     "Info",
+    "KMinProfile",
     "KVConfig",
     "NumericError",
     "OutOfMemoryError",
@@ -75,7 +78,9 @@ __all__ = [
     "UnsupportedModelError",
     "WeightConfig",
     "__version__",
+    "calibrate",
     "info",
     "methods",
+    "register_selector",
     "selectors",
 ]

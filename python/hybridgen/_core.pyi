@@ -11,21 +11,25 @@ import typing
 import torch
 
 __all__: list[str] = [
+    "Composition",
     "Engine",
     "EngineOptions",
     "Model",
     "ModelConfig",
     "SamplingOptions",
+    "SchedulerOptions",
     "TokenEvent",
     "available_host_bytes",
     "available_parallelism",
     "build_info",
     "cuda_device_count",
-    "method_names",
-    "method_summaries",
+    "method_table",
     "nearest_name",
     "numa_nodes",
     "read_bandwidth",
+    "register_selector",
+    "scheduler_preset",
+    "scheduler_preset_names",
     "selector_names",
 ]
 
@@ -141,6 +145,53 @@ class Model:
     @property
     def weight_bytes(self) -> int: ...
 
+class SchedulerOptions:
+    """
+    How K and the strategy are steered.
+    """
+    def __init__(
+        self,
+        *,
+        k_min: typing.SupportsInt | typing.SupportsIndex = 128,
+        grow: tuple[
+            typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
+        ] = (6, 5),
+        shrink: tuple[
+            typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
+        ] = (4, 5),
+        k_max_ratio: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        k_max: typing.SupportsInt | typing.SupportsIndex | None = None,
+        interval: typing.SupportsInt | typing.SupportsIndex = 4,
+        warmup: typing.SupportsInt | typing.SupportsIndex = 1,
+        deadband: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        adapt_k: bool = True,
+        adapt_strategy: bool = True,
+        strategy: str = "post",
+        return_to_post: str = "never",
+        return_margin: typing.SupportsFloat | typing.SupportsIndex = 0.1,
+        return_hold: typing.SupportsInt | typing.SupportsIndex = 3,
+    ) -> None: ...
+
+class Composition:
+    """
+    A method of the user's own, made of the parts of ours.
+    """
+    def __init__(
+        self,
+        *,
+        name: str,
+        residency: str,
+        rule: tuple[str, str, str],
+        early_rule: tuple[str, str, str] | None = None,
+        first_layer: typing.SupportsInt | typing.SupportsIndex = 0,
+        strategy: str = "post",
+        selector: str = "",
+        pre_selector: str = "",
+        window: typing.SupportsInt | typing.SupportsIndex | None = None,
+    ) -> None: ...
+    @property
+    def name(self) -> str: ...
+
 class EngineOptions:
     """
     What is decided when an engine is built.
@@ -149,6 +200,18 @@ class EngineOptions:
         self,
         *,
         method: str = "hybridgen",
+        method_config: collections.abc.Mapping[
+            str,
+            bool
+            | typing.SupportsInt
+            | typing.SupportsIndex
+            | typing.SupportsFloat
+            | typing.SupportsIndex
+            | str,
+        ] = {},
+        scheduler: SchedulerOptions | None = None,
+        guess_norm: str = "next",
+        guess_source: str = "next_weights",
         query: str = "speculative",
         selector: str = "topk",
         pre_selector: str = "sinks_recent",
@@ -251,7 +314,10 @@ class Engine:
     """
     Requests in, tokens out. One caller at a time.
     """
+    @typing.overload
     def __init__(self, model: Model, options: EngineOptions) -> None: ...
+    @typing.overload
+    def __init__(self, model: Model, options: EngineOptions, composition: Composition) -> None: ...
     def add(
         self,
         prompt: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
@@ -326,14 +392,9 @@ def cuda_device_count() -> int:
     CUDA devices; 0 without a driver.
     """
 
-def method_names() -> list[str]:
+def method_table() -> list:
     """
-    Names of all methods.
-    """
-
-def method_summaries() -> dict:
-    """
-    One line about each method.
+    What there is to know about every method, in a fixed order.
     """
 
 def nearest_name(name: str, candidates: collections.abc.Sequence[str]) -> str:
@@ -352,6 +413,21 @@ def read_bandwidth(
 ) -> float:
     """
     Bytes per second that `threads` threads read from memory, measured now (median of 5).
+    """
+
+def register_selector(name: str, strategy: str, make: typing.Any) -> None:
+    """
+    Adds a selector; `make(**shape)` is called once per request.
+    """
+
+def scheduler_preset(name: str) -> dict:
+    """
+    What a preset sets.
+    """
+
+def scheduler_preset_names() -> list[str]:
+    """
+    Names of the six schedules of the paper's ablation (§5.4).
     """
 
 def selector_names(strategy: str) -> list[str]:

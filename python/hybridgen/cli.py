@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``python -m hybridgen generate|info|methods``.
+"""The command line: ``python -m hybridgen generate|calibrate|info|methods``.
 
 Exit codes: 0 done, 1 the model or the machine failed, 2 a wrong option. Errors are one line on
 stderr.
@@ -11,13 +11,16 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from .config import CpuConfig, KVConfig, QueryConfig, SchedulerConfig
 from .errors import ConfigError, HybridGenError
 from .info import info, to_json
+from .k_min import DEFAULT_TOKENS, FILE_NAME, calibrate, read_dataset
 from .llm import LLM
-from .registry import method_summaries, selectors
+from .method_options import methods
+from .registry import selectors
 from .sampling import SamplingParams
 
 
@@ -31,6 +34,15 @@ def number_or_word(text: str) -> Any:
     return text
 
 
+def _method_option(text: str) -> tuple[str, Any]:
+    """Return the name and the value in ``heavy=0.1``."""
+    name, found, value = text.partition("=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    words = {"true": True, "false": False}
+    return name, words.get(value.lower(), number_or_word(value))
+
+
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how an engine is built; read them with `engine_from`."""
     parser.add_argument("--model", required=True, help="folder or hub id")
@@ -39,6 +51,14 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--load-format", default="auto", help="auto, safetensors, bin, dummy")
     parser.add_argument("--max-model-len", type=int, help="prompt and new tokens at most")
     parser.add_argument("--method", default="hybridgen", help="see: python -m hybridgen methods")
+    parser.add_argument(
+        "--method-config",
+        type=_method_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the method; may be given several times",
+    )
     parser.add_argument("--query", default="speculative", help="exact, speculative, rescore")
     parser.add_argument(
         "--spec-first-layer", type=int, default=2, metavar="N", help="first layer that is guessed"
@@ -73,6 +93,7 @@ def engine_from(arguments: argparse.Namespace) -> LLM:
         load_format=arguments.load_format,
         max_model_len=arguments.max_model_len,
         method=arguments.method,
+        method_config=dict(arguments.method_config) or None,
         query=QueryConfig(mode=arguments.query, first_layer=arguments.spec_first_layer),
         selector=arguments.selector,
         pre_selector=arguments.pre_selector,
@@ -112,7 +133,19 @@ def _parser() -> argparse.ArgumentParser:
     about.add_argument("--json", action="store_true")
     about.set_defaults(run=_info)
 
-    names = commands.add_parser("methods", help="names of methods and selectors")
+    profile = commands.add_parser("calibrate", help="find K_min of a model and write k_min.json")
+    add_engine_arguments(profile)
+    profile.add_argument("--data", required=True, help="jsonl of prompts, maybe with answers")
+    profile.add_argument("--out", help="default: k_min.json in the model's folder")
+    profile.add_argument("--metric", default="auto", help="auto, agreement, exact_match")
+    profile.add_argument("--k-values", type=int, nargs="+", default=list(DEFAULT_TOKENS))
+    profile.add_argument("--tolerance", type=float, default=0.02, help="accepted share of loss")
+    profile.add_argument("--max-tokens", type=int, default=16)
+    profile.add_argument("--plot", help="png file for the curve; needs matplotlib")
+    profile.add_argument("--json", action="store_true")
+    profile.set_defaults(run=_calibrate)
+
+    names = commands.add_parser("methods", help="all methods, their options, all selectors")
     names.add_argument("--json", action="store_true")
     names.set_defaults(run=_methods)
     return parser
@@ -167,18 +200,53 @@ def _info(arguments: argparse.Namespace) -> None:
 
 
 def _methods(arguments: argparse.Namespace) -> None:
-    names = {
-        "methods": method_summaries(),
+    content: dict[str, list[Any]] = {
+        "methods": methods.table(),
         "selectors": selectors("post"),
         "pre_selectors": selectors("pre"),
     }
     if arguments.json:
-        print(json.dumps(names, indent=2))
+        # Standard JSON has no infinity.
+        print(json.dumps(content, indent=2, allow_nan=False))
         return
-    for name, summary in method_summaries().items():
-        print(f"{name}: {summary}")
+    for row in content["methods"]:
+        print(f"{row['name']}: {row['summary']}")
+        print(f"  attention: {row['attention']}; tokens chosen: {row['timing']}")
+        print(f"  exact when: {row['exact_when']}; lost for good: {row['drops']}")
+        print(f"  crosses the link: {row['link']}")
+        for option in row["tunables"]:
+            print(
+                f"  {option['name']} = {option['default']!r}: {option['meaning']} "
+                f"({option['allowed']})"
+            )
     for kind in ("selectors", "pre_selectors"):
-        print(f"{kind}: {', '.join(names[kind])}")
+        print(f"{kind}: {', '.join(content[kind])}")
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    dataset = read_dataset(arguments.data)
+    with engine_from(arguments) as llm:
+        profile = calibrate(
+            llm,
+            dataset,
+            metric=arguments.metric,
+            k_values=arguments.k_values,
+            tolerance=arguments.tolerance,
+            max_tokens=arguments.max_tokens,
+            device_tokens=0.1 if arguments.device_tokens == "auto" else arguments.device_tokens,
+            progress=not arguments.json,
+        )
+        out = Path(arguments.out) if arguments.out else (llm.path or Path()) / FILE_NAME
+    profile.save(out)
+    if arguments.plot:
+        profile.plot(arguments.plot)
+    if arguments.json:
+        print(out.read_text(encoding="utf-8"), end="")
+        return
+    for k, accuracy in profile.curve:
+        print(f"K = {k:6d}  {profile.metric} {accuracy:.3f}")
+    print(f"all tokens  {profile.metric} {profile.all_tokens:.3f}")
+    print(f"K_min = {profile.k_min}, written to {out}")
 
 
 def run_command(run: Any, arguments: argparse.Namespace) -> int:

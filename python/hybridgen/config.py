@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import numbers
 import re
+from fractions import Fraction
+from typing import Any
 
 from typing_extensions import TypeIs
 
+from . import _core
 from ._checks import as_bool, as_float, as_int, one_of, options_class
 from .errors import ConfigError
 
 DEFAULT_K = 128
-"""Offloaded tokens attended to per head and step when ``SchedulerConfig.k`` is None."""
+"""First and smallest K of a steered request without a profile of its model."""
 
 QUERY_MODES = ("exact", "speculative", "rescore")
 
@@ -118,50 +121,129 @@ def _device_tokens(operation: str, value: object) -> str | int | float:
 
 @options_class
 class SchedulerConfig:
-    """How many offloaded tokens a step attends to, and when they are chosen.
+    """How many offloaded tokens a step attends to (K), and when they are chosen.
 
-    This version keeps K and the strategy fixed during a run: ``adapt_k`` and ``adapt_strategy``
-    state a permission that it makes no use of, and ``k=None`` means 128 tokens.
+    With ``k=None`` the feedback scheduler steers both (paper §4.3): it compares the host's time
+    with the device's every few steps, lets K rise while the host keeps up, lets it fall to
+    ``k_min`` otherwise, and then chooses tokens before their logits are known. So generated text
+    may depend on the machine's speed. Any other ``k`` fixes K and the strategy, and the same input
+    gives the same text.
 
     Parameters
     ----------
     k : None, int, float or "all"
-        Offloaded tokens attended to per head: a number, a share of the offloaded tokens between
-        0.0 and 1.0, all of them, or the default of 128.
+        Offloaded tokens attended to per head: steered, a number, a share of the offloaded tokens
+        between 0.0 and 1.0, or all of them.
     strategy : "post" or "pre"
-        Choose tokens after their logits are known (Post-QKT), or before (Pre-QKT).
-    k_min, k_max, return_to_post : "auto", None, "never"
-        Bounds of an adaptive K; other values are refused until K adapts.
+        Choose tokens after their logits are known (Post-QKT), or before (Pre-QKT); what a steered
+        request starts with.
+    k_min : "auto" or int
+        First and smallest K of a steered request; "auto" is the value in the ``k_min.json`` beside
+        the checkpoint (see `calibrate`), or 128 without one.
+    k_max : None or int
+        Largest K of a steered request; None: all offloaded tokens.
+    adapt_k, adapt_strategy : bool
+        What a steered request may change.
+    return_to_post : "never" or "estimate"
+        Whether a request that chooses before may choose after again, once the scan of all keys is
+        estimated to fit beside the device's work.
+    grow, shrink : float
+        Factors of one rise and one fall of K.
+    interval : int
+        Decode steps per decision.
+    warmup : int
+        Steps without measuring after the prompt and after each change of strategy.
+    deadband : float
+        Nothing changes while the host is slower than the device by less than this share.
+
+    Examples
+    --------
+    >>> SchedulerConfig.preset("fixed_post", k_min=64).adapt_k
+    False
     """
 
     k: int | float | str | None = None
     strategy: str = "post"
-    k_min: str = "auto"
-    k_max: None = None
+    k_min: str | int = "auto"
+    k_max: int | None = None
     adapt_k: bool = True
     adapt_strategy: bool = True
     return_to_post: str = "never"
+    grow: float = 1.2
+    shrink: float = 0.8
+    interval: int = 4
+    warmup: int = 1
+    deadband: float = 0.0
 
     def __post_init__(self) -> None:
         name = "SchedulerConfig"
         _set(self, "k", _tokens_to_attend(name, self.k))
         one_of(name, "strategy", self.strategy, ["post", "pre"])
+        if isinstance(self.k_min, str):
+            one_of(name, "k_min", self.k_min, ["auto"])
+        else:
+            _set(self, "k_min", as_int(name, "k_min", self.k_min, 1))
+        if self.k_max is not None:
+            _set(self, "k_max", as_int(name, "k_max", self.k_max, 1))
         _set(self, "adapt_k", as_bool(name, "adapt_k", self.adapt_k))
         _set(self, "adapt_strategy", as_bool(name, "adapt_strategy", self.adapt_strategy))
-        for field, only in (("k_min", "auto"), ("k_max", None), ("return_to_post", "never")):
-            value = getattr(self, field)
-            if value is not only and value != only:
-                raise ConfigError(
-                    f"[{name}] {field} is {value!r}; allowed: {only!r}; this version keeps K and "
-                    "the strategy fixed, so set k and strategy themselves"
-                )
+        one_of(name, "return_to_post", self.return_to_post, ["never", "estimate"])
+        _set(self, "grow", as_float(name, "grow", self.grow, 1.0))
+        _set(self, "shrink", as_float(name, "shrink", self.shrink, 0.0, 1.0))
+        _set(self, "interval", as_int(name, "interval", self.interval, 1))
+        _set(self, "warmup", as_int(name, "warmup", self.warmup, 0))
+        _set(self, "deadband", as_float(name, "deadband", self.deadband, 0.0))
+        self.options(DEFAULT_K if isinstance(self.k_min, str) else self.k_min)
+
+    @classmethod
+    def preset(cls, name: str, **options: Any) -> SchedulerConfig:
+        """Return one of the six schedules of the paper's ablation.
+
+        Parameters
+        ----------
+        name : str
+            ``fixed_pre``, ``fixed_post``, ``fixed_adaptive``, ``adaptive_pre``, ``adaptive_post``
+            or ``full``: K fixed at ``k_min`` or steered, tokens chosen before, after or by times.
+        **options
+            Any other option of this class.
+        """
+        return cls(**(dict(_core.scheduler_preset(name)) | options))
+
+    @property
+    def is_steered(self) -> bool:
+        """Whether the feedback scheduler decides."""
+        return self.k is None
 
     @property
     def resolved_k(self) -> int | float | None:
-        """K as the engine takes it: None means every offloaded token."""
+        """A fixed K as the engine takes it: None means every offloaded token."""
         if self.k == "all":
             return None
         return DEFAULT_K if self.k is None or isinstance(self.k, str) else self.k
+
+    def options(self, k_min: int) -> _core.SchedulerOptions | None:
+        """Return what steers a request whose ``k_min`` is known; None if nothing does."""
+        if not self.is_steered:
+            return None
+        return _core.SchedulerOptions(
+            k_min=k_min,
+            k_max=None if self.k_max is None else max(k_min, self.k_max),
+            grow=_fraction(self.grow),
+            shrink=_fraction(self.shrink),
+            interval=self.interval,
+            warmup=self.warmup,
+            deadband=self.deadband,
+            adapt_k=self.adapt_k,
+            adapt_strategy=self.adapt_strategy,
+            strategy=self.strategy,
+            return_to_post=self.return_to_post,
+        )
+
+
+def _fraction(factor: float) -> tuple[int, int]:
+    """Return the fraction that a decimal such as 1.2 stands for."""
+    exact = Fraction(repr(float(factor))).limit_denominator(1_000_000)
+    return exact.numerator, exact.denominator
 
 
 def _tokens_to_attend(operation: str, value: object) -> int | float | str | None:
@@ -252,13 +334,23 @@ class QueryConfig:
     first_layer : int
         First layer whose query is guessed, at least 1; the layers before it are exact. Their
         inputs resemble each other least, so 2 is the default.
+    norm : str
+        Norm applied to the input that the guess is made from: the "next" layer's (as in the paper)
+        or the "current" one's (as in InfiniGen).
+    source : str
+        "next_weights" projects the guess with the next layer's weights; "previous_query" takes the
+        query of the layer before as it is.
     """
 
     mode: str = "speculative"
     first_layer: int = 2
+    norm: str = "next"
+    source: str = "next_weights"
 
     def __post_init__(self) -> None:
         one_of("QueryConfig", "mode", self.mode, QUERY_MODES)
+        one_of("QueryConfig", "norm", self.norm, ["next", "current"])
+        one_of("QueryConfig", "source", self.source, ["next_weights", "previous_query"])
         _set(self, "first_layer", as_int("QueryConfig", "first_layer", self.first_layer, 1))
 
 

@@ -16,7 +16,7 @@ import torch
 
 from . import _core
 from ._checks import as_int, check_keywords, one_of
-from .checkpoint import LOAD_FORMATS, load_model
+from .checkpoint import LOAD_FORMATS, LoadedModel, load_model
 from .config import (
     QUERY_MODES,
     CpuConfig,
@@ -28,6 +28,8 @@ from .config import (
 )
 from .errors import ConfigError
 from .generation import EngineLoop, Sequence, sampling_options
+from .k_min import resolve_k_min
+from .method_options import MethodOptions, resolve_method
 from .model_config import read_eos_ids
 from .outputs import RequestMetrics, RequestOutput, RunStats, StreamChunk
 from .sampling import SamplingParams
@@ -57,8 +59,9 @@ class LLM:
 
     Parameters
     ----------
-    model : str, Path or dict
+    model : str, Path, dict or LLM
         A local folder, a hub id, or with ``load_format="dummy"`` the content of a config.json.
+        Another LLM shares its weights and tokenizer: the way to compare methods on one model.
     tokenizer : str, Path or object, optional
         By default the one in the model's folder; without any, token ids still work.
     revision : str, optional
@@ -75,6 +78,9 @@ class LLM:
         "auto", "safetensors", "bin" or "dummy".
     method : str
         A name from ``hybridgen.methods()``.
+    method_config : dict or object, optional
+        That method's own options: a dict, or one of the classes in ``hybridgen.methods``, such as
+        ``hybridgen.methods.H2O(heavy=0.1)``.
     kv : KVConfig, optional
         Where keys and values live.
     query : str or QueryConfig
@@ -83,7 +89,8 @@ class LLM:
     selector, pre_selector : str
         Names from ``hybridgen.selectors("post")`` and ``hybridgen.selectors("pre")``.
     scheduler : SchedulerConfig, optional
-        How many offloaded tokens count; K is 128 unless set.
+        How many offloaded tokens count (K) and when they are chosen; steered by stage times unless
+        K is set.
     weights : WeightConfig, optional
         Where the weights live.
     cpu : CpuConfig, optional
@@ -106,7 +113,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str | Path | dict[str, Any],
+        model: str | Path | dict[str, Any] | LLM,
         *,
         tokenizer: Any = None,
         revision: str | None = None,
@@ -116,6 +123,7 @@ class LLM:
         seed: int = 0,
         load_format: str = "auto",
         method: str = "hybridgen",
+        method_config: MethodOptions | Mapping[str, Any] | None = None,
         kv: KVConfig | None = None,
         query: str | QueryConfig = "speculative",
         selector: str = "topk",
@@ -129,7 +137,7 @@ class LLM:
         _instance("weights", weights, WeightConfig)
         cpu = _instance("cpu", cpu, CpuConfig)
         self._seed = as_int("LLM", "seed", seed, 0, _MAX_SEED)
-        one_of("LLM", "method", method, _core.method_names())
+        values, composition = resolve_method(method, method_config)
         if not isinstance(query, QueryConfig):
             query = QueryConfig(mode=one_of("LLM", "query", query, QUERY_MODES))
         one_of("LLM", "selector", selector, _core.selector_names("post"))
@@ -140,9 +148,12 @@ class LLM:
             max_model_len = as_int("LLM", "max_model_len", max_model_len, 1)
         options = partial(
             _core.EngineOptions,
-            method=method,
+            method="hybridgen" if composition else method,
+            method_config=values,
             query=query.mode,
             spec_first_layer=query.first_layer,
+            guess_norm=query.norm,
+            guess_source=query.source,
             selector=selector,
             pre_selector=pre_selector,
             strategy=scheduler.strategy,
@@ -156,14 +167,26 @@ class LLM:
             max_model_len=max_model_len or 0,
         )
         options()  # refuses bad values before anything is loaded
-        loaded = load_model(
-            model,
-            dtype=dtype,
-            device=_resolve_device(device),
-            load_format=load_format,
-            revision=revision,
-            seed=self._seed,
-        )
+        custom = () if composition is None else (composition.build(method),)
+        if isinstance(model, LLM):
+            for name, value in (("dtype", dtype), ("device", device), ("load_format", load_format)):
+                if not is_auto(value):
+                    raise ConfigError(
+                        f"[LLM] {name} is {value!r} for a model that is loaded already; allowed: "
+                        "'auto'; pass its path to load it again"
+                    )
+            loaded: LoadedModel = model._loaded
+            tokenizer = model.tokenizer if tokenizer is None else tokenizer
+        else:
+            loaded = load_model(
+                model,
+                dtype=dtype,
+                device=_resolve_device(device),
+                load_format=load_format,
+                revision=revision,
+                seed=self._seed,
+            )
+        self._loaded: LoadedModel = loaded
         self.tokenizer: Any = tokenizer
         if tokenizer is None and loaded.path is not None:
             self.tokenizer = load_tokenizer(loaded.path)
@@ -192,12 +215,19 @@ class LLM:
         self._num_requests = 0
         self._tracing = False
         free_bytes = _free_device_bytes(loaded.model.device)
-        self._loop = EngineLoop(_core.Engine(loaded.model, options(device_bytes=free_bytes)))
+        k_min = resolve_k_min(scheduler, loaded.path)
+        engine_options = options(device_bytes=free_bytes, scheduler=scheduler.options(k_min))
+        self._loop = EngineLoop(_core.Engine(loaded.model, engine_options, *custom))
 
     @classmethod
     def from_pretrained(cls, model: str | Path | dict[str, Any], **options: Any) -> LLM:
         """Do the same as ``LLM(model, **options)``."""
         return cls(model, **options)
+
+    @property
+    def path(self) -> Path | None:
+        """The model's folder; None if it was made from a dict."""
+        return self._loaded.path
 
     # ------------------------------------------------------------------------------ generation
 

@@ -95,9 +95,6 @@ std::vector<int> worker_cpus(const std::vector<int>& cpus,
 }
 
 void check_selector(const std::string& name, SelectionStrategy strategy, const char* option) {
-  if (strategy == SelectionStrategy::kPreQkt && name == "partial_keys") {
-    return;  // planned on the device: no selector of the host
-  }
   if (strategy_of_selector(name) != strategy) {
     std::string allowed;
     for (const std::string& candidate : selector_names(strategy)) {

@@ -15,7 +15,8 @@ void TokenMapper::append(std::int64_t count) {
 }
 
 void TokenMapper::offload(TokenRange tokens) {
-  if (tokens.begin != num_offloaded_ || tokens.end < tokens.begin || tokens.size() > num_resident()) {
+  if (tokens.begin != num_offloaded_ || tokens.end < tokens.begin ||
+      tokens.size() > num_resident()) {
     throw ConfigError(message("[token mapper] tokens to offload are [",
                               tokens.begin,
                               ", ",

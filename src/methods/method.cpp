@@ -46,6 +46,71 @@ Method make_method(const EngineOptions& options) {
                             nearest.empty() ? "" : "; did you mean '" + nearest + "'?"));
 }
 
+void check_composition(const Method& method) {
+  const auto refuse = [&](const std::string& why) {
+    throw ConfigError(message("[composition ", method.name, "] ", why));
+  };
+  if (method.name.empty()) {
+    throw ConfigError("[composition] name is empty; allowed: any other text");
+  }
+  if (method.residency == Residency::kRetained && !method.retention) {
+    refuse("tokens are retained and nobody chooses them; add a retention policy");
+  }
+  for (const LayerRule* rule : {&method.rule, &method.early_rule}) {
+    const bool sends = rule->payload != PayloadKind::kNothing;
+    if (sends != method.offloads()) {
+      refuse(sends ? "the host sends a payload and no token ever leaves the device; allowed: "
+                     "payload nothing, or residency window or none"
+                   : "tokens leave the device and the host sends nothing; allowed: any payload, or "
+                     "residency all");
+    }
+    if (!sends) {
+      continue;
+    }
+    if (rule->choice == HostChoice::kSelector && !method.selector && !method.pre_selector &&
+        !method.pre_selects_by_partial_keys) {
+      refuse("choice is selector and there is none; name a selector or a pre_selector");
+    }
+    if (rule->choice == HostChoice::kSelector &&
+        (method.strategy == SelectionStrategy::kPostQkt
+             ? !method.selector
+             : !method.pre_selector && !method.pre_selects_by_partial_keys)) {
+      refuse(message("strategy is ", name_of(method.strategy), " and it has no selector"));
+    }
+    const bool scores =
+        rule->payload != PayloadKind::kKeysAndValues || rule->choice == HostChoice::kPartialKeys ||
+        (rule->choice == HostChoice::kSelector && method.strategy == SelectionStrategy::kPostQkt);
+    if (scores && rule->query == HostQuery::kNone) {
+      refuse("the host needs a query and gets none; allowed: query exact or guessed");
+    }
+    if (rule->payload == PayloadKind::kLogitsAndValues && rule->choice == HostChoice::kAll) {
+      refuse(
+          "logits of all tokens without a selector; allowed: choice selector with k='all', or "
+          "payload partial_attention");
+    }
+    if (rule->payload == PayloadKind::kPartialAttention && rule->choice == HostChoice::kSelector &&
+        method.strategy == SelectionStrategy::kPostQkt) {
+      refuse("partial attention over tokens chosen after their logits; allowed: strategy pre");
+    }
+    if (method.residency == Residency::kNone &&
+        (rule->payload != PayloadKind::kPartialAttention || rule->query != HostQuery::kExact)) {
+      refuse("no token is on the device; allowed there: query exact, payload partial_attention");
+    }
+    if (method.residency == Residency::kNone && rule->choice != HostChoice::kAll) {
+      refuse("no token is on the device and the newest may not be chosen; allowed: choice all");
+    }
+  }
+}
+
+KeyLayout natural_key_layout(const Method& method) {
+  const auto scans = [&](const LayerRule& rule) {
+    return rule.payload == PayloadKind::kLogitsAndValues ||
+           (rule.payload == PayloadKind::kPartialAttention && rule.choice == HostChoice::kAll) ||
+           (rule.choice == HostChoice::kSelector && method.selector != nullptr);
+  };
+  return scans(method.rule) || scans(method.early_rule) ? KeyLayout::kBlocked : KeyLayout::kRows;
+}
+
 std::vector<MethodInfo> list_methods() {
   std::vector<MethodInfo> methods;
   for (const Entry& entry : kMethods) {

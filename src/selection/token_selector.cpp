@@ -2,8 +2,8 @@
 #include "hybridgen/selection/token_selector.h"
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
+#include <mutex>
 #include <numeric>
 #include <stdexcept>
 
@@ -15,23 +15,73 @@ namespace hybridgen {
 namespace {
 
 struct RegistryEntry {
-  std::string_view name;
+  std::string name;
   SelectionStrategy strategy;
-  std::unique_ptr<TokenSelector> (*make)(const SelectorShape& shape);
+  SelectorFactory make;
 };
 
-constexpr std::array kRegistry = {
-    RegistryEntry{"topk",
-                  SelectionStrategy::kPostQkt,
-                  [](const SelectorShape&) { return make_top_k_selector(); }},
-    RegistryEntry{"h2o", SelectionStrategy::kPostQkt, make_h2o_selector},
-    RegistryEntry{"keyformer",
-                  SelectionStrategy::kPostQkt,
-                  [](const SelectorShape& shape) { return make_keyformer_selector(shape); }},
-    RegistryEntry{"sinks_recent",
-                  SelectionStrategy::kPreQkt,
-                  [](const SelectorShape&) { return make_sinks_recent_selector(); }},
-    RegistryEntry{"block_digests", SelectionStrategy::kPreQkt, make_block_digests_selector},
+/// Ours first, then those that users registered.
+class Registry {
+ public:
+  static Registry& instance() {
+    // Never destroyed: what users registered may belong to an interpreter that is gone by then.
+    static auto* const registry = new Registry;  // NOLINT(cppcoreguidelines-owning-memory)
+    return *registry;
+  }
+
+  std::vector<RegistryEntry> entries() const {
+    const std::lock_guard lock(mutex_);
+    return entries_;
+  }
+
+  void add(RegistryEntry entry) {
+    const std::lock_guard lock(mutex_);
+    const auto found = std::ranges::find(entries_, entry.name, &RegistryEntry::name);
+    if (entry.name.empty() || found < entries_.begin() + num_own_) {
+      throw ConfigError(message("[register_selector] name is \"",
+                                entry.name,
+                                "\"; allowed: any that is not one of the library's own"));
+    }
+    if (found == entries_.end()) {
+      entries_.push_back(std::move(entry));
+    } else {
+      *found = std::move(entry);
+    }
+  }
+
+ private:
+  Registry()
+      : entries_{
+            RegistryEntry{"topk",
+                          SelectionStrategy::kPostQkt,
+                          [](const SelectorShape&) { return make_top_k_selector(); }},
+            RegistryEntry{"h2o",
+                          SelectionStrategy::kPostQkt,
+                          [](const SelectorShape& shape) { return make_h2o_selector(shape); }},
+            RegistryEntry{
+                "keyformer",
+                SelectionStrategy::kPostQkt,
+                [](const SelectorShape& shape) { return make_keyformer_selector(shape); }},
+            RegistryEntry{"sinks_recent",
+                          SelectionStrategy::kPreQkt,
+                          [](const SelectorShape&) { return make_sinks_recent_selector(); }},
+            RegistryEntry{
+                "block_digests",
+                SelectionStrategy::kPreQkt,
+                [](const SelectorShape& shape) { return make_block_digests_selector(shape); }},
+            // Its keys lie on the device: the pipeline plans with them itself.
+            RegistryEntry{"partial_keys",
+                          SelectionStrategy::kPreQkt,
+                          [](const SelectorShape&) -> std::unique_ptr<TokenSelector> {
+                            throw ConfigError(
+                                "[make_selector] \"partial_keys\" has no part on the host; "
+                                "allowed: as pre_selector of method hybridgen");
+                          }},
+        } {}
+
+  mutable std::mutex mutex_;
+  std::vector<RegistryEntry> entries_;
+  std::ptrdiff_t num_own_ = std::ssize(entries_);
 };
 
 /// Insertions, deletions and replacements that turn `a` into `b`.
@@ -50,10 +100,10 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
   return row[b.size()];
 }
 
-const RegistryEntry& entry_of(std::string_view name) {
+RegistryEntry entry_of(std::string_view name) {
   std::vector<std::string> names;
   std::string listed;
-  for (const RegistryEntry& entry : kRegistry) {
+  for (const RegistryEntry& entry : Registry::instance().entries()) {
     if (entry.name == name) return entry;
     names.emplace_back(entry.name);
     listed += message(listed.empty() ? "" : ", ", '"', entry.name, '"');
@@ -104,9 +154,15 @@ std::unique_ptr<TokenSelector> make_selector(std::string_view name, const Select
 
 SelectionStrategy strategy_of_selector(std::string_view name) { return entry_of(name).strategy; }
 
+void register_selector(const std::string& name,
+                       SelectionStrategy strategy,
+                       SelectorFactory factory) {
+  Registry::instance().add({name, strategy, std::move(factory)});
+}
+
 std::vector<std::string> selector_names(SelectionStrategy strategy) {
   std::vector<std::string> names;
-  for (const RegistryEntry& entry : kRegistry) {
+  for (const RegistryEntry& entry : Registry::instance().entries()) {
     if (entry.strategy == strategy) names.emplace_back(entry.name);
   }
   return names;

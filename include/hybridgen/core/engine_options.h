@@ -67,7 +67,7 @@ struct EngineOptions {
   std::int64_t device_bytes = 0;    ///< 0: from the memory that is free
   std::int64_t threads = 0;         ///< host workers; 0: chosen
   std::int64_t device_threads = 0;  ///< cores of a CPU device; 0: chosen
-  int numa_node = -1;  ///< of workers and offloaded tokens; -1: the system's choice
+  int numa_node = -1;               ///< of workers and offloaded tokens; -1: the system's choice
   std::string isa = "auto";
   std::string math = "auto";          ///< "kernels", "aten"; auto: kernels on the CPU
   std::int64_t max_model_len = 0;     ///< 0: the model's positions

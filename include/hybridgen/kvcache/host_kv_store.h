@@ -53,7 +53,7 @@ struct HostKvShape {
   DType dtype = DType::kFloat32;
   std::int64_t capacity = 0;  ///< tokens asked for; rounded up to a multiple of 32 inside
   KeyLayout key_layout = KeyLayout::kBlocked;
-  int numa_node = -1;         ///< -1: the system's choice
+  int numa_node = -1;  ///< -1: the system's choice
 };
 
 class HostKvStore {

@@ -23,8 +23,8 @@ class TokenMapper {
 
   /// `count` new tokens at positions [n, n + count), resident. ConfigError if count < 0.
   void append(std::int64_t count);
-  /// Records that `tokens`, which must start at n_c and be no more than are resident, moved to the host.
-  /// ConfigError otherwise; nothing changes then.
+  /// Records that `tokens`, which must start at n_c and be no more than are resident, moved to the
+  /// host. ConfigError otherwise; nothing changes then.
   void offload(TokenRange tokens);
 
   /// Records that `count` resident tokens are gone for good. ConfigError if there are not so many;

@@ -88,7 +88,6 @@ struct RequestShape {
   std::int64_t max_tokens = 0;  ///< prompt plus generated tokens
 };
 
-using SelectorFactory = std::function<std::unique_ptr<TokenSelector>(const SelectorShape& shape)>;
 using RetentionFactory = std::function<std::unique_ptr<RetentionPolicy>(
     const RetentionShape& shape, const RequestShape& request)>;
 
@@ -161,6 +160,11 @@ struct MethodInfo {
 /// The method `options.method` built from `options`. ConfigError for an unknown name (with the
 /// nearest), an unknown or impossible value in options.method_config.
 Method make_method(const EngineOptions& options);
+
+/// ConfigError for parts that do not go together; what a user composes may not.
+void check_composition(const Method& method);
+/// How the host should hold the keys for what a method does with them.
+KeyLayout natural_key_layout(const Method& method);
 
 /// All methods in a fixed order.
 std::vector<MethodInfo> list_methods();

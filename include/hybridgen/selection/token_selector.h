@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -116,6 +117,14 @@ std::unique_ptr<TokenSelector> make_top_k_selector();
 /// First `sinks` offloaded tokens and the most recent offloaded ones: "sinks_recent" (Pre-QKT).
 /// With k < sinks the first k. ConfigError if sinks < 0.
 std::unique_ptr<TokenSelector> make_sinks_recent_selector(std::int64_t sinks = 4);
+
+using SelectorFactory = std::function<std::unique_ptr<TokenSelector>(const SelectorShape& shape)>;
+
+/// Adds a selector of the user's own. ConfigError if the name is empty or one of ours; a second
+/// registration of the same name replaces the first. Engines that exist keep what they have.
+void register_selector(const std::string& name,
+                       SelectionStrategy strategy,
+                       SelectorFactory factory);
 
 /// By registry name. ConfigError for an unknown name, listing all and suggesting the nearest.
 std::unique_ptr<TokenSelector> make_selector(std::string_view name, const SelectorShape& shape);

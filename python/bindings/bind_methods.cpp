@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+// SchedulerOptions, compositions of a user's own, and selectors written in Python.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bindings.h"
+#include "hybridgen/core/error.h"
+#include "hybridgen/methods/method.h"
+#include "hybridgen/scheduling/feedback_scheduler.h"
+
+namespace py = pybind11;
+
+namespace hybridgen::bindings {
+namespace {
+
+template <typename Enum, std::size_t N>
+Enum parse(const char* option,
+           const std::string& name,
+           const std::array<std::pair<const char*, Enum>, N>& names) {
+  std::string allowed;
+  for (const auto& [text, value] : names) {
+    if (name == text) {
+      return value;
+    }
+    allowed += (allowed.empty() ? "" : ", ") + std::string(text);
+  }
+  throw ConfigError(message("[composition] ", option, " is '", name, "'; allowed: ", allowed));
+}
+
+constexpr std::array kResidencies = {std::pair{"all", Residency::kAll},
+                                     std::pair{"window", Residency::kWindow},
+                                     std::pair{"none", Residency::kNone}};
+constexpr std::array kPayloads = {std::pair{"nothing", PayloadKind::kNothing},
+                                  std::pair{"logits_and_values", PayloadKind::kLogitsAndValues},
+                                  std::pair{"keys_and_values", PayloadKind::kKeysAndValues},
+                                  std::pair{"partial_attention", PayloadKind::kPartialAttention}};
+constexpr std::array kQueries = {std::pair{"none", HostQuery::kNone},
+                                 std::pair{"exact", HostQuery::kExact},
+                                 std::pair{"guessed", HostQuery::kGuessed}};
+constexpr std::array kChoices = {std::pair{"all", HostChoice::kAll},
+                                 std::pair{"selector", HostChoice::kSelector},
+                                 std::pair{"partial_keys", HostChoice::kPartialKeys}};
+
+LayerRule parse_rule(const std::tuple<std::string, std::string, std::string>& rule) {
+  return {parse("query", std::get<0>(rule), kQueries),
+          parse("payload", std::get<1>(rule), kPayloads),
+          parse("choice", std::get<2>(rule), kChoices)};
+}
+
+// A selector whose decisions a Python object makes. Workers take the GIL for every call, so it is
+// for trying ideas out, not for speed.
+class PythonSelector final : public TokenSelector {
+ public:
+  PythonSelector(std::string name, SelectionStrategy strategy, py::object object)
+      : name_(std::move(name)), strategy_(strategy), object_(std::move(object)) {}
+
+  ~PythonSelector() override {
+    const py::gil_scoped_acquire gil;
+    object_ = py::object();
+  }
+  PythonSelector(const PythonSelector&) = delete;
+  PythonSelector& operator=(const PythonSelector&) = delete;
+
+  std::string_view name() const override { return name_; }
+  SelectionStrategy strategy() const override { return strategy_; }
+
+  std::span<const std::int32_t> plan(const PlanContext& context,
+                                     std::vector<std::int32_t>& scratch) const override {
+    const py::gil_scoped_acquire gil;
+    const py::array_t<float> queries(static_cast<py::ssize_t>(context.queries.size()),
+                                     context.queries.data());
+    take(object_.attr("plan")(
+             context.layer, context.kv_head, queries, context.num_offloaded, context.k),
+         scratch);
+    return scratch;
+  }
+
+  void select(std::int64_t layer,
+              std::int64_t query_head,
+              std::span<const float> logits,
+              std::span<std::int32_t> positions,
+              std::span<float> values,
+              std::vector<float>& /*scratch*/) const override {
+    const py::gil_scoped_acquire gil;
+    const py::array_t<float> array(static_cast<py::ssize_t>(logits.size()), logits.data());
+    std::vector<std::int32_t> chosen;
+    take(object_.attr("select")(layer, query_head, array, positions.size()), chosen);
+    if (chosen.size() != positions.size()) {
+      throw ConfigError(message("[selector ",
+                                name_,
+                                "] select returned ",
+                                chosen.size(),
+                                " positions; allowed: exactly ",
+                                positions.size()));
+    }
+    for (std::size_t i = 0; i < chosen.size(); ++i) {
+      positions[i] = chosen[i];
+      // Out-of-range positions are refused by the caller, which knows the request.
+      const bool is_inside = chosen[i] >= 0 && static_cast<std::size_t>(chosen[i]) < logits.size();
+      values[i] = is_inside ? logits[static_cast<std::size_t>(chosen[i])] : 0.0F;
+    }
+  }
+
+ private:
+  void take(const py::object& returned, std::vector<std::int32_t>& out) const {
+    std::vector<std::int64_t> wide;
+    try {
+      wide = returned.cast<std::vector<std::int64_t>>();
+    } catch (const py::cast_error&) {
+      throw ConfigError(message("[selector ",
+                                name_,
+                                "] returned ",
+                                std::string(py::str(py::type::of(returned))),
+                                "; allowed: a sequence of integers"));
+    }
+    out.assign(wide.begin(), wide.end());
+  }
+
+  std::string name_;
+  SelectionStrategy strategy_;
+  py::object object_;
+};
+
+SelectionStrategy parse_strategy(const std::string& name) {
+  return parse("strategy",
+               name,
+               std::array{std::pair{"post", SelectionStrategy::kPostQkt},
+                          std::pair{"pre", SelectionStrategy::kPreQkt}});
+}
+
+SelectorFactory named_selector(const std::string& name, SelectionStrategy strategy) {
+  if (name.empty()) {
+    return {};
+  }
+  if (strategy_of_selector(name) != strategy) {
+    throw ConfigError(
+        message("[composition] selector '", name, "' does not select ", name_of(strategy), "-QKT"));
+  }
+  return [name](const SelectorShape& shape) { return make_selector(name, shape); };
+}
+
+void register_scheduler(py::module_& module) {
+  py::class_<SchedulerOptions>(module, "SchedulerOptions", "How K and the strategy are steered.")
+      .def(py::init([](std::int64_t k_min,
+                       std::pair<std::int64_t, std::int64_t> grow,
+                       std::pair<std::int64_t, std::int64_t> shrink,
+                       double k_max_ratio,
+                       std::optional<std::int64_t> k_max,
+                       std::int64_t interval,
+                       std::int64_t warmup,
+                       double deadband,
+                       bool adapt_k,
+                       bool adapt_strategy,
+                       const std::string& strategy,
+                       const std::string& return_to_post,
+                       double return_margin,
+                       std::int64_t return_hold) {
+             SchedulerOptions options;
+             options.k_min = k_min;
+             options.grow = {grow.first, grow.second};
+             options.shrink = {shrink.first, shrink.second};
+             options.k_max_ratio = k_max_ratio;
+             options.k_max = k_max;
+             options.interval = interval;
+             options.warmup = warmup;
+             options.deadband = deadband;
+             options.adapt_k = adapt_k;
+             options.adapt_strategy = adapt_strategy;
+             options.initial_strategy = parse_strategy(strategy);
+             options.return_to_post =
+                 parse("return_to_post",
+                       return_to_post,
+                       std::array{std::pair{"never", ReturnToPost::kNever},
+                                  std::pair{"estimate", ReturnToPost::kEstimate}});
+             options.return_margin = return_margin;
+             options.return_hold = return_hold;
+             options.validate();
+             return options;
+           }),
+           py::kw_only(),
+           py::arg("k_min") = 128,
+           py::arg("grow") = std::pair<std::int64_t, std::int64_t>{6, 5},
+           py::arg("shrink") = std::pair<std::int64_t, std::int64_t>{4, 5},
+           py::arg("k_max_ratio") = 1.0,
+           py::arg("k_max") = py::none(),
+           py::arg("interval") = 4,
+           py::arg("warmup") = 1,
+           py::arg("deadband") = 0.0,
+           py::arg("adapt_k") = true,
+           py::arg("adapt_strategy") = true,
+           py::arg("strategy") = "post",
+           py::arg("return_to_post") = "never",
+           py::arg("return_margin") = 0.1,
+           py::arg("return_hold") = 3);
+  module.def("scheduler_preset_names",
+             &scheduler_preset_names,
+             "Names of the six schedules of the paper's ablation (§5.4).");
+  module.def(
+      "scheduler_preset",
+      [](const std::string& name) {
+        const SchedulerOptions options = scheduler_preset(name);
+        py::dict d;
+        d["adapt_k"] = options.adapt_k;
+        d["adapt_strategy"] = options.adapt_strategy;
+        d["strategy"] = std::string(name_of(options.initial_strategy));
+        return d;
+      },
+      py::arg("name"),
+      "What a preset sets.");
+}
+
+}  // namespace
+
+void register_methods(py::module_& module) {
+  register_scheduler(module);
+  using Rule = std::tuple<std::string, std::string, std::string>;
+  py::class_<Method>(
+      module, "Composition", "A method of the user's own, made of the parts of ours.")
+      .def(py::init([](const std::string& name,
+                       const std::string& residency,
+                       const Rule& rule,
+                       const std::optional<Rule>& early_rule,
+                       std::int64_t first_layer,
+                       const std::string& strategy,
+                       const std::string& selector,
+                       const std::string& pre_selector,
+                       const std::optional<std::int64_t>& window) {
+             Method method;
+             method.name = name;
+             method.residency = parse("residency", residency, kResidencies);
+             method.rule = parse_rule(rule);
+             method.early_rule = early_rule ? parse_rule(*early_rule) : method.rule;
+             method.first_layer = early_rule ? first_layer : 0;
+             method.strategy = parse_strategy(strategy);
+             method.selector = named_selector(selector, SelectionStrategy::kPostQkt);
+             method.pre_selector = named_selector(pre_selector, SelectionStrategy::kPreQkt);
+             if (window) {
+               method.window = [tokens = *window](const RequestShape&) { return tokens; };
+             }
+             check_composition(method);
+             method.key_layout = natural_key_layout(method);
+             return method;
+           }),
+           py::kw_only(),
+           py::arg("name"),
+           py::arg("residency"),
+           py::arg("rule"),
+           py::arg("early_rule") = py::none(),
+           py::arg("first_layer") = 0,
+           py::arg("strategy") = "post",
+           py::arg("selector") = "",
+           py::arg("pre_selector") = "",
+           py::arg("window") = py::none())
+      .def_readonly("name", &Method::name);
+  module.def(
+      "register_selector",
+      [](const std::string& name, const std::string& strategy, py::object make) {
+        const SelectionStrategy parsed = parse_strategy(strategy);
+        // The factory outlives the interpreter's own order of destruction: never released.
+        auto* factory = new py::object(std::move(make));  // NOLINT(cppcoreguidelines-owning-memory)
+        register_selector(name, parsed, [name, parsed, factory](const SelectorShape& shape) {
+          const py::gil_scoped_acquire gil;
+          py::object object =
+              (*factory)(py::arg("num_layers") = shape.num_layers,
+                         py::arg("num_kv_heads") = shape.num_kv_heads,
+                         py::arg("num_heads") = shape.num_kv_heads * shape.query_heads_per_kv_head,
+                         py::arg("head_dim") = shape.head_dim,
+                         py::arg("max_offloaded") = shape.max_offloaded);
+          return std::make_unique<PythonSelector>(name, parsed, std::move(object));
+        });
+      },
+      py::arg("name"),
+      py::arg("strategy"),
+      py::arg("make"),
+      "Adds a selector; `make(**shape)` is called once per request.");
+}
+
+}  // namespace hybridgen::bindings

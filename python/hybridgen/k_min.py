@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Offline profiling of K_min: how few offloaded tokens a model needs to stay accurate.
+
+The paper (§4.3.1, Figure 14) finds for each model the number of tokens above which its accuracy
+stays flat, and lets the feedback scheduler never go below it. Here a data set runs through decode
+at several K, with exact queries so that nothing but K is measured, and
+
+    K_min = the smallest K from which on every measured accuracy is at least
+            (1 - tolerance) of the accuracy with all tokens.
+
+The result lies in ``k_min.json`` beside the checkpoint, with the curve and where it comes from;
+``SchedulerConfig(k_min="auto")`` reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._checks import as_float, as_int, one_of
+from .config import DEFAULT_K, KVConfig, SchedulerConfig, is_auto
+from .errors import ConfigError
+from .sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from .llm import LLM
+
+FILE_NAME = "k_min.json"
+FORMAT = 1
+DEFAULT_TOKENS = (4, 8, 16, 32, 64, 128, 256, 512)
+METRICS = ("auto", "agreement", "exact_match")
+
+
+@dataclass(frozen=True)
+class KMinProfile:
+    """What profiling found.
+
+    Parameters
+    ----------
+    k_min : int
+        Offloaded tokens per head.
+    metric : str
+        "agreement" (share of greedy tokens equal to full attention's) or "exact_match" (share of
+        answers that the continuation begins with).
+    tolerance : float
+        Loss that K_min may have, as a share of the accuracy with all tokens.
+    curve : tuple of (int, float)
+        K and its accuracy, ascending.
+    all_tokens : float
+        Accuracy with every offloaded token.
+    num_prompts : int
+        Size of the data set.
+    device_tokens : int or float
+        Tokens that stayed on the device.
+    model : str
+        Name of the model's folder.
+    fingerprint : str
+        Tells one checkpoint from another; empty without a folder.
+    """
+
+    k_min: int
+    metric: str
+    tolerance: float
+    curve: tuple[tuple[int, float], ...]
+    all_tokens: float
+    num_prompts: int
+    device_tokens: int | float
+    model: str
+    fingerprint: str
+
+    def save(self, path: str | Path) -> None:
+        """Write ``k_min.json``."""
+        content = {"format": FORMAT, **vars(self), "curve": [list(point) for point in self.curve]}
+        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> KMinProfile:
+        """Read a file that `save` wrote.
+
+        Raises
+        ------
+        ConfigError
+            If it cannot be read or is something else.
+        """
+        way_out = (
+            "make it again with `python -m hybridgen calibrate`, or pass SchedulerConfig(k_min=...)"
+        )
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"[k_min] cannot read {path}: {error}; {way_out}") from error
+        try:
+            if content.pop("format") != FORMAT:
+                raise ValueError("its format is not known")
+            curve = tuple((int(k), float(accuracy)) for k, accuracy in content.pop("curve"))
+            profile = cls(curve=curve, **content)
+            as_int("k_min", "k_min", profile.k_min, 1)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"[k_min] {path} is not a profile of K_min: {error}; {way_out}"
+            ) from error
+        return profile
+
+    def plot(self, path: str | Path) -> None:
+        """Draw the curve as a png; needs matplotlib."""
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ConfigError(
+                "[k_min] drawing needs matplotlib, which is not installed; pip install matplotlib"
+            ) from error
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        ks, accuracies = zip(*self.curve, strict=True)
+        axes.plot(ks, accuracies, marker="o", label="K tokens")
+        axes.axhline(self.all_tokens, linestyle=":", color="grey", label="all tokens")
+        axes.axvline(self.k_min, linestyle="--", color="tab:red", label=f"K_min = {self.k_min}")
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("K (offloaded tokens attended to per head)")
+        axes.set_ylabel(self.metric.replace("_", " "))
+        axes.set_title(f"{self.model}: {self.num_prompts} prompts, measured")
+        axes.legend()
+        figure.savefig(path, dpi=150, format="png")
+
+
+def find_k_min(
+    curve: Sequence[tuple[int, float]], all_tokens: float, tolerance: float
+) -> int | None:
+    """Return the smallest K from which on no accuracy is below the bar; None if the last one is.
+
+    Parameters
+    ----------
+    curve : sequence of (int, float)
+        K and its accuracy, ascending.
+    all_tokens : float
+        Accuracy with every token.
+    tolerance : float
+        Loss that is accepted, as a share of ``all_tokens``.
+    """
+    found = None
+    for k, accuracy in reversed(curve):
+        if accuracy < (1.0 - tolerance) * all_tokens:
+            break
+        found = k
+    return found
+
+
+def calibrate(
+    llm: LLM,
+    dataset: Iterable[Any],
+    *,
+    metric: str = "auto",
+    k_values: Sequence[int] = DEFAULT_TOKENS,
+    tolerance: float = 0.02,
+    max_tokens: int = 16,
+    device_tokens: int | float = 0.1,
+    progress: bool = False,
+) -> KMinProfile:
+    """Measure a model's accuracy at several K and find K_min.
+
+    Parameters
+    ----------
+    llm : LLM
+        The model; its own options play no part.
+    dataset : iterable
+        Prompts: text, token ids, or dicts with ``prompt`` (either) and maybe ``answer``.
+    metric : str
+        "exact_match" compares with the answers, "agreement" with full attention's own greedy
+        continuation; "auto" takes the former if every prompt has an answer.
+    k_values : sequence of int
+        Which K to measure.
+    tolerance : float
+        Loss that K_min may have, from 0 to 1.
+    max_tokens : int
+        Tokens generated for each prompt.
+    device_tokens : int or float
+        Tokens that stay on the device: those that K does not count.
+    progress : bool
+        Show a progress bar.
+
+    Raises
+    ------
+    ConfigError
+        If the data set is empty or no measured K suffices.
+    """
+    from .llm import LLM
+
+    one_of("calibrate", "metric", metric, METRICS)
+    tolerance = as_float("calibrate", "tolerance", tolerance, 0.0, 1.0)
+    max_tokens = as_int("calibrate", "max_tokens", max_tokens, 1)
+    ks = sorted({as_int("calibrate", "k_values", k, 1) for k in k_values})
+    prompts, answers = _read(dataset)
+    if not prompts or not ks:
+        raise ConfigError("[calibrate] there is nothing to run; pass prompts and values of K")
+    has_answers = all(answer is not None for answer in answers)
+    if metric == "auto":
+        metric = "exact_match" if has_answers else "agreement"
+    if metric == "exact_match" and not has_answers:
+        raise ConfigError("[calibrate] exact_match needs an answer for every prompt")
+    params = SamplingParams(max_tokens=max_tokens, temperature=0.0)
+    reference: list[Any] = []
+
+    def accuracy(variant: LLM) -> float:
+        # The whole tail passes through decode, so that the first new token counts as well.
+        outputs = variant.generate(prompts, params, progress=progress, decode_prompt_tokens=1)
+        if metric == "exact_match":
+            hits = [
+                _begins_with(variant, output.outputs[0], answer)
+                for output, answer in zip(outputs, answers, strict=True)
+            ]
+            return sum(hits) / len(hits)
+        ids = [list(output.outputs[0].token_ids) for output in outputs]
+        if not reference:
+            reference.extend(ids)
+        return sum(_agreement(a, b) for a, b in zip(ids, reference, strict=True)) / len(ids)
+
+    with LLM(llm, method="full") as full:
+        all_tokens = accuracy(full)
+    curve = []
+    for k in ks:
+        with LLM(
+            llm,
+            query="exact",
+            kv=KVConfig(device_tokens=device_tokens),
+            scheduler=SchedulerConfig(k=k),
+        ) as variant:
+            curve.append((k, accuracy(variant)))
+    k_min = find_k_min(curve, all_tokens, tolerance)
+    if k_min is None:
+        raise ConfigError(
+            f"[calibrate] even K = {ks[-1]} reaches {curve[-1][1]:.3f} of {all_tokens:.3f} "
+            f"({metric}); allowed loss: {tolerance}; pass larger k_values or a larger tolerance"
+        )
+    path = llm.path
+    return KMinProfile(
+        k_min=k_min,
+        metric=metric,
+        tolerance=tolerance,
+        curve=tuple(curve),
+        all_tokens=all_tokens,
+        num_prompts=len(prompts),
+        device_tokens=device_tokens,
+        model="" if path is None else path.name,
+        fingerprint="" if path is None else fingerprint(path),
+    )
+
+
+def read_dataset(path: str | Path) -> list[Any]:
+    """Read prompts from a jsonl file: one text, list of ids or dict a line.
+
+    Raises
+    ------
+    ConfigError
+        If a line is no JSON.
+    """
+    items = []
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"[calibrate] cannot read {path}: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            items.append(json.loads(line))
+        except ValueError as error:
+            raise ConfigError(
+                f"[calibrate] line {number} of {path} is no JSON: {error}; allowed: one prompt a "
+                'line, such as {"prompt": "...", "answer": "..."}'
+            ) from error
+    return items
+
+
+def _read(dataset: Iterable[Any]) -> tuple[list[Any], list[Any]]:
+    prompts, answers = [], []
+    for item in dataset:
+        if isinstance(item, Mapping):
+            if "prompt" not in item:
+                raise ConfigError(
+                    f"[calibrate] a prompt has the keys {sorted(item)}; allowed: prompt, answer"
+                )
+            prompts.append(item["prompt"])
+            answers.append(item.get("answer"))
+        else:
+            prompts.append(item)
+            answers.append(None)
+    return prompts, answers
+
+
+def _begins_with(llm: LLM, completion: Any, answer: Any) -> bool:
+    if isinstance(answer, str) and llm.tokenizer is not None:
+        return bool(completion.text.strip().startswith(answer.strip()))
+    expected = list(answer)
+    return list(completion.token_ids[: len(expected)]) == expected
+
+
+def _agreement(ids: list[int], reference: list[int]) -> float:
+    # After the first difference the texts are different ones: what follows says nothing.
+    same = 0
+    for a, b in zip(ids, reference, strict=False):
+        if a != b:
+            break
+        same += 1
+    return same / max(1, len(reference))
+
+
+def fingerprint(path: Path) -> str:
+    """Return what tells one checkpoint from another: of its config and its weight files' heads."""
+    digest = hashlib.sha256()
+    for file in sorted([path / "config.json", *path.glob("*.safetensors"), *path.glob("*.bin")]):
+        if file.is_file():
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+            with file.open("rb") as content:
+                digest.update(content.read(1 << 16))
+    return digest.hexdigest()
+
+
+def resolve_k_min(scheduler: SchedulerConfig, path: Path | None) -> int:
+    """Return K_min of a steered request: the user's, the one in k_min.json, or the default.
+
+    Raises
+    ------
+    ConfigError
+        If the k_min.json beside the checkpoint is broken or belongs to another model.
+    """
+    if not is_auto(scheduler.k_min):
+        return int(scheduler.k_min)
+    file = None if path is None else path / FILE_NAME
+    if not scheduler.is_steered or path is None or file is None or not file.is_file():
+        return DEFAULT_K
+    profile = KMinProfile.load(file)
+    if profile.fingerprint != fingerprint(path):
+        raise ConfigError(
+            f"[k_min] {file} was made for another checkpoint ({profile.model or 'unnamed'}); make "
+            "it again with `python -m hybridgen calibrate`, or pass SchedulerConfig(k_min=...)"
+        )
+    return profile.k_min
