@@ -108,6 +108,7 @@ class Recipe:
     updated_goal: float = 0.93
     patience_steps: int = 500
     decay_steps: int = 300
+    far_share: float = 0.4
     start: Path | None = None
     start_length: int = STAGES[0]
 
@@ -316,8 +317,16 @@ class Batch:
     links: torch.Tensor
 
 
-def make_batch(task: str, vocabulary: Vocabulary, stage: int, rng: random.Random) -> Batch:
-    """Draw a batch of about TOKENS_PER_STEP tokens at a length of 0.8 to 1.0 of the stage."""
+def make_batch(
+    task: str, vocabulary: Vocabulary, stage: int, rng: random.Random, far_share: float
+) -> Batch:
+    """Draw a batch of about TOKENS_PER_STEP tokens at a length of 0.8 to 1.0 of the stage.
+
+    Parameters
+    ----------
+    far_share : float
+        Share of the long batches that have few queries, which reach the far end.
+    """
     length = round(stage * rng.uniform(0.9 if stage == STAGES[-1] else 0.8, 1.0))
     low, high = (0.06, 0.14) if stage <= 256 else (0.04, 0.10)
     records = max(2, round(length * rng.uniform(low, high)))
@@ -325,7 +334,7 @@ def make_batch(task: str, vocabulary: Vocabulary, stage: int, rng: random.Random
     if rng.random() < 0.3:
         records = max(2, round(records ** rng.random()))
         queries = max(1, round(queries ** rng.random()))
-    elif stage >= 512 and rng.random() < 0.4:
+    elif stage >= 512 and rng.random() < far_share:
         # Many queries in a row push each other away from the far end; few reach it.
         queries = rng.randint(2, 8)
     if task == "local":
@@ -484,7 +493,7 @@ def train(family: str, recipe: Recipe, checkpoint: Path | None) -> tuple[PreTrai
         tasks = ["kv"] * 9 + ["mqar"] * 3
         if stage > STAGES[0]:
             tasks += ["local"] * 3 + ["updated"] * 5
-        batch = make_batch(rng.choice(tasks), vocabulary, stage, rng)
+        batch = make_batch(rng.choice(tasks), vocabulary, stage, rng, recipe.far_share)
         batch = move(batch, recipe.device)
         length = batch.ids.shape[1]
         offset = rng.randint(0, MAX_LENGTH - length) if family == "opt" else 0
@@ -617,7 +626,7 @@ def command_line(family: str, recipe: Recipe) -> str:
     """Return the command that makes a model, with the options that differ from their defaults."""
     parts = [f"python scripts/train_tiny_models.py --family {family} --seed {recipe.seed}"]
     defaults = Recipe()
-    for name in ("max_minutes", "advance_at", "patience_steps", "decay_steps", "start_length"):
+    for name in ("max_minutes", "advance_at", "patience_steps", "decay_steps", "far_share"):
         value = getattr(recipe, name)
         if value != getattr(defaults, name):
             parts.append(f"--{name.replace('_', '-')} {value}")
@@ -735,6 +744,7 @@ def main() -> None:
     parser.add_argument("--advance-at", type=float, default=0.95, help="accuracy that lengthens")
     parser.add_argument("--patience-steps", type=int, default=500, help="for the updated task")
     parser.add_argument("--decay-steps", type=int, default=300)
+    parser.add_argument("--far-share", type=float, default=0.4, help="long batches of few queries")
     parser.add_argument("--start", type=Path, help="folder of an earlier run to continue")
     parser.add_argument("--start-length", type=int, choices=STAGES, default=STAGES[0])
     parser.add_argument("--checkpoints", type=Path, help="folder for weights of each stage")
@@ -750,6 +760,7 @@ def main() -> None:
         advance_at=args.advance_at,
         patience_steps=args.patience_steps,
         decay_steps=args.decay_steps,
+        far_share=args.far_share,
         start=args.start,
         start_length=args.start_length,
     )
