@@ -109,6 +109,7 @@ class Recipe:
     patience_steps: int = 500
     decay_steps: int = 300
     far_share: float = 0.4
+    updated_weight: int = 5
     start: Path | None = None
     start_length: int = STAGES[0]
 
@@ -492,7 +493,7 @@ def train(family: str, recipe: Recipe, checkpoint: Path | None) -> tuple[PreTrai
         # The other tasks offer shortcuts (by position) that delay the first retrieval.
         tasks = ["kv"] * 9 + ["mqar"] * 3
         if stage > STAGES[0]:
-            tasks += ["local"] * 3 + ["updated"] * 5
+            tasks += ["local"] * 3 + ["updated"] * recipe.updated_weight
         batch = make_batch(rng.choice(tasks), vocabulary, stage, rng, recipe.far_share)
         batch = move(batch, recipe.device)
         length = batch.ids.shape[1]
@@ -626,7 +627,14 @@ def command_line(family: str, recipe: Recipe) -> str:
     """Return the command that makes a model, with the options that differ from their defaults."""
     parts = [f"python scripts/train_tiny_models.py --family {family} --seed {recipe.seed}"]
     defaults = Recipe()
-    for name in ("max_minutes", "advance_at", "patience_steps", "decay_steps", "far_share"):
+    for name in (
+        "max_minutes",
+        "advance_at",
+        "patience_steps",
+        "decay_steps",
+        "far_share",
+        "updated_weight",
+    ):
         value = getattr(recipe, name)
         if value != getattr(defaults, name):
             parts.append(f"--{name.replace('_', '-')} {value}")
@@ -745,6 +753,7 @@ def main() -> None:
     parser.add_argument("--patience-steps", type=int, default=500, help="for the updated task")
     parser.add_argument("--decay-steps", type=int, default=300)
     parser.add_argument("--far-share", type=float, default=0.4, help="long batches of few queries")
+    parser.add_argument("--updated-weight", type=int, default=5, help="batches of that task in 20")
     parser.add_argument("--start", type=Path, help="folder of an earlier run to continue")
     parser.add_argument("--start-length", type=int, choices=STAGES, default=STAGES[0])
     parser.add_argument("--checkpoints", type=Path, help="folder for weights of each stage")
@@ -761,6 +770,7 @@ def main() -> None:
         patience_steps=args.patience_steps,
         decay_steps=args.decay_steps,
         far_share=args.far_share,
+        updated_weight=args.updated_weight,
         start=args.start,
         start_length=args.start_length,
     )

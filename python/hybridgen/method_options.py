@@ -61,10 +61,13 @@ class FlexGen(MethodOptions):
     ----------
     gpu_share : float
         Share of a prompt's tokens, the newest, that stay on the device.
+    attn_sparsity : float
+        Share of the tokens whose values are fetched: those with the largest weights.
     """
 
     method: ClassVar[str] = "flexgen"
     gpu_share: float = 0.0
+    attn_sparsity: float = 1.0
 
 
 @options_class

@@ -11,14 +11,19 @@ MethodInfo flexgen_info() {
           .summary = "keys and values stream from the host, attention on the device",
           .attention = "device",
           .timing = "none",
-          .exact_when = "always",
+          .exact_when = "attn_sparsity = 1",
           .drops = "nothing",
-          .link = "K and V of every offloaded token",
+          .link = "K and V of every offloaded token; attn_sparsity < 1: V of some",
           .tunables = {{"gpu_share",
                         0.0,
                         "a float in [0, 1]",
                         "share of a prompt's tokens, the newest, that stay on the device; "
-                        "KVConfig(device_tokens=) overrides it"}}};
+                        "KVConfig(device_tokens=) overrides it"},
+                       {"attn_sparsity",
+                        1.0,
+                        "a float in (0, 1]",
+                        "share of the tokens whose values are fetched: those with the largest "
+                        "weights, which are not renormalised"}}};
 }
 
 Method flexgen_method(const EngineOptions& options) {
@@ -29,6 +34,10 @@ Method flexgen_method(const EngineOptions& options) {
   method.name = info.name;
   method.residency = Residency::kWindow;
   method.rule = {HostQuery::kNone, PayloadKind::kKeysAndValues, HostChoice::kAll};
+  method.value_share = config.number("attn_sparsity", 0.0, 1.0, /*open=*/true);
+  if (method.value_share < 1.0) {
+    method.rule.payload = PayloadKind::kKeysThenValues;
+  }
   method.key_layout = KeyLayout::kRows;
   method.window = [gpu_share](const RequestShape& request) {
     return static_cast<std::int64_t>(gpu_share * static_cast<double>(request.prompt_tokens));

@@ -60,7 +60,7 @@ Method infinigen_method(const EngineOptions& options) {
   method.partial_keys.max_fetch = config.tokens("max_fetch");
   PoolLimit pool;
   pool.capacity = config.number("capacity", 0.0, 1.0, /*open=*/true);
-  pool.policy = config.choice("policy", "fifo, lru, counter");
+  pool.policy = pool_policy_from_name(config.choice("policy", "fifo, lru, counter"));
   if (pool.capacity < 1.0) {
     method.pool = pool;
   }

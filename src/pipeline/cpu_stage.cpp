@@ -330,11 +330,14 @@ void CpuStage::ship_all(const Task& task) const {
   std::memcpy(static_cast<std::byte*>(out.keys) + offset,
               job.store->key_rows(task.layer, task.kv_head).data,
               bytes);
+  out.union_sizes[task.kv_head] = job.num_offloaded;
+  task.result.key_bytes += job.num_offloaded * row_bytes;
+  if (job.rule.payload == PayloadKind::kKeysThenValues) {
+    return;  // which values follow is known once the device has the weights
+  }
   std::memcpy(static_cast<std::byte*>(out.values) + offset,
               job.store->values(task.layer, task.kv_head).data,
               bytes);
-  out.union_sizes[task.kv_head] = job.num_offloaded;
-  task.result.key_bytes += job.num_offloaded * row_bytes;
   task.result.value_bytes += job.num_offloaded * row_bytes;
 }
 

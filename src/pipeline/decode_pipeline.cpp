@@ -10,6 +10,7 @@
 #include "hybridgen/core/error.h"
 #include "hybridgen/pipeline/offload.h"
 #include "random_delay.h"
+#include "sparse_values.h"
 
 namespace hybridgen {
 namespace {
@@ -149,7 +150,13 @@ void DecodePipeline::finish_layer(std::int64_t layer, MicroBatch& batch) {
   trace_device("resident logits", layer, begin_ns);
   receive_payloads(layer, batch);  // 2, 3
   begin_ns = TraceRecorder::now_ns();
-  ops_.merge(batch.ws.query, batch.items, batch.ws.attended_heads);  // 5
+  if (method_.rule_of(layer).payload == PayloadKind::kKeysThenValues) {
+    const LinkBytes bytes = attend_with_some_values(model_.device(), method_, layer, batch);  // 5
+    statistics_.h2d_bytes += bytes.to_device;
+    statistics_.d2h_bytes += bytes.to_host;
+  } else {
+    ops_.merge(batch.ws.query, batch.items, batch.ws.attended_heads);  // 5
+  }
   feed_back(layer, batch);
   model_.finish_block(ops_, layer, batch.ws);  // 5, 6
   timer_.end();
@@ -194,16 +201,25 @@ void DecodePipeline::make_room(RequestState& request) {
   if (plan.tokens.empty()) {
     return;
   }
+  const std::int64_t room = request.pool == nullptr
+                                ? plan.tokens.size()
+                                : request.pool->capacity() - request.pool->size();
+  const TokenRange moving{plan.tokens.begin,
+                          plan.tokens.begin + std::min(room, plan.tokens.size())};
+  const std::int64_t first = request.resident.first_slot();
   for (std::int64_t layer = 0; layer < model_.config().num_layers; ++layer) {
-    statistics_.evicted_bytes += offload_rows(request,
-                                              layer,
-                                              plan.tokens,
-                                              request.resident.keys(layer),
-                                              request.resident.values(layer),
-                                              request.resident.first_slot());
+    const at::Tensor& keys = request.resident.keys(layer);
+    const at::Tensor& values = request.resident.values(layer);
+    if (!moving.empty()) {
+      statistics_.evicted_bytes += offload_rows(request, layer, moving, keys, values, first);
+    }
+    for (std::int64_t row = moving.size(); row < plan.tokens.size(); ++row) {
+      statistics_.evicted_bytes += replace_in_pool(request, layer, keys, values, first + row);
+    }
   }
   request.resident.drop_front(plan.tokens.size());
-  request.tokens.offload(plan.tokens);
+  request.tokens.drop(plan.tokens.size() - moving.size());
+  request.tokens.offload(moving);
 }
 
 // Where the new token stands; it is in the token mapper and, if resident, in the cache already.
@@ -346,6 +362,9 @@ void DecodePipeline::plan_by_partial_keys(std::int64_t layer,
       merged[j] = static_cast<std::int32_t>(from[g * count + j]);
     }
     job.buffers.union_sizes[g] = count;
+    if (request.pool != nullptr) {
+      request.pool->on_fetch(layer, g, {merged, static_cast<std::size_t>(count)});
+    }
   }
   job.num_chosen = count;
   statistics_.d2h_bytes += groups * count * static_cast<std::int64_t>(sizeof(std::int64_t));
@@ -433,6 +452,9 @@ void DecodePipeline::end_step(std::span<const std::unique_ptr<MicroBatch>> batch
   for (const auto& batch : batches) {
     for (RequestState* request : batch->requests) {
       end_retention_step(*request);
+      if (request->pool != nullptr) {
+        request->pool->end_step();
+      }
       if (request->scheduler) {
         request->scheduler->end_step(sample_, request->tokens.num_offloaded());
       }

@@ -101,7 +101,8 @@ std::int64_t HostStaging::ship(const DeviceContext& device, const HostJob& job) 
     payload_.lse = device_.lse;
     return bytes;
   }
-  const bool ships_keys = job.rule.payload == PayloadKind::kKeysAndValues;
+  const bool keys_only = job.rule.payload == PayloadKind::kKeysThenValues;
+  const bool ships_keys = keys_only || job.rule.payload == PayloadKind::kKeysAndValues;
   payload_.count = job.num_chosen;
   payload_.union_sizes = union_sizes_;
   payload_.logits = device_.logits;
@@ -120,7 +121,7 @@ std::int64_t HostStaging::ship(const DeviceContext& device, const HostJob& job) 
   } else {
     payload_.keys = device_.keys;
   }
-  bytes += rows * head_dim_ * element * (ships_keys ? 2 : 1);
+  bytes += rows * head_dim_ * element * (ships_keys && !keys_only ? 2 : 1);
   if (!device.is_cpu()) {
     for (std::int64_t g = 0; g < num_kv_heads_; ++g) {
       const std::int64_t count = union_sizes_[static_cast<std::size_t>(g)];
@@ -130,13 +131,28 @@ std::int64_t HostStaging::ship(const DeviceContext& device, const HostJob& job) 
             .copy_(from.select(0, g).narrow(0, 0, count),
                    /*non_blocking=*/true);
       };
-      copy_rows(device_.values, values_);
+      if (!keys_only) {
+        copy_rows(device_.values, values_);
+      }
       if (ships_keys) {
         copy_rows(device_.keys, keys_);
       }
     }
   }
   return bytes;
+}
+
+std::int64_t HostStaging::ship_values(const DeviceContext& device) {
+  const std::int64_t rows = std::accumulate(union_sizes_.begin(), union_sizes_.end(), 0LL);
+  if (!device.is_cpu()) {
+    for (std::int64_t g = 0; g < num_kv_heads_; ++g) {
+      const std::int64_t count = union_sizes_[static_cast<std::size_t>(g)];
+      device_.values.select(0, g)
+          .narrow(0, 0, count)
+          .copy_(values_.select(0, g).narrow(0, 0, count));
+    }
+  }
+  return rows * head_dim_ * static_cast<std::int64_t>(values_.element_size());
 }
 
 }  // namespace hybridgen

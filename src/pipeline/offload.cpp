@@ -22,6 +22,9 @@ std::int64_t offload_rows(RequestState& request,
                           const at::Tensor& values,
                           std::int64_t first_row) {
   HostKvStore& host = *request.host;
+  if (request.pool != nullptr && layer == 0) {
+    request.pool->append(tokens.size());
+  }
   if (keys.device().is_cpu()) {
     host.write(layer, tokens, view_of(keys, first_row), view_of(values, first_row));
   } else {
@@ -48,6 +51,26 @@ std::int64_t offload_rows(RequestState& request,
   }
   const auto element = static_cast<std::int64_t>(keys.element_size());
   return 2 * keys.size(0) * tokens.size() * keys.size(2) * element;
+}
+
+std::int64_t replace_in_pool(RequestState& request,
+                             std::int64_t layer,
+                             const at::Tensor& keys,
+                             const at::Tensor& values,
+                             std::int64_t row) {
+  std::int64_t bytes = 0;
+  for (std::int64_t g = 0; g < keys.size(0); ++g) {
+    const std::int64_t slot = request.pool->replace(layer, g);
+    const at::Tensor key = keys.select(0, g).select(0, row);
+    const at::Tensor host_key = key.cpu();
+    const at::Tensor host_value = values.select(0, g).select(0, row).cpu();
+    request.host->write_row(layer, g, slot, host_key.const_data_ptr(), host_value.const_data_ptr());
+    if (request.partial_keys != nullptr) {
+      request.partial_keys->write_row(layer, g, slot, key);
+    }
+    bytes += static_cast<std::int64_t>(host_key.nbytes() + host_value.nbytes());
+  }
+  return bytes;
 }
 
 }  // namespace hybridgen

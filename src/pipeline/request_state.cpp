@@ -23,7 +23,9 @@ StagingShape staging_of(const LayerRule& rule,
     shape.has_output = true;
     return shape;
   }
-  shape.has_keys = rule.payload == PayloadKind::kKeysAndValues;
+  const bool sparse = rule.payload == PayloadKind::kKeysThenValues;
+  shape.has_keys = sparse || rule.payload == PayloadKind::kKeysAndValues;
+  shape.has_own_choices = sparse;
   shape.max_chosen = max_offloaded;
   if (rule.choice == HostChoice::kPartialKeys) {
     shape.max_chosen = method.partial_keys.max_fetch.resolve(max_offloaded);
@@ -56,6 +58,11 @@ RequestPlan plan_request(const ModelConfig& config,
   if (method.residency == Residency::kWindow && window >= 0) {
     plan.window = std::clamp<std::int64_t>(window, 1, shape.max_tokens);
     plan.max_offloaded = shape.max_tokens - plan.window;
+    if (method.pool) {
+      const auto share =
+          static_cast<std::int64_t>(method.pool->capacity * static_cast<double>(shape.max_tokens));
+      plan.max_offloaded = std::min(plan.max_offloaded, std::max(share, shape.prompt_tokens));
+    }
   } else if (method.residency == Residency::kNone) {
     plan.window = 0;
     plan.max_offloaded = shape.max_tokens;
@@ -140,6 +147,10 @@ RequestState::RequestState(const DecoderModel& model,
                                                    .capacity = plan.max_offloaded,
                                                    .key_layout = method.key_layout,
                                                    .numa_node = numa_node});
+  if (method.pool) {
+    pool = std::make_unique<PoolEviction>(
+        config.num_layers, config.num_kv_heads, plan.max_offloaded, method.pool->policy);
+  }
   const SelectorShape selector_shape{config.num_layers,
                                      config.num_kv_heads,
                                      config.query_heads_per_kv_head(),

@@ -14,6 +14,7 @@
 
 #include "hybridgen/core/engine_options.h"
 #include "hybridgen/kvcache/host_kv_store.h"
+#include "hybridgen/kvcache/pool_eviction.h"
 #include "hybridgen/selection/retention_policy.h"
 #include "hybridgen/selection/token_selector.h"
 
@@ -30,8 +31,11 @@ enum class Residency : std::uint8_t {
 /// What the host sends for one (request, layer).
 enum class PayloadKind : std::uint8_t {
   kNothing,
-  kLogitsAndValues,   ///< of the chosen tokens: one softmax on the device
-  kKeysAndValues,     ///< of the chosen tokens: the device computes their logits too
+  kLogitsAndValues,  ///< of the chosen tokens: one softmax on the device
+  kKeysAndValues,    ///< of the chosen tokens: the device computes their logits too
+  /// Keys of all offloaded tokens, then values of those with the largest weights: one softmax over
+  /// all tokens, of which the others' share is left out (FlexGen's sparse attention).
+  kKeysThenValues,
   kPartialAttention,  ///< output and natural log-sum-exp over the chosen tokens: merged by them
 };
 
@@ -77,8 +81,8 @@ struct PartialKeyOptions {
 
 /// InfiniGen's limit on tokens in host memory.
 struct PoolLimit {
-  double capacity = 1.0;           ///< share of a request's tokens (prompt and new), >= its prompt
-  std::string policy = "counter";  ///< "fifo", "lru" or "counter"
+  double capacity = 1.0;  ///< share of a request's tokens (prompt and new), >= its prompt
+  PoolPolicy policy = PoolPolicy::kCounter;
 };
 
 /// What a per-request part may depend on.
@@ -111,6 +115,7 @@ struct Method {
   bool pre_selects_by_partial_keys = false;  ///< Pre-QKT on the device instead of pre_selector
   PartialKeyOptions partial_keys;
   std::optional<PoolLimit> pool;
+  double value_share = 1.0;  ///< kKeysThenValues: of all tokens but the new one
 
   RetentionFactory retention;  ///< kRetained only
   std::optional<KeyformerScore>

@@ -45,6 +45,10 @@ class HostStaging {
   /// payload(). Returns the bytes that cross the link, counted the same on every device.
   std::int64_t ship(const DeviceContext& device, const HostJob& job);
 
+  /// Sends value rows alone, those that union_sizes in buffers() counts; waits for them. Returns
+  /// the bytes.
+  std::int64_t ship_values(const DeviceContext& device);
+
   const HostPayload& payload() const { return payload_; }
 
  private:

@@ -18,4 +18,12 @@ std::int64_t offload_rows(RequestState& request,
                           const at::Tensor& values,
                           std::int64_t first_row);
 
+/// The pool is full: row `row` of one layer takes the place of the tokens it decides to drop, one
+/// per KV head. Returns the bytes that left the device.
+std::int64_t replace_in_pool(RequestState& request,
+                             std::int64_t layer,
+                             const at::Tensor& keys,
+                             const at::Tensor& values,
+                             std::int64_t row);
+
 }  // namespace hybridgen

@@ -79,6 +79,7 @@ struct RequestState {
   std::unique_ptr<TokenSelector> selector;
   std::unique_ptr<TokenSelector> pre_selector;
   std::unique_ptr<PartialKeys> partial_keys;
+  std::unique_ptr<PoolEviction> pool;  ///< null: the host keeps every token it gets
   std::unique_ptr<RetentionPolicy> retention;
   std::vector<at::Tensor> prompt_sums;  ///< per layer float32 [G, P]: for the retention policy
   std::optional<FeedbackScheduler> scheduler;

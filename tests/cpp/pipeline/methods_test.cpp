@@ -121,6 +121,17 @@ std::vector<Setting> approximate_settings() {
       // Two columns: a prompt of one token determines no more.
       setting(
           "infinigen", "infinigen", {{"alpha", 1.0}, {"max_fetch", 0.3}, {"column_share", 0.125}}),
+      setting("infinigen_small_pool",
+              "infinigen",
+              {{"alpha", 1.0},
+               {"max_fetch", 0.3},
+               {"column_share", 0.125},
+               {"capacity", 0.9},
+               {"policy", std::string("lru")}}),
+      setting("flexgen_sparse", "flexgen", {{"attn_sparsity", 0.4}}),
+      setting("flexgen_sparse_partly_resident",
+              "flexgen",
+              {{"attn_sparsity", 0.4}, {"gpu_share", 0.3}}),
       setting("hgca",
               "hgca",
               {{"beta", 1.0},
