@@ -658,12 +658,13 @@ class _Progress:
         if done or now - self._shown > 0.3:
             self._shown = now
             stats = RunStats(self._loop.engine.run_stats())
-            metrics = (done or sequences)[0].metrics
-            options = self._loop.engine.options
+            shown = (done or [s for s in sequences if not s.finished] or sequences)[0]
+            self._loop.refresh_metrics(shown)
+            metrics = shown.metrics
             postfix = {
                 "tok/s": f"{stats['decode_tps']:.1f}",
-                "K": metrics.k if done else options.k,
-                "mode": str(metrics.strategy if done else options.strategy),
+                "K": metrics.k,
+                "mode": metrics.strategy,
                 "hidden": f"{100 * (stats.get('hidden_share') or 0.0):.0f}%",
             }
             self._bar.set_postfix(postfix, refresh=False)

@@ -18,10 +18,12 @@ def chrome_trace(spans: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     Parameters
     ----------
     spans : iterable of mappings
-        With name, lane, worker, layer, step, begin_ns, end_ns and bytes.
+        With name, lane, worker, layer, step, begin_ns, end_ns and bytes. On the lane "scheduler"
+        the name is the strategy, the worker a request and the bytes are K.
     """
-    recorded = list(spans)
-    origin = min((span["begin_ns"] for span in recorded), default=0)
+    everything = list(spans)
+    origin = min((span["begin_ns"] for span in everything), default=0)
+    recorded = [span for span in everything if span["lane"] != "scheduler"]
     order = {lane: i for i, lane in enumerate(_LANES)}
     rows = sorted(
         {(span["lane"], int(span["worker"]) if span["lane"] == "cpu" else 0) for span in recorded},
@@ -50,6 +52,21 @@ def chrome_trace(spans: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
                 "args": {name: span[name] for name in ("layer", "step", "bytes")},
             }
         )
+    for span in everything:
+        if span["lane"] == "scheduler":
+            # One track per request; the strategy is the series, so that a switch changes the colour.
+            events.append(
+                {
+                    "ph": "C",
+                    "name": f"K of request {span['worker']}",
+                    "pid": _PROCESS,
+                    "ts": (span["begin_ns"] - origin) / 1000,
+                    "args": {
+                        series: span["bytes"] if span["name"] == series else 0
+                        for series in ("post", "pre")
+                    },
+                }
+            )
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 

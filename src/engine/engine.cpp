@@ -8,6 +8,7 @@
 #include <deque>
 #include <map>
 
+#include "host_threads.h"
 #include "hybridgen/core/error.h"
 #include "hybridgen/device/worker_pool.h"
 #include "hybridgen/engine/driver_thread.h"
@@ -17,6 +18,7 @@
 #include "hybridgen/pipeline/decode_pipeline.h"
 #include "hybridgen/pipeline/prefill.h"
 #include "kernels/cpu_kernels.h"
+#include "method_checks.h"
 
 namespace hybridgen {
 namespace {
@@ -45,87 +47,6 @@ struct Request {
 
 double seconds_since(std::int64_t begin_ns) {
   return static_cast<double>(TraceRecorder::now_ns() - begin_ns) * 1e-9;
-}
-
-// Cores: a GPU engine scores with all but one; on a CPU device the stages share the machine.
-// Workers are never more than `host_cores`, those they may be pinned to.
-void resolve_threads(EngineOptions& options,
-                     const DeviceContext& device,
-                     bool offloads,
-                     std::int64_t host_cores) {
-  const std::int64_t cores = available_parallelism();
-  if (!offloads) {
-    options.threads = 0;
-    if (options.device_threads == 0) {
-      options.device_threads = device.is_cpu() ? cores : 1;
-    }
-    return;
-  }
-  if (options.threads == 0) {
-    const std::int64_t taken = !device.is_cpu()             ? 1
-                               : options.device_threads > 0 ? options.device_threads
-                                                            : (cores + 1) / 2;
-    options.threads = std::clamp<std::int64_t>(cores - taken, 1, host_cores);
-  }
-  if (options.device_threads == 0) {
-    options.device_threads =
-        device.is_cpu() ? std::max<std::int64_t>(1, cores - options.threads) : 1;
-  }
-}
-
-// Workers take the last of `host_cpus`, the cores of `cpus` that are on their node; unless that
-// leaves one of `cpus` for the driver none is pinned.
-std::vector<int> worker_cpus(const std::vector<int>& cpus,
-                             const std::vector<int>& host_cpus,
-                             std::int64_t threads) {
-  const auto most = static_cast<std::int64_t>(host_cpus.size());
-  if (threads > most && host_cpus.size() < cpus.size()) {
-    throw ConfigError(message("[engine] threads is ",
-                              threads,
-                              "; allowed: at most ",
-                              most,
-                              ", the CPUs of the chosen node that this process may use; lower "
-                              "CpuConfig(threads=...) or leave CpuConfig(numa=...) out"));
-  }
-  std::vector<int> chosen(static_cast<std::size_t>(threads), -1);
-  if (threads < static_cast<std::int64_t>(cpus.size())) {
-    std::copy(host_cpus.end() - threads, host_cpus.end(), chosen.begin());
-  }
-  return chosen;
-}
-
-void check_selector(const std::string& name, SelectionStrategy strategy, const char* option) {
-  if (strategy_of_selector(name) != strategy) {
-    std::string allowed;
-    for (const std::string& candidate : selector_names(strategy)) {
-      allowed += (allowed.empty() ? "" : ", ") + candidate;
-    }
-    throw ConfigError(message("[engine] ",
-                              option,
-                              " '",
-                              name,
-                              "' does not select ",
-                              name_of(strategy),
-                              "; allowed: ",
-                              allowed));
-  }
-}
-
-// What the model cannot do with a method; a user's own composition may ask for anything.
-void check_method(const Method& method, const ModelConfig& config) {
-  const bool is_rotary = config.position == PositionKind::kRotary;
-  if (method.positions == PositionMode::kCacheIndex && !is_rotary) {
-    throw ConfigError(message("[method ",
-                              method.name,
-                              "] positions is 'shift' and the model has learned positions; allowed "
-                              "there: original, clamp"));
-  }
-  if (method.positions == PositionMode::kClamped && is_rotary) {
-    throw ConfigError(message("[method ",
-                              method.name,
-                              "] positions is 'clamp' and the model has rotary positions; allowed "
-                              "there: original, shift"));
-  }
 }
 
 void describe(const RequestState& state, RequestStatistics& statistics) {

@@ -458,6 +458,16 @@ void DecodePipeline::end_step(std::span<const std::unique_ptr<MicroBatch>> batch
       if (request->scheduler) {
         request->scheduler->end_step(sample_, request->tokens.num_offloaded());
       }
+      if (trace_.enabled() && request->tokens.num_offloaded() > 0) {
+        const std::int64_t now_ns = TraceRecorder::now_ns();
+        trace_.record({.name = name_of(request->strategy()).data(),
+                       .lane = TraceLane::kScheduler,
+                       .worker = static_cast<std::int32_t>(request->plan.shape.request_id),
+                       .step = step_,
+                       .begin_ns = now_ns,
+                       .end_ns = now_ns,
+                       .bytes = request->num_chosen(request->tokens.num_offloaded())});
+      }
     }
   }
 }

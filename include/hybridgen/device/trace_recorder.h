@@ -12,17 +12,17 @@
 
 namespace hybridgen {
 
-enum class TraceLane : std::uint8_t { kDevice, kCpu, kLink };
+enum class TraceLane : std::uint8_t { kDevice, kCpu, kLink, kScheduler };
 
 struct TraceSpan {
   const char* name = "";  ///< static string
   TraceLane lane = TraceLane::kDevice;
-  std::int32_t worker = 0;  ///< worker index on the CPU lane
+  std::int32_t worker = 0;  ///< worker index on the CPU lane, request on the scheduler's
   std::int32_t layer = -1;  ///< -1: not tied to a layer
   std::int64_t step = -1;
   std::int64_t begin_ns = 0;  ///< steady clock
   std::int64_t end_ns = 0;
-  std::int64_t bytes = 0;  ///< link spans
+  std::int64_t bytes = 0;  ///< moved or read; K on the scheduler's lane
 };
 
 class TraceRecorder {

@@ -144,7 +144,8 @@ TEST(EngineStatistics, CountTheBytesOfEachLinkByTheFormulas) {
   const std::int64_t layers = 4, heads = 4, groups = 2, head_dim = 16, e = 4, k = 5;
   EXPECT_EQ(statistics.decode_steps, 4);
   EXPECT_EQ(statistics.d2h_bytes, 4 * layers * heads * head_dim * e);
-  EXPECT_EQ(statistics.h2d_bytes, 4 * layers * (heads * k * (4 + 4) + groups * k * head_dim * e));
+  // Heads share the positions: no indices are sent.
+  EXPECT_EQ(statistics.h2d_bytes, 4 * layers * (heads * k * 4 + groups * k * head_dim * e));
   EXPECT_EQ(statistics.host_key_bytes, 4 * layers * groups * k * head_dim * e);
   EXPECT_EQ(statistics.host_value_bytes, 4 * layers * groups * k * head_dim * e);
   // Prefill leaves 10 of 50 on the device, then one token leaves per step.

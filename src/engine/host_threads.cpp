@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host_threads.h"
+
+#include <algorithm>
+
+#include "hybridgen/core/error.h"
+#include "hybridgen/device/worker_pool.h"
+
+namespace hybridgen {
+
+void resolve_threads(EngineOptions& options,
+                     const DeviceContext& device,
+                     bool offloads,
+                     std::int64_t host_cores) {
+  const std::int64_t cores = available_parallelism();
+  if (!offloads) {
+    options.threads = 0;
+    if (options.device_threads == 0) {
+      options.device_threads = device.is_cpu() ? cores : 1;
+    }
+    return;
+  }
+  if (options.threads == 0) {
+    // A GPU engine scores with all cores but one; on a CPU device the stages share the machine.
+    const std::int64_t taken = !device.is_cpu()             ? 1
+                               : options.device_threads > 0 ? options.device_threads
+                                                            : (cores + 1) / 2;
+    options.threads = std::clamp<std::int64_t>(cores - taken, 1, host_cores);
+  }
+  if (options.device_threads == 0) {
+    options.device_threads =
+        device.is_cpu() ? std::max<std::int64_t>(1, cores - options.threads) : 1;
+  }
+}
+
+std::vector<int> worker_cpus(const std::vector<int>& cpus,
+                             const std::vector<int>& host_cpus,
+                             std::int64_t threads) {
+  const auto most = static_cast<std::int64_t>(host_cpus.size());
+  if (threads > most && host_cpus.size() < cpus.size()) {
+    throw ConfigError(message("[engine] threads is ",
+                              threads,
+                              "; allowed: at most ",
+                              most,
+                              ", the CPUs of the chosen node that this process may use; lower "
+                              "CpuConfig(threads=...) or leave CpuConfig(numa=...) out"));
+  }
+  std::vector<int> chosen(static_cast<std::size_t>(threads), -1);
+  if (threads < static_cast<std::int64_t>(cpus.size())) {
+    std::copy(host_cpus.end() - threads, host_cpus.end(), chosen.begin());
+  }
+  return chosen;
+}
+
+}  // namespace hybridgen

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// How an engine divides the machine's cores between the device's driver and the host workers.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "hybridgen/core/engine_options.h"
+#include "hybridgen/models/device_context.h"
+
+namespace hybridgen {
+
+/// Fills options.threads and options.device_threads where they are automatic. Workers are never
+/// more than `host_cores`, those they may be pinned to.
+void resolve_threads(EngineOptions& options,
+                     const DeviceContext& device,
+                     bool offloads,
+                     std::int64_t host_cores);
+
+/// A core for each of `threads` workers, -1 for one that is not pinned: the last of `host_cpus`,
+/// the cores of `cpus` on the workers' node; unless that leaves one of `cpus` for the driver, none
+/// is pinned. ConfigError if the node has too few.
+std::vector<int> worker_cpus(const std::vector<int>& cpus,
+                             const std::vector<int>& host_cpus,
+                             std::int64_t threads);
+
+}  // namespace hybridgen
