@@ -13,7 +13,7 @@ MethodInfo h2o_info() {
           .timing = "post",
           .exact_when = "heavy + recent >= tokens",
           .drops = "tokens that are neither heavy nor recent",
-          .link = "nothing; with home='host' K and V of the kept tokens and their weights",
+          .link = "softmax weights to the host; with home='host' K and V of the kept tokens back",
           .tunables = {
               {"heavy",
                0.1,

@@ -19,7 +19,7 @@ MethodInfo hgca_info() {
       .drops =
           "nothing, but tokens that are not salient when they leave the window take part "
           "no more",
-      .link = "query to the host; output and log-sum-exp back",
+      .link = "query and softmax weights to the host; output and log-sum-exp back",
       .tunables = {
           {"block", std::int64_t{128}, "an integer >= 1", "tokens that leave the window at once"},
           {"blocks", std::int64_t{2}, "an integer >= 1", "blocks in the window"},

@@ -15,7 +15,7 @@ MethodInfo keyformer_info() {
           .timing = "post",
           .exact_when = "the budget >= tokens",
           .drops = "tokens that are neither key tokens nor recent",
-          .link = "nothing; with home='host' K and V of the kept tokens and their weights",
+          .link = "softmax weights to the host; with home='host' K and V of the kept tokens back",
           .tunables = {
               {"kv_cache",
                0.6,

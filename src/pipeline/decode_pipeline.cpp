@@ -123,18 +123,26 @@ void DecodePipeline::start_layer(std::int64_t layer, MicroBatch& batch) {
   const bool guesses =
       guessed < model_.config().num_layers && query_of(guessed) == HostQuery::kGuessed;
   const bool reuses_query = method_.guess_source == GuessSource::kPreviousQuery;
-  if (guesses && !reuses_query) {
-    const bool uses_own_norm = method_.guess_norm == GuessNorm::kNext || test_.oracle_proxy;
-    model_.project_query(ops_, guessed, uses_own_norm ? guessed : layer, batch.ws);
-    start_host_jobs(guessed, batch, batch.ws.guess);
+  const auto start_guessed = [&] {
+    if (!reuses_query) {
+      const bool uses_own_norm = method_.guess_norm == GuessNorm::kNext || test_.oracle_proxy;
+      model_.project_query(ops_, guessed, uses_own_norm ? guessed : layer, batch.ws);
+    }
+    start_host_jobs(guessed, batch, reuses_query ? batch.ws.query : batch.ws.guess);
+  };
+  // This layer's own job, if it has one, is the more urgent: it goes to the workers first.
+  const bool is_exact = query_of(layer) == HostQuery::kExact;
+  const bool guesses_first = guesses && !is_exact && !reuses_query;
+  if (guesses_first) {
+    start_guessed();
   }
   model_.attention_inputs(ops_, layer, batch.ws, method_.positions != PositionMode::kCacheIndex);
-  if (guesses && reuses_query) {
-    start_host_jobs(guessed, batch, batch.ws.query);
-  }
   append_key_value(layer, batch);
-  if (query_of(layer) == HostQuery::kExact) {
+  if (is_exact) {
     start_host_jobs(layer, batch, batch.ws.query);
+  }
+  if (guesses && !guesses_first) {
+    start_guessed();
   }
   timer_.end();
   trace_device("norm, q k v", layer, begin_ns);
@@ -297,8 +305,9 @@ void DecodePipeline::start_host_jobs(std::int64_t layer,
     if (rule.choice != HostChoice::kAll && job.selector == nullptr) {
       plan_by_partial_keys(layer, request, query.select(0, static_cast<std::int64_t>(row)), job);
     }
-    const bool reads_query =
-        rule.query != HostQuery::kNone && rule.choice != HostChoice::kPartialKeys;
+    // Where the device chose and will score, the host only copies rows.
+    const bool only_copies = rule.payload == PayloadKind::kKeysAndValues && job.selector == nullptr;
+    const bool reads_query = rule.query != HostQuery::kNone && !only_copies;
     if (reads_query) {
       job.query = row_of(slot.queries, row);
       needs_query = true;

@@ -15,8 +15,9 @@ struct PipelineStatistics {
   double cpu_s = 0.0;     ///< T_cpu: first task to last task of each host job batch
   double link_s = 0.0;    ///< T_tx: payload copies
   std::int64_t host_jobs = 0;
-  std::int64_t h2d_bytes = 0;         ///< payloads
-  std::int64_t d2h_bytes = 0;         ///< queries
+  std::int64_t h2d_bytes = 0;  ///< payloads
+  /// Queries, new K and V where the host attends, chosen positions, softmax weights for selectors.
+  std::int64_t d2h_bytes = 0;
   std::int64_t evicted_bytes = 0;     ///< K and V that left the device, prefill included
   std::int64_t host_key_bytes = 0;    ///< read by the CPU stage
   std::int64_t host_value_bytes = 0;  ///< read by the CPU stage
