@@ -1,0 +1,440 @@
+// SPDX-License-Identifier: Apache-2.0
+// What crosses the link in decode steps, counted by the engine, against closed formulas: per layer
+// and step, for every method. H2D goes to the device, D2H to the host; K and V that leave the
+// device for good are counted apart ("store").
+//
+//   H, G, D   query heads, KV heads, dimensions of a head; R = H / G
+//   e         bytes of an element of K, V, a query or an output (here float32)
+//   P, n      tokens of the prompt; tokens of this step, the new one included
+//   n_g, n_c  of them on the device, and on the host
+//   k, u      offloaded tokens per query head; per KV head (union over its query heads)
+//   S         tokens that a method with a fixed budget has kept
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <functional>
+#include <limits>
+
+#include "support/tiny_model.h"
+
+namespace hybridgen {
+namespace {
+
+using testing::tiny_model;
+
+constexpr std::int64_t e = 4;
+constexpr std::int64_t kLogitBytes = 4;
+constexpr std::int64_t kIndexBytes = 4;
+constexpr std::int64_t kPositionBytes = 8;  // of tokens that the device has chosen
+constexpr int kSteps = 9;                   // more than two blocks of HGCA's window below
+
+/// One request in one layer of one decode step.
+struct At {
+  std::int64_t layer = 0;
+  std::int64_t H = 0;
+  std::int64_t G = 0;
+  std::int64_t D = 0;
+  std::int64_t P = 0;
+  std::int64_t n = 0;
+
+  std::int64_t R() const { return H / G; }
+  std::int64_t key_and_value() const { return 2 * G * D * e; }
+  std::int64_t query() const { return H * D * e; }
+};
+
+struct Bytes {
+  std::int64_t d2h = 0;
+  std::int64_t h2d = 0;
+  std::int64_t store = 0;
+  std::int64_t h2d_spread = 0;  ///< where u is not known beforehand: at most so much more
+
+  Bytes& operator+=(const Bytes& other) {
+    d2h += other.d2h;
+    h2d += other.h2d;
+    store += other.store;
+    h2d_spread += other.h2d_spread;
+    return *this;
+  }
+};
+
+using Formula = std::function<Bytes(const At&)>;
+using Config = std::map<std::string, MethodValue>;
+
+struct Case {
+  std::string name;
+  EngineOptions options;
+  Formula formula;
+};
+
+void PrintTo(const Case& test_case, std::ostream* out) { *out << test_case.name; }
+
+Case method(const std::string& name, const std::string& of, Config config, Formula formula) {
+  Case result{name, testing::options(of), std::move(formula)};
+  result.options.method_config = std::move(config);
+  return result;
+}
+
+// ---- flexgen, moe_lightning, infinigen, hgca
+
+Bytes nothing(const At& /*at*/) { return {}; }
+
+// A window of `window` tokens slides: one token leaves per step once it is full.
+std::int64_t offloaded(const At& at, std::int64_t window) {
+  return std::max<std::int64_t>(at.n - window, 0);
+}
+
+Bytes all_keys_and_values(const At& at, std::int64_t window) {
+  const std::int64_t n_c = offloaded(at, window);
+  return {.h2d = at.key_and_value() * n_c, .store = n_c > 0 ? at.key_and_value() : 0};
+}
+
+Bytes flexgen(const At& at) { return all_keys_and_values(at, 1); }
+
+Bytes flexgen_partly_resident(const At& at) {
+  return all_keys_and_values(at, static_cast<std::int64_t>(0.4 * static_cast<double>(at.P)));
+}
+
+Bytes moe_lightning(const At& at) {
+  return {.d2h = (at.H + 2 * at.G) * at.D * e, .h2d = at.H * at.D * e + at.H * kLogitBytes};
+}
+
+Formula infinigen(const TokenCount& max_fetch) {
+  return [max_fetch](const At& at) -> Bytes {
+    if (at.layer < 2) {
+      return flexgen(at);
+    }
+    const std::int64_t fetched = max_fetch.resolve(at.n - 1);
+    return {.d2h = at.G * fetched * kPositionBytes,
+            .h2d = at.key_and_value() * fetched,
+            .store = at.key_and_value()};
+  };
+}
+
+constexpr std::int64_t kBlock = 4;
+constexpr std::int64_t kBlocks = 3;
+
+// What the prompt leaves over a full window goes at once, later tokens go in whole blocks.
+std::int64_t hgca_offloaded(std::int64_t P, std::int64_t n) {
+  const std::int64_t after_prompt = std::max<std::int64_t>(P - kBlock * kBlocks, 0);
+  const std::int64_t excess = std::max<std::int64_t>(n - after_prompt - kBlock * kBlocks, 0);
+  return after_prompt + (excess + kBlock - 1) / kBlock * kBlock;
+}
+
+Bytes hgca(const At& at) {
+  const std::int64_t n_c = hgca_offloaded(at.P, at.n);
+  const std::int64_t n_g = at.n - n_c;
+  Bytes bytes;
+  bytes.d2h = at.H * n_g * kLogitBytes;  // weights, for the moving averages
+  bytes.store = (n_c - hgca_offloaded(at.P, at.n - 1)) * at.key_and_value();
+  if (n_c > 0) {
+    bytes.d2h += at.query();
+    bytes.h2d = at.H * at.D * e + at.H * kLogitBytes;
+  }
+  return bytes;
+}
+
+// ---- Fixed budgets: streaming_llm, h2o, keyformer
+
+using Budget = std::function<std::int64_t(std::int64_t P)>;
+
+Budget tokens(std::int64_t count) {
+  return [count](std::int64_t) { return count; };
+}
+
+std::int64_t share_of(std::int64_t P, double share) {
+  return static_cast<std::int64_t>(share * static_cast<double>(P));
+}
+
+enum class Home : std::uint8_t { kDevice, kHost };
+
+Formula retained(const Budget& budget, Home home, bool ranks_by_weights) {
+  return [=](const At& at) {
+    const std::int64_t S = std::min(budget(at.P), at.n - 1);
+    Bytes bytes;
+    if (home == Home::kHost) {
+      bytes.h2d = at.key_and_value() * S;
+      bytes.store = at.key_and_value();
+    }
+    if (ranks_by_weights) {
+      bytes.d2h = at.H * (S + 1) * kLogitBytes;  // scores live on the host
+    }
+    return bytes;
+  };
+}
+
+// ---- hybridgen
+
+constexpr std::int64_t kWindow = 9;
+
+struct HybridSetting {
+  QueryMode query = QueryMode::kExact;
+  SelectionStrategy strategy = SelectionStrategy::kPostQkt;
+  std::string selector = "topk";
+  TokenCount k = TokenCount::count(6);
+};
+
+Bytes hybrid_bytes(const At& at, const HybridSetting& setting) {
+  const std::int64_t n_c = offloaded(at, kWindow);
+  const std::int64_t n_g = at.n - n_c;
+  const std::int64_t k = setting.k.resolve(n_c);
+  Bytes bytes;
+  if (setting.selector == "h2o" || setting.selector == "keyformer") {
+    bytes.d2h += at.H * (k + n_g) * kLogitBytes;  // weights, for the running scores
+  }
+  if (n_c == 0) {
+    return bytes;
+  }
+  bytes.d2h += at.query();
+  if (setting.selector == "partial_keys") {
+    bytes.d2h += at.G * k * kPositionBytes;
+  }
+  bytes.store = at.key_and_value();
+  const bool is_post = setting.strategy == SelectionStrategy::kPostQkt;
+  const bool is_rescored = setting.query == QueryMode::kRescore && at.layer >= 2;
+  const std::int64_t row = at.D * e * (is_rescored ? 2 : 1);  // V, and K if the device rescores
+  if (!is_rescored) {
+    bytes.h2d += at.H * k * kLogitBytes;
+  }
+  if (is_post) {
+    // Query heads choose for themselves: k <= u <= min(R k, n_c).
+    bytes.h2d += at.H * k * kIndexBytes + at.G * k * row;
+    bytes.h2d_spread = at.G * (std::min(at.R() * k, n_c) - k) * row;
+  } else {
+    bytes.h2d += at.G * k * row;
+  }
+  return bytes;
+}
+
+Case hybrid(const std::string& name, const HybridSetting& setting) {
+  Case result{name, testing::options("hybridgen"), [setting](const At& at) {
+                return hybrid_bytes(at, setting);
+              }};
+  EngineOptions& options = result.options;
+  options.query = setting.query;
+  options.strategy = setting.strategy;
+  (setting.strategy == SelectionStrategy::kPostQkt ? options.selector : options.pre_selector) =
+      setting.selector;
+  options.k = setting.k;
+  options.device_tokens.count = kWindow;
+  return result;
+}
+
+std::vector<Case> cases() {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  constexpr auto kPre = SelectionStrategy::kPreQkt;
+  constexpr auto kPost = SelectionStrategy::kPostQkt;
+  const MethodValue on_host = std::string("host");
+  const MethodValue shift = std::string("shift");
+  const Config sinks_window = {{"sinks", std::int64_t{2}}, {"window", std::int64_t{7}}};
+  const Config growing = {{"heavy", std::int64_t{8}}, {"recent", std::int64_t{28}}};
+  const auto with = [](Config config, const std::string& name, const MethodValue& value) {
+    config[name] = value;
+    return config;
+  };
+  const Budget h2o_default = [](std::int64_t P) {
+    return share_of(P, 0.1) + std::max<std::int64_t>(share_of(P, 0.1), 1);
+  };
+  const Budget keyformer_share = [](std::int64_t P) {
+    return std::max<std::int64_t>(share_of(P, 0.3), 1);
+  };
+  const auto share = TokenCount::share(0.25);
+  const auto all = TokenCount::all();
+  return {
+      method("full", "full", {}, nothing),
+      method("flexgen", "flexgen", {}, flexgen),
+      method("flexgen_partly_resident", "flexgen", {{"gpu_share", 0.4}}, flexgen_partly_resident),
+      method("moe_lightning", "moe_lightning", {}, moe_lightning),
+      method("moe_lightning_one_batch",
+             "moe_lightning",
+             {{"micro_batches", std::int64_t{1}}},
+             moe_lightning),
+      method("streaming_llm",
+             "streaming_llm",
+             sinks_window,
+             retained(tokens(9), Home::kDevice, false)),
+      method("streaming_llm_shifted",
+             "streaming_llm",
+             with(sinks_window, "positions", shift),
+             retained(tokens(9), Home::kDevice, false)),
+      method("streaming_llm_on_host",
+             "streaming_llm",
+             with(sinks_window, "home", on_host),
+             retained(tokens(9), Home::kHost, false)),
+      method("h2o", "h2o", {}, retained(h2o_default, Home::kDevice, true)),
+      method("h2o_growing", "h2o", growing, retained(tokens(36), Home::kDevice, true)),
+      method("h2o_on_host",
+             "h2o",
+             with({}, "home", on_host),
+             retained(h2o_default, Home::kHost, true)),
+      method("h2o_growing_on_host",
+             "h2o",
+             with(growing, "home", on_host),
+             retained(tokens(36), Home::kHost, true)),
+      method("keyformer",
+             "keyformer",
+             {{"kv_cache", 0.3}},
+             retained(keyformer_share, Home::kDevice, true)),
+      method("keyformer_on_host",
+             "keyformer",
+             {{"kv_cache", 0.3}, {"home", on_host}},
+             retained(keyformer_share, Home::kHost, true)),
+      // alpha = inf: every token is promising, so that max_fetch alone decides.
+      method(
+          "infinigen_all", "infinigen", {{"alpha", kInfinity}, {"max_fetch", 1.0}}, infinigen(all)),
+      method("infinigen_share",
+             "infinigen",
+             {{"alpha", kInfinity}, {"max_fetch", 0.25}},
+             infinigen(share)),
+      method("infinigen_count",
+             "infinigen",
+             {{"alpha", kInfinity}, {"max_fetch", std::int64_t{5}}},
+             infinigen(TokenCount::count(5))),
+      method("hgca", "hgca", {{"block", kBlock}, {"blocks", kBlocks}}, hgca),
+      method("hgca_of_all_tokens",
+             "hgca",
+             {{"block", kBlock}, {"blocks", kBlocks}, {"beta", 0.0}},
+             hgca),
+      hybrid("hybridgen_exact", {QueryMode::kExact}),
+      hybrid("hybridgen_exact_all", {QueryMode::kExact, kPost, "topk", all}),
+      hybrid("hybridgen_speculative", {QueryMode::kSpeculative}),
+      hybrid("hybridgen_speculative_all", {QueryMode::kSpeculative, kPost, "topk", all}),
+      hybrid("hybridgen_share", {QueryMode::kSpeculative, kPost, "topk", share}),
+      hybrid("hybridgen_one_token", {QueryMode::kExact, kPost, "topk", TokenCount::count(1)}),
+      hybrid("hybridgen_rescored", {QueryMode::kRescore}),
+      hybrid("hybridgen_rescored_all", {QueryMode::kRescore, kPost, "topk", all}),
+      hybrid("hybridgen_h2o", {QueryMode::kExact, kPost, "h2o"}),
+      hybrid("hybridgen_keyformer", {QueryMode::kSpeculative, kPost, "keyformer"}),
+      hybrid("hybridgen_planned", {QueryMode::kExact, kPre, "sinks_recent"}),
+      hybrid("hybridgen_planned_speculative", {QueryMode::kSpeculative, kPre, "sinks_recent"}),
+      hybrid("hybridgen_planned_all", {QueryMode::kExact, kPre, "sinks_recent", all}),
+      hybrid("hybridgen_planned_rescored", {QueryMode::kRescore, kPre, "sinks_recent"}),
+      hybrid("hybridgen_partial_keys", {QueryMode::kSpeculative, kPre, "partial_keys"}),
+  };
+}
+
+// ---- Runs
+
+struct Shape {
+  std::string name;
+  std::int64_t num_kv_heads = 0;
+  std::vector<std::int64_t> prompts;
+};
+
+std::vector<Shape> shapes() {
+  return {{"grouped, one request", 2, {40}},
+          {"grouped, one longer request", 2, {80}},
+          {"grouped, three requests", 2, {70, 33, 5}},
+          {"multi-head, one request", 4, {40}},
+          {"multi-head, one longer request", 4, {80}},
+          {"multi-head, three requests", 4, {70, 33, 5}}};
+}
+
+ModelConfig config_of(const Shape& shape) {
+  ModelConfig config = testing::tiny_config();
+  config.num_kv_heads = shape.num_kv_heads;
+  return config;
+}
+
+/// Statistics of kSteps decode steps without what prefill did.
+PipelineStatistics decode(const EngineOptions& options, const Shape& shape) {
+  Engine engine(tiny_model(config_of(shape)), options);
+  SamplingOptions sampling;
+  sampling.max_tokens = 2 * kSteps;
+  for (std::size_t i = 0; i < shape.prompts.size(); ++i) {
+    engine.add(testing::prompt(shape.prompts[i], i + 1), sampling);
+  }
+  for (std::size_t i = 0; i < shape.prompts.size(); ++i) {
+    engine.step();  // one prompt at a time
+  }
+  engine.reset_statistics();
+  for (int step = 0; step < kSteps; ++step) {
+    engine.step();
+  }
+  const PipelineStatistics statistics = engine.run_statistics().pipeline;
+  EXPECT_EQ(statistics.decode_steps, kSteps);
+  EXPECT_EQ(statistics.decode_tokens, kSteps * static_cast<std::int64_t>(shape.prompts.size()));
+  EXPECT_EQ(statistics.prefill_tokens, 0);
+  return statistics;
+}
+
+Bytes expected(const Formula& formula, const Shape& shape) {
+  const ModelConfig config = config_of(shape);
+  Bytes sum;
+  for (const std::int64_t P : shape.prompts) {
+    for (std::int64_t step = 1; step <= kSteps; ++step) {
+      for (std::int64_t layer = 0; layer < config.num_layers; ++layer) {
+        sum +=
+            formula({layer, config.num_heads, config.num_kv_heads, config.head_dim, P, P + step});
+      }
+    }
+  }
+  return sum;
+}
+
+const auto kName = [](const auto& info) { return info.param.name; };
+
+class LinkBytes : public ::testing::TestWithParam<Case> {};
+
+TEST_P(LinkBytes, FollowTheMethodsFormulas) {
+  for (const Shape& shape : shapes()) {
+    SCOPED_TRACE(shape.name);
+    const PipelineStatistics actual = decode(GetParam().options, shape);
+    const Bytes formula = expected(GetParam().formula, shape);
+    EXPECT_EQ(actual.d2h_bytes, formula.d2h);
+    EXPECT_EQ(actual.evicted_bytes, formula.store);
+    EXPECT_GE(actual.h2d_bytes, formula.h2d);
+    EXPECT_LE(actual.h2d_bytes, formula.h2d + formula.h2d_spread);
+  }
+}
+
+TEST_P(LinkBytes, DoNotDependOnMicroBatches) {
+  const Shape shape = shapes()[2];
+  EngineOptions options = GetParam().options;
+  const PipelineStatistics whole = decode(options, shape);
+  options.micro_batch = 1;
+  const PipelineStatistics parts = decode(options, shape);
+  EXPECT_EQ(parts.d2h_bytes, whole.d2h_bytes);
+  EXPECT_EQ(parts.h2d_bytes, whole.h2d_bytes);
+  EXPECT_EQ(parts.evicted_bytes, whole.evicted_bytes);
+}
+
+INSTANTIATE_TEST_SUITE_P(Methods, LinkBytes, ::testing::ValuesIn(cases()), kName);
+
+// ---- Growth with the context
+
+std::int64_t h2d(const EngineOptions& options, std::int64_t P, std::int64_t num_kv_heads) {
+  return decode(options, {"", num_kv_heads, {P}}).h2d_bytes;
+}
+
+TEST(LinkBytesOfTwiceTheTokens, AreTheSameWhereTheHostAttends) {
+  EngineOptions hgca = testing::options("hgca");
+  hgca.method_config = {{"block", kBlock}, {"blocks", kBlocks}};
+  for (const EngineOptions& options : {testing::options("moe_lightning"), hgca}) {
+    EXPECT_EQ(h2d(options, 80, 2), h2d(options, 40, 2)) << options.method;
+    EXPECT_GT(h2d(options, 80, 2), 0) << options.method;
+  }
+}
+
+TEST(LinkBytesOfTwiceTheTokens, AreTheSameWhereTheBudgetIsFixed) {
+  EngineOptions options = testing::options("streaming_llm");
+  options.method_config = {
+      {"sinks", std::int64_t{2}}, {"window", std::int64_t{7}}, {"home", std::string("host")}};
+  EXPECT_EQ(h2d(options, 80, 2), h2d(options, 40, 2));
+}
+
+TEST(LinkBytesOfTwiceTheTokens, AreTheSameForAFixedK) {
+  // Multi-head, where u = k.
+  const EngineOptions options = hybrid("", {QueryMode::kSpeculative}).options;
+  EXPECT_EQ(h2d(options, 80, 4), h2d(options, 40, 4));
+}
+
+TEST(LinkBytesOfTwiceTheTokens, GrowByEveryTokenWhereAllOfThemAreStreamed) {
+  const ModelConfig config = testing::tiny_config();
+  const std::int64_t key_and_value = 2 * config.num_kv_heads * config.head_dim * e;
+  const EngineOptions options = testing::options("flexgen");
+  EXPECT_EQ(h2d(options, 80, 2) - h2d(options, 40, 2),
+            kSteps * config.num_layers * 40 * key_and_value);
+}
+
+}  // namespace
+}  // namespace hybridgen
