@@ -34,6 +34,12 @@ class RequestMetrics:
         "post" or "pre".
     offloaded_tokens, resident_tokens : int
         Where its tokens were at the end.
+    dropped_tokens : int
+        Tokens that the method gave up for good.
+    scheduler_decisions : int
+        Times that K and the strategy were reconsidered; 0 if they are fixed.
+    last_decision : str
+        "hold", "grow", "shrink", "to_pre" or "to_post"; empty if they are fixed.
     attended_offloaded_share : float
         Part of the offloaded tokens that entered the softmax, averaged over steps.
     """
@@ -48,6 +54,9 @@ class RequestMetrics:
     strategy: str = "post"
     offloaded_tokens: int = 0
     resident_tokens: int = 0
+    dropped_tokens: int = 0
+    scheduler_decisions: int = 0
+    last_decision: str = ""
     attended_offloaded_share: float = 0.0
 
     @classmethod
