@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, Protocol, TypeAlias
@@ -19,12 +20,36 @@ from ._checks import one_of, options_class
 from .errors import ConfigError
 
 
+def _plain(method: str, name: str, value: object) -> bool | int | float | str:
+    """Return an option as the engine takes it; NumPy's numbers count, None and lists do not."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if isinstance(value, str):
+        return value
+    allowed = {
+        option["name"]: option["allowed"]
+        for row in _core.method_table()
+        if row["name"] == method
+        for option in row["tunables"]
+    }
+    raise ConfigError(
+        f"[method {method}] {name} is {value!r}; allowed: "
+        f"{allowed.get(name, 'a number, a text, True or False')}"
+    )
+
+
 class MethodOptions:
     """Base of all methods' options: checked when they are made."""
 
     method: ClassVar[str]
 
     def __post_init__(self) -> None:
+        for name, value in self.values().items():
+            object.__setattr__(self, name, _plain(self.method, name, value))
         _core.EngineOptions(method=self.method, method_config=self.values())
 
     def values(self) -> dict[str, Any]:
@@ -440,8 +465,8 @@ def resolve_method(
     if isinstance(config, MethodOptions):
         if config.method != method:
             raise ConfigError(
-                f"[LLM] method_config is {type(config).__name__} and method is {method!r}; pass "
-                f"method={config.method!r}, or that method's own options"
+                f"[LLM] method_config is {type(config).__name__}; allowed: a dict or the options "
+                f"of {method!r}; or pass method={config.method!r}"
             )
         return config.values(), None
     if not isinstance(config, Mapping) or not all(isinstance(name, str) for name in config):
@@ -449,4 +474,4 @@ def resolve_method(
             f"[LLM] method_config is {config!r}; allowed: a dict of options or one of "
             "hybridgen.methods' classes"
         )
-    return dict(config), None
+    return {name: _plain(method, name, value) for name, value in config.items()}, None
