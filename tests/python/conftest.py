@@ -10,7 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,12 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from hybridgen import LLM, CpuConfig
+
 # The references are tiny; threads that wait for each other would cost more than they bring.
 torch.set_num_threads(1)
+
+MODEL_FOLDERS = Path(__file__).resolve().parents[1] / "models"
 
 VOCAB_SIZE = 352
 """More rows than the tokenizer has tokens: embeddings are padded."""
@@ -143,6 +147,26 @@ def checkpoint(
 def reference() -> Callable[[str], Any]:
     """Return the transformers model with the same weights as ``checkpoint(name)``."""
     return functools.cache(make_model)
+
+
+@pytest.fixture(scope="session")
+def trained() -> Iterator[Callable[[str], LLM]]:
+    """Load a trained tiny model once, in float32 and with full attention: ``trained("tiny-opt")``.
+
+    What other tests need is made of it by ``LLM(trained(name), ...)``.
+    """
+    loaded: dict[str, LLM] = {}
+
+    def get(name: str) -> LLM:
+        if name not in loaded:
+            folder = MODEL_FOLDERS / name
+            cpu = CpuConfig(threads=1, device_threads=1)
+            loaded[name] = LLM(folder, dtype="float32", device="cpu", method="full", cpu=cpu)
+        return loaded[name]
+
+    yield get
+    for llm in loaded.values():
+        llm.close()
 
 
 @pytest.fixture
