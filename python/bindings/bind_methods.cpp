@@ -231,10 +231,17 @@ void register_methods(py::module_& module) {
              method.residency = parse("residency", residency, kResidencies);
              method.rule = parse_rule(rule);
              method.early_rule = early_rule ? parse_rule(*early_rule) : method.rule;
-             method.first_layer = early_rule ? first_layer : 0;
+             method.first_layer = first_layer;
              method.strategy = parse_strategy(strategy);
              method.selector = named_selector(selector, SelectionStrategy::kPostQkt);
-             method.pre_selector = named_selector(pre_selector, SelectionStrategy::kPreQkt);
+             method.pre_selects_by_partial_keys = pre_selector == "partial_keys";
+             if (!method.pre_selects_by_partial_keys) {
+               method.pre_selector = named_selector(pre_selector, SelectionStrategy::kPreQkt);
+             }
+             if (window && *window < 0) {
+               throw ConfigError(
+                   message("[composition] window is ", *window, "; allowed: >= 0 tokens, or None"));
+             }
              if (window) {
                method.window = [tokens = *window](const RequestShape&) { return tokens; };
              }

@@ -184,7 +184,8 @@ class SchedulerConfig:
         else:
             _set(self, "k_min", as_int(name, "k_min", self.k_min, 1))
         if self.k_max is not None:
-            _set(self, "k_max", as_int(name, "k_max", self.k_max, 1))
+            lowest = self.k_min if isinstance(self.k_min, int) else 1
+            _set(self, "k_max", as_int(name, "k_max", self.k_max, lowest))
         _set(self, "adapt_k", as_bool(name, "adapt_k", self.adapt_k))
         _set(self, "adapt_strategy", as_bool(name, "adapt_strategy", self.adapt_strategy))
         one_of(name, "return_to_post", self.return_to_post, ["never", "estimate"])

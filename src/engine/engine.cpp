@@ -49,12 +49,16 @@ double seconds_since(std::int64_t begin_ns) {
   return static_cast<double>(TraceRecorder::now_ns() - begin_ns) * 1e-9;
 }
 
-void describe(const RequestState& state, RequestStatistics& statistics) {
+void describe(const Method& method, const RequestState& state, RequestStatistics& statistics) {
   statistics.offloaded_tokens = state.tokens.num_offloaded();
   statistics.resident_tokens = state.tokens.num_resident();
   statistics.dropped_tokens = state.tokens.num_dropped();
-  statistics.k = state.num_chosen(statistics.offloaded_tokens);
-  statistics.strategy = std::string(name_of(state.strategy()));
+  const bool is_steerable = method.rule.choice == HostChoice::kSelector &&
+                            method.rule.payload != PayloadKind::kPartialAttention;
+  statistics.k = is_steerable ? state.num_chosen(statistics.offloaded_tokens) : state.last_chosen;
+  if (statistics.strategy != "none") {
+    statistics.strategy = std::string(name_of(state.strategy()));
+  }
   if (state.scheduler) {
     statistics.scheduler_decisions = state.scheduler->num_decisions();
     statistics.last_decision = std::string(name_of(state.scheduler->last_decision()));
@@ -130,7 +134,7 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
     : model(std::move(model_)),
       options(std::move(options_)),
       method(method_ ? std::move(*method_) : (options.validate(), make_method(options))),
-      attended{options.k, options.scheduler},
+      attended{options.k, steering_of(method, options.scheduler)},
       device_budget(
           TierKind::kDevice, budget_or(options.device_bytes, 0.45), "KVConfig(device_tokens=...)"),
       dram_budget(TierKind::kDram,
@@ -446,7 +450,7 @@ void Engine::Impl::end(Request& request, const std::string& reason) {
   statistics_of.generated_tokens = request.generated();
   if (request.state != nullptr) {
     const RequestState& state = *request.state;
-    describe(state, statistics_of);
+    describe(method, state, statistics_of);
     statistics_of.attended_offloaded_share =
         state.available_offloaded == 0 ? 0.0
                                        : static_cast<double>(state.attended_offloaded) /
@@ -526,7 +530,8 @@ std::int64_t Engine::add(std::vector<std::int64_t> prompt,
   request->forced = std::move(forced);
   request->added_ns = TraceRecorder::now_ns();
   request->statistics.prompt_tokens = length;
-  request->statistics.strategy = std::string(name_of(impl.method.strategy));
+  const bool chooses = impl.method.rule.choice != HostChoice::kAll;
+  request->statistics.strategy = chooses ? std::string(name_of(impl.method.strategy)) : "none";
   impl.check_fits(*request);
   impl.waiting.push_back(request.get());
   impl.num_requests += 1;
@@ -569,7 +574,7 @@ RequestStatistics Engine::request_statistics(std::int64_t request_id) const {
   RequestStatistics statistics = request.statistics;
   statistics.generated_tokens = request.generated();
   if (request.state != nullptr) {
-    describe(*request.state, statistics);
+    describe(impl_->method, *request.state, statistics);
   }
   return statistics;
 }

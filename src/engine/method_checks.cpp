@@ -24,17 +24,26 @@ void check_selector(const std::string& name, SelectionStrategy strategy, const c
 
 void check_method(const Method& method, const ModelConfig& config) {
   const bool is_rotary = config.position == PositionKind::kRotary;
-  if (method.positions == PositionMode::kCacheIndex && !is_rotary) {
+  const auto refuse = [&](const char* mode, const char* kind) {
+    std::string allowed = method.position_modes;
+    const std::string impossible = message(", ", mode);
+    if (const std::size_t found = allowed.find(impossible); found != std::string::npos) {
+      allowed.erase(found, impossible.size());
+    }
     throw ConfigError(message("[method ",
                               method.name,
-                              "] positions is 'shift' and the model has learned positions; allowed "
-                              "there: original, clamp"));
+                              "] positions is '",
+                              mode,
+                              "' and the model has ",
+                              kind,
+                              " positions; allowed there: ",
+                              allowed));
+  };
+  if (method.positions == PositionMode::kCacheIndex && !is_rotary) {
+    refuse("shift", "learned");
   }
   if (method.positions == PositionMode::kClamped && is_rotary) {
-    throw ConfigError(message("[method ",
-                              method.name,
-                              "] positions is 'clamp' and the model has rotary positions; allowed "
-                              "there: original, shift"));
+    refuse("clamp", "rotary");
   }
 }
 

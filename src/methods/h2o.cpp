@@ -41,7 +41,8 @@ Method h2o_method(const EngineOptions& options) {
   method.retained_on_host = config.choice("home", "device, host") == "host";
   method.rule = retained_rule(method.retained_on_host);
   method.key_layout = KeyLayout::kRows;
-  if (config.choice("positions", "original, shift") == "shift") {
+  method.position_modes = "original, shift";
+  if (config.choice("positions", method.position_modes) == "shift") {
     method.positions = PositionMode::kCacheIndex;
     if (method.retained_on_host) {
       config.refuse("positions", "keep the tokens on the device (home='device') to shift them");

@@ -51,6 +51,7 @@ Method infinigen_method(const EngineOptions& options) {
   method.window = [](const RequestShape&) { return std::int64_t{0}; };
   method.rule = {HostQuery::kGuessed, PayloadKind::kKeysAndValues, HostChoice::kPartialKeys};
   method.early_rule = {HostQuery::kNone, PayloadKind::kKeysAndValues, HostChoice::kAll};
+  method.strategy = SelectionStrategy::kPreQkt;
   method.first_layer = config.integer("first_layer", 1);
   method.guess_norm = GuessNorm::kCurrent;
   method.key_layout = KeyLayout::kRows;

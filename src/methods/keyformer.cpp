@@ -39,7 +39,8 @@ Method keyformer_method(const EngineOptions& options) {
   score.tau_init = config.number("tau_init", 0.0, kAny, /*open=*/true);
   score.tau_end = config.number("tau_end", 0.0, kAny, /*open=*/true);
   score.noise = config.flag("noise");
-  score.seed = static_cast<std::uint64_t>(config.integer("seed", 0));
+  score.seed = static_cast<std::uint64_t>(
+      config.integer("seed", 0, std::numeric_limits<std::int64_t>::max()));
   Method method;
   method.name = info.name;
   method.residency = Residency::kRetained;

@@ -56,6 +56,9 @@ void check_composition(const Method& method) {
   if (method.residency == Residency::kRetained && !method.retention) {
     refuse("tokens are retained and nobody chooses them; add a retention policy");
   }
+  if (method.first_layer < 0) {
+    refuse(message("first_layer is ", method.first_layer, "; allowed: >= 0"));
+  }
   for (const LayerRule* rule : {&method.rule, &method.early_rule}) {
     const bool sends = rule->payload != PayloadKind::kNothing;
     if (sends != method.offloads()) {
@@ -100,15 +103,35 @@ void check_composition(const Method& method) {
       refuse("no token is on the device and the newest may not be chosen; allowed: choice all");
     }
   }
+  const bool guesses_at_once = method.first_layer < 1 && method.rule.query == HostQuery::kGuessed;
+  if (guesses_at_once || method.early_rule.query == HostQuery::kGuessed) {
+    refuse(
+        "a guessed query needs a layer before it; allowed: a guessed rule from first_layer >= 1 on, "
+        "with an early_rule that does not guess");
+  }
+}
+
+std::optional<SchedulerOptions> steering_of(const Method& method,
+                                            const std::optional<SchedulerOptions>& asked) {
+  if (!asked || method.rule.choice != HostChoice::kSelector ||
+      method.rule.payload == PayloadKind::kPartialAttention) {
+    return std::nullopt;
+  }
+  SchedulerOptions options = *asked;
+  options.initial_strategy = method.strategy;
+  const bool can_plan = method.pre_selector != nullptr || method.pre_selects_by_partial_keys;
+  options.adapt_strategy = options.adapt_strategy && method.selector != nullptr && can_plan;
+  return options;
 }
 
 KeyLayout natural_key_layout(const Method& method) {
-  const auto scans = [&](const LayerRule& rule) {
-    return rule.payload == PayloadKind::kLogitsAndValues ||
-           (rule.payload == PayloadKind::kPartialAttention && rule.choice == HostChoice::kAll) ||
-           (rule.choice == HostChoice::kSelector && method.selector != nullptr);
+  const auto ships_all = [](const LayerRule& rule) {
+    return rule.choice == HostChoice::kAll && (rule.payload == PayloadKind::kKeysAndValues ||
+                                               rule.payload == PayloadKind::kKeysThenValues);
   };
-  return scans(method.rule) || scans(method.early_rule) ? KeyLayout::kBlocked : KeyLayout::kRows;
+  // Only rows can be shipped whole; blocks are faster to scan, and some selectors read them.
+  return ships_all(method.rule) || ships_all(method.early_rule) ? KeyLayout::kRows
+                                                                : KeyLayout::kBlocked;
 }
 
 std::vector<MethodInfo> list_methods() {

@@ -95,10 +95,15 @@ bool MethodConfig::flag(std::string_view name) const {
   return *flag;
 }
 
-std::int64_t MethodConfig::integer(std::string_view name, std::int64_t minimum) const {
+std::int64_t MethodConfig::integer(std::string_view name,
+                                   std::int64_t minimum,
+                                   std::int64_t maximum) const {
   const auto* number = std::get_if<std::int64_t>(&value(name));
   if (number == nullptr || *number < minimum) {
     refuse(name, "");
+  }
+  if (*number > maximum) {
+    refuse(name, message("at most ", maximum));
   }
   return *number;
 }
@@ -150,8 +155,8 @@ TokenCount MethodConfig::tokens(std::string_view name) const {
 std::function<std::int64_t(std::int64_t)> MethodConfig::budget(std::string_view name,
                                                                std::int64_t minimum) const {
   if (const auto* whole = std::get_if<std::int64_t>(&value(name))) {
-    if (*whole < minimum) {
-      refuse(name, "");
+    if (*whole < minimum || *whole > kMaxTokens) {
+      refuse(name, *whole < minimum ? "" : message("at most ", kMaxTokens));
     }
     return [tokens = *whole](std::int64_t) { return tokens; };
   }

@@ -12,12 +12,17 @@ namespace hybridgen {
 
 class MethodConfig {
  public:
+  static constexpr std::int64_t kMaxTokens =
+      (std::int64_t{1} << 31) - 1;  ///< positions are 32 bits
+
   /// ConfigError for an option that the table lacks (with the nearest) or of another kind of value.
   MethodConfig(const MethodInfo& info, const EngineOptions& options);
 
   bool flag(std::string_view name) const;
-  /// An integer >= minimum; ConfigError otherwise.
-  std::int64_t integer(std::string_view name, std::int64_t minimum) const;
+  /// An integer in [minimum, maximum]; ConfigError otherwise.
+  std::int64_t integer(std::string_view name,
+                       std::int64_t minimum,
+                       std::int64_t maximum = kMaxTokens) const;
   /// A number in [minimum, maximum], or above minimum if `open`; ConfigError otherwise.
   double number(std::string_view name, double minimum, double maximum, bool open = false) const;
   /// One of the names in `allowed`, separated by ", "; ConfigError otherwise.

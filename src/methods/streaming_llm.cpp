@@ -39,6 +39,7 @@ Method streaming_llm_method(const EngineOptions& options) {
   method.positions = positions == "shift"   ? PositionMode::kCacheIndex
                      : positions == "clamp" ? PositionMode::kClamped
                                             : PositionMode::kOriginal;
+  method.position_modes = "original, shift, clamp";
   if (method.positions == PositionMode::kCacheIndex && method.retained_on_host) {
     config.refuse("positions", "keep the tokens on the device (home='device') to shift them");
   }

@@ -28,6 +28,27 @@ void copy_rows(const at::Tensor& from, at::Tensor& staging) {
   }
 }
 
+// How many of the offloaded tokens a finished job let take part.
+void note_attended(const Method& method,
+                   const HostJob& job,
+                   std::int64_t num_kv_heads,
+                   RequestState& request) {
+  const std::int64_t others = request.tokens.num_tokens() - 1;
+  std::int64_t attended = 0;
+  for (std::int64_t g = 0; g < num_kv_heads; ++g) {
+    attended +=
+        job.rule.payload == PayloadKind::kKeysThenValues
+            ? std::min(job.num_offloaded,
+                       static_cast<std::int64_t>(method.value_share * static_cast<double>(others)))
+        : job.rule.choice == HostChoice::kAll ? job.num_offloaded
+        : job.is_shared()                     ? job.buffers.union_sizes[g]
+                                              : job.num_chosen;
+  }
+  request.attended_offloaded += attended;
+  request.available_offloaded += num_kv_heads * job.num_offloaded;
+  request.last_chosen = attended / num_kv_heads;
+}
+
 const std::byte* row_of(const at::Tensor& staging, std::size_t row) {
   return static_cast<const std::byte*>(staging.const_data_ptr()) +
          static_cast<std::int64_t>(row) * staging.stride(0) *
@@ -195,7 +216,6 @@ void DecodePipeline::begin_step(MicroBatch& batch) {
         request.tokens.num_resident() <= std::max<std::int64_t>(request.plan.window, 1),
         request.tokens.num_resident());
     positions[row] = position_of(request);
-    request.available_offloaded += request.tokens.num_offloaded();
   }
   model_.embed(ops_, batch.tokens, batch.ws);
   statistics_.decode_tokens += batch.rows();
@@ -316,9 +336,6 @@ void DecodePipeline::start_host_jobs(std::int64_t layer,
       job.new_key = row_of(slot.new_keys, row);
       job.new_value = row_of(slot.new_values, row);
     }
-    if (layer == 0) {
-      request.attended_offloaded += job.num_chosen;
-    }
     slot.batch.jobs.push_back(job);
     slot.rows.push_back(static_cast<std::int64_t>(row));
   }
@@ -396,6 +413,8 @@ void DecodePipeline::receive_payloads(std::int64_t layer, MicroBatch& batch) {
       const auto row = static_cast<std::size_t>(slot.rows[i]);
       HostStaging& staging = batch.requests[row]->staging[static_cast<std::size_t>(layer % 2)];
       bytes += staging.ship(model_.device(), slot.batch.jobs[i]);
+      note_attended(
+          method_, slot.batch.jobs[i], model_.config().num_kv_heads, *batch.requests[row]);
       batch.items[row].payload = &staging.payload();
     }
     timer_.end_link();

@@ -57,7 +57,11 @@ RequestPlan plan_request(const ModelConfig& config,
   plan.window = shape.max_tokens;
   if (method.residency == Residency::kWindow && window >= 0) {
     plan.window = std::clamp<std::int64_t>(window, 1, shape.max_tokens);
-    plan.max_offloaded = shape.max_tokens - plan.window;
+    // Whole blocks leave, as far as there are enough tokens.
+    plan.max_offloaded = plan.window == shape.max_tokens
+                             ? 0
+                             : std::min(shape.max_tokens,
+                                        shape.max_tokens - plan.window + method.eviction_block - 1);
     if (method.pool) {
       const auto share =
           static_cast<std::int64_t>(method.pool->capacity * static_cast<double>(shape.max_tokens));

@@ -124,6 +124,12 @@ class BlockDigestsSelector final : public TokenSelector {
   };
 
   void require_next(const Head& state, TokenRange tokens, const BlockedKeyView& keys) const {
+    if (keys.data == nullptr) {
+      throw ConfigError(
+          "[block_digests] the offloaded keys lie in rows; allowed: blocks, as in every "
+          "composition "
+          "that does not ship all keys of a layer");
+    }
     if (tokens.begin != state.num_tokens || tokens.end < tokens.begin ||
         tokens.end > keys.capacity) {
       throw ConfigError(message("[block_digests] offloaded tokens are [",

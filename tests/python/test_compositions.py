@@ -433,6 +433,13 @@ EXACT_COMPOSITIONS = {
         selector="topk",
         window=7,
     ),
+    "partial-keys": M.Composition(
+        residency="window",
+        rule=EXACT_LOGITS,
+        strategy="pre",
+        pre_selector="partial_keys",
+        window=7,
+    ),
 }
 
 
@@ -484,6 +491,8 @@ kind, query = sys.argv[1:]
 hg.methods.register("mine", hg.methods.Composition(
     residency="window", window=4, strategy=kind,
     rule=hg.methods.LayerRule(query=query, payload="keys_and_values", choice="selector"),
+    early_rule=hg.methods.LayerRule(query="exact", payload="keys_and_values", choice="selector"),
+    first_layer=1,
     **({"selector": "topk"} if kind == "post" else {"pre_selector": "sinks_recent"})))
 scheduler = SchedulerConfig(k_min=1, k_max=1, interval=1, warmup=0)
 with LLM(folder_of("tiny-llama"), dtype="float32", cpu=CPU, method="mine",
@@ -622,15 +631,6 @@ LOGITS_OF_ALL = M.LayerRule(query="exact", payload="logits_and_values")
         (
             {"residency": "window", "rule": EXACT_LOGITS, "selector": "topkk"},
             'name is "topkk"; allowed: .*did you mean "topk"',
-        ),
-        (
-            {
-                "residency": "window",
-                "rule": EXACT_LOGITS,
-                "strategy": "pre",
-                "pre_selector": "partial_keys",
-            },
-            '"partial_keys" .*allowed: ',
         ),
         ({"residency": "window", "rule": STREAMED, "window": -1}, "window is -1; allowed: "),
         (

@@ -122,6 +122,7 @@ struct Method {
       prompt_score;               ///< of the prompt's rows; none: plain softmax weights
   bool retained_on_host = false;  ///< stream the retained tokens every step
   PositionMode positions = PositionMode::kOriginal;
+  std::string position_modes = "original";  ///< what the method's users may ask for
 
   std::int64_t micro_batches = 1;  ///< at least so many, as long as there are requests for them
   std::int64_t lookahead = 0;      ///< micro-batches whose attention inputs run ahead; 0: all
@@ -170,6 +171,11 @@ Method make_method(const EngineOptions& options);
 void check_composition(const Method& method);
 /// How the host should hold the keys for what a method does with them.
 KeyLayout natural_key_layout(const Method& method);
+
+/// What of `asked` applies to a method: nothing where no selector chooses what is sent, no change
+/// of strategy where only one has a selector, and the method's own strategy to start with.
+std::optional<SchedulerOptions> steering_of(const Method& method,
+                                            const std::optional<SchedulerOptions>& asked);
 
 /// All methods in a fixed order.
 std::vector<MethodInfo> list_methods();

@@ -92,9 +92,10 @@ struct RequestState {
   std::vector<std::int32_t> ranked_positions;  ///< what `ranks` was made from
   at::Tensor ranks;                            ///< int64 [n_g]: place of every slot's token
 
-  // Sums over decode steps, for statistics.
-  std::int64_t attended_offloaded = 0;   ///< chosen tokens
+  // Sums over decode steps, layers and KV heads, for statistics.
+  std::int64_t attended_offloaded = 0;   ///< offloaded tokens that took part
   std::int64_t available_offloaded = 0;  ///< n_c
+  std::int64_t last_chosen = 0;          ///< tokens per head that took part in the last host job
 };
 
 }  // namespace hybridgen
