@@ -54,7 +54,7 @@ def chrome_trace(spans: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         )
     for span in everything:
         if span["lane"] == "scheduler":
-            # One track per request; the strategy is the series, so that a switch changes the colour.
+            # One track per request; the strategy is the series, so a switch changes colour.
             events.append(
                 {
                     "ph": "C",
