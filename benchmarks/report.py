@@ -61,11 +61,23 @@ class Report:
             print(f"# {key}: {value}")
         print(f"\n{'figure':<58} {'value':>10} {'unit':<12} {'bar':>7}  met")
 
-    def add(self, name: str, value: float, unit: str, bar: float | None = None) -> None:
-        """Add one figure; a bar is a lower bound, except for times (units us, ms, s)."""
+    def add(
+        self,
+        name: str,
+        value: float,
+        unit: str,
+        bar: float | None = None,
+        *,
+        at_most: bool | None = None,
+    ) -> None:
+        """Add one figure; a bar is a lower bound, for times (units us, ms, s) an upper one.
+
+        ``at_most`` says which of both if the unit does not.
+        """
         met = None
         if bar is not None:
-            met = value <= bar if unit in ("us", "ms", "s") else value >= bar
+            is_upper = unit in ("us", "ms", "s") if at_most is None else at_most
+            met = value <= bar if is_upper else value >= bar
         self.results.append(Result(name, round(value, 4), unit, bar, met))
         shown = "" if bar is None else f"{bar:g}"
         verdict = {None: "", True: "yes", False: "MISSED"}[met]
