@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -296,7 +297,15 @@ def main() -> None:
     lengths = args.tokens or ([2048, 8192] if args.quick else [2048, 8192, 32768])
     # A multiple of hgca's block, so that whole blocks leave while steps are measured.
     steps = 32 if args.quick else 64
+    load, cores = os.getloadavg()[0], _core.available_parallelism()
+    if load > 0.5 * cores:
+        print(
+            f"load is {load:.1f} on {cores} cores: host and device stages wait for other programs, "
+            "and figures of methods with a host stage mean little",
+            file=sys.stderr,
+        )
     report = Report()
+    report.machine["load_at_start"] = round(load, 2)
     tables: list[str] = []
     with hg.LLM(SHAPE, load_format="dummy", dtype="float32", method="full") as base:
         for tokens in lengths:
