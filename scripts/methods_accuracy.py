@@ -287,7 +287,10 @@ def attended_offloaded(llm: hg.LLM, method: str, metrics: list[hg.RequestMetrics
         config, stats = llm.model_config, llm.stats
         row_bytes = config["head_dim"] * ELEMENT_BYTES * config["num_kv_heads"]
         rows = stats.host_value_bytes_read / (row_bytes * config["num_layers"])
-        return float(rows / max(1, stats.decode_tokens))
+        # Tokens were added on the way: count as many of those that are there in the end.
+        at_end = sum(m.offloaded_tokens for m in metrics) / len(metrics)
+        added = sum(m.decode_steps - 1 for m in metrics) / len(metrics)
+        return float(rows / max(1, stats.decode_tokens) * at_end / (at_end - added / 2))
     return sum(m.attended_offloaded_share * m.offloaded_tokens for m in metrics) / len(metrics)
 
 
