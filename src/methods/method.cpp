@@ -106,7 +106,8 @@ void check_composition(const Method& method) {
   const bool guesses_at_once = method.first_layer < 1 && method.rule.query == HostQuery::kGuessed;
   if (guesses_at_once || method.early_rule.query == HostQuery::kGuessed) {
     refuse(
-        "a guessed query needs a layer before it; allowed: a guessed rule from first_layer >= 1 on, "
+        "a guessed query needs a layer before it; allowed: a guessed rule from first_layer >= 1 "
+        "on, "
         "with an early_rule that does not guess");
   }
 }

@@ -43,7 +43,7 @@ std::int64_t ceil_times(const Rational& factor, std::int64_t count) {
   return (factor.numerator * count + factor.denominator - 1) / factor.denominator;
 }
 
-const SchedulerOptions& validated(const SchedulerOptions& options) {
+SchedulerOptions validated(SchedulerOptions options) {
   options.validate();
   return options;
 }

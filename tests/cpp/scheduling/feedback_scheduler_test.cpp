@@ -466,12 +466,12 @@ TEST(FeedbackSchedulerReturn, KnowsTheLastScanPerTokenAndPair) {
   FeedbackScheduler scheduler(returning());
   EXPECT_FALSE(scheduler.scan_s_per_token());
   scheduler.end_step({1.0, 5.0, 9.0, 2}, 1000);
-  EXPECT_DOUBLE_EQ(scheduler.scan_s_per_token().value(), 0.5e-3);  // without the copies
+  EXPECT_DOUBLE_EQ(scheduler.scan_s_per_token().value_or(-1.0), 0.5e-3);  // without the copies
   scheduler.end_step({8.0, 0.0, 4.0, 4}, 1000);
   scheduler.end_step({8.0, 0.0, 4.0, 4}, 1000);
   ASSERT_EQ(scheduler.strategy(), kPre);
   scheduler.end_step({1.0, 0.0, 4.0, 4}, 1000);  // a Pre-QKT step scans nothing
-  EXPECT_DOUBLE_EQ(scheduler.scan_s_per_token().value(), 2e-3);
+  EXPECT_DOUBLE_EQ(scheduler.scan_s_per_token().value_or(-1.0), 2e-3);
 }
 
 TEST(FeedbackSchedulerReturn, ComesAfterEnoughPredictionsInARow) {
