@@ -137,6 +137,7 @@ KeyLayout natural_key_layout(const Method& method) {
 
 std::vector<MethodInfo> list_methods() {
   std::vector<MethodInfo> methods;
+  methods.reserve(kMethods.size());
   for (const Entry& entry : kMethods) {
     methods.push_back(entry.info());
   }
