@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 import hybridgen as hg
+from get_smollm2 import ensure_smollm2
 from hybridgen import LLM, ConfigError, KVConfig
 from hybridgen.method_options import OPTIONS
 from hybridgen.outputs import RequestMetrics
-from trained import ALL, MODELS, new_tokens, prompts_of, run_python, samples, variant
+from trained import ALL, CPU, MODELS, ROOT, new_tokens, prompts_of, run_python, samples, variant
 
 M = hg.methods
 Trained = Callable[[str], LLM]
@@ -206,6 +207,20 @@ def test_the_prompts_need_their_far_context(exact_case: tuple[LLM, Any, Any]) ->
     with engine_of(base, {"method_config": window}) as llm:
         found = llm.generate_ids(prompts[:2], new_tokens(1), decode_prompt_tokens=8)
     assert not any(ids == answer for ids, answer in zip(found, answers, strict=True))
+
+
+def test_a_method_in_its_exact_setting_equals_full_attention_on_a_pretrained_model() -> None:
+    document = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = [name for name in EXACT if name in NAMES] + [
+        "hybridgen-topk",
+        "hybridgen-topk-rescored",
+    ]
+    with LLM(ensure_smollm2(), dtype="float32", method="full", cpu=CPU) as base:
+        prompt = base.tokenizer(document)["input_ids"][:300]
+        expected = base.generate_ids([prompt], new_tokens(COUNT))
+        for name in names:
+            with engine_of(base, EXACT[name]) as llm:
+                assert llm.generate_ids([prompt], new_tokens(COUNT)) == expected, name
 
 
 # The plainest way to ask for a method, in a process of its own: a crash must not end the tests.
