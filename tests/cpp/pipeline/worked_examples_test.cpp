@@ -455,6 +455,20 @@ TEST_P(Example, AttentionOverAChosenSetIsSoftmaxOverThatSet) {
   }
 }
 
+TEST_P(Example, TheOrderOfTheTokensDoesNotMatter) {
+  // So caches that drop tokens may keep the others in any slots.
+  const Problem problem = random_problem(24, 16);
+  const at::Tensor expected = Split(problem, kStreamed, 16).attend(*ops_);
+  Problem shuffled = problem;
+  const at::Tensor order = at::tensor(
+      {7, 0, 15, 3, 12, 1, 9, 4, 14, 2, 11, 5, 13, 6, 10, 8, 23, 16, 20, 18, 22, 17, 21, 19},
+      at::kLong);
+  shuffled.keys = problem.keys.index_select(1, order);
+  shuffled.values = problem.values.index_select(1, order);
+  const at::Tensor actual = Split(shuffled, kStreamed, 16).attend(*ops_);
+  EXPECT_LT((actual - expected).abs().max().item<double>(), kExact);
+}
+
 // ---- Rotary positions
 
 TEST_P(Example, AddingAConstantToAllPositionsChangesNoLogit) {
