@@ -234,7 +234,7 @@ void register_methods(py::module_& module) {
              method.first_layer = first_layer;
              method.strategy = parse_strategy(strategy);
              method.selector = named_selector(selector, SelectionStrategy::kPostQkt);
-             method.pre_selects_by_partial_keys = pre_selector == "partial_keys";
+             method.pre_selects_by_partial_keys = pre_selector == kPartialKeysSelector;
              if (!method.pre_selects_by_partial_keys) {
                method.pre_selector = named_selector(pre_selector, SelectionStrategy::kPreQkt);
              }

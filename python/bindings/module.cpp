@@ -163,7 +163,14 @@ void register_info(py::module_& module) {
       "What there is to know about every method, in a fixed order.");
   module.def(
       "selector_names",
-      [](const std::string& strategy) { return selector_names(strategy_from_name(strategy)); },
+      [](const std::string& name) {
+        const SelectionStrategy strategy = strategy_from_name(name);
+        std::vector<std::string> names = selector_names(strategy);
+        if (strategy == SelectionStrategy::kPreQkt) {
+          names.emplace_back(kPartialKeysSelector);
+        }
+        return names;
+      },
       py::arg("strategy"),
       "Token selectors of a strategy, 'post' or 'pre'.");
   module.def(

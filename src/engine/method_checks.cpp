@@ -6,6 +6,9 @@
 namespace hybridgen {
 
 void check_selector(const std::string& name, SelectionStrategy strategy, const char* option) {
+  if (strategy == SelectionStrategy::kPreQkt && name == kPartialKeysSelector) {
+    return;
+  }
   if (strategy_of_selector(name) != strategy) {
     std::string allowed;
     for (const std::string& candidate : selector_names(strategy)) {

@@ -43,7 +43,7 @@ Method hybridgen_method(const EngineOptions& options) {
   method.selector = [name = options.selector](const SelectorShape& shape) {
     return make_selector(name, shape);
   };
-  method.pre_selects_by_partial_keys = options.pre_selector == "partial_keys";
+  method.pre_selects_by_partial_keys = options.pre_selector == kPartialKeysSelector;
   if (!method.pre_selects_by_partial_keys) {
     method.pre_selector = [name = options.pre_selector](const SelectorShape& shape) {
       return make_selector(name, shape);

@@ -69,14 +69,6 @@ class Registry {
                 "block_digests",
                 SelectionStrategy::kPreQkt,
                 [](const SelectorShape& shape) { return make_block_digests_selector(shape); }},
-            // Its keys lie on the device: the pipeline plans with them itself.
-            RegistryEntry{"partial_keys",
-                          SelectionStrategy::kPreQkt,
-                          [](const SelectorShape&) -> std::unique_ptr<TokenSelector> {
-                            throw ConfigError(
-                                "[make_selector] \"partial_keys\" has no part on the host; "
-                                "allowed: as pre_selector of method hybridgen");
-                          }},
         } {}
 
   mutable std::mutex mutex_;

@@ -72,6 +72,9 @@ enum class PositionMode : std::uint8_t {
 enum class GuessNorm : std::uint8_t { kNext, kCurrent };
 enum class GuessSource : std::uint8_t { kNextWeights, kPreviousQuery };
 
+/// Name of the Pre-QKT choice that has no part on the host: the device plans by partial keys.
+inline constexpr const char* kPartialKeysSelector = "partial_keys";
+
 /// InfiniGen's partial keys: which columns, how many tokens.
 struct PartialKeyOptions {
   double column_share = 0.2;                      ///< r: columns of every key that are kept
