@@ -198,7 +198,7 @@ def test_model_reproduces_its_recorded_recall(family: str) -> None:
     for row in far:
         assert row["full"] >= 0.9
         assert row["window_only"] <= 0.1
-        samples += make_samples("kv", vocabulary, tuple(row["distance"]), 7, seed=77)
+        samples += make_samples("kv", vocabulary, tuple(row["distance"]), 20, seed=77)
     with torch.inference_mode():
         for sample in samples:
             logits = model(torch.tensor([sample.prompt_ids]), logits_to_keep=1).logits
