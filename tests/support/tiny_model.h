@@ -2,6 +2,8 @@
 // A small grouped-query model with random weights, and a few lines to run it.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <map>
 #include <memory>
 #include <vector>
@@ -74,6 +76,20 @@ inline std::vector<Generated> generate(Engine& engine,
     }
   }
   return outputs;
+}
+
+/// The same tokens, and log-probabilities that differ by sums in another order at most: a few
+/// float32 roundings of logits of size about 10.
+inline void expect_same(const std::vector<Generated>& actual,
+                        const std::vector<Generated>& expected) {
+  ASSERT_EQ(actual.size(), expected.size());
+  for (std::size_t i = 0; i < actual.size(); ++i) {
+    EXPECT_EQ(actual[i].tokens, expected[i].tokens) << "request " << i;
+    for (std::size_t t = 0; t < actual[i].logprobs.size(); ++t) {
+      EXPECT_NEAR(actual[i].logprobs[t], expected[i].logprobs[t], 2e-4F)
+          << "request " << i << ", token " << t;
+    }
+  }
 }
 
 inline EngineOptions options(const std::string& method) {

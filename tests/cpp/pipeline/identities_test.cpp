@@ -8,15 +8,13 @@
 namespace hybridgen {
 namespace {
 
+using testing::expect_same;
 using testing::generate;
 using testing::Generated;
 using testing::ragged_prompts;
 using testing::tiny_model;
 
 constexpr int kSteps = 12;
-// Sums in another order: a few float32 roundings of logits of size about 10.
-constexpr float kTolerance = 2e-4F;
-
 EngineOptions hybrid(QueryMode query, std::int64_t window) {
   EngineOptions options = testing::options("hybridgen");
   options.query = query;
@@ -28,17 +26,6 @@ EngineOptions hybrid(QueryMode query, std::int64_t window) {
 std::vector<Generated> run(const EngineOptions& options) {
   Engine engine(tiny_model(), options);
   return generate(engine, ragged_prompts(), kSteps);
-}
-
-void expect_same(const std::vector<Generated>& actual, const std::vector<Generated>& expected) {
-  ASSERT_EQ(actual.size(), expected.size());
-  for (std::size_t i = 0; i < actual.size(); ++i) {
-    EXPECT_EQ(actual[i].tokens, expected[i].tokens) << "request " << i;
-    for (std::size_t t = 0; t < actual[i].logprobs.size(); ++t) {
-      EXPECT_NEAR(actual[i].logprobs[t], expected[i].logprobs[t], kTolerance)
-          << "request " << i << ", token " << t;
-    }
-  }
 }
 
 class ExactSettings : public ::testing::TestWithParam<std::int64_t> {};
