@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // H2O (Zhang et al., NeurIPS 2023; FMInference/H2O, the variant that really evicts): tokens with
 // the largest sums of attention weights ("heavy hitters") and the newest ones.
-#include "method_config.h"
+
 #include "methods.h"
 
 namespace hybridgen {
@@ -14,20 +14,19 @@ MethodInfo h2o_info() {
           .exact_when = "heavy + recent >= tokens",
           .drops = "tokens that are neither heavy nor recent",
           .link = "softmax weights to the host; with home='host' K and V of the kept tokens back",
-          .tunables = {
-              {"heavy",
-               0.1,
-               "an integer >= 0 (tokens) or a float in [0, 1] (share of the prompt)",
-               "kept tokens with the largest accumulated weights"},
-              {"recent",
-               0.1,
-               "an integer >= 1 (tokens) or a float in (0, 1] (share of the prompt)",
-               "newest tokens that are kept"},
-              {"positions",
-               std::string("original"),
-               "'original' or 'shift' (rotary models, home='device')",
-               "positions in the text, or in the cache"},
-              {"home", std::string("device"), "'device' or 'host'", "where the kept tokens live"}}};
+          .tunables = {{"heavy",
+                        0.1,
+                        "an integer >= 0 (tokens) or a float in [0, 1] (share of the prompt)",
+                        "kept tokens with the largest accumulated weights"},
+                       {"recent",
+                        0.1,
+                        "an integer >= 1 (tokens) or a float in (0, 1] (share of the prompt)",
+                        "newest tokens that are kept"},
+                       {"positions",
+                        std::string("original"),
+                        "'original' or 'shift' (rotary models, home='device')",
+                        "positions in the text, or in the cache"},
+                       home_option()}};
 }
 
 Method h2o_method(const EngineOptions& options) {
@@ -35,12 +34,7 @@ Method h2o_method(const EngineOptions& options) {
   const MethodConfig config(info, options);
   const auto heavy = config.budget("heavy", 0);
   const auto recent = config.budget("recent", 1);
-  Method method;
-  method.name = info.name;
-  method.residency = Residency::kRetained;
-  method.retained_on_host = config.choice("home", "device, host") == "host";
-  method.rule = retained_rule(method.retained_on_host);
-  method.key_layout = KeyLayout::kRows;
+  Method method = retaining_method(info, config);
   method.position_modes = "original, shift";
   if (config.choice("positions", method.position_modes) == "shift") {
     method.positions = PositionMode::kCacheIndex;

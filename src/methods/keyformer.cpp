@@ -3,7 +3,6 @@
 // and of tokens with the largest sums of a noisy, tempered softmax.
 #include <limits>
 
-#include "method_config.h"
 #include "methods.h"
 
 namespace hybridgen {
@@ -26,7 +25,7 @@ MethodInfo keyformer_info() {
               {"tau_end", 2.0, "a float > 0", "temperature that the last new token reaches"},
               {"noise", true, "True or False", "Gumbel noise on the scores"},
               {"seed", std::int64_t{0}, "an integer >= 0", "of the noise"},
-              {"home", std::string("device"), "'device' or 'host'", "where the kept tokens live"}}};
+              home_option()}};
 }
 
 Method keyformer_method(const EngineOptions& options) {
@@ -41,12 +40,7 @@ Method keyformer_method(const EngineOptions& options) {
   score.noise = config.flag("noise");
   score.seed = static_cast<std::uint64_t>(
       config.integer("seed", 0, std::numeric_limits<std::int64_t>::max()));
-  Method method;
-  method.name = info.name;
-  method.residency = Residency::kRetained;
-  method.retained_on_host = config.choice("home", "device, host") == "host";
-  method.rule = retained_rule(method.retained_on_host);
-  method.key_layout = KeyLayout::kRows;
+  Method method = retaining_method(info, config);
   method.prompt_score = score;
   method.retention = [budget, recent_share, score](const RetentionShape& shape,
                                                    const RequestShape& request) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "hybridgen/methods/method.h"
+#include "method_config.h"
 
 namespace hybridgen {
 
@@ -26,7 +27,8 @@ Method hgca_method(const EngineOptions& options);
 MethodInfo hybridgen_info();
 Method hybridgen_method(const EngineOptions& options);
 
-/// Retained tokens either stay on the device or are streamed from the host every step.
-LayerRule retained_rule(bool on_host);
+/// What methods with a fixed budget share: the option `home`, and the parts that follow from it.
+Tunable home_option();
+Method retaining_method(const MethodInfo& info, const MethodConfig& config);
 
 }  // namespace hybridgen

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // StreamingLLM (Xiao et al., ICLR 2024; mit-han-lab/streaming-llm): the first tokens ("attention
 // sinks") and the newest ones, nothing between.
-#include "method_config.h"
+
 #include "methods.h"
 
 namespace hybridgen {
@@ -21,7 +21,7 @@ MethodInfo streaming_llm_info() {
                std::string("original"),
                "'original', 'shift' (rotary models, home='device') or 'clamp' (learned positions)",
                "positions in the text, in the cache, or clamped to the cache's size"},
-              {"home", std::string("device"), "'device' or 'host'", "where the kept tokens live"}}};
+              home_option()}};
 }
 
 Method streaming_llm_method(const EngineOptions& options) {
@@ -30,12 +30,7 @@ Method streaming_llm_method(const EngineOptions& options) {
   const std::int64_t sinks = config.integer("sinks", 0);
   const std::int64_t window = config.integer("window", 1);
   const std::string positions = config.choice("positions", "original, shift, clamp");
-  Method method;
-  method.name = info.name;
-  method.residency = Residency::kRetained;
-  method.retained_on_host = config.choice("home", "device, host") == "host";
-  method.rule = retained_rule(method.retained_on_host);
-  method.key_layout = KeyLayout::kRows;
+  Method method = retaining_method(info, config);
   method.positions = positions == "shift"   ? PositionMode::kCacheIndex
                      : positions == "clamp" ? PositionMode::kClamped
                                             : PositionMode::kOriginal;
