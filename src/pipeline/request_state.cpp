@@ -173,8 +173,8 @@ RequestState::RequestState(const DecoderModel& model,
   if (method.rule.choice == HostChoice::kPartialKeys ||
       (method.pre_selects_by_partial_keys &&
        (may_switch || strategy() == SelectionStrategy::kPreQkt))) {
-    PartialKeyOptions settings = method.partial_keys;
-    partial_keys = std::make_unique<PartialKeys>(config, options, settings, plan.max_offloaded);
+    partial_keys =
+        std::make_unique<PartialKeys>(config, options, method.partial_keys, plan.max_offloaded);
   }
   for (HostStaging& slot : staging) {
     slot = HostStaging(config, dtype, model.device(), plan.staging);
