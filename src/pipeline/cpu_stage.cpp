@@ -111,8 +111,8 @@ void CpuStage::run_task(void* context, std::int64_t task, int worker) {
 
 void CpuStage::run(HostJobBatch& batch, std::int64_t index, int worker) {
   const HostJob& job = batch.jobs[static_cast<std::size_t>(index / num_kv_heads_)];
-  if (job.query != nullptr && batch.wait_for_queries) {
-    batch.wait_for_queries();
+  if (batch.wait_for_device) {
+    batch.wait_for_device();
   }
   random_delay(random_delay_us_);
   const Task task{job,

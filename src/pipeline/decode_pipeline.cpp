@@ -358,8 +358,9 @@ void DecodePipeline::start_host_jobs(std::int64_t layer,
     send(batch.ws.key, slot.new_keys);
     send(batch.ws.value, slot.new_values);
   }
-  if (needs_query && !model_.device().is_cpu()) {
-    model_.device().record_compute(slot.queries_ready);
+  if (!model_.device().is_cpu()) {
+    // For every job: the event also says that the merge of layer - 2 has left this staging.
+    model_.device().record_compute(slot.device_ready);
   }
   cpu_stage_->submit(slot.batch);
   if (test_.synchronous) {
@@ -488,7 +489,7 @@ void DecodePipeline::end_step(std::span<const std::unique_ptr<MicroBatch>> batch
       }
       if (trace_.enabled() && request->tokens.num_offloaded() > 0) {
         const std::int64_t now_ns = TraceRecorder::now_ns();
-        trace_.record({.name = name_of(request->strategy()).data(),
+        trace_.record({.name = request->strategy() == SelectionStrategy::kPreQkt ? "pre" : "post",
                        .lane = TraceLane::kScheduler,
                        .worker = static_cast<std::int32_t>(request->plan.shape.request_id),
                        .step = step_,

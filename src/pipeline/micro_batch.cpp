@@ -32,7 +32,7 @@ MicroBatch::MicroBatch(const DecoderModel& model,
     slot.batch.jobs.reserve(requests.size());
     slot.rows.reserve(requests.size());
     if (!device.is_cpu()) {
-      slot.batch.wait_for_queries = [&slot] { DeviceContext::host_waits(slot.queries_ready); };
+      slot.batch.wait_for_device = [&slot] { DeviceContext::host_waits(slot.device_ready); };
     }
   }
 }

@@ -59,9 +59,9 @@ struct HostJobBatch {
   std::int64_t layer = -1;
   std::int64_t step = -1;
   std::vector<HostJob> jobs;
-  /// Called by each task before it reads a query, from a worker: waits until the queries are on the
-  /// host. Empty: they are there.
-  std::function<void()> wait_for_queries;
+  /// Called by each task before anything else, from a worker: waits until the queries are on the
+  /// host and the device has done with the staging. Empty: both is so.
+  std::function<void()> wait_for_device;
 
   // Results, valid after wait().
   std::int64_t begin_ns = 0;

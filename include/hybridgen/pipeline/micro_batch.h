@@ -35,7 +35,7 @@ struct MicroBatch {
     at::Tensor queries;              ///< [B, H D] on the host
     at::Tensor new_keys;             ///< [B, G D] on the host; where the host holds every token
     at::Tensor new_values;           ///< the same
-    std::optional<c10::Event> queries_ready;
+    std::optional<c10::Event> device_ready;
     std::optional<c10::Event> payload_ready;
   };
   std::array<HostSlot, 2> slots;
