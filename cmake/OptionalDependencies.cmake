@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-# CUDA, oneDNN and libnuma: used where they are found, demanded with ON, ignored with OFF.
-# Sets HYBRIDGEN_HAS_CUDA, HYBRIDGEN_HAS_ONEDNN and HYBRIDGEN_HAS_NUMA to ON or OFF.
+# CUDA, oneDNN, libnuma and Google Benchmark: used where they are found, demanded with ON, ignored
+# with OFF. Sets HYBRIDGEN_HAS_CUDA, _ONEDNN, _NUMA and _BENCHMARK to ON or OFF.
 
-foreach(option HYBRIDGEN_CUDA HYBRIDGEN_WITH_ONEDNN HYBRIDGEN_WITH_NUMA)
+foreach(option HYBRIDGEN_CUDA HYBRIDGEN_WITH_ONEDNN HYBRIDGEN_WITH_NUMA HYBRIDGEN_BENCHMARKS)
   if(NOT "${${option}}" MATCHES "^(AUTO|ON|OFF)$")
     message(FATAL_ERROR "${option} is '${${option}}'; allowed: AUTO, ON, OFF")
   endif()
@@ -70,5 +70,17 @@ if(NOT HYBRIDGEN_WITH_NUMA STREQUAL "OFF")
   elseif(HYBRIDGEN_WITH_NUMA STREQUAL "ON")
     message(FATAL_ERROR "HYBRIDGEN_WITH_NUMA=ON, but CMake finds no libnuma; install libnuma-dev or "
                         "set HYBRIDGEN_NUMA_INCLUDE_DIR and HYBRIDGEN_NUMA_LIBRARY")
+  endif()
+endif()
+
+# ---- Google Benchmark: for benchmarks/cpp only -------------------------------------------------------
+set(HYBRIDGEN_HAS_BENCHMARK OFF)
+if(NOT HYBRIDGEN_BENCHMARKS STREQUAL "OFF")
+  find_package(benchmark QUIET)
+  if(TARGET benchmark::benchmark_main)
+    set(HYBRIDGEN_HAS_BENCHMARK ON)
+  elseif(HYBRIDGEN_BENCHMARKS STREQUAL "ON")
+    message(FATAL_ERROR "HYBRIDGEN_BENCHMARKS=ON, but CMake finds no Google Benchmark; install "
+                        "libbenchmark-dev or set benchmark_DIR")
   endif()
 endif()

@@ -67,6 +67,7 @@ sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || ec
   fi
   has_header gtest/gtest.h || echo libgtest-dev
   has_header numaif.h || echo libnuma-dev
+  has_header benchmark/benchmark.h || echo libbenchmark-dev
 }
 
 install_packages() {
@@ -86,10 +87,17 @@ install_packages() {
     mapfile -t missing < <(missing_packages | tr ' ' '\n')
     ((${#missing[@]} > 0)) || return 0
   fi
-  if [[ "${missing[*]}" == libnuma-dev ]]; then
-    say "libnuma-dev is missing: building without binding memory to NUMA nodes"
-    return 0
-  fi
+  local -a demanded=()
+  local package
+  for package in "${missing[@]}"; do
+    case "$package" in
+      libnuma-dev) say "libnuma-dev is missing: building without binding memory to NUMA nodes" ;;
+      libbenchmark-dev) say "libbenchmark-dev is missing: building without the C++ benchmarks" ;;
+      *) demanded+=("$package") ;;
+    esac
+  done
+  ((${#demanded[@]} > 0)) || return 0
+  missing=("${demanded[@]}")
   say "missing system packages (Debian names): ${missing[*]}"
   say "install them, for example: sudo apt-get install ${missing[*]}"
   exit 1
