@@ -5,6 +5,7 @@
 #include "kernels/cpu_attention-inl.h"
 #include "kernels/cpu_linear-inl.h"
 #include "kernels/cpu_norm-inl.h"
+#include "kernels/cpu_scores-inl.h"
 #include "kernels/cpu_tables.h"
 
 namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE {
@@ -26,6 +27,9 @@ constinit const CpuKernels kTable = {
     .row_logits = row_logits,
     .softmax_values = softmax_values,
     .merge_outputs = merge_outputs,
+    .gumbel_row = gumbel_row,
+    .gumbel_gather = gumbel_gather,
+    .keyformer_scores = keyformer_scores,
 };
 
 }  // namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE

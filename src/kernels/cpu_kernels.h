@@ -147,6 +147,12 @@ struct MergeOutputsArgs {
   const float* other_lse = nullptr;  ///< [rows]
 };
 
+/// Philox of one row of Gumbel draws: all of counter and key but the number of the block.
+struct PhiloxRow {
+  std::uint32_t counter[3] = {};
+  std::uint32_t key[2] = {};
+};
+
 /// Function table of one instruction set.
 struct CpuKernels {
   Isa isa = Isa::kPortable;
@@ -165,6 +171,21 @@ struct CpuKernels {
   void (*row_logits)(const RowLogitsArgs& args) = nullptr;
   void (*softmax_values)(const SoftmaxValuesArgs& args) = nullptr;
   void (*merge_outputs)(const MergeOutputsArgs& args) = nullptr;
+  /// out[j] = -ln(-ln u) of the draw at position first + j, and at positions[j] (>= 0).
+  void (*gumbel_row)(const PhiloxRow& row,
+                     std::int64_t first,
+                     std::int64_t count,
+                     float* out) = nullptr;
+  void (*gumbel_gather)(const PhiloxRow& row,
+                        const std::int32_t* positions,
+                        std::int64_t count,
+                        float* out) = nullptr;
+  /// scores[j] (noise in) = softmax over j of (ln weights[j] + scores[j]) / tau; 0 where the weight
+  /// is 0, NaN if a weight is.
+  void (*keyformer_scores)(const float* weights,
+                           float tau,
+                           std::int64_t count,
+                           float* scores) = nullptr;
 };
 
 /// Table of `isa`. Throws ConfigError if this CPU lacks it, listing those it has.

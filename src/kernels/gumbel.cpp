@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/gumbel.h"
 
-#include <array>
 #include <cmath>
-#include <cstddef>
 
-#include "core/philox.h"
+#include "kernels/cpu_kernels.h"
 
 namespace hybridgen::kernels {
 
@@ -19,53 +17,37 @@ constexpr std::uint64_t scramble(std::uint64_t x) {
   return x ^ (x >> 31);
 }
 
-/// The blocks of one row. The last one is remembered.
-class Blocks {
- public:
-  explicit Blocks(const GumbelKey& key)
-      // One to one in the request: two requests of one seed never share a Philox key.
-      : key_(scramble(scramble(key.seed) + key.request)),
-        counter_{0,
-                 static_cast<std::uint32_t>(key.row),
-                 static_cast<std::uint32_t>(key.layer),
-                 static_cast<std::uint32_t>(key.query_head)} {
-    draw(0);
-  }
-
-  float at(std::int64_t position) {
-    const auto block = static_cast<std::uint32_t>(position >> 2);
-    if (block != counter_[0]) draw(block);
-    // 23 bits and a half: never 0 or 1 in float32, and symmetric about 1/2.
-    const std::uint32_t bits = bits_[static_cast<std::size_t>(position & 3)] >> 9;
-    return gumbel_from_uniform((static_cast<float>(bits) + 0.5F) * 0x1p-23F);
-  }
-
- private:
-  void draw(std::uint32_t block) {
-    counter_[0] = block;
-    bits_ = philox4x32_10(
-        counter_, {static_cast<std::uint32_t>(key_), static_cast<std::uint32_t>(key_ >> 32)});
-  }
-
-  std::uint64_t key_;
-  std::array<std::uint32_t, 4> counter_;
-  std::array<std::uint32_t, 4> bits_{};
-};
+const CpuKernels& fastest() {
+  static const CpuKernels& found = cpu_kernels(resolve_isa("auto"));
+  return found;
+}
 
 }  // namespace
+
+PhiloxRow philox_row(const GumbelKey& key) {
+  // One to one in the request: two requests of one seed never share a Philox key.
+  const std::uint64_t mixed = scramble(scramble(key.seed) + key.request);
+  return {.counter = {static_cast<std::uint32_t>(key.row),
+                      static_cast<std::uint32_t>(key.layer),
+                      static_cast<std::uint32_t>(key.query_head)},
+          .key = {static_cast<std::uint32_t>(mixed), static_cast<std::uint32_t>(mixed >> 32)}};
+}
 
 float gumbel_from_uniform(float u) { return -std::log(-std::log(u)); }
 
 void gumbel_row(const GumbelKey& key, std::int64_t first, std::int64_t count, float* out) {
-  Blocks blocks(key);
-  for (std::int64_t j = 0; j < count; ++j) out[j] = blocks.at(first + j);
+  fastest().gumbel_row(philox_row(key), first, count, out);
 }
 
-float gumbel_at(const GumbelKey& key, std::int64_t position) { return Blocks(key).at(position); }
-
 void gumbel_gather(const GumbelKey& key, std::span<const std::int32_t> positions, float* out) {
-  Blocks blocks(key);
-  for (std::size_t j = 0; j < positions.size(); ++j) out[j] = blocks.at(positions[j]);
+  fastest().gumbel_gather(
+      philox_row(key), positions.data(), static_cast<std::int64_t>(positions.size()), out);
+}
+
+float gumbel_at(const GumbelKey& key, std::int64_t position) {
+  float draw = 0.0F;
+  gumbel_row(key, position, 1, &draw);
+  return draw;
 }
 
 }  // namespace hybridgen::kernels

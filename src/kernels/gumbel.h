@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <span>
 
+#include "kernels/cpu_kernels.h"
+
 namespace hybridgen::kernels {
 
 /// What a row of draws is for. Layer, head and row count in their lower 32 bits.
@@ -17,6 +19,10 @@ struct GumbelKey {
   std::int64_t row = 0;  ///< absolute position of the query token
 };
 
+/// What the draws of `key` share in Philox, for CpuKernels::gumbel_row and gumbel_gather. The
+/// functions below use the strongest instruction set; sets differ in the last bits.
+PhiloxRow philox_row(const GumbelKey& key);
+
 /// -ln(-ln u) with u in (0, 1).
 float gumbel_from_uniform(float u);
 
@@ -27,7 +33,7 @@ void gumbel_row(const GumbelKey& key, std::int64_t first, std::int64_t count, fl
 /// The same draw for one token.
 float gumbel_at(const GumbelKey& key, std::int64_t position);
 
-/// out[j] = gumbel_at(key, positions[j]); quickest where neighbours share a block.
+/// out[j] = gumbel_at(key, positions[j]).
 void gumbel_gather(const GumbelKey& key, std::span<const std::int32_t> positions, float* out);
 
 }  // namespace hybridgen::kernels

@@ -119,6 +119,8 @@ HYBRIDGEN_INLINE void store_one(T* address, float value) {
   write_as<T>(address, from_float<T>(value));
 }
 
+constexpr std::int32_t kRootHalfBits = 0x3f3504f3;  ///< of sqrt(1/2) in float32
+
 // ---- Vectors ----------------------------------------------------------------------------------
 
 #if HYBRIDGEN_ISA_LEVEL == 2
@@ -172,6 +174,19 @@ HYBRIDGEN_INLINE Vector round_even(Vector v) {
 HYBRIDGEN_INLINE Vector power_of_two(Vector n) {
   const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
   return _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23));
+}
+/// x = mantissa * 2^n with the mantissa in [sqrt(1/2), sqrt(2)); returns n. For normal x > 0.
+HYBRIDGEN_INLINE Vector split_exponent(Vector x, Vector& mantissa) {
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i n = _mm512_srai_epi32(_mm512_sub_epi32(bits, _mm512_set1_epi32(kRootHalfBits)), 23);
+  mantissa = _mm512_castsi512_ps(_mm512_sub_epi32(bits, _mm512_slli_epi32(n, 23)));
+  return _mm512_cvtepi32_ps(n);
+}
+typedef std::uint64_t WideVector __attribute__((vector_size(64)));
+/// Product of the low 32 bits of every 64-bit lane with `factor`.
+HYBRIDGEN_INLINE WideVector multiply_low(WideVector v, std::uint32_t factor) {
+  return reinterpret_cast<WideVector>(
+      _mm512_mul_epu32(reinterpret_cast<__m512i>(v), _mm512_set1_epi64(factor)));
 }
 /// v, but 0 where x < limit.
 HYBRIDGEN_INLINE Vector zero_where_below(Vector v, Vector x, Vector limit) {
@@ -261,6 +276,17 @@ HYBRIDGEN_INLINE Vector power_of_two(Vector n) {
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
   return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
 }
+HYBRIDGEN_INLINE Vector split_exponent(Vector x, Vector& mantissa) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i n = _mm256_srai_epi32(_mm256_sub_epi32(bits, _mm256_set1_epi32(kRootHalfBits)), 23);
+  mantissa = _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(n, 23)));
+  return _mm256_cvtepi32_ps(n);
+}
+typedef std::uint64_t WideVector __attribute__((vector_size(32)));
+HYBRIDGEN_INLINE WideVector multiply_low(WideVector v, std::uint32_t factor) {
+  return reinterpret_cast<WideVector>(
+      _mm256_mul_epu32(reinterpret_cast<__m256i>(v), _mm256_set1_epi64x(factor)));
+}
 HYBRIDGEN_INLINE Vector zero_where_below(Vector v, Vector x, Vector limit) {
   return _mm256_and_ps(_mm256_cmp_ps(x, limit, _CMP_NLT_UQ), v);
 }
@@ -302,6 +328,16 @@ HYBRIDGEN_INLINE Vector round_even(Vector v) {
 HYBRIDGEN_INLINE Vector power_of_two(Vector n) {
   const IntVector exponent = __builtin_convertvector(n, IntVector) + 127;
   return reinterpret_cast<Vector>(exponent << 23);
+}
+HYBRIDGEN_INLINE Vector split_exponent(Vector x, Vector& mantissa) {
+  const IntVector bits = reinterpret_cast<IntVector>(x);
+  const IntVector n = (bits - kRootHalfBits) >> 23;
+  mantissa = reinterpret_cast<Vector>(bits - (n << 23));
+  return __builtin_convertvector(n, Vector);
+}
+typedef std::uint64_t WideVector __attribute__((vector_size(16)));
+HYBRIDGEN_INLINE WideVector multiply_low(WideVector v, std::uint32_t factor) {
+  return (v & 0xffffffffU) * factor;
 }
 HYBRIDGEN_INLINE Vector zero_where_below(Vector v, Vector x, Vector limit) {
   return x < limit ? splat(0.0F) : v;
@@ -405,6 +441,29 @@ HYBRIDGEN_INLINE Vector exp_of(Vector x) {
   p = fma(p, r, splat(5.0000001201e-1F));
   p = fma(mul(r, r), p, add(r, splat(1.0F)));
   return zero_where_below(mul(p, power_of_two(n)), x, lowest);
+}
+
+/// ln x to about 1e-7 relative for normal x > 0; NaN for NaN and infinity.
+HYBRIDGEN_INLINE Vector log_of(Vector x) {
+  Vector mantissa;
+  const Vector n = split_exponent(x, mantissa);
+  const Vector r = sub(mantissa, splat(1.0F));
+  // Minimax polynomial of degree 8 for (ln(1 + r) - r + r^2 / 2) / r^3 (Cephes, logf).
+  Vector p = splat(7.0376836292e-2F);
+  p = fma(p, r, splat(-1.1514610310e-1F));
+  p = fma(p, r, splat(1.1676998740e-1F));
+  p = fma(p, r, splat(-1.2420140846e-1F));
+  p = fma(p, r, splat(1.4249322787e-1F));
+  p = fma(p, r, splat(-1.6668057665e-1F));
+  p = fma(p, r, splat(2.0000714765e-1F));
+  p = fma(p, r, splat(-2.4999993993e-1F));
+  p = fma(p, r, splat(3.3333331174e-1F));
+  const Vector square = mul(r, r);
+  Vector small = mul(mul(p, square), r);
+  small = fma(n, splat(-2.12194440e-4F), small);
+  small = fma(square, splat(-0.5F), small);
+  const Vector sum = fma(n, splat(0.693359375F), add(r, small));
+  return add(sum, sub(x, x));
 }
 
 /// Calls body(static_cast<const T*>(nullptr)) with the element type of `dtype`.

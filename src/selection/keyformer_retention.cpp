@@ -3,12 +3,12 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <span>
 #include <string_view>
 
 #include "hybridgen/core/error.h"
+#include "kernels/cpu_kernels.h"
 #include "kernels/gumbel.h"
 #include "selection/keyformer_scores.h"
 #include "selection/scored_retention.h"
@@ -85,20 +85,11 @@ double KeyformerScore::tau(std::int64_t forward) const {
 }
 
 void keyformer_scores(std::span<const float> weights, double tau, std::span<float> scores) {
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  float largest = -kInfinity;
-  for (std::size_t j = 0; j < weights.size(); ++j) {
-    scores[j] = weights[j] == 0.0F ? -kInfinity : std::log(weights[j]) + scores[j];
-    largest = std::max(largest, scores[j]);
-  }
-  if (largest == -kInfinity) largest = 0.0F;  // nothing has weight: all score 0 below
-  double total = 0.0;
-  for (float& score : scores) {
-    score = std::exp(static_cast<float>((score - largest) / tau));
-    total += score;
-  }
-  const auto scale = static_cast<float>(total == 0.0 ? 0.0 : 1.0 / total);
-  for (float& score : scores) score *= scale;
+  static const kernels::CpuKernels& fastest = kernels::cpu_kernels(kernels::resolve_isa("auto"));
+  fastest.keyformer_scores(weights.data(),
+                           static_cast<float>(tau),
+                           static_cast<std::int64_t>(weights.size()),
+                           scores.data());
 }
 
 std::unique_ptr<RetentionPolicy> make_keyformer_retention(const RetentionShape& shape,

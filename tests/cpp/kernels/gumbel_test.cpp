@@ -8,6 +8,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/philox.h"
+#include "kernels/cpu_kernels.h"
+
 namespace hybridgen::kernels {
 namespace {
 
@@ -75,6 +78,72 @@ TEST(GumbelRow, GivesTheSameDrawsHoweverARangeIsSplit) {
       ASSERT_TRUE(std::equal(part.begin(), part.end(), whole.begin() + first))
           << first << " to " << end;
     }
+  }
+}
+
+TEST(GumbelRow, IsPhiloxThroughTwoLogarithmsOnEveryInstructionSet) {
+  const GumbelKey key{.seed = 5, .request = 2, .layer = 3, .query_head = 7, .row = 1234};
+  const PhiloxRow philox = philox_row(key);
+  constexpr std::int64_t kCount = 1000;
+  constexpr std::int64_t kFirst = 77;
+  std::vector<std::int32_t> positions;
+  for (std::int32_t j = 0; j < kCount; ++j) positions.push_back(kFirst + (j * 389) % kCount);
+  for (const Isa isa : supported_isas()) {
+    const CpuKernels& kernels = cpu_kernels(isa);
+    std::vector<float> draws(kCount);
+    std::vector<float> gathered(kCount);
+    kernels.gumbel_row(philox, kFirst, kCount, draws.data());
+    kernels.gumbel_gather(philox, positions.data(), kCount, gathered.data());
+    for (std::int64_t j = 0; j < kCount; ++j) {
+      const std::int64_t position = kFirst + j;
+      const auto bits = philox4x32_10({static_cast<std::uint32_t>(position / 4),
+                                       philox.counter[0],
+                                       philox.counter[1],
+                                       philox.counter[2]},
+                                      {philox.key[0], philox.key[1]});
+      const double u = ((bits[static_cast<std::size_t>(position % 4)] >> 9) + 0.5) * 0x1p-23;
+      // Each logarithm is right to 2e-7 of its value; the first one's error comes out as it is.
+      const double expected = -std::log(-std::log(u));
+      const double tolerance = 4e-7 + 4e-7 * std::abs(expected);
+      EXPECT_NEAR(draws[static_cast<std::size_t>(j)], expected, tolerance) << name_of(isa);
+    }
+    for (std::size_t j = 0; j < positions.size(); ++j) {
+      EXPECT_EQ(gathered[j], draws[static_cast<std::size_t>(positions[j] - kFirst)])
+          << name_of(isa) << ", position " << positions[j];
+    }
+  }
+}
+
+TEST(KeyformerScores, AreTheTemperedSoftmaxOnEveryInstructionSet) {
+  constexpr double kTau = 1.7;
+  for (const Isa isa : supported_isas()) {
+    for (const std::size_t count : {1U, 7U, 16U, 33U, 500U}) {
+      std::vector<float> weights(count);
+      std::vector<float> scores = row({.seed = 3}, 0, static_cast<std::int64_t>(count));
+      std::vector<double> expected(count);
+      double total = 0.0;
+      for (std::size_t j = 0; j < count; ++j) {
+        weights[j] = j % 5 == 3 ? 0.0F : std::exp(-0.1F * static_cast<float>(j % 100));
+        expected[j] = std::exp((std::log(double{weights[j]}) + scores[j]) / kTau);
+        total += expected[j];
+      }
+      cpu_kernels(isa).keyformer_scores(
+          weights.data(), kTau, static_cast<std::int64_t>(count), scores.data());
+      for (std::size_t j = 0; j < count; ++j) {
+        // Logits of size 12 / tau rounded to float32, then e to their power.
+        EXPECT_NEAR(scores[j], expected[j] / total, 2e-6 * expected[j] / total)
+            << name_of(isa) << ", " << count << " tokens, token " << j;
+      }
+    }
+  }
+}
+
+TEST(KeyformerScores, AreNaNWhereAWeightIs) {
+  for (const Isa isa : supported_isas()) {
+    std::vector<float> weights = {0.25F, std::nanf(""), 0.5F};
+    std::vector<float> scores(3, 0.0F);
+    cpu_kernels(isa).keyformer_scores(weights.data(), 2.0F, 3, scores.data());
+    EXPECT_TRUE(std::isnan(scores[1])) << name_of(isa);
   }
 }
 
