@@ -223,8 +223,8 @@ def variants(tokens: int, budgets: Sequence[float], steered_tokens: int) -> list
     found += [
         replace(
             variant,
-            family=f"{variant.family}, pre partial_keys",
-            options=variant.options | {"pre_selector": "partial_keys"},
+            family=f"{variant.family}, pre sinks_recent",
+            options=variant.options | {"pre_selector": "sinks_recent"},
         )
         for variant in found
         if variant.family in ("preset fixed_adaptive", "preset full")
@@ -495,7 +495,7 @@ def findings(report: Report, models: Sequence[str]) -> list[str]:
     for model in models:
         fixed = report.of(model, "preset fixed_post")
         steered = report.of(model, "preset full")
-        helped = report.of(model, "preset full, pre partial_keys")
+        window = report.of(model, "preset full, pre sinks_recent")
         if not fixed or not steered:
             continue
         holds = steered[0].value >= fixed[0].value - 0.05
@@ -503,13 +503,11 @@ def findings(report: Report, models: Sequence[str]) -> list[str]:
             f"* {model}: `full` {steered[0].value:.2f} ({steered[0].strategies}), `fixed_post` "
             f"{fixed[0].value:.2f}; {verdict(holds)}."
         )
-        if not holds and "pre" in steered[0].strategies:
+        if window:
             line += (
-                " Requests switched to Pre-QKT, whose default selector `sinks_recent` is a static "
-                "window whatever K is."
+                f" With the static window `sinks_recent` as Pre-QKT selector: {window[0].value:.2f} "
+                f"({window[0].strategies})."
             )
-            if helped:
-                line += f" With `partial_keys` instead: {helped[0].value:.2f}."
         lines.append(line)
     return lines
 

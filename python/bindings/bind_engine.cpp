@@ -134,7 +134,7 @@ void register_options(py::module_& module) {
            py::arg("guess_source") = "next_weights",
            py::arg("query") = "speculative",
            py::arg("selector") = "topk",
-           py::arg("pre_selector") = "sinks_recent",
+           py::arg("pre_selector") = "partial_keys",
            py::arg("strategy") = "post",
            py::arg("k") = 128,
            py::arg("device_tokens") = py::none(),

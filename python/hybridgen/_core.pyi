@@ -214,7 +214,7 @@ class EngineOptions:
         guess_source: str = "next_weights",
         query: str = "speculative",
         selector: str = "topk",
-        pre_selector: str = "sinks_recent",
+        pre_selector: str = "partial_keys",
         strategy: str = "post",
         k: typing.Any = 128,
         device_tokens: typing.Any = None,

@@ -64,7 +64,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--spec-first-layer", type=int, default=2, metavar="N", help="first layer that is guessed"
     )
     parser.add_argument("--selector", default="topk", help="of the post strategy")
-    parser.add_argument("--pre-selector", default="sinks_recent", help="of the pre strategy")
+    parser.add_argument("--pre-selector", default="partial_keys", help="of the pre strategy")
     parser.add_argument("--strategy", default="post", help="post, pre")
     parser.add_argument(
         "--k", type=number_or_word, help="offloaded tokens attended to: 128, 0.05 (share), all"

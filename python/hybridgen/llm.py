@@ -127,7 +127,7 @@ class LLM:
         kv: KVConfig | None = None,
         query: str | QueryConfig = "speculative",
         selector: str = "topk",
-        pre_selector: str = "sinks_recent",
+        pre_selector: str = "partial_keys",
         scheduler: SchedulerConfig | None = None,
         weights: WeightConfig | None = None,
         cpu: CpuConfig | None = None,

@@ -43,8 +43,14 @@ Method hybridgen_method(const EngineOptions& options) {
   method.selector = [name = options.selector](const SelectorShape& shape) {
     return make_selector(name, shape);
   };
-  method.pre_selects_by_partial_keys = options.pre_selector == kPartialKeysSelector;
-  if (!method.pre_selects_by_partial_keys) {
+  // Partial keys take room on the device: not where no request can ever be in Pre-QKT.
+  const bool may_plan = options.strategy == SelectionStrategy::kPreQkt ||
+                        (options.scheduler &&
+                         (options.scheduler->adapt_strategy ||
+                          options.scheduler->initial_strategy == SelectionStrategy::kPreQkt));
+  if (options.pre_selector == kPartialKeysSelector) {
+    method.pre_selects_by_partial_keys = may_plan;
+  } else {
     method.pre_selector = [name = options.pre_selector](const SelectorShape& shape) {
       return make_selector(name, shape);
     };

@@ -54,7 +54,7 @@ struct EngineOptions {
   std::map<std::string, MethodValue> method_config;  ///< options of that method; absent: defaults
   QueryMode query = QueryMode::kSpeculative;
   std::string selector = "topk";
-  std::string pre_selector = "sinks_recent";
+  std::string pre_selector = "partial_keys";
   SelectionStrategy strategy = SelectionStrategy::kPostQkt;
   TokenCount k = TokenCount::count(128);
   std::optional<SchedulerOptions> scheduler;  ///< steers K and the strategy; k is not used then

@@ -136,7 +136,8 @@ TEST(EngineStatistics, CountTheBytesOfEachLinkByTheFormulas) {
   EngineOptions options = testing::options("hybridgen");
   options.device_tokens.count = 10;
   options.k = TokenCount::count(5);
-  options.strategy = SelectionStrategy::kPreQkt;  // all heads share positions: unions of 5 rows
+  options.strategy = SelectionStrategy::kPreQkt;
+  options.pre_selector = "sinks_recent";  // all heads share positions: unions of 5 rows
   options.query = QueryMode::kExact;
   Engine engine(tiny_model(), options);
   generate(engine, {prompt(50)}, 5);  // one token from prefill, four decode steps

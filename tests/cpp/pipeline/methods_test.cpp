@@ -227,7 +227,8 @@ std::vector<Setting> settings_without_chunks() {
   std::vector<Setting> settings = approximate_settings();
   std::erase_if(settings, [](const Setting& each) {
     return each.options.method == "hgca" || each.options.method == "infinigen" ||
-           each.options.pre_selector == "partial_keys";
+           (each.options.strategy == SelectionStrategy::kPreQkt &&
+            each.options.pre_selector == "partial_keys");
   });
   return settings;
 }
