@@ -14,20 +14,6 @@ namespace {
 constexpr std::int64_t kKeyPrefetchBytes = 2048;
 constexpr std::int64_t kRowsAhead = 16;  ///< the same for row-major keys and values
 
-template <int Value>
-struct Constant {
-  static constexpr int value = Value;
-};
-
-/// Calls body(Constant<value>{}), value in [1, Most]: sizes of register tiles are compile-time.
-template <int Most, typename Body>
-HYBRIDGEN_INLINE void with_constant(std::int64_t value, Body body) {
-  if constexpr (Most > 1) {
-    if (value < Most) return with_constant<Most - 1>(value, body);
-  }
-  body(Constant<Most>{});
-}
-
 // ---- Blocked keys: lanes are tokens, no sum across lanes is ever needed ------------------------
 
 constexpr int kPassVectors = 2;

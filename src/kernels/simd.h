@@ -7,7 +7,7 @@
 #pragma once
 
 #if !defined(HYBRIDGEN_ISA_NAMESPACE) || !defined(HYBRIDGEN_ISA_LEVEL)
-#error "simd.h is included through cpu_portable.cpp, cpu_avx2.cpp and cpu_avx512.cpp only"
+#error "simd.h is included through the cpu_*.cpp of an instruction set only"
 #endif
 
 #include <cstddef>
@@ -477,6 +477,20 @@ HYBRIDGEN_INLINE void with_element_type(DType dtype, Body body) {
     case DType::kBFloat16:
       return body(static_cast<const BFloat16*>(nullptr));
   }
+}
+
+template <int Value>
+struct Constant {
+  static constexpr int value = Value;
+};
+
+/// Calls body(Constant<value>{}), value in [1, Most]: sizes of register tiles are compile-time.
+template <int Most, typename Body>
+HYBRIDGEN_INLINE void with_constant(std::int64_t value, Body body) {
+  if constexpr (Most > 1) {
+    if (value < Most) return with_constant<Most - 1>(value, body);
+  }
+  body(Constant<Most>{});
 }
 
 }  // namespace
