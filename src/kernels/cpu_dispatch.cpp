@@ -24,12 +24,22 @@ bool is_supported(Isa isa) {
       return is_supported(Isa::kAvx2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
              __builtin_cpu_supports("avx512dq");
+    case Isa::kAvx512Vnni:
+      return is_supported(Isa::kAvx512) && __builtin_cpu_supports("avx512vnni");
   }
   return false;
 #else
   return isa == Isa::kPortable;
 #endif
 }
+
+#if defined(__x86_64__)
+CpuKernels with_vnni(CpuKernels table) {
+  table.isa = Isa::kAvx512Vnni;
+  table.shadow_logits = avx512_vnni::shadow_logits;
+  return table;
+}
+#endif
 
 std::string supported_names() {
   std::string names;
@@ -50,13 +60,15 @@ std::string_view name_of(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Vnni:
+      return "avx512_vnni";
   }
   throw std::logic_error("internal check failed: not an enumerator of Isa");
 }
 
 std::vector<Isa> supported_isas() {
   std::vector<Isa> isas;
-  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni}) {
     if (is_supported(isa)) isas.push_back(isa);
   }
   return isas;
@@ -71,6 +83,10 @@ const CpuKernels& cpu_kernels(Isa isa) {
                               "; choose one of these or \"auto\""));
   }
 #if defined(__x86_64__)
+  if (isa == Isa::kAvx512Vnni) {
+    static const CpuKernels table = with_vnni(avx512::kTable);
+    return table;
+  }
   if (isa == Isa::kAvx512) return avx512::kTable;
   if (isa == Isa::kAvx2) return avx2::kTable;
 #endif

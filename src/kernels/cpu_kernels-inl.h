@@ -6,6 +6,7 @@
 #include "kernels/cpu_linear-inl.h"
 #include "kernels/cpu_norm-inl.h"
 #include "kernels/cpu_scores-inl.h"
+#include "kernels/cpu_shadow-inl.h"
 #include "kernels/cpu_tables.h"
 
 namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE {
@@ -25,6 +26,7 @@ constinit const CpuKernels kTable = {
     .blocked_logits = blocked_logits,
     .chosen_logits = chosen_logits,
     .row_logits = row_logits,
+    .shadow_logits = scan_shadow,
     .softmax_values = softmax_values,
     .merge_outputs = merge_outputs,
     .gumbel_row = gumbel_row,

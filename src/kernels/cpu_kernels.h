@@ -11,10 +11,11 @@
 
 #include "hybridgen/core/types.h"
 #include "hybridgen/kvcache/host_kv_store.h"
+#include "hybridgen/kvcache/scoring_shadow.h"
 
 namespace hybridgen::kernels {
 
-enum class Isa : std::uint8_t { kPortable, kAvx2, kAvx512 };
+enum class Isa : std::uint8_t { kPortable, kAvx2, kAvx512, kAvx512Vnni };
 std::string_view name_of(Isa isa);
 
 /// y[r, n] = sum_k x[r, k] * weight[n, k] + bias[n]   for r in [0, rows), n in [begin, end).
@@ -108,6 +109,20 @@ struct RowLogitsArgs {
   std::int64_t logits_stride = 0;
 };
 
+/// Scores of one KV head over a shadow of its keys: for r in [0, num_queries), t in [begin, end)
+/// scores[r, t - begin] = (sum_d queries[r, d] * value(code[t, d])) * step[t] * scales[r], with the
+/// sum exact in integers: every instruction set gives the same bits. Queries and scales are those
+/// of prepare_shadow_queries; the scores are then the logits less one constant per query.
+struct ShadowLogitsArgs {
+  ShadowKeyView keys;
+  const std::int8_t* queries = nullptr;  ///< [num_queries, keys.padded_dim] contiguous
+  const float* scales = nullptr;         ///< [num_queries]
+  std::int64_t num_queries = 0;
+  TokenRange tokens;        ///< any begin and end; need not be multiples of the block
+  float* scores = nullptr;  ///< row stride scores_stride
+  std::int64_t scores_stride = 0;
+};
+
 /// Value rows of one KV head that take part in a step, in token order: the host's chosen rows (a
 /// union over the group's query heads, `host_index` says which row each logit belongs to), then the
 /// device's resident rows.
@@ -169,6 +184,7 @@ struct CpuKernels {
   void (*blocked_logits)(const BlockedLogitsArgs& args) = nullptr;
   void (*chosen_logits)(const ChosenLogitsArgs& args) = nullptr;
   void (*row_logits)(const RowLogitsArgs& args) = nullptr;
+  void (*shadow_logits)(const ShadowLogitsArgs& args) = nullptr;
   void (*softmax_values)(const SoftmaxValuesArgs& args) = nullptr;
   void (*merge_outputs)(const MergeOutputsArgs& args) = nullptr;
   /// out[j] = -ln(-ln u) of the draw at position first + j, and at positions[j] (>= 0).
@@ -195,7 +211,8 @@ const CpuKernels& cpu_kernels(Isa isa);
 std::vector<Isa> supported_isas();
 
 /// "auto" gives the environment's HYBRIDGEN_ISA if set, else the strongest supported; otherwise
-/// "portable", "avx2" or "avx512". Throws ConfigError for an unknown name or one the CPU lacks.
+/// "portable", "avx2", "avx512" or "avx512_vnni". Throws ConfigError for an unknown name or one the
+/// CPU lacks.
 Isa resolve_isa(std::string_view name);
 
 // ---- Kernels that do not depend on the instruction set
@@ -217,6 +234,16 @@ void chosen_row_logits(const CpuKernels& kernels,
                        const RowLogitsArgs& args,
                        const std::int32_t* positions,
                        std::int64_t count);
+
+/// Queries of one KV head, made ready for shadow_logits: each is multiplied by the channels'
+/// spreads and rounded to eight bits with one scale of its own. queries [num_queries,
+/// keys.head_dim] contiguous; rounded [num_queries, keys.padded_dim]; scales [num_queries]. A query
+/// that holds infinity or NaN gets the scale NaN, and so scores NaN.
+void prepare_shadow_queries(const ShadowKeyView& keys,
+                            const float* queries,
+                            std::int64_t num_queries,
+                            std::int8_t* rounded,
+                            float* scales);
 
 /// out[j, :] = rows[positions[j], :] for j in [0, count); rows of `row_bytes` contiguous bytes.
 void gather_rows(const void* rows,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The function tables that the per-instruction-set translation units export to the dispatcher.
+// What the per-instruction-set translation units export to the dispatcher: whole tables, and single
+// kernels that replace their counterparts in the table of the instruction set below.
 #pragma once
 
 #include "kernels/cpu_kernels.h"
@@ -14,6 +15,9 @@ extern const CpuKernels kTable;
 }
 namespace avx512 {
 extern const CpuKernels kTable;
+}
+namespace avx512_vnni {
+void shadow_logits(const ShadowLogitsArgs& args);
 }
 
 }  // namespace hybridgen::kernels

@@ -60,6 +60,7 @@ TEST(CpuDispatch, EverySupportedTableIsCompleteAndNamesItself) {
     EXPECT_NE(table.blocked_logits, nullptr);
     EXPECT_NE(table.chosen_logits, nullptr);
     EXPECT_NE(table.row_logits, nullptr);
+    EXPECT_NE(table.shadow_logits, nullptr);
     EXPECT_NE(table.softmax_values, nullptr);
   }
 }
@@ -90,13 +91,13 @@ TEST(CpuDispatch, AnUnknownNameIsRefusedNamingThoseAvailable) {
 
 TEST(CpuDispatch, AnInstructionSetThisCpuLacksIsRefusedNamingThoseAvailable) {
   const std::vector<Isa> here = supported_isas();
-  for (const Isa isa : {Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa : {Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni}) {
     if (std::find(here.begin(), here.end(), isa) != here.end()) continue;
     EXPECT_THROW(cpu_kernels(isa), ConfigError);
     EXPECT_NE(error_of(name_of(isa)).find("\"portable\""), std::string::npos);
     return;
   }
-  GTEST_SKIP() << "this CPU has every instruction set; a CPU without AVX-512 would run it";
+  GTEST_SKIP() << "this CPU has every instruction set; a CPU without AVX-512 VNNI would run it";
 }
 
 }  // namespace

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hybridgen/kvcache/scoring_shadow.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <limits>
+#include <string_view>
+
+#include "hybridgen/core/error.h"
+#include "shadow_codes.h"
+
+namespace hybridgen {
+
+namespace {
+
+constexpr std::int64_t kGroup = 4;  // dimensions of a token that lie together
+constexpr std::int64_t kGroupBytes = kGroup * kKeyBlockTokens;
+constexpr std::int64_t kStepBytes = 2;  // bfloat16
+
+std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+void require_between(std::string_view field,
+                     std::int64_t value,
+                     std::int64_t least,
+                     std::int64_t most,
+                     std::string_view way_out) {
+  if (value >= least && value <= most) return;
+  throw ConfigError(message("[scoring shadow] ",
+                            field,
+                            " is ",
+                            value,
+                            "; allowed: ",
+                            least,
+                            " to ",
+                            most,
+                            "; ",
+                            way_out));
+}
+
+bool is_int4(const ShadowShape& shape) { return shape.precision == ShadowPrecision::kInt4; }
+
+std::int64_t padded_dim(const ShadowShape& shape) { return round_up(shape.head_dim, 2 * kGroup); }
+
+std::int64_t block_bytes(const ShadowShape& shape) {
+  const std::int64_t codes = padded_dim(shape) * kKeyBlockTokens;
+  return (is_int4(shape) ? codes / 2 : codes) + kStepBytes * kKeyBlockTokens;
+}
+
+std::int64_t num_heads(const ShadowShape& shape) { return shape.num_layers * shape.num_kv_heads; }
+
+std::int64_t head_bytes(const ShadowShape& shape) {
+  return shape.capacity / kKeyBlockTokens * block_bytes(shape);
+}
+
+std::int64_t channel_bytes(const ShadowShape& shape) {
+  return num_heads(shape) * 2 * shape.head_dim * static_cast<std::int64_t>(sizeof(float));
+}
+
+ShadowShape checked(ShadowShape shape) {
+  constexpr std::int64_t kAny = std::numeric_limits<std::int64_t>::max();
+  constexpr std::string_view kCorrect = "correct the shape of the shadow";
+  require_between("num_layers", shape.num_layers, 1, kAny, kCorrect);
+  require_between("num_kv_heads", shape.num_kv_heads, 1, kAny, kCorrect);
+  require_between("head_dim", shape.head_dim, 1, kMaxShadowHeadDim, "score with the full keys");
+  require_between("capacity", shape.capacity, 1, kAny, kCorrect);
+  // Codes and channels together must stay addressable.
+  std::int64_t limit = kAny / 2;
+  for (const std::int64_t factor : {block_bytes(shape), shape.num_layers, shape.num_kv_heads}) {
+    limit /= factor;
+  }
+  if (shape.capacity > limit - kKeyBlockTokens) {
+    throw OutOfMemoryError(message("[scoring shadow] capacity is ",
+                                   shape.capacity,
+                                   " tokens; allowed: what 2^63 bytes can hold; pass a smaller "
+                                   "capacity"));
+  }
+  shape.capacity = round_up(shape.capacity, kKeyBlockTokens);
+  return shape;
+}
+
+void require_index(std::string_view what, std::int64_t value, std::int64_t count) {
+  require_between(what, value, 0, count - 1, "pass an index inside the shadow");
+}
+
+void require_tokens(TokenRange tokens, std::int64_t capacity) {
+  if (tokens.begin < 0 || tokens.end < tokens.begin || tokens.end > capacity) {
+    throw ConfigError(message("[scoring shadow] tokens are [",
+                              tokens.begin,
+                              ", ",
+                              tokens.end,
+                              "); allowed: ranges inside [0, ",
+                              capacity,
+                              "); create the shadow with a larger capacity"));
+  }
+}
+
+/// In place: of 8 codes, the first four into the low and the others into the high halves of 4
+/// bytes.
+void pack_halves(std::uint8_t* codes, std::int64_t count) {
+  for (std::int64_t d = 0; d < count; d += 2 * kGroup) {
+    for (std::int64_t i = 0; i < kGroup; ++i) {
+      codes[d / 2 + i] = static_cast<std::uint8_t>(codes[d + i] | codes[d + kGroup + i] << 4);
+    }
+  }
+}
+
+}  // namespace
+
+ScoringShadow::ScoringShadow(const ShadowShape& shape)
+    : shape_(checked(shape)),
+      blocks_(static_cast<std::size_t>(num_heads(shape_) * head_bytes(shape_)), shape_.numa_node),
+      channels_(static_cast<std::size_t>(channel_bytes(shape_)), shape_.numa_node),
+      is_calibrated_(static_cast<std::size_t>(num_heads(shape_))) {}
+
+std::int64_t ScoringShadow::required_bytes(const ShadowShape& shape) {
+  const ShadowShape rounded = checked(shape);
+  return num_heads(rounded) * head_bytes(rounded) + channel_bytes(rounded);
+}
+
+void ScoringShadow::calibrate(std::int64_t layer, std::int64_t count, const KvRowsView& keys) {
+  require_index("layer", layer, shape_.num_layers);
+  require_between("count of keys to calibrate by",
+                  count,
+                  1,
+                  std::numeric_limits<std::int64_t>::max(),
+                  "calibrate with the prompt's keys");
+  for (std::int64_t g = 0; g < shape_.num_kv_heads; ++g) {
+    calibrate_head(head_index(layer, g), count, rows_of(keys, g), keys.token_stride);
+  }
+}
+
+bool ScoringShadow::is_calibrated(std::int64_t layer) const {
+  require_index("layer", layer, shape_.num_layers);
+  return is_calibrated_[static_cast<std::size_t>(head_index(layer, 0))] != 0;
+}
+
+void ScoringShadow::write(std::int64_t layer, TokenRange tokens, const KvRowsView& keys) {
+  require_index("layer", layer, shape_.num_layers);
+  require_tokens(tokens, shape_.capacity);
+  if (tokens.empty()) return;
+  for (std::int64_t g = 0; g < shape_.num_kv_heads; ++g) {
+    write_head(head_index(layer, g), tokens, rows_of(keys, g), keys.token_stride);
+  }
+}
+
+void ScoringShadow::write_row(std::int64_t layer,
+                              std::int64_t kv_head,
+                              std::int64_t slot,
+                              const void* key) {
+  require_index("layer", layer, shape_.num_layers);
+  require_index("kv_head", kv_head, shape_.num_kv_heads);
+  require_index("slot", slot, shape_.capacity);
+  write_head(head_index(layer, kv_head), {slot, slot + 1}, key, shape_.head_dim);
+}
+
+ShadowKeyView ScoringShadow::keys(std::int64_t layer, std::int64_t kv_head) const {
+  require_index("layer", layer, shape_.num_layers);
+  require_index("kv_head", kv_head, shape_.num_kv_heads);
+  const std::int64_t head = head_index(layer, kv_head);
+  const float* channels =
+      reinterpret_cast<const float*>(channels_.data()) + head * 2 * shape_.head_dim;
+  return {.blocks = blocks_.data() + head * head_bytes(shape_),
+          .centres = channels,
+          .spreads = channels + shape_.head_dim,
+          .precision = shape_.precision,
+          .head_dim = shape_.head_dim,
+          .padded_dim = padded_dim(shape_),
+          .block_bytes = block_bytes(shape_),
+          .capacity = shape_.capacity};
+}
+
+std::int64_t ScoringShadow::head_index(std::int64_t layer, std::int64_t kv_head) const {
+  return layer * shape_.num_kv_heads + kv_head;
+}
+
+const void* ScoringShadow::rows_of(const KvRowsView& keys, std::int64_t kv_head) const {
+  return static_cast<const std::byte*>(keys.data) +
+         kv_head * keys.head_stride * static_cast<std::int64_t>(size_of(shape_.dtype));
+}
+
+float* ScoringShadow::centres(std::int64_t head) {
+  return reinterpret_cast<float*>(channels_.data()) + head * 2 * shape_.head_dim;
+}
+
+void ScoringShadow::calibrate_head(std::int64_t head,
+                                   std::int64_t count,
+                                   const void* rows,
+                                   std::int64_t stride) {
+  float* channels = centres(head);
+  measure_channels(
+      shape_.dtype, rows, count, stride, shape_.head_dim, channels, channels + shape_.head_dim);
+  is_calibrated_[static_cast<std::size_t>(head)] = 1;
+}
+
+void ScoringShadow::write_head(std::int64_t head,
+                               TokenRange tokens,
+                               const void* rows,
+                               std::int64_t stride) {
+  if (is_calibrated_[static_cast<std::size_t>(head)] == 0) {
+    calibrate_head(head, tokens.size(), rows, stride);
+  }
+  const float* channels = centres(head);
+  const std::int64_t row_bytes = stride * static_cast<std::int64_t>(size_of(shape_.dtype));
+  const std::int64_t dim = padded_dim(shape_);
+  const int largest = is_int4(shape_) ? 15 : 255;
+  std::byte* blocks = blocks_.data() + head * head_bytes(shape_);
+  std::array<float, kMaxShadowHeadDim> row;
+  // The codes of padding meet queries of 0.
+  std::array<std::uint8_t, kMaxShadowHeadDim> codes{};
+  for (std::int64_t t = 0; t < tokens.size(); ++t) {
+    widen_row(shape_.dtype,
+              static_cast<const std::byte*>(rows) + t * row_bytes,
+              shape_.head_dim,
+              row.data());
+    const std::uint16_t step = encode_row(
+        row.data(), channels, channels + shape_.head_dim, shape_.head_dim, largest, codes.data());
+    const std::int64_t slot = tokens.begin + t;
+    const std::int64_t place = slot % kKeyBlockTokens;
+    std::byte* block = blocks + slot / kKeyBlockTokens * block_bytes(shape_);
+    if (is_int4(shape_)) pack_halves(codes.data(), dim);
+    const std::int64_t bytes = is_int4(shape_) ? dim / 2 : dim;
+    for (std::int64_t i = 0; i < bytes / kGroup; ++i) {
+      std::memcpy(
+          block + i * kGroupBytes + place * kGroup, codes.data() + i * kGroup, std::size_t{kGroup});
+    }
+    std::memcpy(block + bytes * kKeyBlockTokens + place * kStepBytes, &step, sizeof(step));
+  }
+}
+
+}  // namespace hybridgen
