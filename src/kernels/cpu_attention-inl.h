@@ -138,19 +138,29 @@ void chosen_logits(const ChosenLogitsArgs& args) {
 
 // ---- Row-major keys: lanes are dimensions ------------------------------------------------------
 
+template <typename T>
+constexpr std::int64_t kLineElements = 64 / static_cast<std::int64_t>(sizeof(T));
+
 constexpr int kRowKeys = 4;
 constexpr int kRowQueries = kAccumulators >= 24 ? 4 : 2;
 
-template <typename T, int Queries>
+template <typename T, int Queries, bool kChosen>
 void row_logits_of(const RowLogitsArgs& args, std::int64_t first_query) {
   const T* keys = static_cast<const T*>(args.keys);
   const float* queries = args.queries + first_query * args.head_dim;
   float* logits = args.logits + first_query * args.logits_stride;
+  const auto key_of = [&](std::int64_t j) {
+    return keys + (kChosen ? args.positions[j] : j) * args.key_stride;
+  };
   for (std::int64_t token = 0; token < args.count; token += kRowKeys) {
     // Past the end the last key is repeated: the tail takes the same path as all others.
     const T* key[kRowKeys];
     for (int t = 0; t < kRowKeys; ++t) {
-      key[t] = keys + min_of(token + t, args.count - 1) * args.key_stride;
+      key[t] = key_of(min_of(token + t, args.count - 1));
+      if (kChosen && first_query == 0) {
+        const T* ahead = key_of(min_of(token + t + kRowsAhead, args.count - 1));
+        for (std::int64_t d = 0; d < args.head_dim; d += kLineElements<T>) prefetch(ahead + d);
+      }
     }
     Vector acc[extent(Queries)][kRowKeys];
 #pragma GCC unroll 8
@@ -162,7 +172,7 @@ void row_logits_of(const RowLogitsArgs& args, std::int64_t first_query) {
       Vector k[kRowKeys];
 #pragma GCC unroll 8
       for (int t = 0; t < kRowKeys; ++t) {
-        prefetch(key[t] + kRowsAhead * args.key_stride + d);
+        if (!kChosen) prefetch(key[t] + kRowsAhead * args.key_stride + d);
         k[t] = load_lanes(key[t] + d);
       }
 #pragma GCC unroll 8
@@ -198,7 +208,12 @@ void row_logits(const RowLogitsArgs& args) {
   with_element_type(args.dtype, [&]<typename T>(const T*) {
     for (std::int64_t q = 0; q < args.num_queries; q += kRowQueries) {
       with_constant<kRowQueries>(min_of(kRowQueries, args.num_queries - q), [&](auto queries) {
-        row_logits_of<T, decltype(queries)::value>(args, q);
+        constexpr int kQueries = decltype(queries)::value;
+        if (args.positions == nullptr) {
+          row_logits_of<T, kQueries, false>(args, q);
+        } else {
+          row_logits_of<T, kQueries, true>(args, q);
+        }
       });
     }
   });

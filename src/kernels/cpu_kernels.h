@@ -96,12 +96,14 @@ struct ChosenLogitsArgs {
   std::int64_t logits_stride = 0;
 };
 
-/// The same over row-major keys: K[t] at keys + t * key_stride.
+/// The same over row-major keys, K[t] at keys + t * key_stride: logits[r, j] = queries[r] . K[j],
+/// or K[positions[j]]. A logit is the same bits either way.
 struct RowLogitsArgs {
   DType dtype = DType::kFloat32;
   const void* keys = nullptr;
   std::int64_t key_stride = 0;
   std::int64_t head_dim = 0;
+  const std::int32_t* positions = nullptr;  ///< [count], or null: rows 0 to count
   std::int64_t count = 0;
   const float* queries = nullptr;
   std::int64_t num_queries = 0;
@@ -229,7 +231,7 @@ bool top_k(const float* scores,
            std::vector<float>& scratch);
 
 /// row_logits of chosen rows: logits[r, j] = queries[r] . K[positions[j]], with `args.keys` the row
-/// of position 0 and `args.count` ignored. Positions next to each other are one call.
+/// of position 0; `args.positions` and `args.count` are ignored.
 void chosen_row_logits(const CpuKernels& kernels,
                        const RowLogitsArgs& args,
                        const std::int32_t* positions,

@@ -32,16 +32,10 @@ void chosen_row_logits(const CpuKernels& kernels,
                        const RowLogitsArgs& args,
                        const std::int32_t* positions,
                        std::int64_t count) {
-  const auto row_bytes = args.key_stride * static_cast<std::int64_t>(size_of(args.dtype));
-  RowLogitsArgs run = args;
-  for (std::int64_t first = 0, end = 0; first < count; first = end) {
-    end = first + 1;
-    while (end < count && positions[end] == positions[end - 1] + 1) ++end;
-    run.keys = static_cast<const std::byte*>(args.keys) + positions[first] * row_bytes;
-    run.count = end - first;
-    run.logits = args.logits + first;
-    kernels.row_logits(run);
-  }
+  RowLogitsArgs chosen = args;
+  chosen.positions = positions;
+  chosen.count = count;
+  kernels.row_logits(chosen);
 }
 
 void gather_rows(const void* rows,

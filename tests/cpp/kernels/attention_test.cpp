@@ -213,6 +213,35 @@ TEST_P(RowLogits, AgreeWithBlockedLogits) {
   }
 }
 
+TEST_P(RowLogits, OfChosenRowsAreTheSameBits) {
+  const Keys keys = random_keys(dtype(), kTokens, 72);
+  const std::vector<float> queries = random_floats(5 * 72, 13);
+  const std::vector<float> whole = row_logits(kernels(), keys, queries, 5, kTokens);
+  // In runs, apart, backwards and twice.
+  const std::vector<std::int32_t> positions{0, 1, 2, 3, 4, 40, 77, 78, 159, 12, 12, 31, 32};
+  for (std::size_t count = 0; count <= positions.size(); ++count) {
+    std::vector<float> chosen(5 * count);
+    chosen_row_logits(kernels(),
+                      {.dtype = keys.rows.dtype(),
+                       .keys = keys.rows.data(),
+                       .key_stride = keys.head_dim,
+                       .head_dim = keys.head_dim,
+                       .queries = queries.data(),
+                       .num_queries = 5,
+                       .logits = chosen.data(),
+                       .logits_stride = static_cast<std::int64_t>(count)},
+                      positions.data(),
+                      static_cast<std::int64_t>(count));
+    for (std::size_t q = 0; q < 5; ++q) {
+      for (std::size_t j = 0; j < count; ++j) {
+        EXPECT_EQ(chosen[q * count + j],
+                  whole[q * kTokens + static_cast<std::size_t>(positions[j])])
+            << "query " << q << " position " << positions[j];
+      }
+    }
+  }
+}
+
 HYBRIDGEN_FOR_EVERY_ISA_AND_DTYPE(RowLogits);
 
 class SoftmaxValues : public KernelTest {
