@@ -222,13 +222,18 @@ Isa resolve_isa(std::string_view name);
 
 /// The k largest of `scores` [n] (k <= n): positions ascending and, beside them, their scores. Ties
 /// break by position. Returns false, leaving the outputs unspecified, if a NaN is among the scores.
-/// `scratch` keeps its capacity between calls: steady state does not allocate.
+/// `scratch` keeps its size between calls: steady state does not allocate once it has
+/// top_k_scratch(n) elements.
+/// `threshold`, if given, makes it faster, never different: the value that a call for a similar row
+/// left there (the row of the step before), NaN for the first one.
 bool top_k(const float* scores,
            std::int64_t n,
            std::int64_t k,
            std::int32_t* positions,
            float* values,
-           std::vector<float>& scratch);
+           std::vector<float>& scratch,
+           float* threshold = nullptr);
+std::int64_t top_k_scratch(std::int64_t n);
 
 /// row_logits of chosen rows: logits[r, j] = queries[r] . K[positions[j]], with `args.keys` the row
 /// of position 0; `args.positions` and `args.count` are ignored.

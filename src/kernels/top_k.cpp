@@ -1,29 +1,60 @@
 // SPDX-License-Identifier: Apache-2.0
-// Exact selection in two passes over the scores. Bounds guessed from a small sample let the first
-// pass count what is certainly in and keep little beside the k-th value, which is then found among
-// the kept; the second pass takes all above it and as many equal to it as are missing, in order.
+// Exact selection in one pass over the scores: those above a guessed threshold are kept with their
+// positions, and if at least k are, the top k is among them. The guess comes from the caller or
+// from a small sample; a wrong one costs another pass, never exactness.
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstddef>
-#include <functional>
+#include <limits>
 
 #include "kernels/cpu_kernels.h"
 #include "kernels/top_k_passes.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace hybridgen::kernels {
 
 namespace {
 
 constexpr std::int64_t kSampleSize = 1024;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-ScoreBounds guess_bounds(const float* scores, std::int64_t n, std::int64_t k) {
-  ScoreBounds bounds;
-  if (n < 4 * kSampleSize) return bounds;
+// Integers in the order of the floats they stand for; -0 comes just before +0.
+std::int32_t ordered(std::int32_t bits) { return bits >= 0 ? bits : bits ^ 0x7fffffff; }
+std::int32_t key_of(float score) { return ordered(std::bit_cast<std::int32_t>(score)); }
+float score_of(std::int32_t key) { return std::bit_cast<float>(ordered(key)); }
+
+/// The rank-th largest (1 <= rank <= n) of scores without NaN, none of them below `low`; of equal
+/// ones (zeros, and numbers that the CPU flushes to zero) that of the largest key. Counting 32
+/// times in cache is several times faster than moving elements about.
+float ranked(const TopKPasses& passes,
+             const float* scores,
+             std::int64_t n,
+             std::int64_t rank,
+             float low = -kInfinity) {
+  std::int64_t at_most = key_of(kInfinity);
+  std::int64_t at_least = key_of(low);
+  while (at_least < at_most) {
+    const std::int64_t middle = at_most - (at_most - at_least) / 2;
+    if (passes.count(scores, n, score_of(static_cast<std::int32_t>(middle))) >= rank) {
+      at_least = middle;
+    } else {
+      at_most = middle - 1;
+    }
+  }
+  return score_of(static_cast<std::int32_t>(at_least));
+}
+
+float guess_threshold(const TopKPasses& passes,
+                      const float* scores,
+                      std::int64_t n,
+                      std::int64_t k) {
+  if (n < 4 * kSampleSize) return -kInfinity;
+  // Three standard deviations of slack.
+  const double share = static_cast<double>(k) / static_cast<double>(n);
+  const double expected = share * kSampleSize;
+  const double rank = expected + 3.0 * std::sqrt(expected * (1.0 - share)) + 2.0;
+  if (rank >= kSampleSize) return -kInfinity;
   std::array<float, kSampleSize> sample;
   // One value at a scrambled place of each stretch: no period of the scores can fool it.
   const std::int64_t stretch = n / kSampleSize;
@@ -31,136 +62,69 @@ ScoreBounds guess_bounds(const float* scores, std::int64_t n, std::int64_t k) {
   for (std::int64_t i = 0; i < kSampleSize; ++i) {
     random = random * 1664525U + 1013904223U;
     const float score = scores[i * stretch + static_cast<std::int64_t>(random >> 8) % stretch];
-    // NaN is found by the pass that follows; here it must only not break the order.
-    sample[static_cast<std::size_t>(i)] = score == score ? score : bounds.low;
+    // NaN is found by the pass that follows.
+    sample[static_cast<std::size_t>(i)] = score == score ? score : -kInfinity;
   }
-  // Three standard deviations of slack; a wrong guess costs a second pass, not exactness.
-  const double share = static_cast<double>(k) / static_cast<double>(n);
-  const double expected = share * kSampleSize;
-  const double slack = 3.0 * std::sqrt(expected * (1.0 - share)) + 2.0;
-  const auto ranked = [&](double rank) {
-    const auto at = sample.begin() + static_cast<std::ptrdiff_t>(rank);
-    std::nth_element(sample.begin(), at, sample.end(), std::greater<>());
-    return *at;
-  };
-  if (expected + slack < kSampleSize) bounds.low = ranked(expected + slack);
-  if (expected - slack >= 0.0) bounds.high = ranked(expected - slack);
-  return bounds;
+  return ranked(passes, sample.data(), kSampleSize, static_cast<std::int64_t>(rank));
 }
 
-Narrowed narrow_plain(const float* scores, std::int64_t n, ScoreBounds bounds, float* kept) {
-  Narrowed result;
+/// A threshold for a row that resembles this one: room for it to differ, but not much to keep.
+float next_threshold(const TopKPasses& passes,
+                     const float* kept,
+                     std::int64_t num_kept,
+                     std::int64_t k,
+                     float kth,
+                     float low) {
+  if (num_kept > 4 * k) return ranked(passes, kept, num_kept, 2 * k, low);
+  if (4 * num_kept < 5 * k) return low - (kth - low);
+  return low;
+}
+
+}  // namespace
+
+Kept keep_plain(const float* scores, std::int64_t n, float low, Candidates candidates) {
+  Kept kept;
   for (std::int64_t i = 0; i < n; ++i) {
     const float score = scores[i];
-    const bool high = score >= bounds.high;
-    result.has_nan |= score != score;
-    result.num_high += high;
-    kept[result.num_kept] = score;  // without a branch, which would be mispredicted
-    result.num_kept += !high & (score >= bounds.low);
+    kept.has_nan |= score != score;
+    // Without a branch, which would be mispredicted.
+    candidates.scores[kept.count] = score;
+    candidates.positions[kept.count] = std::bit_cast<float>(static_cast<std::int32_t>(i));
+    kept.count += score >= low;
   }
-  return result;
+  return kept;
 }
 
-void take_plain(const float* scores,
-                std::int64_t n,
-                std::int64_t k,
+std::int64_t count_plain(const float* scores, std::int64_t n, float low) {
+  std::int64_t count = 0;
+  for (std::int64_t i = 0; i < n; ++i) count += scores[i] >= low;
+  return count;
+}
+
+void take_plain(Candidates candidates,
+                std::int64_t num_candidates,
+                std::int64_t wanted,
                 float kth,
                 std::int64_t ties,
                 std::int32_t* positions,
                 float* values) {
   std::int64_t taken = 0;
-  for (std::int64_t i = 0; i < n && taken < k; ++i) {
-    const float score = scores[i];
+  for (std::int64_t i = 0; i < num_candidates && taken < wanted; ++i) {
+    const float score = candidates.scores[i];
     const bool tie = score == kth && ties > 0;
-    positions[taken] = static_cast<std::int32_t>(i);
+    positions[taken] = std::bit_cast<std::int32_t>(candidates.positions[i]);
     values[taken] = score;
     ties -= tie;
     taken += score > kth || tie;
   }
 }
 
-#if defined(__x86_64__)
-
-#if defined(__GNUC__) && !defined(__clang__)
-// GCC 12 takes the deliberately undefined operands of its own intrinsics for mistakes.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-
-#define HYBRIDGEN_AVX512 __attribute__((target("avx512f,popcnt,bmi,bmi2")))
-
-/// Lanes of the vector that begins at i.
-HYBRIDGEN_AVX512 inline __mmask16 lanes_from(std::int64_t i, std::int64_t n) {
-  return n - i >= 16 ? __mmask16{0xffff} : static_cast<__mmask16>((1U << (n - i)) - 1U);
-}
-
-HYBRIDGEN_AVX512 Narrowed narrow_avx512(const float* scores,
-                                        std::int64_t n,
-                                        ScoreBounds bounds,
-                                        float* kept) {
-  const __m512 low = _mm512_set1_ps(bounds.low);
-  const __m512 high = _mm512_set1_ps(bounds.high);
-  Narrowed result;
-  unsigned nan = 0;
-  for (std::int64_t i = 0; i < n; i += 16) {
-    const __mmask16 lanes = lanes_from(i, n);
-    const __m512 score = _mm512_maskz_loadu_ps(lanes, scores + i);
-    const unsigned is_high = _mm512_mask_cmp_ps_mask(lanes, score, high, _CMP_GE_OQ);
-    const unsigned keep = _mm512_mask_cmp_ps_mask(lanes, score, low, _CMP_GE_OQ) & ~is_high;
-    nan |= _mm512_mask_cmp_ps_mask(lanes, score, score, _CMP_UNORD_Q);
-    // Compressing into a register and storing all of it is much faster than a compressing store.
-    const auto mask = static_cast<__mmask16>(keep);
-    _mm512_storeu_ps(kept + result.num_kept, _mm512_maskz_compress_ps(mask, score));
-    result.num_kept += __builtin_popcount(keep);
-    result.num_high += __builtin_popcount(is_high);
-  }
-  result.has_nan = nan != 0;
-  return result;
-}
-
-HYBRIDGEN_AVX512 void take_avx512(const float* scores,
-                                  std::int64_t n,
-                                  std::int64_t k,
-                                  float kth,
-                                  std::int64_t ties,
-                                  std::int32_t* positions,
-                                  float* values) {
-  const __m512 limit = _mm512_set1_ps(kth);
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  std::int64_t taken = 0;
-  for (std::int64_t i = 0; i < n && taken < k; i += 16) {
-    const __mmask16 lanes = lanes_from(i, n);
-    const __m512 score = _mm512_maskz_loadu_ps(lanes, scores + i);
-    unsigned equal = _mm512_mask_cmp_ps_mask(lanes, score, limit, _CMP_EQ_OQ);
-    while (__builtin_popcount(equal) > ties) equal &= ~(1U << (31 - __builtin_clz(equal)));
-    ties -= __builtin_popcount(equal);
-    const unsigned take = _mm512_mask_cmp_ps_mask(lanes, score, limit, _CMP_GT_OQ) | equal;
-    const int count = __builtin_popcount(take);
-    const auto mask = static_cast<__mmask16>(take);
-    const auto front = static_cast<__mmask16>((1U << count) - 1U);
-    const __m512i position = _mm512_add_epi32(lane, _mm512_set1_epi32(static_cast<int>(i)));
-    _mm512_mask_storeu_epi32(positions + taken, front, _mm512_maskz_compress_epi32(mask, position));
-    _mm512_mask_storeu_ps(values + taken, front, _mm512_maskz_compress_ps(mask, score));
-    taken += count;
-  }
-}
-
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic pop
-#endif
-
-#endif  // x86-64
-
-}  // namespace
-
 std::vector<TopKPasses> supported_top_k_passes() {
-  std::vector<TopKPasses> passes = {{.narrow = narrow_plain, .take = take_plain}};
+  std::vector<TopKPasses> passes = {{.keep = keep_plain, .count = count_plain, .take = take_plain}};
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("popcnt") &&
-      __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2")) {
-    passes.push_back({.narrow = narrow_avx512, .take = take_avx512});
-  }
+  const bool has_bits = __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("bmi");
+  if (has_bits && __builtin_cpu_supports("avx2")) passes.push_back(kAvx2TopKPasses);
+  if (has_bits && __builtin_cpu_supports("avx512f")) passes.push_back(kAvx512TopKPasses);
 #endif
   return passes;
 }
@@ -171,34 +135,47 @@ bool top_k_by(const TopKPasses& passes,
               std::int64_t k,
               std::int32_t* positions,
               float* values,
-              std::vector<float>& scratch) {
-  const auto room = static_cast<std::size_t>(n + kKeptSlack);
+              std::vector<float>& scratch,
+              float* threshold) {
+  const auto room = static_cast<std::size_t>(top_k_scratch(n));
   if (scratch.size() < room) scratch.resize(room);
-  float* kept = scratch.data();
-  Narrowed narrowed = passes.narrow(scores, n, guess_bounds(scores, n, k), kept);
-  if (narrowed.has_nan) return false;
+  const Candidates candidates = {scratch.data(), scratch.data() + room / 2};
+  // Of larger shares the sample knows more than the row before.
+  const bool is_warm = threshold != nullptr && *threshold == *threshold && k < n / 32;
+  float low = is_warm ? *threshold : guess_threshold(passes, scores, n, k);
+  Kept kept = passes.keep(scores, n, low, candidates);
+  if (kept.has_nan) return false;
   if (k == 0) return true;
-  if (narrowed.num_high >= k || narrowed.num_high + narrowed.num_kept < k) {
-    narrowed = passes.narrow(scores, n, ScoreBounds{}, kept);
+  if (kept.count < k && is_warm) {
+    low = guess_threshold(passes, scores, n, k);
+    kept = passes.keep(scores, n, low, candidates);
   }
-  const std::int64_t missing = k - narrowed.num_high;
-  std::nth_element(kept, kept + (missing - 1), kept + narrowed.num_kept, std::greater<>());
-  const float kth = kept[missing - 1];
-  const std::int64_t ties = missing - std::count_if(kept, kept + missing, [kth](float kept_one) {
-                              return kept_one > kth;
-                            });
-  passes.take(scores, n, k, kth, ties, positions, values);
+  if (kept.count < k) {
+    low = -kInfinity;
+    kept = passes.keep(scores, n, low, candidates);
+  }
+  const float kth = ranked(passes, candidates.scores, kept.count, k, low);
+  // Above infinity comes NaN, and no score is >= NaN.
+  const float next = score_of(key_of(kth) + 1);
+  const std::int64_t num_above = passes.count(candidates.scores, kept.count, next);
+  passes.take(candidates, kept.count, k, kth, k - num_above, positions, values);
+  if (threshold != nullptr) {
+    *threshold = next_threshold(passes, candidates.scores, kept.count, k, kth, low);
+  }
   return true;
 }
+
+std::int64_t top_k_scratch(std::int64_t n) { return 2 * (n + kKeptSlack); }
 
 bool top_k(const float* scores,
            std::int64_t n,
            std::int64_t k,
            std::int32_t* positions,
            float* values,
-           std::vector<float>& scratch) {
+           std::vector<float>& scratch,
+           float* threshold) {
   static const TopKPasses fastest = supported_top_k_passes().back();
-  return top_k_by(fastest, scores, n, k, positions, values, scratch);
+  return top_k_by(fastest, scores, n, k, positions, values, scratch, threshold);
 }
 
 }  // namespace hybridgen::kernels

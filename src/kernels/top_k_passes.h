@@ -1,42 +1,57 @@
 // SPDX-License-Identifier: Apache-2.0
-// The two passes of top_k over all scores, which is where its time goes, once in plain C++ and once
-// with AVX-512's compress instructions. Both give the same bits.
+// The loops of top_k, which are where its time goes: in plain C++ and with the compress
+// instructions of AVX2 and AVX-512. All give the same bits.
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <vector>
 
 namespace hybridgen::kernels {
 
-/// Scores >= high certainly belong to the top k, those below low certainly not. The defaults decide
-/// nothing: no score is >= NaN, and all that are not NaN are >= -inf.
-struct ScoreBounds {
-  float low = -std::numeric_limits<float>::infinity();
-  float high = std::numeric_limits<float>::quiet_NaN();
+/// Scores that may belong to the top k, in order. A position is stored as the bits of a float, so
+/// that one scratch vector serves for both.
+struct Candidates {
+  float* scores = nullptr;
+  float* positions = nullptr;
 };
 
-struct Narrowed {
-  std::int64_t num_high = 0;  ///< scores >= high
-  std::int64_t num_kept = 0;  ///< scores >= low of the others
+struct Kept {
+  std::int64_t count = 0;
   bool has_nan = false;
 };
 
-/// `kept` may be written this many values beyond those kept.
+/// The arrays of Candidates may be written this many elements beyond those kept.
 inline constexpr std::int64_t kKeptSlack = 16;
 
 struct TopKPasses {
-  /// Copies the scores between the bounds to `kept` (room for n + kKeptSlack).
-  Narrowed (*narrow)(const float* scores, std::int64_t n, ScoreBounds bounds, float* kept);
-  /// The k positions in order whose score is > kth, or == kth for the first `ties` of those.
-  void (*take)(const float* scores,
-               std::int64_t n,
-               std::int64_t k,
+  /// Copies the scores >= low (room for all n and kKeptSlack) and where they stand.
+  Kept (*keep)(const float* scores, std::int64_t n, float low, Candidates candidates);
+  /// How many of `scores` [n] are >= low.
+  std::int64_t (*count)(const float* scores, std::int64_t n, float low);
+  /// The first `wanted` candidates whose score is > kth, or == kth for the first `ties` of those.
+  void (*take)(Candidates candidates,
+               std::int64_t num_candidates,
+               std::int64_t wanted,
                float kth,
                std::int64_t ties,
                std::int32_t* positions,
                float* values);
 };
+
+Kept keep_plain(const float* scores, std::int64_t n, float low, Candidates candidates);
+std::int64_t count_plain(const float* scores, std::int64_t n, float low);
+void take_plain(Candidates candidates,
+                std::int64_t num_candidates,
+                std::int64_t wanted,
+                float kth,
+                std::int64_t ties,
+                std::int32_t* positions,
+                float* values);
+
+#if defined(__x86_64__)
+extern const TopKPasses kAvx2TopKPasses;
+extern const TopKPasses kAvx512TopKPasses;
+#endif
 
 /// Those this CPU can run, slowest first.
 std::vector<TopKPasses> supported_top_k_passes();
@@ -48,6 +63,7 @@ bool top_k_by(const TopKPasses& passes,
               std::int64_t k,
               std::int32_t* positions,
               float* values,
-              std::vector<float>& scratch);
+              std::vector<float>& scratch,
+              float* threshold = nullptr);
 
 }  // namespace hybridgen::kernels

@@ -52,9 +52,7 @@ class Registry {
  private:
   Registry()
       : entries_{
-            RegistryEntry{"topk",
-                          SelectionStrategy::kPostQkt,
-                          [](const SelectorShape&) { return make_top_k_selector(); }},
+            RegistryEntry{"topk", SelectionStrategy::kPostQkt, make_top_k_selector},
             RegistryEntry{"h2o",
                           SelectionStrategy::kPostQkt,
                           [](const SelectorShape& shape) { return make_h2o_selector(shape); }},

@@ -112,7 +112,7 @@ struct SelectorShape {
 };
 
 /// Exact top-k of this step's logits: "topk" (Post-QKT; the default).
-std::unique_ptr<TokenSelector> make_top_k_selector();
+std::unique_ptr<TokenSelector> make_top_k_selector(const SelectorShape& shape);
 
 /// First `sinks` offloaded tokens and the most recent offloaded ones: "sinks_recent" (Pre-QKT).
 /// With k < sinks the first k. ConfigError if sinks < 0.

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <limits>
 #include <numeric>
+#include <thread>
 
+#include "hybridgen/device/worker_pool.h"
 #include "kernel_test_support.h"
 #include "kernels/top_k_passes.h"
 
@@ -104,6 +107,75 @@ TEST(TopK, ReportsANaNAnywhere) {
       }
     }
   }
+}
+
+TEST(TopK, IsTheSameWhateverTheThresholdItIsGiven) {
+  std::vector<float> scores = random_floats(20000, 36);
+  scores[77] = scores[19000] = scores[123];  // a tie or two
+  std::vector<float> scratch;
+  for (const std::int64_t k : {1, 200, 600, 5000, 20000}) {
+    std::vector<std::int32_t> positions(static_cast<std::size_t>(k));
+    std::vector<float> values(static_cast<std::size_t>(k));
+    const std::vector<std::int32_t> expected = stable_top(scores, k);
+    for (const float guess : {-kInfinity, -1000.0F, 0.0F, scores[123], 2.0F, 1000.0F, kInfinity}) {
+      for (const TopKPasses& passes : supported_top_k_passes()) {
+        float threshold = guess;
+        ASSERT_TRUE(top_k_by(
+            passes, scores.data(), 20000, k, positions.data(), values.data(), scratch, &threshold));
+        ASSERT_EQ(positions, expected) << "k " << k << ", threshold " << guess;
+      }
+    }
+  }
+}
+
+TEST(TopK, LeavesAThresholdThatKeepsAFewTimesTheTopOfASimilarRow) {
+  constexpr std::int64_t kCount = 200;
+  std::vector<std::int32_t> positions(kCount);
+  std::vector<float> values(kCount);
+  std::vector<float> scratch;
+  float threshold = std::numeric_limits<float>::quiet_NaN();
+  for (std::uint32_t seed = 50; seed < 60; ++seed) {
+    const std::vector<float> scores = random_floats(20000, seed);
+    ASSERT_TRUE(
+        top_k(scores.data(), 20000, kCount, positions.data(), values.data(), scratch, &threshold));
+    const std::int64_t kept = count_plain(scores.data(), 20000, threshold);
+    EXPECT_GE(kept, kCount);
+    EXPECT_LE(kept, 5 * kCount);
+  }
+}
+
+TEST(TopK, LeavesNoThresholdThatANumberCouldNotPass) {
+  std::vector<float> scores(5000, -kInfinity);
+  std::vector<std::int32_t> positions(100);
+  std::vector<float> values(100);
+  std::vector<float> scratch;
+  float threshold = 1.0F;
+  for (int step = 0; step < 3; ++step) {
+    ASSERT_TRUE(
+        top_k(scores.data(), 5000, 100, positions.data(), values.data(), scratch, &threshold));
+    EXPECT_EQ(positions, stable_top(scores, 100));
+    EXPECT_FALSE(threshold > -kInfinity);
+  }
+}
+
+TEST(TopK, TakesNumbersThatTheCpuFlushesToZeroAsZeros) {
+  // As in a worker, whose CPU flushes them. A new thread, so that this one keeps its mode.
+  std::vector<float> scores(6000, 0.0F);
+  for (std::size_t i = 0; i < scores.size(); i += 3) scores[i] = 1e-40F;
+  for (std::size_t i = 1; i < scores.size(); i += 3) scores[i] = -1e-40F;
+  scores[4000] = 1.0F;
+  std::vector<std::int32_t> expected = {0, 1, 2, 3, 4000};
+  std::thread([&] {
+    flush_denormals_in_current_thread();
+    std::vector<float> scratch;
+    std::vector<std::int32_t> positions(5);
+    std::vector<float> values(5);
+    for (const TopKPasses& passes : supported_top_k_passes()) {
+      ASSERT_TRUE(
+          top_k_by(passes, scores.data(), 6000, 5, positions.data(), values.data(), scratch));
+      EXPECT_EQ(positions, expected);
+    }
+  }).join();
 }
 
 TEST(TopK, DoesNotGrowItsScratchAgainForTheSameSize) {

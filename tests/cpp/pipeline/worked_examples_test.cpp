@@ -226,7 +226,8 @@ class Example : public ::testing::TestWithParam<std::string> {
   }
 
   std::unique_ptr<DeviceOps> ops_ = GetParam() == "aten" ? make_aten_ops() : make_cpu_ops("auto");
-  std::unique_ptr<TokenSelector> top_k_ = make_top_k_selector();
+  std::unique_ptr<TokenSelector> top_k_ =
+      make_top_k_selector({.num_kv_heads = 2, .query_heads_per_kv_head = 2});
   std::unique_ptr<TokenSelector> recent_ = make_sinks_recent_selector(0);
 };
 

@@ -23,7 +23,8 @@ struct Selection {
 Selection select(const std::vector<float>& logits, std::size_t k) {
   Selection selection{std::vector<std::int32_t>(k), std::vector<float>(k)};
   std::vector<float> scratch;
-  make_top_k_selector()->select(3, 5, logits, selection.positions, selection.values, scratch);
+  make_top_k_selector({.num_layers = 4, .num_kv_heads = 6})
+      ->select(3, 5, logits, selection.positions, selection.values, scratch);
   return selection;
 }
 
