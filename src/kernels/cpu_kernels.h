@@ -267,12 +267,14 @@ void gather_blocked_keys(const BlockedKeyView& keys,
 
 /// Union of `num_lists` ascending lists of `count` positions each ([num_lists, count] contiguous):
 /// ascending unique positions into `merged` (room for num_lists * count); index[l, j] = place of
-/// lists[l, j] in `merged`. Returns the union's size.
+/// lists[l, j] in `merged`. Returns the union's size. `scratch` takes 2 bits per position between
+/// the smallest and the largest.
 std::int64_t merge_positions(const std::int32_t* lists,
                              std::int64_t num_lists,
                              std::int64_t count,
                              std::int32_t* merged,
-                             std::int32_t* index);
+                             std::int32_t* index,
+                             std::vector<std::uint64_t>& scratch);
 
 /// Token Concatenator (paper §4.2.3): per row, host logits then resident logits, which is the
 /// original token order because every offloaded position precedes every resident one.

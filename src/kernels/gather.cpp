@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstring>
 
@@ -70,35 +72,39 @@ std::int64_t merge_positions(const std::int32_t* lists,
                              std::int64_t num_lists,
                              std::int64_t count,
                              std::int32_t* merged,
-                             std::int32_t* index) {
-  std::int64_t size = 0;
-  for (std::int64_t l = 0; l < num_lists; ++l) {
-    const std::int32_t* list = lists + l * count;
-    std::int64_t missing = 0;
-    for (std::int64_t j = 0, m = 0; j < count; ++j) {
-      while (m < size && merged[m] < list[j]) ++m;
-      missing += m == size || merged[m] != list[j];
-    }
-    // Merged from the back, so that nothing is overwritten before it has moved.
-    std::int64_t from_merged = size - 1;
-    std::int64_t from_list = count - 1;
-    std::int64_t to = size + missing - 1;
-    while (from_list >= 0 && to > from_merged) {
-      if (from_merged >= 0 && merged[from_merged] >= list[from_list]) {
-        from_list -= merged[from_merged] == list[from_list];
-        merged[to--] = merged[from_merged--];
-      } else {
-        merged[to--] = list[from_list--];
-      }
-    }
-    size += missing;
+                             std::int32_t* index,
+                             std::vector<std::uint64_t>& scratch) {
+  if (num_lists == 0 || count == 0) return 0;
+  std::int32_t least = lists[0];
+  std::int32_t most = lists[count - 1];
+  for (std::int64_t l = 1; l < num_lists; ++l) {
+    least = std::min(least, lists[l * count]);
+    most = std::max(most, lists[(l + 1) * count - 1]);
   }
-  for (std::int64_t l = 0; l < num_lists; ++l) {
-    std::int64_t m = 0;
-    for (std::int64_t j = l * count; j < (l + 1) * count; ++j) {
-      while (merged[m] != lists[j]) ++m;
-      index[j] = static_cast<std::int32_t>(m);
+  // One bit per position; a merge of sorted lists would mispredict at every second element.
+  constexpr std::int32_t kBits = 64;
+  const std::int32_t base = least / kBits;
+  const auto num_words = static_cast<std::size_t>(most / kBits - base + 1);
+  if (scratch.size() < 2 * num_words) scratch.resize(2 * num_words);
+  std::uint64_t* const words = scratch.data();
+  std::uint64_t* const ranks = words + num_words;  ///< bits set before each word
+  std::fill_n(words, num_words, 0U);
+  const std::int64_t total = num_lists * count;
+  for (std::int64_t i = 0; i < total; ++i) {
+    words[lists[i] / kBits - base] |= std::uint64_t{1} << (lists[i] % kBits);
+  }
+  std::int64_t size = 0;
+  for (std::size_t w = 0; w < num_words; ++w) {
+    ranks[w] = static_cast<std::uint64_t>(size);
+    for (std::uint64_t bits = words[w]; bits != 0; bits &= bits - 1) {
+      merged[size++] = (base + static_cast<std::int32_t>(w)) * kBits +
+                       static_cast<std::int32_t>(std::countr_zero(bits));
     }
+  }
+  for (std::int64_t i = 0; i < total; ++i) {
+    const std::int32_t w = lists[i] / kBits - base;
+    const std::uint64_t before = (std::uint64_t{1} << (lists[i] % kBits)) - 1;
+    index[i] = static_cast<std::int32_t>(ranks[w]) + std::popcount(words[w] & before);
   }
   return size;
 }

@@ -2,45 +2,22 @@
 #include "hybridgen/pipeline/cpu_stage.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 
-#include "hybridgen/core/error.h"
 #include "kernels/cpu_kernels.h"
 #include "random_delay.h"
 
 namespace hybridgen {
 namespace {
 
-// What any selector returns is checked: one from a user's own code may be wrong.
-void check_positions(const TokenSelector& selector,
-                     std::span<const std::int32_t> positions,
-                     std::int64_t num_offloaded,
-                     std::int64_t most) {
-  const auto refuse = [&](const std::string& what) {
-    throw ConfigError(message("[selector ",
-                              selector.name(),
-                              "] ",
-                              what,
-                              "; allowed: at most ",
-                              most,
-                              " positions, ascending, each once, from 0 to ",
-                              num_offloaded - 1));
-  };
-  if (static_cast<std::int64_t>(positions.size()) > most) {
-    refuse(message(positions.size(), " positions were chosen"));
-  }
-  std::int64_t before = -1;
-  for (const std::int32_t position : positions) {
-    if (position < 0 || position >= num_offloaded) {
-      refuse(message("position ", position, " was chosen"));
-    }
-    if (position <= before) {
-      refuse(message("position ", position, " was chosen after ", before));
-    }
-    before = position;
-  }
-}
+// Ranges per worker: enough that none waits long for the last one. Shorter ones than this would
+// cost more in hand-offs and in the prefetcher's starts than they could balance.
+constexpr std::int64_t kRangesPerWorker = 8;
+constexpr std::int64_t kLeastRange = 2048;
+
+bool can_be_cut(const HostJob& job) { return !job.is_shared() && job.buffers.scores != nullptr; }
 
 }  // namespace
 
@@ -69,7 +46,8 @@ void CpuStage::reserve(std::int64_t max_tokens) {
     if (scratch.logits.size() < per_group * tokens) {
       scratch.logits.resize(per_group * tokens);
     }
-    scratch.selection.reserve(tokens);
+    scratch.selection.reserve(static_cast<std::size_t>(kernels::top_k_scratch(max_tokens)));
+    scratch.merging.reserve(tokens / 32 + 2);
     scratch.planned.reserve(per_group * tokens);
   }
 }
@@ -78,12 +56,40 @@ void CpuStage::submit(HostJobBatch& batch) {
   if (batch.jobs.empty()) {
     return;
   }
-  const std::size_t num_tasks = batch.jobs.size() * static_cast<std::size_t>(num_kv_heads_);
-  batch.results.resize(num_tasks);
+  cut(batch);
   batch.stage = this;
   batch.in_flight = true;
-  batch.group.assign(&CpuStage::run_task, &batch, static_cast<std::int64_t>(num_tasks));
+  batch.group.assign(&CpuStage::run_task, &batch, static_cast<std::int64_t>(batch.tasks.size()));
   pool_.submit(batch.group);
+}
+
+void CpuStage::cut(HostJobBatch& batch) const {
+  const std::size_t num_heads = batch.jobs.size() * static_cast<std::size_t>(num_kv_heads_);
+  const std::int64_t wanted = kRangesPerWorker * pool_.size();
+  std::int64_t all_tokens = 0;
+  for (const HostJob& job : batch.jobs) {
+    all_tokens += job.num_offloaded * num_kv_heads_;
+  }
+  const std::int64_t length = score_stride(std::max(kLeastRange, all_tokens / wanted));
+  batch.tasks.clear();
+  batch.tasks.reserve(num_heads + static_cast<std::size_t>(wanted));  // at most so many
+  batch.unscored.assign(num_heads, 0);
+  for (std::size_t job = 0; job < batch.jobs.size(); ++job) {
+    const std::int64_t tokens = batch.jobs[job].num_offloaded;
+    const std::int64_t num_ranges =
+        can_be_cut(batch.jobs[job]) ? (tokens + length - 1) / length : 1;
+    const std::int64_t each = score_stride((tokens + num_ranges - 1) / num_ranges);
+    for (std::int64_t head = 0; head < num_kv_heads_; ++head) {
+      std::int32_t& unscored = batch.unscored[job * static_cast<std::size_t>(num_kv_heads_) +
+                                              static_cast<std::size_t>(head)];
+      for (std::int64_t begin = 0; begin < tokens; begin += each, ++unscored) {
+        batch.tasks.push_back({.job = static_cast<std::int64_t>(job),
+                               .kv_head = head,
+                               .tokens = {begin, std::min(begin + each, tokens)},
+                               .is_whole = num_ranges == 1});
+      }
+    }
+  }
 }
 
 void CpuStage::wait(HostJobBatch& batch) {
@@ -92,15 +98,15 @@ void CpuStage::wait(HostJobBatch& batch) {
   }
   batch.in_flight = false;
   pool_.wait(batch.group);
-  batch.begin_ns = batch.results.front().begin_ns;
-  batch.end_ns = batch.results.front().end_ns;
+  batch.begin_ns = batch.tasks.front().result.begin_ns;
+  batch.end_ns = batch.tasks.front().result.end_ns;
   batch.key_bytes_read = 0;
   batch.value_bytes_read = 0;
-  for (const HostJobBatch::TaskResult& result : batch.results) {
-    batch.begin_ns = std::min(batch.begin_ns, result.begin_ns);
-    batch.end_ns = std::max(batch.end_ns, result.end_ns);
-    batch.key_bytes_read += result.key_bytes;
-    batch.value_bytes_read += result.value_bytes;
+  for (const HostJobBatch::Task& task : batch.tasks) {
+    batch.begin_ns = std::min(batch.begin_ns, task.result.begin_ns);
+    batch.end_ns = std::max(batch.end_ns, task.result.end_ns);
+    batch.key_bytes_read += task.result.key_bytes;
+    batch.value_bytes_read += task.result.value_bytes;
   }
 }
 
@@ -110,70 +116,119 @@ void CpuStage::run_task(void* context, std::int64_t task, int worker) {
 }
 
 void CpuStage::run(HostJobBatch& batch, std::int64_t index, int worker) {
-  const HostJob& job = batch.jobs[static_cast<std::size_t>(index / num_kv_heads_)];
+  HostJobBatch::Task& range = batch.tasks[static_cast<std::size_t>(index)];
+  const HostJob& job = batch.jobs[static_cast<std::size_t>(range.job)];
   if (batch.wait_for_device) {
     batch.wait_for_device();
   }
   random_delay(random_delay_us_);
   const Task task{job,
                   batch.layer,
-                  index % num_kv_heads_,
+                  range.kv_head,
+                  range.tokens,
                   scratch_[static_cast<std::size_t>(worker)],
-                  batch.results[static_cast<std::size_t>(index)]};
-  task.result = {.begin_ns = TraceRecorder::now_ns()};
-  if (job.query != nullptr) {
-    const std::int64_t elements = num_heads_ / num_kv_heads_ * head_dim_;
-    const DType dtype = job.store->shape().dtype;
-    kernels_.scale_to_float(dtype,
-                            static_cast<const std::byte*>(job.query) +
-                                task.kv_head * elements * static_cast<std::int64_t>(size_of(dtype)),
-                            1.0F / std::sqrt(static_cast<float>(head_dim_)),
-                            task.scratch.queries.data(),
-                            elements);
-  }
+                  range.result};
+  HostJobBatch::TaskResult& result = range.result;
+  result.begin_ns = TraceRecorder::now_ns();
+  scale_query(task);
   append_new_token(task);
+  if (range.is_whole) {
+    const char* name = run_whole(task);
+    result.end_ns = TraceRecorder::now_ns();
+    trace(
+        batch, name, worker, result.begin_ns, result.end_ns, result.key_bytes + result.value_bytes);
+    return;
+  }
+  std::int32_t& unscored =
+      batch.unscored[static_cast<std::size_t>(range.job * num_kv_heads_ + range.kv_head)];
+  const std::int64_t stride = score_stride(job.num_offloaded);
+  float* scores = job.buffers.scores + range.kv_head * (num_heads_ / num_kv_heads_) * stride;
+  logits_of_range(task, scores + range.tokens.begin, stride);
+  result.end_ns = TraceRecorder::now_ns();
+  trace(batch, "score", worker, result.begin_ns, result.end_ns, result.key_bytes);
+  // Whoever scores the last range of a head finishes it and so sees what the others wrote.
+  if (std::atomic_ref(unscored).fetch_sub(1, std::memory_order_acq_rel) != 1) {
+    return;
+  }
+  const std::int64_t scored_ns = result.end_ns;
+  const std::int64_t scored_bytes = result.key_bytes;
+  choose(task, scores, stride);
+  gather(task, job.rule.payload == PayloadKind::kKeysAndValues);
+  result.end_ns = TraceRecorder::now_ns();
+  trace(batch,
+        "select, gather",
+        worker,
+        scored_ns,
+        result.end_ns,
+        result.key_bytes - scored_bytes + result.value_bytes);
+}
 
-  const char* name = "gather";
+// All of a (job, KV head) in one task. Returns its name.
+const char* CpuStage::run_whole(const Task& task) const {
+  const HostJob& job = task.job;
+  const bool keys = job.rule.payload == PayloadKind::kKeysAndValues;
   if (job.rule.choice == HostChoice::kAll) {
     if (job.rule.payload == PayloadKind::kPartialAttention) {
-      name = "attend";
       attend(task, {});
-    } else {
-      name = "copy";
-      ship_all(task);
+      return "attend";
     }
-  } else if (!job.is_shared()) {
-    name = "score, select, gather";
-    choose_by_logits(task);
-    gather(task, job.rule.payload == PayloadKind::kKeysAndValues);
-  } else {
-    const std::span<const std::int32_t> chosen = plan(task);
-    if (job.rule.payload == PayloadKind::kPartialAttention) {
-      name = "attend";
-      attend(task, chosen);
-    } else {
-      if (job.rule.payload == PayloadKind::kLogitsAndValues) {
-        name = "score planned, gather";
-        score_planned(task, chosen);
-      }
-      gather(task, job.rule.payload == PayloadKind::kKeysAndValues);
-    }
+    ship_all(task);
+    return "copy";
   }
-  task.result.end_ns = TraceRecorder::now_ns();
+  if (!job.is_shared()) {
+    logits_of_range(task, task.scratch.logits.data(), job.num_offloaded);
+    choose(task, task.scratch.logits.data(), job.num_offloaded);
+    gather(task, keys);
+    return "score, select, gather";
+  }
+  const std::span<const std::int32_t> chosen = plan(task);
+  if (job.rule.payload == PayloadKind::kPartialAttention) {
+    attend(task, chosen);
+    return "attend";
+  }
+  if (job.rule.payload == PayloadKind::kLogitsAndValues) {
+    score_planned(task, chosen);
+    gather(task, keys);
+    return "score planned, gather";
+  }
+  gather(task, keys);
+  return "gather";
+}
+
+void CpuStage::trace(const HostJobBatch& batch,
+                     const char* name,
+                     int worker,
+                     std::int64_t begin_ns,
+                     std::int64_t end_ns,
+                     std::int64_t bytes) const {
   if (trace_.enabled()) {
     trace_.record({.name = name,
                    .lane = TraceLane::kCpu,
                    .worker = worker,
                    .layer = static_cast<std::int32_t>(batch.layer),
                    .step = batch.step,
-                   .begin_ns = task.result.begin_ns,
-                   .end_ns = task.result.end_ns,
-                   .bytes = task.result.key_bytes + task.result.value_bytes});
+                   .begin_ns = begin_ns,
+                   .end_ns = end_ns,
+                   .bytes = bytes});
   }
 }
 
+void CpuStage::scale_query(const Task& task) const {
+  if (task.job.query == nullptr) {
+    return;
+  }
+  const std::int64_t elements = num_heads_ / num_kv_heads_ * head_dim_;
+  const DType dtype = task.job.store->shape().dtype;
+  kernels_.scale_to_float(dtype,
+                          static_cast<const std::byte*>(task.job.query) +
+                              task.kv_head * elements * static_cast<std::int64_t>(size_of(dtype)),
+                          1.0F / std::sqrt(static_cast<float>(head_dim_)),
+                          task.scratch.queries.data(),
+                          elements);
+}
+
 void CpuStage::append_new_token(const Task& task) const {
-  if (task.job.new_key == nullptr) {
+  if (task.job.new_key == nullptr || task.tokens.end != task.job.num_offloaded) {
     return;
   }
   const std::int64_t row_bytes =
@@ -186,36 +241,43 @@ void CpuStage::append_new_token(const Task& task) const {
       static_cast<const std::byte*>(task.job.new_value) + task.kv_head * row_bytes);
 }
 
-// The tokens of a Pre-QKT choice, left in `merged` as well.
-std::span<const std::int32_t> CpuStage::plan(const Task& task) const {
+void CpuStage::logits_of_range(const Task& task, float* logits, std::int64_t stride) const {
   const HostJob& job = task.job;
-  std::int32_t* merged = job.buffers.merged + task.kv_head * job.buffers.union_capacity;
-  std::int64_t& count = job.buffers.union_sizes[task.kv_head];
-  if (job.rule.choice == HostChoice::kPartialKeys || job.selector == nullptr) {
-    return {merged, static_cast<std::size_t>(count)};  // planned on the device
+  const auto row_bytes = head_dim_ * static_cast<std::int64_t>(size_of(job.store->shape().dtype));
+  task.result.key_bytes += task.tokens.size() * row_bytes;
+  if (job.store->shape().key_layout == KeyLayout::kRows) {
+    const RowView keys = job.store->key_rows(task.layer, task.kv_head);
+    kernels::RowLogitsArgs args;
+    args.dtype = keys.dtype;
+    args.keys = static_cast<const std::byte*>(keys.data) + task.tokens.begin * row_bytes;
+    args.key_stride = head_dim_;
+    args.head_dim = head_dim_;
+    args.count = task.tokens.size();
+    args.queries = task.scratch.queries.data();
+    args.num_queries = num_heads_ / num_kv_heads_;
+    args.logits = logits;
+    args.logits_stride = stride;
+    kernels_.row_logits(args);
+    return;
   }
-  const PlanContext context{
-      task.layer, task.kv_head, job.num_offloaded, job.num_chosen, task.scratch.queries};
-  const std::span<const std::int32_t> chosen = job.selector->plan(context, task.scratch.planned);
-  check_positions(*job.selector, chosen, job.num_offloaded, job.num_chosen);
-  count = static_cast<std::int64_t>(chosen.size());
-  if (job.rule.payload == PayloadKind::kPartialAttention) {
-    return chosen;  // nothing but the result leaves the host
-  }
-  std::ranges::copy(chosen, merged);
-  return {merged, chosen.size()};
+  kernels::BlockedLogitsArgs args;
+  args.keys = job.store->keys(task.layer, task.kv_head);
+  args.queries = task.scratch.queries.data();
+  args.num_queries = num_heads_ / num_kv_heads_;
+  args.tokens = task.tokens;
+  args.logits = logits;
+  args.logits_stride = stride;
+  kernels_.blocked_logits(args);
 }
 
-// Logits of chosen tokens, of all of them if none are named.
-void CpuStage::logits_of(const Task& task,
-                         std::span<const std::int32_t> chosen,
-                         float* logits,
-                         std::int64_t stride) const {
+void CpuStage::logits_of_chosen(const Task& task,
+                                std::span<const std::int32_t> chosen,
+                                float* logits,
+                                std::int64_t stride) const {
   const HostJob& job = task.job;
-  const std::int64_t per_group = num_heads_ / num_kv_heads_;
   const auto row_bytes = head_dim_ * static_cast<std::int64_t>(size_of(job.store->shape().dtype));
   const auto count = static_cast<std::int64_t>(chosen.size());
-  task.result.key_bytes += (chosen.empty() ? job.num_offloaded : count) * row_bytes;
+  task.result.key_bytes += count * row_bytes;
   if (job.store->shape().key_layout == KeyLayout::kRows) {
     const RowView keys = job.store->key_rows(task.layer, task.kv_head);
     kernels::RowLogitsArgs args;
@@ -223,33 +285,17 @@ void CpuStage::logits_of(const Task& task,
     args.keys = keys.data;
     args.key_stride = head_dim_;
     args.head_dim = head_dim_;
-    args.count = job.num_offloaded;
     args.queries = task.scratch.queries.data();
-    args.num_queries = per_group;
+    args.num_queries = num_heads_ / num_kv_heads_;
     args.logits = logits;
     args.logits_stride = stride;
-    if (chosen.empty()) {
-      kernels_.row_logits(args);
-    } else {
-      kernels::chosen_row_logits(kernels_, args, chosen.data(), count);
-    }
-    return;
-  }
-  if (chosen.empty()) {
-    kernels::BlockedLogitsArgs args;
-    args.keys = job.store->keys(task.layer, task.kv_head);
-    args.queries = task.scratch.queries.data();
-    args.num_queries = per_group;
-    args.tokens = {0, job.num_offloaded};
-    args.logits = logits;
-    args.logits_stride = stride;
-    kernels_.blocked_logits(args);
+    kernels::chosen_row_logits(kernels_, args, chosen.data(), count);
     return;
   }
   kernels::ChosenLogitsArgs args;
   args.keys = job.store->keys(task.layer, task.kv_head);
   args.queries = task.scratch.queries.data();
-  args.num_queries = per_group;
+  args.num_queries = num_heads_ / num_kv_heads_;
   args.positions = chosen.data();
   args.count = count;
   args.logits = logits;
@@ -257,40 +303,13 @@ void CpuStage::logits_of(const Task& task,
   kernels_.chosen_logits(args);
 }
 
-void CpuStage::choose_by_logits(const Task& task) const {
-  const HostJob& job = task.job;
-  const std::int64_t per_group = num_heads_ / num_kv_heads_;
-  const std::int64_t first_head = task.kv_head * per_group;
-  const HostJobBuffers& out = job.buffers;
-  const std::int64_t chosen = job.num_chosen;
-  logits_of(task, {}, task.scratch.logits.data(), job.num_offloaded);
-  for (std::int64_t r = 0; r < per_group; ++r) {
-    const std::int64_t row = (first_head + r) * chosen;
-    const std::span<std::int32_t> positions{out.positions + row, static_cast<std::size_t>(chosen)};
-    job.selector->select(task.layer,
-                         first_head + r,
-                         {task.scratch.logits.data() + r * job.num_offloaded,
-                          static_cast<std::size_t>(job.num_offloaded)},
-                         positions,
-                         {out.logits + row, static_cast<std::size_t>(chosen)},
-                         task.scratch.selection);
-    check_positions(*job.selector, positions, job.num_offloaded, chosen);
-  }
-  out.union_sizes[task.kv_head] =
-      kernels::merge_positions(out.positions + first_head * chosen,
-                               per_group,
-                               chosen,
-                               out.merged + task.kv_head * out.union_capacity,
-                               out.index + first_head * chosen);
-}
-
 void CpuStage::score_planned(const Task& task, std::span<const std::int32_t> chosen) const {
   if (!chosen.empty()) {
     const std::int64_t first_head = task.kv_head * (num_heads_ / num_kv_heads_);
-    logits_of(task,
-              chosen,
-              task.job.buffers.logits + first_head * task.job.num_chosen,
-              task.job.num_chosen);
+    logits_of_chosen(task,
+                     chosen,
+                     task.job.buffers.logits + first_head * task.job.num_chosen,
+                     task.job.num_chosen);
   }
 }
 
@@ -351,8 +370,10 @@ void CpuStage::attend(const Task& task, std::span<const std::int32_t> chosen) co
   const auto row_bytes = head_dim_ * static_cast<std::int64_t>(size_of(dtype));
   const std::int64_t count = is_all ? job.num_offloaded : static_cast<std::int64_t>(chosen.size());
   float* logits = task.scratch.logits.data();
-  if (count > 0) {
-    logits_of(task, chosen, logits, count);
+  if (is_all) {
+    logits_of_range(task, logits, count);
+  } else if (count > 0) {
+    logits_of_chosen(task, chosen, logits, count);
   }
   kernels::SoftmaxValuesArgs args;
   args.dtype = dtype;

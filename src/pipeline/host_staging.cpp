@@ -13,10 +13,20 @@ namespace hybridgen {
 StagingShape merge(const StagingShape& a, const StagingShape& b) {
   return {.max_chosen = std::max(a.max_chosen, b.max_chosen),
           .union_rows = std::max(a.union_rows, b.union_rows),
+          .num_scored = std::max(a.num_scored, b.num_scored),
           .has_own_choices = a.has_own_choices || b.has_own_choices,
           .has_keys = a.has_keys || b.has_keys,
           .has_output = a.has_output || b.has_output};
 }
+
+namespace {
+
+std::int64_t score_bytes(const ModelConfig& config, const StagingShape& shape) {
+  return config.num_heads * score_stride(shape.num_scored) *
+         static_cast<std::int64_t>(sizeof(float));
+}
+
+}  // namespace
 
 HostStaging::HostStaging(const ModelConfig& config,
                          DType dtype,
@@ -27,7 +37,8 @@ HostStaging::HostStaging(const ModelConfig& config,
       head_dim_(config.head_dim),
       shape_(shape),
       merged_(static_cast<std::size_t>(num_kv_heads_ * shape.union_rows)),
-      union_sizes_(static_cast<std::size_t>(num_kv_heads_)) {
+      union_sizes_(static_cast<std::size_t>(num_kv_heads_)),
+      scores_(static_cast<std::size_t>(score_bytes(config, shape))) {
   const at::ScalarType type = to_scalar_type(dtype);
   logits_ = device.host_staging({num_heads_ * shape.max_chosen}, at::kFloat);
   if (shape.has_own_choices) {
@@ -60,7 +71,8 @@ std::int64_t HostStaging::required_bytes(const ModelConfig& config,
                                          const StagingShape& shape) {
   const std::int64_t rows = shape.union_rows * config.kv_row_bytes(dtype);
   return rows * (shape.has_keys ? 2 : 1) + config.num_kv_heads * shape.union_rows * 4 +
-         config.num_heads * shape.max_chosen * (shape.has_own_choices ? 12 : 4);
+         config.num_heads * shape.max_chosen * (shape.has_own_choices ? 12 : 4) +
+         score_bytes(config, shape);
 }
 
 HostJobBuffers HostStaging::buffers() {
@@ -78,6 +90,7 @@ HostJobBuffers HostStaging::buffers() {
   buffers.output = data(output_);
   buffers.lse = static_cast<float*>(data(lse_));
   buffers.union_capacity = shape_.union_rows;
+  buffers.scores = reinterpret_cast<float*>(scores_.data());
   return buffers;
 }
 

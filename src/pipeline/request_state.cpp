@@ -36,6 +36,7 @@ StagingShape staging_of(const LayerRule& rule,
                                                attended.scheduler->k_max.value_or(max_offloaded)))
                            : attended.k.resolve(max_offloaded);
     shape.has_own_choices = method.selector != nullptr;
+    shape.num_scored = shape.has_own_choices ? max_offloaded : 0;
   }
   shape.union_rows =
       shape.has_own_choices

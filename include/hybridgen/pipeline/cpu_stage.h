@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "hybridgen/core/model_config.h"
@@ -35,7 +36,15 @@ struct HostJobBuffers {
   void* output = nullptr;               ///< [H, D] attention over the chosen tokens
   float* lse = nullptr;                 ///< [H] natural log-sum-exp of their logits
   std::int64_t union_capacity = 0;
+  /// [H, stride of score_stride()] logits of all offloaded tokens; null: heads are not cut into
+  /// ranges. Never leaves the host.
+  float* scores = nullptr;
 };
+
+/// Between the rows of HostJobBuffers::scores, for `num_tokens` offloaded tokens.
+constexpr std::int64_t score_stride(std::int64_t num_tokens) {
+  return (num_tokens + kKeyBlockTokens - 1) / kKeyBlockTokens * kKeyBlockTokens;
+}
 
 struct HostJob {
   HostKvStore* store = nullptr;
@@ -77,9 +86,19 @@ struct HostJobBatch {
     std::int64_t key_bytes = 0;
     std::int64_t value_bytes = 0;
   };
+  /// A range of one (job, KV head)'s offloaded tokens; all of them unless they are scored for a
+  /// selector and there are too few heads to keep all workers busy.
+  struct Task {
+    std::int64_t job = 0;
+    std::int64_t kv_head = 0;
+    TokenRange tokens;
+    bool is_whole = true;
+    TaskResult result{};
+  };
   class CpuStage* stage = nullptr;
   TaskGroup group;
-  std::vector<TaskResult> results;  ///< one per task: a task is one (job, KV head)
+  std::vector<Task> tasks;
+  std::vector<std::int32_t> unscored;  ///< ranges that each (job, KV head) still waits for
   bool in_flight = false;
 };
 
@@ -108,29 +127,41 @@ class CpuStage {
     std::vector<float> queries;
     std::vector<float> logits;
     std::vector<float> selection;
+    std::vector<std::uint64_t> merging;
     std::vector<std::int32_t> planned;
   };
-  /// One (job, KV head) on one worker.
+  /// One task of a batch on one worker.
   struct Task {
     const HostJob& job;
     std::int64_t layer;
     std::int64_t kv_head;
+    TokenRange tokens;
     Scratch& scratch;
     HostJobBatch::TaskResult& result;
   };
   static void run_task(void* batch, std::int64_t task, int worker);
+  void cut(HostJobBatch& batch) const;
   void run(HostJobBatch& batch, std::int64_t task, int worker);
+  void scale_query(const Task& task) const;
   void append_new_token(const Task& task) const;
+  const char* run_whole(const Task& task) const;
   std::span<const std::int32_t> plan(const Task& task) const;
-  void choose_by_logits(const Task& task) const;
+  void choose(const Task& task, const float* logits, std::int64_t stride) const;
   void score_planned(const Task& task, std::span<const std::int32_t> chosen) const;
   void gather(const Task& task, bool keys) const;
   void ship_all(const Task& task) const;
   void attend(const Task& task, std::span<const std::int32_t> chosen) const;
-  void logits_of(const Task& task,
-                 std::span<const std::int32_t> chosen,
-                 float* logits,
-                 std::int64_t stride) const;
+  void logits_of_range(const Task& task, float* logits, std::int64_t stride) const;
+  void logits_of_chosen(const Task& task,
+                        std::span<const std::int32_t> chosen,
+                        float* logits,
+                        std::int64_t stride) const;
+  void trace(const HostJobBatch& batch,
+             const char* name,
+             int worker,
+             std::int64_t begin_ns,
+             std::int64_t end_ns,
+             std::int64_t bytes) const;
 
   WorkerPool& pool_;
   const kernels::CpuKernels& kernels_;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "hybridgen/core/model_config.h"
+#include "hybridgen/memory/host_buffer.h"
 #include "hybridgen/models/device_context.h"
 #include "hybridgen/models/device_ops.h"
 #include "hybridgen/pipeline/cpu_stage.h"
@@ -18,6 +19,7 @@ namespace hybridgen {
 struct StagingShape {
   std::int64_t max_chosen = 0;   ///< S: tokens per query head with own logits
   std::int64_t union_rows = 0;   ///< tokens per KV head
+  std::int64_t num_scored = 0;   ///< tokens whose logits a selector gets; not sent
   bool has_own_choices = false;  ///< query heads of a group may choose different tokens
   bool has_keys = false;
   bool has_output = false;
@@ -61,6 +63,7 @@ class HostStaging {
   std::vector<std::int32_t> positions_;
   std::vector<std::int32_t> merged_;
   std::vector<std::int64_t> union_sizes_;
+  HostBuffer scores_;
   HostPayload payload_;  ///< of the last ship(): what the job sent and nothing else
 };
 

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+// Host jobs whose heads are cut into ranges of tokens: the same bits as heads in one piece, however
+// many workers there are, and the same bytes, times and errors.
+#include "hybridgen/pipeline/cpu_stage.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "hybridgen/core/error.h"
+#include "kernels/cpu_kernels.h"
+
+namespace hybridgen {
+namespace {
+
+constexpr std::int64_t kKvHeads = 2;
+constexpr std::int64_t kHeads = 6;
+constexpr std::int64_t kPerGroup = kHeads / kKvHeads;
+constexpr std::int64_t kDim = 16;
+constexpr std::int64_t kCapacity = 12000;
+constexpr std::int64_t kChosen = 100;
+
+ModelConfig config() {
+  ModelConfig result;
+  result.num_layers = 1;
+  result.num_heads = kHeads;
+  result.num_kv_heads = kKvHeads;
+  result.head_dim = kDim;
+  return result;
+}
+
+std::vector<float> normal(std::int64_t count, std::uint32_t seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> distribution;
+  std::vector<float> values(static_cast<std::size_t>(count));
+  for (float& value : values) value = distribution(generator);
+  return values;
+}
+
+/// One request with keys that repeat, so that there are ties across ranges.
+struct Request {
+  Request(KeyLayout layout, std::int64_t num_offloaded, std::uint32_t seed)
+      : count(num_offloaded),
+        store({.num_layers = 1,
+               .num_kv_heads = kKvHeads,
+               .head_dim = kDim,
+               .capacity = kCapacity,
+               .key_layout = layout}),
+        query(normal(kHeads * kDim, seed)),
+        logits(kHeads * kChosen),
+        positions(kHeads * kChosen),
+        index(kHeads * kChosen),
+        merged(kHeads * kChosen),
+        union_sizes(kKvHeads),
+        values(kHeads * kChosen * kDim),
+        keys(kHeads * kChosen * kDim),
+        scores(kHeads * score_stride(kCapacity)) {
+    constexpr std::int64_t kDistinct = 3000;
+    const std::vector<float> rows = normal(kDistinct * kDim, seed + 1);
+    std::vector<float> all;
+    for (std::int64_t i = 0; i < kKvHeads * count; ++i) {
+      const auto from = rows.begin() + i % kDistinct * kDim;
+      all.insert(all.end(), from, from + kDim);
+    }
+    const KvRowsView view = {all.data(), count * kDim, kDim};
+    store.write(0, {0, count}, view, view);
+  }
+
+  HostJob job(const TokenSelector& selector, bool is_cut) {
+    HostJob job;
+    job.store = &store;
+    job.rule = {HostQuery::kExact, PayloadKind::kKeysAndValues, HostChoice::kSelector};
+    job.query = query.data();
+    job.selector = &selector;
+    job.num_offloaded = count;
+    job.num_chosen = kChosen;
+    job.buffers = {.logits = logits.data(),
+                   .positions = positions.data(),
+                   .index = index.data(),
+                   .merged = merged.data(),
+                   .union_sizes = union_sizes.data(),
+                   .values = values.data(),
+                   .keys = keys.data(),
+                   .union_capacity = kPerGroup * kChosen,
+                   .scores = is_cut ? scores.data() : nullptr};
+    return job;
+  }
+
+  std::int64_t count;
+  HostKvStore store;
+  std::vector<float> query;
+  std::vector<float> logits;
+  std::vector<std::int32_t> positions;
+  std::vector<std::int32_t> index;
+  std::vector<std::int32_t> merged;
+  std::vector<std::int64_t> union_sizes;
+  std::vector<float> values;
+  std::vector<float> keys;
+  std::vector<float> scores;
+};
+
+std::unique_ptr<TokenSelector> top_k() {
+  return make_top_k_selector(
+      {.num_layers = 1, .num_kv_heads = kKvHeads, .query_heads_per_kv_head = kPerGroup});
+}
+
+/// Runs the jobs of `requests` on `workers` threads and returns what was counted.
+struct Counted {
+  std::int64_t key_bytes = 0;
+  std::int64_t value_bytes = 0;
+  std::vector<TraceSpan> spans;
+};
+Counted run(std::vector<std::unique_ptr<Request>>& requests, int workers, bool is_cut) {
+  WorkerPool pool({.cpus = std::vector<int>(static_cast<std::size_t>(workers), -1)});
+  TraceRecorder trace;
+  const kernels::CpuKernels& kernels = kernels::cpu_kernels(kernels::resolve_isa("auto"));
+  CpuStage stage(pool, kernels, config(), trace, /*random_delay_us=*/is_cut ? 100 : 0);
+  stage.reserve(kCapacity);
+  const std::unique_ptr<TokenSelector> selector = top_k();
+  HostJobBatch batch;
+  batch.layer = 0;
+  for (auto& request : requests) batch.jobs.push_back(request->job(*selector, is_cut));
+  trace.start(1024);
+  for (int step = 0; step < 3; ++step) {  // thresholds of the step before must change nothing
+    stage.submit(batch);
+    stage.wait(batch);
+  }
+  trace.stop();
+  EXPECT_LE(batch.begin_ns, batch.end_ns);
+  return {batch.key_bytes_read, batch.value_bytes_read, trace.spans()};
+}
+
+std::vector<std::unique_ptr<Request>> ragged(KeyLayout layout) {
+  std::vector<std::unique_ptr<Request>> requests;
+  std::uint32_t seed = 1;
+  for (const std::int64_t count : {std::int64_t{9999}, kChosen, std::int64_t{4100}}) {
+    requests.push_back(std::make_unique<Request>(layout, count, seed++));
+  }
+  return requests;
+}
+
+class Cut : public ::testing::TestWithParam<KeyLayout> {};
+
+INSTANTIATE_TEST_SUITE_P(Layouts,
+                         Cut,
+                         ::testing::Values(KeyLayout::kBlocked, KeyLayout::kRows),
+                         [](const auto& layout) {
+                           return layout.param == KeyLayout::kRows ? "rows" : "blocked";
+                         });
+
+TEST_P(Cut, HeadsGiveTheBitsAndBytesOfWholeOnesForAnyNumberOfWorkers) {
+  auto expected = ragged(GetParam());
+  const Counted whole = run(expected, 1, /*is_cut=*/false);
+  for (const int workers : {1, 2, 5}) {
+    auto requests = ragged(GetParam());
+    const Counted cut = run(requests, workers, /*is_cut=*/true);
+    EXPECT_EQ(cut.key_bytes, whole.key_bytes);
+    EXPECT_EQ(cut.value_bytes, whole.value_bytes);
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      EXPECT_EQ(requests[i]->positions, expected[i]->positions);
+      EXPECT_EQ(requests[i]->logits, expected[i]->logits);
+      EXPECT_EQ(requests[i]->index, expected[i]->index);
+      EXPECT_EQ(requests[i]->union_sizes, expected[i]->union_sizes);
+      EXPECT_EQ(requests[i]->values, expected[i]->values);
+      EXPECT_EQ(requests[i]->keys, expected[i]->keys);
+    }
+  }
+}
+
+TEST(Ranges, AreTracedOneByOneAndEachHeadIsFinishedOnce) {
+  auto requests = ragged(KeyLayout::kBlocked);
+  const Counted cut = run(requests, 4, /*is_cut=*/true);
+  const auto spans_of = [&](const std::string& name) {
+    return std::ranges::count_if(cut.spans,
+                                 [&](const TraceSpan& span) { return span.name == name; });
+  };
+  // Of 3 steps: two requests are cut, the short one is not.
+  EXPECT_EQ(spans_of("select, gather"), 3 * 2 * kKvHeads);
+  EXPECT_EQ(spans_of("score, select, gather"), 3 * kKvHeads);
+  EXPECT_GT(spans_of("score"), 3 * 2 * kKvHeads);
+}
+
+TEST(Ranges, OfALongRequestAreManyEvenIfItHasFewHeads) {
+  std::vector<std::unique_ptr<Request>> requests;
+  requests.push_back(std::make_unique<Request>(KeyLayout::kBlocked, kCapacity, 7));
+  const Counted cut = run(requests, 3, /*is_cut=*/true);
+  EXPECT_GE(std::ranges::count_if(
+                cut.spans, [](const TraceSpan& span) { return span.name == std::string("score"); }),
+            3 * 3 * kKvHeads);
+}
+
+TEST(Ranges, WithANaNLogitEndInAnErrorThatNamesLayerAndHead) {
+  auto requests = ragged(KeyLayout::kBlocked);
+  requests[0]->query[5 * kDim] = std::numeric_limits<float>::quiet_NaN();
+  try {
+    run(requests, 3, /*is_cut=*/true);
+    FAIL() << "NaN logits went unnoticed";
+  } catch (const NumericError& error) {
+    EXPECT_NE(std::string(error.what()).find("layer 0, query head 5"), std::string::npos)
+        << error.what();
+  }
+}
+
+/// Sees whole rows and takes the last tokens.
+class LastTokens final : public TokenSelector {
+ public:
+  std::string_view name() const override { return "last"; }
+  SelectionStrategy strategy() const override { return SelectionStrategy::kPostQkt; }
+  void select(std::int64_t /*layer*/,
+              std::int64_t /*query_head*/,
+              std::span<const float> logits,
+              std::span<std::int32_t> positions,
+              std::span<float> values,
+              std::vector<float>& /*scratch*/) const override {
+    const std::size_t first = logits.size() - positions.size();
+    for (std::size_t i = 0; i < positions.size(); ++i) {
+      positions[i] = static_cast<std::int32_t>(first + i);
+      values[i] = logits[first + i];
+    }
+  }
+};
+
+TEST(Ranges, GiveAnySelectorTheWholeRowOfLogits) {
+  Request request(KeyLayout::kBlocked, 9999, 3);
+  WorkerPool pool({.cpus = {-1, -1}});
+  TraceRecorder trace;
+  CpuStage stage(pool, kernels::cpu_kernels(kernels::resolve_isa("auto")), config(), trace);
+  stage.reserve(kCapacity);
+  const LastTokens selector;
+  HostJobBatch batch;
+  batch.layer = 0;
+  batch.jobs = {request.job(selector, /*is_cut=*/true)};
+  stage.submit(batch);
+  stage.wait(batch);
+  for (std::int64_t head = 0; head < kHeads; ++head) {
+    for (std::int64_t j = 0; j < kChosen; ++j) {
+      const auto at = static_cast<std::size_t>(head * kChosen + j);
+      const std::int64_t position = 9999 - kChosen + j;
+      ASSERT_EQ(request.positions[at], position);
+      const auto key = static_cast<const float*>(request.store.values(0, head / kPerGroup).data) +
+                       position * kDim;  // V equals K here
+      double expected = 0.0;
+      for (std::int64_t d = 0; d < kDim; ++d) {
+        expected += static_cast<double>(request.query[static_cast<std::size_t>(head * kDim + d)]) *
+                    static_cast<double>(key[d]);
+      }
+      // 16 products and sums of numbers of size 3, and one division by 4, in float32:
+      // 17 roundings of at most 2^-24 of a sum of magnitudes below 16 * 9 / 4.
+      ASSERT_NEAR(request.logits[at], expected / 4.0, 17.0 * 36.0 / (1 << 24));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace hybridgen
