@@ -22,7 +22,8 @@ namespace hybridgen::benchmarks {
 /// One pinned worker per core that this process may use.
 class Workers {
  public:
-  Workers() : pool_({.cpus = cpus(), .spin = std::chrono::microseconds(2000)}) {}
+  // The caller has no core of its own: were it to spin long, a worker would lose its time slice.
+  Workers() : pool_({.cpus = cpus()}) {}
 
   int size() const { return pool_.size(); }
   WorkerPool& pool() { return pool_; }
