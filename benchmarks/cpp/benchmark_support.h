@@ -64,38 +64,39 @@ inline double median(std::vector<double> values) {
   return *middle;
 }
 
-/// Bytes per second that all workers read together, once over half a gibibyte.
+/// Bytes per second that all workers read together: once over a quarter of a gibibyte, like the
+/// work in tasks of half a mebibyte, so that the last ones end at about the same time.
 inline double read_rate() {
-  constexpr std::int64_t kBytes = std::int64_t{512} << 20;
+  constexpr std::int64_t kBytes = std::int64_t{256} << 20;
+  constexpr std::int64_t kTaskBytes = std::int64_t{512} << 10;
   static HostBuffer buffer = [] {
     HostBuffer made(kBytes);
     std::fill_n(made.data(), kBytes, std::byte{1});
     return made;
   }();
-  const std::int64_t part = kBytes / workers().size() / 4096 * 4096;
-  const double seconds = workers().run(workers().size(), [&](std::int64_t index, int) {
-    benchmark::DoNotOptimize(kernels::read_all(buffer.data() + index * part, part));
+  const double seconds = workers().run(kBytes / kTaskBytes, [&](std::int64_t index, int) {
+    benchmark::DoNotOptimize(kernels::read_all(buffer.data() + index * kTaskBytes, kTaskBytes));
   });
-  return static_cast<double>(part * workers().size()) / seconds;
+  return static_cast<double>(kBytes) / seconds;
 }
 
 /// Times `work` (which returns its own seconds) and a plain read by turns, and reports
-///   share          rate of `bytes` per call over the read ceiling
-///   ceiling_GBps   that ceiling
+///   share          rate of `bytes` per call over that of the read beside it, median
+///   ceiling_GBps   the read's rate, median
 inline void share_of_ceiling(benchmark::State& state,
                              std::int64_t bytes,
                              const std::function<double()>& work) {
-  std::vector<double> seconds;
+  std::vector<double> shares;
   std::vector<double> ceilings;
   work();  // pages, caches and clocks
   for (auto _ : state) {
     ceilings.push_back(read_rate());
-    seconds.push_back(work());
-    state.SetIterationTime(seconds.back());
+    const double seconds = work();
+    shares.push_back(static_cast<double>(bytes) / seconds / ceilings.back());
+    state.SetIterationTime(seconds);
   }
-  const double ceiling = median(std::move(ceilings));
-  state.counters["share"] = static_cast<double>(bytes) / median(std::move(seconds)) / ceiling;
-  state.counters["ceiling_GBps"] = ceiling / 1e9;
+  state.counters["share"] = median(std::move(shares));
+  state.counters["ceiling_GBps"] = median(std::move(ceilings)) / 1e9;
 }
 
 /// Times two things by turns; `ratio` is the median time of `baseline` over that of `work`.

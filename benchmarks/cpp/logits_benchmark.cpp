@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Logits over offloaded keys: share of the read ceiling, by key type, head size and group size.
+#include <cmath>
 #include <cstdint>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -21,7 +21,9 @@ void blocked_logits(benchmark::State& state, DType dtype, std::int64_t dim, std:
   static HostBuffer keys(kKeyBytes);
   // Any bit pattern without infinities and NaN will do: 0x3c3c is a small number in all types.
   std::fill_n(keys.data(), kKeyBytes, std::byte{0x3c});
-  const std::vector<float> query(static_cast<std::size_t>(queries * dim), 0.01F);
+  // As the engine makes them: of the model's type, times the scale.
+  const std::vector<float> query(static_cast<std::size_t>(queries * dim),
+                                 0.5F * (1.0F / std::sqrt(static_cast<float>(dim))));
   const kernels::CpuKernels& table = kernels::cpu_kernels(kernels::resolve_isa("auto"));
   std::vector<std::vector<float>> logits(static_cast<std::size_t>(workers().size()));
   for (auto& one : logits) one.resize(static_cast<std::size_t>(queries * kChunkTokens));
