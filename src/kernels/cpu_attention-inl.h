@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention of one KV head: logits over blocked and over row-major keys, and the softmax-weighted
-// sum of values. Each logit and each output is one chain of multiply-adds in a fixed order, so it
-// does not depend on the split of tokens or on how many queries share the pass.
+// Attention of one KV head: logits over row-major keys, and the softmax-weighted sum of values.
+// Each logit and each output is one chain of multiply-adds in a fixed order, so it does not depend
+// on the split of tokens or on how many queries share the pass.
 #pragma once
 
 #include "kernels/cpu_kernels.h"
@@ -11,130 +11,7 @@ namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE {
 namespace {
 
 // The hardware's prefetcher alone loses a fifth of the bandwidth once several queries share a load.
-constexpr std::int64_t kKeyPrefetchBytes = 2048;
-constexpr std::int64_t kRowsAhead = 16;  ///< the same for row-major keys and values
-
-// ---- Blocked keys: lanes are tokens, no sum across lanes is ever needed ------------------------
-
-constexpr int kPassVectors = 2;
-constexpr std::int64_t kPassTokens = kPassVectors * kLanes;
-constexpr int kBlockQueries = kAccumulators >= 24 ? 8 : 4;
-static_assert(kKeyBlockTokens % kPassTokens == 0);
-
-template <typename T, int Queries>
-HYBRIDGEN_INLINE void block_logits(const T* block,
-                                   std::int64_t head_dim,
-                                   const float* queries,
-                                   float* logits,
-                                   std::int64_t logits_stride) {
-  constexpr std::int64_t kRowBytes = kKeyBlockTokens * static_cast<std::int64_t>(sizeof(T));
-  for (std::int64_t token = 0; token < kKeyBlockTokens; token += kPassTokens) {
-    Vector acc[extent(Queries)][kPassVectors];
-#pragma GCC unroll 8
-    for (int q = 0; q < Queries; ++q) {
-#pragma GCC unroll 2
-      for (int v = 0; v < kPassVectors; ++v) acc[q][v] = zero();
-    }
-#pragma GCC unroll 4
-    for (std::int64_t d = 0; d < head_dim; ++d) {
-      const T* row = block + d * kKeyBlockTokens;
-      if (token == 0) {
-        const char* ahead = reinterpret_cast<const char*>(row) + kKeyPrefetchBytes;
-#pragma GCC unroll 2
-        for (std::int64_t line = 0; line < kRowBytes; line += 64) prefetch(ahead + line);
-      }
-      Vector keys[kPassVectors];
-#pragma GCC unroll 2
-      for (int v = 0; v < kPassVectors; ++v) keys[v] = load(row + token + v * kLanes);
-#pragma GCC unroll 8
-      for (int q = 0; q < Queries; ++q) {
-        const Vector query = splat(queries[q * head_dim + d]);
-#pragma GCC unroll 2
-        for (int v = 0; v < kPassVectors; ++v) acc[q][v] = fma(query, keys[v], acc[q][v]);
-      }
-    }
-#pragma GCC unroll 8
-    for (int q = 0; q < Queries; ++q) {
-#pragma GCC unroll 2
-      for (int v = 0; v < kPassVectors; ++v) {
-        store(logits + q * logits_stride + token + v * kLanes, acc[q][v]);
-      }
-    }
-  }
-}
-
-template <typename T, int Queries>
-void blocked_logits_of(const BlockedLogitsArgs& args, std::int64_t first_query) {
-  const std::int64_t head_dim = args.keys.head_dim;
-  const T* keys = static_cast<const T*>(args.keys.data);
-  const float* queries = args.queries + first_query * head_dim;
-  float* logits = args.logits + first_query * args.logits_stride;
-  std::int64_t token = args.tokens.begin;
-  while (token < args.tokens.end) {
-    const std::int64_t block = token / kKeyBlockTokens;
-    const T* data = keys + block * head_dim * kKeyBlockTokens;
-    const std::int64_t from = token - block * kKeyBlockTokens;
-    const std::int64_t count = min_of(kKeyBlockTokens - from, args.tokens.end - token);
-    float* out = logits + (token - args.tokens.begin);
-    if (count == kKeyBlockTokens) {
-      block_logits<T, Queries>(data, head_dim, queries, out, args.logits_stride);
-    } else {
-      float whole[extent(Queries * kKeyBlockTokens)];
-      block_logits<T, Queries>(data, head_dim, queries, whole, kKeyBlockTokens);
-      for (int q = 0; q < Queries; ++q) {
-        __builtin_memcpy(out + q * args.logits_stride,
-                         whole + q * kKeyBlockTokens + from,
-                         static_cast<std::size_t>(count) * sizeof(float));
-      }
-    }
-    token += count;
-  }
-}
-
-void blocked_logits(const BlockedLogitsArgs& args) {
-  with_element_type(args.keys.dtype, [&]<typename T>(const T*) {
-    for (std::int64_t q = 0; q < args.num_queries; q += kBlockQueries) {
-      with_constant<kBlockQueries>(min_of(kBlockQueries, args.num_queries - q), [&](auto queries) {
-        blocked_logits_of<T, decltype(queries)::value>(args, q);
-      });
-    }
-  });
-}
-
-// A token's dimensions lie one or two cache lines apart, and those lines hold its whole block:
-// computing the block costs little more than the one token, and neighbours come for free.
-template <typename T, int Queries>
-void chosen_logits_of(const ChosenLogitsArgs& args, std::int64_t first_query) {
-  const std::int64_t head_dim = args.keys.head_dim;
-  const T* keys = static_cast<const T*>(args.keys.data);
-  float whole[extent(Queries * kKeyBlockTokens)];
-  std::int64_t block = -1;
-  for (std::int64_t j = 0; j < args.count; ++j) {
-    const std::int64_t position = args.positions[j];
-    if (position / kKeyBlockTokens != block) {
-      block = position / kKeyBlockTokens;
-      block_logits<T, Queries>(keys + block * head_dim * kKeyBlockTokens,
-                               head_dim,
-                               args.queries + first_query * head_dim,
-                               whole,
-                               kKeyBlockTokens);
-    }
-    for (int q = 0; q < Queries; ++q) {
-      args.logits[(first_query + q) * args.logits_stride + j] =
-          whole[q * kKeyBlockTokens + position % kKeyBlockTokens];
-    }
-  }
-}
-
-void chosen_logits(const ChosenLogitsArgs& args) {
-  with_element_type(args.keys.dtype, [&]<typename T>(const T*) {
-    for (std::int64_t q = 0; q < args.num_queries; q += kBlockQueries) {
-      with_constant<kBlockQueries>(min_of(kBlockQueries, args.num_queries - q), [&](auto queries) {
-        chosen_logits_of<T, decltype(queries)::value>(args, q);
-      });
-    }
-  });
-}
+constexpr std::int64_t kRowsAhead = 16;
 
 // ---- Row-major keys: lanes are dimensions ------------------------------------------------------
 

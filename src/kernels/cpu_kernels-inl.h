@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cpu_attention-inl.h"
+#include "kernels/cpu_blocked_logits-inl.h"
 #include "kernels/cpu_linear-inl.h"
 #include "kernels/cpu_norm-inl.h"
 #include "kernels/cpu_scores-inl.h"

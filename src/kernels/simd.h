@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // One float32 vector type per instruction set, with loads from and stores to float32, float16 and
 // bfloat16. Not an ordinary header: a translation unit first defines HYBRIDGEN_ISA_NAMESPACE and
-// HYBRIDGEN_ISA_LEVEL (0 portable, 1 AVX2, 2 AVX-512) and everything below then lives in a
-// namespace of its own, so that the linker can never replace a function for all machines by its AVX
-// twin. For the same reason nothing from std is called here.
+// HYBRIDGEN_ISA_LEVEL (0 portable, 1 AVX2, 2 AVX-512 and beyond) and everything below then lives in
+// a namespace of its own, so that the linker can never replace a function for all machines by its
+// AVX twin. For the same reason nothing from std is called here.
 #pragma once
 
 #if !defined(HYBRIDGEN_ISA_NAMESPACE) || !defined(HYBRIDGEN_ISA_LEVEL)
