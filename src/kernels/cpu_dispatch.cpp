@@ -4,6 +4,7 @@
 #include <string>
 
 #include "hybridgen/core/error.h"
+#include "kernels/amx_permission.h"
 #include "kernels/cpu_kernels.h"
 #include "kernels/cpu_tables.h"
 
@@ -26,6 +27,10 @@ bool is_supported(Isa isa) {
              __builtin_cpu_supports("avx512dq");
     case Isa::kAvx512Vnni:
       return is_supported(Isa::kAvx512) && __builtin_cpu_supports("avx512vnni");
+    case Isa::kAvx512Bf16:
+      return is_supported(Isa::kAvx512Vnni) && __builtin_cpu_supports("avx512bf16");
+    case Isa::kAmx:
+      return is_supported(Isa::kAvx512Bf16) && may_use_amx();
   }
   return false;
 #else
@@ -37,6 +42,20 @@ bool is_supported(Isa isa) {
 CpuKernels with_vnni(CpuKernels table) {
   table.isa = Isa::kAvx512Vnni;
   table.shadow_logits = avx512_vnni::shadow_logits;
+  return table;
+}
+
+CpuKernels with_bf16(CpuKernels table) {
+  table.isa = Isa::kAvx512Bf16;
+  table.blocked_logits = avx512_bf16::blocked_logits;
+  table.chosen_logits = avx512_bf16::chosen_logits;
+  return table;
+}
+
+CpuKernels with_amx(CpuKernels table) {
+  table.isa = Isa::kAmx;
+  table.blocked_logits = amx::blocked_logits;
+  table.chosen_logits = amx::chosen_logits;
   return table;
 }
 #endif
@@ -62,13 +81,18 @@ std::string_view name_of(Isa isa) {
       return "avx512";
     case Isa::kAvx512Vnni:
       return "avx512_vnni";
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
+    case Isa::kAmx:
+      return "amx";
   }
   throw std::logic_error("internal check failed: not an enumerator of Isa");
 }
 
 std::vector<Isa> supported_isas() {
   std::vector<Isa> isas;
-  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni}) {
+  for (const Isa isa :
+       {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kAmx}) {
     if (is_supported(isa)) isas.push_back(isa);
   }
   return isas;
@@ -83,6 +107,14 @@ const CpuKernels& cpu_kernels(Isa isa) {
                               "; choose one of these or \"auto\""));
   }
 #if defined(__x86_64__)
+  if (isa == Isa::kAmx) {
+    static const CpuKernels table = with_amx(cpu_kernels(Isa::kAvx512Bf16));
+    return table;
+  }
+  if (isa == Isa::kAvx512Bf16) {
+    static const CpuKernels table = with_bf16(cpu_kernels(Isa::kAvx512Vnni));
+    return table;
+  }
   if (isa == Isa::kAvx512Vnni) {
     static const CpuKernels table = with_vnni(avx512::kTable);
     return table;

@@ -15,7 +15,9 @@
 
 namespace hybridgen::kernels {
 
-enum class Isa : std::uint8_t { kPortable, kAvx2, kAvx512, kAvx512Vnni };
+/// Weakest first; each implies all before it. kAvx512Vnni scans shadows faster; kAvx512Bf16 and
+/// kAmx multiply bfloat16 keys by queries that are bfloat16 too, however many (bf16_logits-inl.h).
+enum class Isa : std::uint8_t { kPortable, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmx };
 std::string_view name_of(Isa isa);
 
 /// y[r, n] = sum_k x[r, k] * weight[n, k] + bias[n]   for r in [0, rows), n in [begin, end).
@@ -213,8 +215,8 @@ const CpuKernels& cpu_kernels(Isa isa);
 std::vector<Isa> supported_isas();
 
 /// "auto" gives the environment's HYBRIDGEN_ISA if set, else the strongest supported; otherwise
-/// "portable", "avx2", "avx512" or "avx512_vnni". Throws ConfigError for an unknown name or one the
-/// CPU lacks.
+/// a name: "portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16" or "amx". Throws ConfigError
+/// for an unknown name or one the CPU lacks.
 Isa resolve_isa(std::string_view name);
 
 // ---- Kernels that do not depend on the instruction set

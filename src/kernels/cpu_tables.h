@@ -19,5 +19,13 @@ extern const CpuKernels kTable;
 namespace avx512_vnni {
 void shadow_logits(const ShadowLogitsArgs& args);
 }
+namespace avx512_bf16 {
+void blocked_logits(const BlockedLogitsArgs& args);
+void chosen_logits(const ChosenLogitsArgs& args);
+}  // namespace avx512_bf16
+namespace amx {
+void blocked_logits(const BlockedLogitsArgs& args);
+void chosen_logits(const ChosenLogitsArgs& args);
+}  // namespace amx
 
 }  // namespace hybridgen::kernels

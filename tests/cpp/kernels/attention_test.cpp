@@ -2,47 +2,13 @@
 #include <algorithm>
 #include <numeric>
 
-#include "kernel_test_support.h"
+#include "logits_test_support.h"
 
 namespace hybridgen::kernels::test {
 namespace {
 
 constexpr std::int64_t kTokens = 160;  // five blocks
 constexpr std::int64_t kQueries = 11;  // more than any kernel takes in one pass
-
-struct Keys {
-  Array rows;
-  Array blocked = {};
-  std::int64_t head_dim = 0;
-
-  BlockedKeyView view() const {
-    return {.data = blocked.data(),
-            .dtype = blocked.dtype(),
-            .head_dim = head_dim,
-            .capacity = blocked.count() / head_dim};
-  }
-};
-
-Keys random_keys(DType dtype, std::int64_t tokens, std::int64_t head_dim) {
-  Keys keys{.rows = random_array(dtype, tokens * head_dim, 4), .head_dim = head_dim};
-  keys.blocked = block_keys(keys.rows, head_dim);
-  return keys;
-}
-
-std::vector<float> blocked_logits(const CpuKernels& kernels,
-                                  const Keys& keys,
-                                  const std::vector<float>& queries,
-                                  std::int64_t num_queries,
-                                  TokenRange tokens) {
-  std::vector<float> logits(static_cast<std::size_t>(num_queries * tokens.size()));
-  kernels.blocked_logits({.keys = keys.view(),
-                          .queries = queries.data(),
-                          .num_queries = num_queries,
-                          .tokens = tokens,
-                          .logits = logits.data(),
-                          .logits_stride = tokens.size()});
-  return logits;
-}
 
 std::vector<float> row_logits(const CpuKernels& kernels,
                               const Keys& keys,
@@ -61,114 +27,6 @@ std::vector<float> row_logits(const CpuKernels& kernels,
                       .logits_stride = count});
   return logits;
 }
-
-void expect_dot_products(const std::vector<float>& logits,
-                         const Keys& keys,
-                         const std::vector<float>& queries,
-                         std::int64_t num_queries,
-                         TokenRange tokens) {
-  for (std::int64_t q = 0; q < num_queries; ++q) {
-    for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
-      double expected = 0.0;
-      double size = 0.0;
-      for (std::int64_t d = 0; d < keys.head_dim; ++d) {
-        const double term =
-            static_cast<double>(queries[static_cast<std::size_t>(q * keys.head_dim + d)]) *
-            static_cast<double>(keys.rows.at(t * keys.head_dim + d));
-        expected += term;
-        size += std::abs(term);
-      }
-      const auto at = static_cast<std::size_t>(q * tokens.size() + t - tokens.begin);
-      ASSERT_NEAR(logits[at], expected, size * sum_error(keys.head_dim))
-          << "query " << q << " token " << t << " head_dim " << keys.head_dim;
-    }
-  }
-}
-
-class BlockedLogits : public KernelTest {};
-
-TEST_P(BlockedLogits, AreTheDotProductsForAnyQueryCountAndHeadDim) {
-  for (const std::int64_t head_dim : {1, 5, 64, 80}) {
-    const Keys keys = random_keys(dtype(), kTokens, head_dim);
-    const std::vector<float> queries = random_floats(kQueries * head_dim, 5);
-    for (std::int64_t num_queries = 1; num_queries <= kQueries; ++num_queries) {
-      const TokenRange tokens{0, kTokens};
-      expect_dot_products(blocked_logits(kernels(), keys, queries, num_queries, tokens),
-                          keys,
-                          queries,
-                          num_queries,
-                          tokens);
-    }
-  }
-}
-
-TEST_P(BlockedLogits, DoNotDependOnTheRangeTheyAreComputedIn) {
-  const Keys keys = random_keys(dtype(), kTokens, 64);
-  const std::vector<float> queries = random_floats(3 * 64, 6);
-  const std::vector<float> whole = blocked_logits(kernels(), keys, queries, 3, {0, kTokens});
-  for (const TokenRange tokens : {TokenRange{0, 1},
-                                  TokenRange{31, 33},
-                                  TokenRange{5, 20},
-                                  TokenRange{7, 150},
-                                  TokenRange{32, 64},
-                                  TokenRange{64, 160},
-                                  TokenRange{159, 160}}) {
-    const std::vector<float> part = blocked_logits(kernels(), keys, queries, 3, tokens);
-    for (std::int64_t q = 0; q < 3; ++q) {
-      for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
-        ASSERT_EQ(part[static_cast<std::size_t>(q * tokens.size() + t - tokens.begin)],
-                  whole[static_cast<std::size_t>(q * kTokens + t)])
-            << "query " << q << " token " << t << " of [" << tokens.begin << ", " << tokens.end
-            << ")";
-      }
-    }
-  }
-}
-
-TEST_P(BlockedLogits, AQuerysLogitsDoNotDependOnTheOtherQueries) {
-  const Keys keys = random_keys(dtype(), kTokens, 40);
-  const std::vector<float> queries = random_floats(kQueries * 40, 7);
-  const std::vector<float> together =
-      blocked_logits(kernels(), keys, queries, kQueries, {3, kTokens});
-  for (std::int64_t q = 0; q < kQueries; ++q) {
-    const std::vector<float> query(queries.begin() + q * 40, queries.begin() + (q + 1) * 40);
-    const std::vector<float> alone = blocked_logits(kernels(), keys, query, 1, {3, kTokens});
-    EXPECT_TRUE(std::equal(alone.begin(), alone.end(), together.begin() + q * (kTokens - 3)))
-        << "query " << q;
-  }
-}
-
-TEST_P(BlockedLogits, AnEmptyRangeWritesNothing) {
-  const Keys keys = random_keys(dtype(), 32, 8);
-  const std::vector<float> queries = random_floats(8, 8);
-  EXPECT_TRUE(blocked_logits(kernels(), keys, queries, 1, {17, 17}).empty());
-}
-
-TEST_P(BlockedLogits, OfChosenPositionsAreThoseOfTheFullRange) {
-  const Keys keys = random_keys(dtype(), kTokens, 64);
-  const std::vector<float> queries = random_floats(kQueries * 64, 9);
-  const std::vector<float> whole = blocked_logits(kernels(), keys, queries, kQueries, {0, kTokens});
-  // Any order and repetition is allowed.
-  const std::vector<std::int32_t> positions = {0, 1, 31, 32, 159, 64, 64, 3, 100};
-  const auto count = static_cast<std::int64_t>(positions.size());
-  std::vector<float> logits(static_cast<std::size_t>(kQueries * count));
-  kernels().chosen_logits({.keys = keys.view(),
-                           .queries = queries.data(),
-                           .num_queries = kQueries,
-                           .positions = positions.data(),
-                           .count = count,
-                           .logits = logits.data(),
-                           .logits_stride = count});
-  for (std::int64_t q = 0; q < kQueries; ++q) {
-    for (std::int64_t j = 0; j < count; ++j) {
-      EXPECT_EQ(
-          logits[static_cast<std::size_t>(q * count + j)],
-          whole[static_cast<std::size_t>(q * kTokens + positions[static_cast<std::size_t>(j)])]);
-    }
-  }
-}
-
-HYBRIDGEN_FOR_EVERY_ISA_AND_DTYPE(BlockedLogits);
 
 class RowLogits : public KernelTest {};
 

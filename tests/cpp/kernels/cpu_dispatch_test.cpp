@@ -89,16 +89,38 @@ TEST(CpuDispatch, AnUnknownNameIsRefusedNamingThoseAvailable) {
   EXPECT_NE(error_of("auto").find("HYBRIDGEN_ISA"), std::string::npos);
 }
 
-TEST(CpuDispatch, AnInstructionSetThisCpuLacksIsRefusedNamingThoseAvailable) {
-  const std::vector<Isa> here = supported_isas();
-  for (const Isa isa : {Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni}) {
-    if (std::find(here.begin(), here.end(), isa) != here.end()) continue;
-    EXPECT_THROW(cpu_kernels(isa), ConfigError);
-    EXPECT_NE(error_of(name_of(isa)).find("\"portable\""), std::string::npos);
-    return;
+class OneIsa : public testing::TestWithParam<Isa> {
+ protected:
+  bool is_here() const {
+    const std::vector<Isa> here = supported_isas();
+    return std::find(here.begin(), here.end(), GetParam()) != here.end();
   }
-  GTEST_SKIP() << "this CPU has every instruction set; a CPU without AVX-512 VNNI would run it";
+};
+
+TEST_P(OneIsa, IsRefusedNamingThoseAvailableWhereTheCpuLacksIt) {
+  if (is_here()) GTEST_SKIP() << "this CPU has it; one without it would run this";
+  EXPECT_THROW(cpu_kernels(GetParam()), ConfigError);
+  EXPECT_NE(error_of(name_of(GetParam())).find("\"portable\""), std::string::npos);
 }
+
+TEST_P(OneIsa, ImpliesAllWeakerOnesAndIsTestedWithThem) {
+  if (!is_here()) {
+    GTEST_SKIP() << "no kernel of " << name_of(GetParam())
+                 << " is tested here; a CPU with it would";
+  }
+  EXPECT_EQ(resolve_isa(name_of(GetParam())), GetParam());
+  EXPECT_GT(supported_isas().size(), static_cast<std::size_t>(GetParam()));
+}
+
+INSTANTIATE_TEST_SUITE_P(Every,
+                         OneIsa,
+                         testing::Values(Isa::kPortable,
+                                         Isa::kAvx2,
+                                         Isa::kAvx512,
+                                         Isa::kAvx512Vnni,
+                                         Isa::kAvx512Bf16,
+                                         Isa::kAmx),
+                         [](const auto& instance) { return std::string(name_of(instance.param)); });
 
 }  // namespace
 }  // namespace hybridgen::kernels::test
