@@ -169,9 +169,14 @@ struct WorkerPool::State {
 
   /// Takes one task of the oldest group that has any left; group == nullptr if there is none.
   Claim claim();
+  /// Takes one task of the group at `position`; group == nullptr if it has none left.
+  Claim claim_at(std::uint64_t position);
   static void execute(const Claim& claimed, int worker);
   void work(int worker);
-  void push(TaskGroup& group);
+  /// Returns the group's position.
+  std::uint64_t push(TaskGroup& group);
+  std::uint64_t submit(TaskGroup& group);
+  void wait(TaskGroup& group);
   void wake_workers();
   void stop_and_join();
 
@@ -190,19 +195,23 @@ struct WorkerPool::State {
   std::vector<std::thread> threads;
 };
 
+WorkerPool::State::Claim WorkerPool::State::claim_at(std::uint64_t position) {
+  Slot& slot = ring[position % kRingSize];
+  std::uint64_t word = slot.word.load(std::memory_order_acquire);
+  while (generation_of_word(word) == generation_of_position(position) && unclaimed_of(word) != 0) {
+    TaskGroup* const group = slot.group.load(std::memory_order_relaxed);
+    if (slot.word.compare_exchange_weak(
+            word, word - 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
+      return {group, unclaimed_of(word)};
+    }
+  }
+  return {};
+}
+
 WorkerPool::State::Claim WorkerPool::State::claim() {
   std::uint64_t position = head.load(std::memory_order_acquire);
   while (position != tail.load(std::memory_order_seq_cst)) {
-    Slot& slot = ring[position % kRingSize];
-    std::uint64_t word = slot.word.load(std::memory_order_acquire);
-    while (generation_of_word(word) == generation_of_position(position) &&
-           unclaimed_of(word) != 0) {
-      TaskGroup* const group = slot.group.load(std::memory_order_relaxed);
-      if (slot.word.compare_exchange_weak(
-              word, word - 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
-        return {group, unclaimed_of(word)};
-      }
-    }
+    if (const Claim claimed = claim_at(position); claimed.group != nullptr) return claimed;
     // Nothing left here. If others moved the head already, go on from where it is now.
     std::uint64_t expected = position;
     const bool moved = head.compare_exchange_strong(
@@ -257,10 +266,16 @@ void WorkerPool::State::work(int worker) {
   }
 }
 
-void WorkerPool::State::push(TaskGroup& group) {
+std::uint64_t WorkerPool::State::push(TaskGroup& group) {
   const std::lock_guard<std::mutex> lock(submit_mutex);
   const std::uint64_t position = tail.load(std::memory_order_relaxed);
   const auto has_room = [this, position] {
+    std::uint64_t first = head.load(std::memory_order_acquire);
+    // Workers may all be busy while run() uses up one group after the other.
+    if (position - first == kRingSize &&
+        unclaimed_of(ring[first % kRingSize].word.load(std::memory_order_acquire)) == 0) {
+      head.compare_exchange_strong(first, first + 1, std::memory_order_acq_rel);
+    }
     return position - head.load(std::memory_order_acquire) < kRingSize;
   };
   while (!spin_until(has_room, spin)) std::this_thread::yield();
@@ -270,12 +285,41 @@ void WorkerPool::State::push(TaskGroup& group) {
       make_word(generation_of_position(position), static_cast<std::uint64_t>(group.count_)),
       std::memory_order_release);
   tail.store(position + 1, std::memory_order_seq_cst);
+  return position;
 }
 
 void WorkerPool::State::wake_workers() {
   if (sleeping_workers.load(std::memory_order_seq_cst) == 0) return;
   wakeups.fetch_add(1, std::memory_order_seq_cst);
   wakeups.notify_all();
+}
+
+std::uint64_t WorkerPool::State::submit(TaskGroup& group) {
+  HYBRIDGEN_DCHECK(group.done(), "(task group submitted while in flight)");
+  group.failed_.store(false, std::memory_order_relaxed);
+  group.error_ = nullptr;
+  group.remaining_.store(group.count_, std::memory_order_relaxed);
+  const std::uint64_t position = push(group);
+  wake_workers();
+  return position;
+}
+
+void WorkerPool::State::wait(TaskGroup& group) {
+  const auto done = [&group] { return group.remaining_.load(std::memory_order_seq_cst) == 0; };
+  if (!spin_until(done, spin)) {
+    // The same handshake as for sleeping workers, with the worker that finishes the last task.
+    sleeping_waiters.fetch_add(1, std::memory_order_seq_cst);
+    for (;;) {
+      const std::uint32_t seen = completed.load(std::memory_order_seq_cst);
+      if (done()) break;
+      completed.wait(seen, std::memory_order_seq_cst);
+    }
+    sleeping_waiters.fetch_sub(1, std::memory_order_relaxed);
+  }
+  if (group.error_ != nullptr) {
+    group.failed_.store(false, std::memory_order_relaxed);
+    std::rethrow_exception(std::exchange(group.error_, nullptr));
+  }
 }
 
 void WorkerPool::State::stop_and_join() {
@@ -323,31 +367,21 @@ WorkerPool::~WorkerPool() { state_->stop_and_join(); }
 int WorkerPool::size() const { return static_cast<int>(state_->threads.size()); }
 
 void WorkerPool::submit(TaskGroup& group) {
-  HYBRIDGEN_DCHECK(group.done(), "(task group submitted while in flight)");
-  group.failed_.store(false, std::memory_order_relaxed);
-  group.error_ = nullptr;
-  if (group.count_ == 0) return;
-  group.remaining_.store(group.count_, std::memory_order_relaxed);
-  state_->push(group);
-  state_->wake_workers();
+  if (group.count_ > 0) state_->submit(group);
 }
 
-void WorkerPool::wait(TaskGroup& group) {
-  const auto done = [&group] { return group.remaining_.load(std::memory_order_seq_cst) == 0; };
-  if (!spin_until(done, state_->spin)) {
-    // The same handshake as for sleeping workers, with the worker that finishes the last task.
-    state_->sleeping_waiters.fetch_add(1, std::memory_order_seq_cst);
-    for (;;) {
-      const std::uint32_t seen = state_->completed.load(std::memory_order_seq_cst);
-      if (done()) break;
-      state_->completed.wait(seen, std::memory_order_seq_cst);
-    }
-    state_->sleeping_waiters.fetch_sub(1, std::memory_order_relaxed);
+void WorkerPool::wait(TaskGroup& group) { state_->wait(group); }
+
+void WorkerPool::run(TaskGroup& group) {
+  if (group.count_ == 0) return;
+  const std::uint64_t position = state_->submit(group);
+  for (;;) {
+    const State::Claim claimed = state_->claim_at(position);
+    if (claimed.group == nullptr) break;
+    State::execute(claimed, size());
+    group.remaining_.fetch_sub(1, std::memory_order_seq_cst);
   }
-  if (group.error_ != nullptr) {
-    group.failed_.store(false, std::memory_order_relaxed);
-    std::rethrow_exception(std::exchange(group.error_, nullptr));
-  }
+  state_->wait(group);
 }
 
 std::vector<int> available_cpus() {

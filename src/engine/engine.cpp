@@ -108,7 +108,7 @@ struct Engine::Impl {
   std::vector<std::unique_ptr<MicroBatch>> batches;
   bool batches_stale = true;
   Phase phase = Phase::kNone;
-  std::vector<int> pool_cpus;  ///< pinned cores of the host workers; empty if they are not pinned
+  std::vector<int> pool_cpus;  ///< pinned cores of the pool's workers; empty if they are not pinned
   std::vector<int> available_cores = available_cpus();
   int prefill_threads = 1;
   std::int64_t next_id = 0;
@@ -168,16 +168,20 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
                               : cpus_of_node(find_numa_node(options.numa_node), available_cores);
   resolve_threads(options, device, method.offloads(), static_cast<std::int64_t>(host_cpus.size()));
   check_method(method, config);
-  ops = options.math == "kernels" ? make_cpu_ops(options.isa) : make_aten_ops();
-  if (method.offloads()) {
-    check_selector(options.selector, SelectionStrategy::kPostQkt, "selector");
-    check_selector(options.pre_selector, SelectionStrategy::kPreQkt, "pre_selector");
-    WorkerPool::Options pool_options;
-    pool_options.cpus = worker_cpus(available_cores, host_cpus, options.threads);
+  // One pool for host jobs and the device's operations: whoever is free takes what is there.
+  const std::int64_t helpers = options.math == "kernels" ? options.device_threads - 1 : 0;
+  WorkerPool::Options pool_options;
+  pool_options.cpus = worker_cpus(available_cores, host_cpus, options.threads, helpers);
+  if (!pool_options.cpus.empty()) {
     if (pool_options.cpus.front() >= 0) {
       pool_cpus = pool_options.cpus;
     }
     pool = std::make_unique<WorkerPool>(std::move(pool_options));
+  }
+  ops = options.math == "kernels" ? make_cpu_ops(options.isa, pool.get()) : make_aten_ops();
+  if (method.offloads()) {
+    check_selector(options.selector, SelectionStrategy::kPostQkt, "selector");
+    check_selector(options.pre_selector, SelectionStrategy::kPreQkt, "pre_selector");
     cpu_stage = std::make_unique<CpuStage>(
         *pool, kernels::cpu_kernels(isa), config, trace, options.test.random_delay_us);
   }
@@ -186,6 +190,9 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
       *model, *ops, method, cpu_stage.get(), trace, statistics, options.test);
   driver = std::make_unique<DriverThread>();
   driver->run([this] {
+    if (model->device().is_cpu()) {
+      flush_denormals_in_current_thread();  // as the workers, which share its operations
+    }
     // No more than OMP_NUM_THREADS unless the user asked for more by device_threads.
     const std::int64_t all = std::min<std::int64_t>(options.device_threads + options.threads,
                                                     default_intra_op_threads());

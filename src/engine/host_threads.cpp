@@ -35,7 +35,8 @@ void resolve_threads(EngineOptions& options,
 
 std::vector<int> worker_cpus(const std::vector<int>& cpus,
                              const std::vector<int>& host_cpus,
-                             std::int64_t threads) {
+                             std::int64_t threads,
+                             std::int64_t helpers) {
   const auto most = static_cast<std::int64_t>(host_cpus.size());
   if (threads > most && host_cpus.size() < cpus.size()) {
     throw ConfigError(message("[engine] threads is ",
@@ -45,10 +46,16 @@ std::vector<int> worker_cpus(const std::vector<int>& cpus,
                               ", the CPUs of the chosen node that this process may use; lower "
                               "CpuConfig(threads=...) or leave CpuConfig(numa=...) out"));
   }
-  std::vector<int> chosen(static_cast<std::size_t>(threads), -1);
-  if (threads < static_cast<std::int64_t>(cpus.size())) {
-    std::copy(host_cpus.end() - threads, host_cpus.end(), chosen.begin());
+  std::vector<int> chosen(static_cast<std::size_t>(threads + helpers), -1);
+  if (threads + helpers >= static_cast<std::int64_t>(cpus.size())) {
+    return chosen;
   }
+  const auto first_helper = std::copy(host_cpus.end() - threads, host_cpus.end(), chosen.begin());
+  std::vector<int> others = cpus;
+  std::erase_if(others, [&](int cpu) {
+    return std::find(chosen.begin(), first_helper, cpu) != first_helper;
+  });
+  std::copy(others.end() - helpers, others.end(), first_helper);
   return chosen;
 }
 

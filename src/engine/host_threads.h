@@ -17,11 +17,13 @@ void resolve_threads(EngineOptions& options,
                      bool offloads,
                      std::int64_t host_cores);
 
-/// A core for each of `threads` workers, -1 for one that is not pinned: the last of `host_cpus`,
-/// the cores of `cpus` on the workers' node; unless that leaves one of `cpus` for the driver, none
-/// is pinned. ConfigError if the node has too few.
+/// A core for each worker of the pool, -1 for one that is not pinned. `threads` workers are the
+/// last of `host_cpus`, the cores of `cpus` on their node; `helpers` of the device are the last of
+/// the others; unless that leaves one of `cpus` for the driver, none is pinned. ConfigError if the
+/// node has too few.
 std::vector<int> worker_cpus(const std::vector<int>& cpus,
                              const std::vector<int>& host_cpus,
-                             std::int64_t threads);
+                             std::int64_t threads,
+                             std::int64_t helpers);
 
 }  // namespace hybridgen

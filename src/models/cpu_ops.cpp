@@ -2,10 +2,12 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
 
+#include "hybridgen/device/worker_pool.h"
 #include "hybridgen/models/device_ops.h"
 #include "hybridgen/models/torch_types.h"
 #include "kernels/cpu_kernels.h"
@@ -18,13 +20,18 @@ namespace {
 constexpr std::int64_t kMaxStreamedRows = 16;
 // Smaller pieces of work than this (elements) are not worth waking another thread for.
 constexpr std::int64_t kParallelGrain = 1 << 15;
+// A piece of a streamed weight: long enough to be read in bursts, short enough that threads which
+// start late or read slowly leave little to wait for.
+constexpr std::int64_t kLeastPieceBytes = std::int64_t{32} << 10;
+constexpr std::int64_t kMostPieceBytes = std::int64_t{1} << 20;
+constexpr std::int64_t kPiecesPerThread = 8;
 
 DType dtype_of(const at::Tensor& tensor) { return to_dtype(tensor.scalar_type()); }
 
 class CpuOps final : public DeviceOps {
  public:
-  explicit CpuOps(std::string_view isa)
-      : kernels_(kernels::cpu_kernels(kernels::resolve_isa(isa))) {}
+  CpuOps(std::string_view isa, WorkerPool* pool)
+      : kernels_(kernels::cpu_kernels(kernels::resolve_isa(isa))), pool_(pool) {}
 
   std::string_view name() const override { return "kernels"; }
 
@@ -52,10 +59,10 @@ class CpuOps final : public DeviceOps {
     args.in_features = x.size(1);
     args.x_stride = x.stride(0);
     args.y_stride = y.stride(0);
-    const std::int64_t grain = std::max<std::int64_t>(1, kParallelGrain / args.in_features);
-    at::parallel_for(0, weight.size(0), grain, [&](std::int64_t begin, std::int64_t end) {
-      kernels_.linear(args, begin, end);
-    });
+    for_ranges(
+        rows, weight.size(0), outputs_per_piece(weight), [&](std::int64_t begin, std::int64_t end) {
+          kernels_.linear(args, begin, end);
+        });
   }
 
   void select_rows(const at::Tensor& table,
@@ -140,14 +147,14 @@ class CpuOps final : public DeviceOps {
 
   void relu(at::Tensor& x) const override {
     const std::int64_t element = x.element_size();
-    at::parallel_for(0, x.numel(), kParallelGrain, [&](std::int64_t begin, std::int64_t end) {
+    for_elements(x, [&](std::int64_t begin, std::int64_t end) {
       kernels_.relu(dtype_of(x), offset(x.mutable_data_ptr(), begin, element), end - begin);
     });
   }
 
   void add(at::Tensor& y, const at::Tensor& x) const override {
     const std::int64_t element = x.element_size();
-    at::parallel_for(0, x.numel(), kParallelGrain, [&](std::int64_t begin, std::int64_t end) {
+    for_elements(x, [&](std::int64_t begin, std::int64_t end) {
       kernels_.add(dtype_of(x),
                    offset(y.mutable_data_ptr(), begin, element),
                    offset(x.const_data_ptr(), begin, element),
@@ -304,15 +311,57 @@ class CpuOps final : public DeviceOps {
     return static_cast<Byte*>(data) + elements * element_size;
   }
 
+  /// Calls function(begin, end) for ranges of `grain` that cover [0, count), on all threads of the
+  /// pass: the pool's for the few rows of a decode step, LibTorch's beside its matrix products.
   template <typename Function>
-  static void for_rows(std::int64_t rows, std::int64_t row_elements, const Function& function) {
-    at::parallel_for(0, rows, std::max<std::int64_t>(1, kParallelGrain / row_elements), function);
+  void for_ranges(std::int64_t rows,
+                  std::int64_t count,
+                  std::int64_t grain,
+                  const Function& function) const {
+    if (pool_ == nullptr || rows > kMaxStreamedRows) {
+      at::parallel_for(0, count, grain, function);
+      return;
+    }
+    if (count <= grain) {
+      function(std::int64_t{0}, count);
+      return;
+    }
+    const auto piece = [&](std::int64_t index) {
+      function(index * grain, std::min(count, (index + 1) * grain));
+    };
+    TaskGroup group;
+    group.assign(
+        [](void* context, std::int64_t index, int /*worker*/) {
+          (*static_cast<decltype(piece)*>(context))(index);
+        },
+        const_cast<void*>(static_cast<const void*>(&piece)),
+        (count + grain - 1) / grain);
+    pool_->run(group);
+  }
+
+  /// Weight rows that a thread takes at a time.
+  std::int64_t outputs_per_piece(const at::Tensor& weight) const {
+    const auto bytes = static_cast<std::int64_t>(weight.nbytes());
+    const std::int64_t threads = pool_ == nullptr ? at::get_num_threads() : pool_->size() + 1;
+    const std::int64_t piece =
+        std::clamp(bytes / (threads * kPiecesPerThread), kLeastPieceBytes, kMostPieceBytes);
+    return std::max<std::int64_t>(1, piece * weight.size(0) / bytes);
   }
 
   template <typename Function>
-  static void for_groups(const at::Tensor& query,
-                         std::span<const AttentionItem> items,
-                         const Function& function) {
+  void for_rows(std::int64_t rows, std::int64_t row_elements, const Function& function) const {
+    for_ranges(rows, rows, std::max<std::int64_t>(1, kParallelGrain / row_elements), function);
+  }
+
+  template <typename Function>
+  void for_elements(const at::Tensor& x, const Function& function) const {
+    for_ranges(x.size(0), x.numel(), kParallelGrain, function);
+  }
+
+  template <typename Function>
+  void for_groups(const at::Tensor& query,
+                  std::span<const AttentionItem> items,
+                  const Function& function) const {
     const std::int64_t groups = items.empty() ? 1 : items.front().keys->size(0);
     const std::int64_t num_tasks = static_cast<std::int64_t>(items.size()) * groups;
     std::int64_t elements = 0;
@@ -321,7 +370,7 @@ class CpuOps final : public DeviceOps {
     }
     elements *= query.size(1) * query.size(2);
     const std::int64_t grain = elements < kParallelGrain ? num_tasks : 1;
-    at::parallel_for(0, num_tasks, grain, [&](std::int64_t begin, std::int64_t end) {
+    for_ranges(query.size(0), num_tasks, grain, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t task = begin; task < end; ++task) {
         Group group;
         group.index = task % groups;
@@ -382,12 +431,13 @@ class CpuOps final : public DeviceOps {
   }
 
   const kernels::CpuKernels& kernels_;
+  WorkerPool* pool_;
 };
 
 }  // namespace
 
-std::unique_ptr<DeviceOps> make_cpu_ops(std::string_view isa) {
-  return std::make_unique<CpuOps>(isa);
+std::unique_ptr<DeviceOps> make_cpu_ops(std::string_view isa, WorkerPool* pool) {
+  return std::make_unique<CpuOps>(isa, pool);
 }
 
 }  // namespace hybridgen

@@ -27,7 +27,8 @@ class TaskGroup {
   TaskGroup(const TaskGroup&) = delete;
   TaskGroup& operator=(const TaskGroup&) = delete;
 
-  /// Tasks are function(context, i, worker) for i in [0, count); worker in [0, WorkerPool::size()).
+  /// Tasks are function(context, i, worker) for i in [0, count); worker in [0, WorkerPool::size()),
+  /// or WorkerPool::size() for the thread that called run().
   /// Must not be called while the group is in flight. ConfigError unless 0 <= count < 2^32.
   void assign(Function function, void* context, std::int64_t count);
   std::int64_t count() const { return count_; }
@@ -64,6 +65,10 @@ class WorkerPool {
   /// Blocks until all tasks of `group` finished (at once if it was never submitted or count is 0),
   /// then rethrows its first exception, if any. May be called from one thread at a time per group.
   void wait(TaskGroup& group);
+
+  /// submit() and wait(), but the calling thread takes tasks too, as worker size(): workers that
+  /// are busy with earlier groups join in when they are done with them. One caller at a time.
+  void run(TaskGroup& group);
 
  private:
   struct State;

@@ -16,6 +16,8 @@
 
 namespace hybridgen {
 
+class WorkerPool;
+
 /// What a host job contributes to the attention of one request in one layer, as it lies on the
 /// device. Tensors that the job did not send are undefined.
 struct HostPayload {
@@ -121,8 +123,9 @@ class DeviceOps {
 /// Operations through LibTorch for tensors on any device.
 std::unique_ptr<DeviceOps> make_aten_ops();
 
-/// Operations through our kernels, for the CPU; `isa` as in CpuConfig(isa=). Work of one operation
-/// is spread over LibTorch's intra-op threads of the calling thread.
-std::unique_ptr<DeviceOps> make_cpu_ops(std::string_view isa);
+/// Operations through our kernels, for the CPU; `isa` as in CpuConfig(isa=). An operation on few
+/// rows (a decode step's) is spread over the calling thread and the workers of `pool`, others, and
+/// all if it is null, over LibTorch's intra-op threads of the calling thread.
+std::unique_ptr<DeviceOps> make_cpu_ops(std::string_view isa, WorkerPool* pool = nullptr);
 
 }  // namespace hybridgen

@@ -88,6 +88,16 @@ TEST_P(WorkerPoolOfThreads, SleepingWorkersWakeForNewWork) {
   }
 }
 
+TEST_P(WorkerPoolOfThreads, RunCallsEveryIndexExactlyOnce) {
+  WorkerPool pool(unpinned(GetParam()));
+  for (const std::int64_t count : {0, 1, 2, 7, 1000}) {
+    Counted counted(count);
+    pool.run(counted.group);
+    EXPECT_TRUE(counted.group.done());
+    EXPECT_TRUE(counted.every_index_once()) << count << " tasks";
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(OneToFour, WorkerPoolOfThreads, testing::Values(1, 2, 4));
 
 TEST(WorkerPool, AGroupCanBeUsedAgainAfterWait) {
@@ -104,6 +114,45 @@ TEST(WorkerPool, AGroupCanBeUsedAgainAfterWait) {
   pool.submit(group);  // without another assign()
   pool.wait(group);
   EXPECT_EQ(sum.load(), 101 * 55);
+}
+
+TEST(WorkerPool, RunDoesNotWaitForWorkersThatAreBusyWithEarlierGroups) {
+  WorkerPool pool(unpinned(1));
+  std::atomic<bool> is_busy{false};
+  std::atomic<bool> may_finish{false};
+  Body block = [&](std::int64_t, int) {
+    is_busy = true;
+    while (!may_finish) std::this_thread::yield();
+  };
+  TaskGroup blocked;
+  assign(blocked, block, 1);
+  pool.submit(blocked);
+  while (!is_busy) std::this_thread::yield();
+  std::vector<int> workers;
+  Body note = [&](std::int64_t, int worker) { workers.push_back(worker); };
+  TaskGroup group;
+  for (int repeat = 0; repeat < 3000; ++repeat) {  // more than the ring holds
+    assign(group, note, 1);
+    pool.run(group);
+  }
+  may_finish = true;
+  pool.wait(blocked);
+  EXPECT_EQ(workers, std::vector<int>(3000, pool.size()));
+}
+
+TEST(WorkerPool, RunRethrowsATaskErrorWhoeverHadTheTask) {
+  WorkerPool pool(unpinned(2));
+  for (std::int64_t bad = 0; bad < 20; ++bad) {
+    Body body = [&](std::int64_t index, int) {
+      if (index == bad) throw std::runtime_error("task");
+    };
+    TaskGroup group;
+    assign(group, body, 20);
+    EXPECT_THROW(pool.run(group), std::runtime_error);
+    Counted counted(5);
+    pool.run(counted.group);
+    EXPECT_TRUE(counted.every_index_once());
+  }
 }
 
 TEST(WorkerPool, WaitReturnsAtOnceForAGroupThatWasNeverSubmitted) {
