@@ -6,6 +6,7 @@
 #include "kernels/cpu_blocked_logits-inl.h"
 #include "kernels/cpu_linear-inl.h"
 #include "kernels/cpu_norm-inl.h"
+#include "kernels/cpu_prefill-inl.h"
 #include "kernels/cpu_scores-inl.h"
 #include "kernels/cpu_shadow-inl.h"
 #include "kernels/cpu_tables.h"
@@ -33,6 +34,8 @@ constinit const CpuKernels kTable = {
     .gumbel_row = gumbel_row,
     .gumbel_gather = gumbel_gather,
     .keyformer_scores = keyformer_scores,
+    .prefill_scratch = prefill_scratch,
+    .prefill_attention = prefill_attention,
 };
 
 }  // namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE

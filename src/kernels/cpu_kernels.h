@@ -172,6 +172,30 @@ struct PhiloxRow {
   std::uint32_t key[2] = {};
 };
 
+/// Attention of the query heads of one KV head, for the rows of a prompt: out and lse as of one
+/// softmax(scale q K^T) V per head and row. Rows that see no key give out = 0 and lse = -inf.
+struct PrefillAttentionArgs {
+  DType dtype = DType::kFloat32;  ///< of queries, keys and values
+  const void* queries = nullptr;  ///< row r, head h at r * query_row_stride + h * D
+  std::int64_t query_row_stride = 0;
+  std::int64_t num_queries = 0;  ///< query heads
+  std::int64_t rows = 0;
+  std::int64_t head_dim = 0;
+  float scale = 1.0F;
+  const void* keys = nullptr;  ///< row t at t * key_stride
+  std::int64_t key_stride = 0;
+  const void* values = nullptr;
+  std::int64_t value_stride = 0;
+  std::int64_t count = 0;  ///< of keys
+  bool is_causal = false;  ///< row r sees keys [0, first_row + r], else all
+  std::int64_t first_row = 0;
+  float* out = nullptr;  ///< row r of head h at h * out_head_stride + r * D
+  std::int64_t out_head_stride = 0;
+  float* lse = nullptr;  ///< natural log-sum-exp, at h * lse_head_stride + r
+  std::int64_t lse_head_stride = 0;
+  float* scratch = nullptr;  ///< prefill_scratch(args) floats
+};
+
 /// Function table of one instruction set.
 struct CpuKernels {
   Isa isa = Isa::kPortable;
@@ -206,6 +230,8 @@ struct CpuKernels {
                            float tau,
                            std::int64_t count,
                            float* scores) = nullptr;
+  std::int64_t (*prefill_scratch)(const PrefillAttentionArgs& args) = nullptr;
+  void (*prefill_attention)(const PrefillAttentionArgs& args) = nullptr;
 };
 
 /// Table of `isa`. Throws ConfigError if this CPU lacks it, listing those it has.

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "kernel_test_support.h"
+
+namespace hybridgen::kernels::test {
+namespace {
+
+class PrefillAttention : public KernelTest {};
+
+constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
+
+struct Problem {
+  std::int64_t heads = 1;
+  std::int64_t rows = 1;
+  std::int64_t dim = 64;
+  std::int64_t count = 1;
+  bool is_causal = false;
+  std::int64_t first_row = 0;
+};
+
+struct Output {
+  std::vector<float> out;  ///< [heads, rows, D]
+  std::vector<float> lse;  ///< [heads, rows]
+};
+
+/// Rows of q, k and v lie `gap` elements apart, which hold numbers that must not be read.
+struct Inputs {
+  Inputs(DType dtype, const Problem& problem, std::int64_t gap)
+      : q_stride(problem.heads * problem.dim + gap),
+        kv_stride(problem.dim + gap),
+        q(random_array(dtype, problem.rows * q_stride, 1)),
+        k(random_array(dtype, problem.count * kv_stride, 2)),
+        v(random_array(dtype, problem.count * kv_stride, 3)) {}
+
+  std::int64_t q_stride;
+  std::int64_t kv_stride;
+  Array q;
+  Array k;
+  Array v;
+};
+
+Output attend(const CpuKernels& kernels, const Problem& problem, const Inputs& inputs) {
+  Output output{std::vector<float>(
+                    static_cast<std::size_t>(problem.heads * problem.rows * problem.dim), 77.0F),
+                std::vector<float>(static_cast<std::size_t>(problem.heads * problem.rows), 77.0F)};
+  PrefillAttentionArgs args{.dtype = inputs.q.dtype(),
+                            .queries = inputs.q.data(),
+                            .query_row_stride = inputs.q_stride,
+                            .num_queries = problem.heads,
+                            .rows = problem.rows,
+                            .head_dim = problem.dim,
+                            .scale = 1.0F / std::sqrt(static_cast<float>(problem.dim)),
+                            .keys = inputs.k.data(),
+                            .key_stride = inputs.kv_stride,
+                            .values = inputs.v.data(),
+                            .value_stride = inputs.kv_stride,
+                            .count = problem.count,
+                            .is_causal = problem.is_causal,
+                            .first_row = problem.first_row,
+                            .out = output.out.data(),
+                            .out_head_stride = problem.rows * problem.dim,
+                            .lse = output.lse.data(),
+                            .lse_head_stride = problem.rows};
+  std::vector<float> scratch(static_cast<std::size_t>(kernels.prefill_scratch(args)));
+  args.scratch = scratch.data();
+  kernels.prefill_attention(args);
+  return output;
+}
+
+/// Every output against float64. With logits that are off by at most e, a weight is off by a factor
+/// of exp(2 e) at most; the exponential adds 1e-6, the two sums over tokens their own error.
+void expect_exact(const CpuKernels& kernels, DType dtype, const Problem& problem) {
+  const Inputs inputs(dtype, problem, 3);
+  const Output output = attend(kernels, problem, inputs);
+  const double scale = 1.0 / std::sqrt(static_cast<double>(problem.dim));
+  for (std::int64_t h = 0; h < problem.heads; ++h) {
+    for (std::int64_t r = 0; r < problem.rows; ++r) {
+      const std::int64_t seen =
+          problem.is_causal ? std::min(problem.count, problem.first_row + r + 1) : problem.count;
+      std::vector<double> logits;
+      double logit_error = 0.0;
+      double peak = kMinusInfinity;
+      for (std::int64_t t = 0; t < seen; ++t) {
+        double logit = 0.0;
+        double size = 0.0;
+        for (std::int64_t d = 0; d < problem.dim; ++d) {
+          const double term =
+              scale * static_cast<double>(inputs.q.at(r * inputs.q_stride + h * problem.dim + d)) *
+              static_cast<double>(inputs.k.at(t * inputs.kv_stride + d));
+          logit += term;
+          size += std::abs(term);
+        }
+        logits.push_back(logit);
+        logit_error = std::max(logit_error, size * sum_error(problem.dim + 2));
+        peak = std::max(peak, logit);
+      }
+      double total = 0.0;
+      for (const double logit : logits) total += std::exp(logit - peak);
+      const double error = std::expm1(2.0 * logit_error) + 2e-6 + 2.0 * sum_error(seen + 2);
+      const auto at = static_cast<std::size_t>(h * problem.rows + r);
+      ASSERT_NEAR(output.lse[at], peak + std::log(total), error + 1e-6 * std::abs(peak))
+          << "head " << h << " row " << r;
+      for (std::int64_t d = 0; d < problem.dim; ++d) {
+        double expected = 0.0;
+        double size = 0.0;
+        for (std::int64_t t = 0; t < seen; ++t) {
+          const double term = std::exp(logits[static_cast<std::size_t>(t)] - peak) / total *
+                              static_cast<double>(inputs.v.at(t * inputs.kv_stride + d));
+          expected += term;
+          size += std::abs(term);
+        }
+        ASSERT_NEAR(
+            output.out[at * static_cast<std::size_t>(problem.dim) + static_cast<std::size_t>(d)],
+            expected,
+            size * error)
+            << "head " << h << " row " << r << " dimension " << d;
+      }
+    }
+  }
+}
+
+TEST_P(PrefillAttention, MatchesFloat64ForAnyNumberOfRowsAndKeys) {
+  for (const std::int64_t rows : {1, 5, 6, 13}) {
+    for (const std::int64_t count : {1, 63, 64, 65, 200}) {
+      expect_exact(kernels(), dtype(), {.heads = 2, .rows = rows, .count = count});
+    }
+  }
+}
+
+TEST_P(PrefillAttention, MatchesFloat64ForAnyHeadDim) {
+  for (const std::int64_t dim : {1, 7, 32, 80, 96, 128}) {
+    expect_exact(kernels(), dtype(), {.heads = 3, .rows = 7, .dim = dim, .count = 70});
+  }
+}
+
+TEST_P(PrefillAttention, ACausalRowSeesTheKeysUpToItsOwn) {
+  expect_exact(
+      kernels(), dtype(), {.heads = 3, .rows = 150, .dim = 16, .count = 150, .is_causal = true});
+}
+
+TEST_P(PrefillAttention, ACausalBlockOfRowsMayStartAnywhere) {
+  for (const std::int64_t first : {1, 63, 64, 100}) {
+    expect_exact(
+        kernels(),
+        dtype(),
+        {.heads = 1, .rows = 20, .dim = 16, .count = 130, .is_causal = true, .first_row = first});
+  }
+}
+
+TEST_P(PrefillAttention, OverNoKeysIsZeroWithALogSumOfMinusInfinity) {
+  const Problem problem{.heads = 2, .rows = 3, .count = 0};
+  const Output output = attend(kernels(), problem, Inputs(dtype(), problem, 0));
+  for (const float value : output.out) EXPECT_EQ(value, 0.0F);
+  for (const float value : output.lse) EXPECT_EQ(value, kMinusInfinity);
+}
+
+TEST_P(PrefillAttention, ARowsResultDoesNotDependOnTheOtherRows) {
+  const Problem all{.heads = 2, .rows = 9, .dim = 32, .count = 100};
+  const Inputs inputs(dtype(), all, 0);
+  const Output together = attend(kernels(), all, inputs);
+  Problem first = all;
+  for (first.rows = 1; first.rows < 9; ++first.rows) {
+    const Output alone = attend(kernels(), first, inputs);
+    for (std::int64_t h = 0; h < 2; ++h) {
+      for (std::int64_t i = 0; i < first.rows * 32; ++i) {
+        ASSERT_EQ(alone.out[static_cast<std::size_t>(h * first.rows * 32 + i)],
+                  together.out[static_cast<std::size_t>(h * 9 * 32 + i)])
+            << first.rows << " rows";
+      }
+    }
+  }
+}
+
+HYBRIDGEN_FOR_EVERY_ISA_AND_DTYPE(PrefillAttention);
+
+}  // namespace
+}  // namespace hybridgen::kernels::test
