@@ -495,7 +495,7 @@ def findings(report: Report, models: Sequence[str]) -> list[str]:
     for model in models:
         fixed = report.of(model, "preset fixed_post")
         steered = report.of(model, "preset full")
-        window = report.of(model, "preset full, pre sinks_recent")
+        static = report.of(model, "preset full, pre sinks_recent")
         if not fixed or not steered:
             continue
         holds = steered[0].value >= fixed[0].value - 0.05
@@ -503,10 +503,10 @@ def findings(report: Report, models: Sequence[str]) -> list[str]:
             f"* {model}: `full` {steered[0].value:.2f} ({steered[0].strategies}), `fixed_post` "
             f"{fixed[0].value:.2f}; {verdict(holds)}."
         )
-        if window:
+        if static:
             line += (
-                f" With the static window `sinks_recent` as Pre-QKT selector: {window[0].value:.2f} "
-                f"({window[0].strategies})."
+                f" With the static window `sinks_recent` as Pre-QKT selector: {static[0].value:.2f} "
+                f"({static[0].strategies})."
             )
         lines.append(line)
     return lines
@@ -612,6 +612,7 @@ def write_markdown(report: Report, size: Size, path: Path, plot: Path | None) ->
 def draw(report: Report, path: Path) -> bool:
     """Draw value against share attended, one panel a model; False without matplotlib."""
     try:
+        import matplotlib
         from matplotlib.figure import Figure
     except ImportError:
         print("no plot: matplotlib is not installed", file=sys.stderr)
@@ -632,7 +633,7 @@ def draw(report: Report, path: Path) -> bool:
                 [row.value for row in rows],
                 marker="osD^v<>pPX*hd"[number % 13],
                 linestyle="-" if len(rows) > 1 else "none",
-                color=f"C{number % 10}",
+                color=matplotlib.colormaps["nipy_spectral"](number / len(families)),
                 label=family,
             )
         axes.set_xscale("log")

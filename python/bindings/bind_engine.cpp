@@ -77,6 +77,8 @@ void register_options(py::module_& module) {
                        const std::string& pre_selector,
                        const std::string& strategy,
                        const py::object& k,
+                       const std::string& scoring,
+                       double candidates_per_k,
                        const py::object& device_tokens,
                        std::int64_t spec_first_layer,
                        std::int64_t dram_bytes,
@@ -104,6 +106,8 @@ void register_options(py::module_& module) {
              options.pre_selector = pre_selector;
              options.strategy = parse_strategy(strategy);
              options.k = parse_token_count(k);
+             options.scoring = scoring;
+             options.candidates_per_k = candidates_per_k;
              options.device_tokens = parse_window(device_tokens);
              options.spec_first_layer = spec_first_layer;
              options.dram_bytes = dram_bytes;
@@ -137,6 +141,8 @@ void register_options(py::module_& module) {
            py::arg("pre_selector") = "partial_keys",
            py::arg("strategy") = "post",
            py::arg("k") = 128,
+           py::arg("scoring") = "full",
+           py::arg("candidates_per_k") = 0.0,
            py::arg("device_tokens") = py::none(),
            py::arg("spec_first_layer") = 2,
            py::arg("dram_bytes") = 0,
@@ -157,6 +163,8 @@ void register_options(py::module_& module) {
       .def_readonly("selector", &EngineOptions::selector)
       .def_readonly("pre_selector", &EngineOptions::pre_selector)
       .def_readonly("spec_first_layer", &EngineOptions::spec_first_layer)
+      .def_readonly("scoring", &EngineOptions::scoring)
+      .def_readonly("candidates_per_k", &EngineOptions::candidates_per_k)
       .def_readonly("dram_bytes", &EngineOptions::dram_bytes)
       .def_readonly("device_bytes", &EngineOptions::device_bytes)
       .def_readonly("threads", &EngineOptions::threads)

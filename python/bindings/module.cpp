@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The compiled module hybridgen._core: errors, facts about the build and the machine, and the
 // classes of the other bind_*.cpp files.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -12,6 +13,7 @@
 #include "bindings.h"
 #include "hybridgen/core/error.h"
 #include "hybridgen/device/worker_pool.h"
+#include "hybridgen/kvcache/scoring_shadow.h"
 #include "hybridgen/memory/host_buffer.h"
 #include "hybridgen/memory/memory_budget.h"
 #include "hybridgen/memory/numa.h"
@@ -38,6 +40,49 @@ SelectionStrategy strategy_from_name(const std::string& name) {
     }
   }
   throw ConfigError(message("[strategy] '", name, "' is not known; allowed: post, pre"));
+}
+
+using Matrix = py::array_t<float, py::array::c_style | py::array::forcecast>;
+
+// What a scoring shadow of `keys` [n, D] gives for `queries` [R, D]: [R, n], the logits less one
+// constant per query.
+Matrix shadow_scores(const Matrix& keys, const Matrix& queries, const std::string& precision) {
+  if (keys.ndim() != 2 || queries.ndim() != 2 || keys.shape(0) < 1 || keys.shape(1) < 1 ||
+      keys.shape(1) != queries.shape(1) || (precision != "int8" && precision != "int4")) {
+    throw ConfigError(message("[shadow_scores] precision is '",
+                              precision,
+                              "', keys and queries have ",
+                              keys.ndim(),
+                              " and ",
+                              queries.ndim(),
+                              " dimensions; allowed: 'int8' or 'int4', keys [n, D] and queries "
+                              "[R, D] with n and D >= 1"));
+  }
+  const std::int64_t count = keys.shape(0);
+  const std::int64_t dim = keys.shape(1);
+  const std::int64_t num_queries = queries.shape(0);
+  Matrix scores({num_queries, count});
+  ScoringShadow shadow(
+      {.num_layers = 1,
+       .num_kv_heads = 1,
+       .head_dim = dim,
+       .capacity = count,
+       .precision = precision == "int8" ? ShadowPrecision::kInt8 : ShadowPrecision::kInt4});
+  shadow.write(0, {0, count}, {keys.data(), count * dim, dim});
+  kernels::ShadowLogitsArgs args;
+  args.keys = shadow.keys(0, 0);
+  std::vector<std::int8_t> rounded(static_cast<std::size_t>(num_queries * args.keys.padded_dim));
+  std::vector<float> scales(static_cast<std::size_t>(num_queries));
+  kernels::prepare_shadow_queries(
+      args.keys, queries.data(), num_queries, rounded.data(), scales.data());
+  args.queries = rounded.data();
+  args.scales = scales.data();
+  args.num_queries = num_queries;
+  args.tokens = {0, count};
+  args.scores = scores.mutable_data();
+  args.scores_stride = count;
+  kernels::cpu_kernels(kernels::resolve_isa("auto")).shadow_logits(args);
+  return scores;
 }
 
 // Bytes per second that `threads` threads read from memory together: median of five passes over
@@ -188,6 +233,13 @@ void register_info(py::module_& module) {
         return nodes;
       },
       "Memory nodes with their CPUs and bytes; a single one where the system tells of none.");
+  module.def("shadow_scores",
+             &shadow_scores,
+             py::arg("keys"),
+             py::arg("queries"),
+             py::arg("precision"),
+             "Scores [R, n] of float32 queries [R, D] over an 8-bit or 4-bit copy of keys [n, D]: "
+             "the logits less one constant per query.");
   module.def(
       "read_bandwidth",
       &read_bandwidth,

@@ -8,6 +8,8 @@ from __future__ import annotations
 import collections.abc
 import typing
 
+import numpy
+import numpy.typing
 import torch
 
 __all__: list[str] = [
@@ -31,6 +33,7 @@ __all__: list[str] = [
     "scheduler_preset",
     "scheduler_preset_names",
     "selector_names",
+    "shadow_scores",
 ]
 
 class ModelConfig:
@@ -217,6 +220,8 @@ class EngineOptions:
         pre_selector: str = "partial_keys",
         strategy: str = "post",
         k: typing.Any = 128,
+        scoring: str = "full",
+        candidates_per_k: typing.SupportsFloat | typing.SupportsIndex = 0.0,
         device_tokens: typing.Any = None,
         spec_first_layer: typing.SupportsInt | typing.SupportsIndex = 2,
         dram_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
@@ -234,6 +239,8 @@ class EngineOptions:
         random_delay_us: typing.SupportsInt | typing.SupportsIndex = 0,
         oracle_proxy: bool = False,
     ) -> None: ...
+    @property
+    def candidates_per_k(self) -> float: ...
     @property
     def device_bytes(self) -> int: ...
     @property
@@ -264,6 +271,8 @@ class EngineOptions:
     def prefill_chunk(self) -> int: ...
     @property
     def query(self) -> str: ...
+    @property
+    def scoring(self) -> str: ...
     @property
     def selector(self) -> str: ...
     @property
@@ -433,4 +442,13 @@ def scheduler_preset_names() -> list[str]:
 def selector_names(strategy: str) -> list[str]:
     """
     Token selectors of a strategy, 'post' or 'pre'.
+    """
+
+def shadow_scores(
+    keys: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    queries: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    precision: str,
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    Scores [R, n] of float32 queries [R, D] over an 8-bit or 4-bit copy of keys [n, D]: the logits less one constant per query.
     """

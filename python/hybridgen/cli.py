@@ -70,6 +70,12 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--k", type=number_or_word, help="offloaded tokens attended to: 128, 0.05 (share), all"
     )
     parser.add_argument(
+        "--scoring",
+        default="full",
+        choices=["full", "int8", "int4"],
+        help="copy of the offloaded keys that proposes tokens",
+    )
+    parser.add_argument(
         "--device-tokens",
         type=number_or_word,
         default="auto",
@@ -98,7 +104,7 @@ def engine_from(arguments: argparse.Namespace) -> LLM:
         selector=arguments.selector,
         pre_selector=arguments.pre_selector,
         seed=arguments.seed,
-        kv=KVConfig(device_tokens=arguments.device_tokens, dram=dram),
+        kv=KVConfig(device_tokens=arguments.device_tokens, dram=dram, scoring=arguments.scoring),
         scheduler=SchedulerConfig(k=arguments.k, strategy=arguments.strategy),
         cpu=CpuConfig(
             threads=arguments.threads,

@@ -73,6 +73,13 @@ class KVConfig:
     pin : True
         Host memory that a CUDA device copies from is always locked in place; without such a device
         there is nothing to lock.
+    scoring : "full", "int8" or "int4"
+        What a Post-QKT scan of the offloaded keys reads: the keys, or a copy of them in 8 or 4 bits
+        kept beside them, a half or a quarter of float16's bytes. It only proposes tokens; which of
+        those count, and their logits, come from the keys themselves. ``selector="topk"`` only.
+    candidates_per_k : float, optional
+        Tokens that get exact logits per token that counts, at least 1; with ``scoring`` "int8" or
+        "int4". Default: 2 and 4.
 
     Examples
     --------
@@ -86,6 +93,8 @@ class KVConfig:
     placement: str = "semantic"
     cxl_node: None = None
     pin: bool = True
+    scoring: str = "full"
+    candidates_per_k: float | None = None
 
     def __post_init__(self) -> None:
         name = "KVConfig"
@@ -105,6 +114,15 @@ class KVConfig:
                 f"[{name}] pin is False; allowed: True; this version always locks the memory that "
                 "a CUDA device copies from"
             )
+        one_of(name, "scoring", self.scoring, ["full", "int8", "int4"])
+        if self.candidates_per_k is not None:
+            value = as_float(name, "candidates_per_k", self.candidates_per_k, 1.0)
+            _set(self, "candidates_per_k", value)
+            if self.scoring == "full":
+                raise ConfigError(
+                    f"[{name}] candidates_per_k is {value!r} with scoring 'full'; allowed: None; "
+                    "set scoring to 'int8' or 'int4', or leave it out"
+                )
 
 
 def _device_tokens(operation: str, value: object) -> str | int | float:

@@ -158,6 +158,8 @@ class LLM:
             pre_selector=pre_selector,
             strategy=scheduler.strategy,
             k=scheduler.resolved_k,
+            scoring=kv.scoring,
+            candidates_per_k=kv.candidates_per_k or 0.0,
             device_tokens=None if is_auto(kv.device_tokens) else kv.device_tokens,
             dram_bytes=0 if is_auto(kv.dram) else kv.dram,
             threads=0 if is_auto(cpu.threads) else cpu.threads,
@@ -166,6 +168,11 @@ class LLM:
             isa=cpu.isa,
             max_model_len=max_model_len or 0,
         )
+        if composition is not None and kv.scoring != "full":
+            raise ConfigError(
+                f"[LLM] scoring is {kv.scoring!r} for the composition {method!r}; allowed: 'full'; "
+                "of the methods only hybridgen scans a copy of the keys"
+            )
         options()  # refuses bad values before anything is loaded
         custom = () if composition is None else (composition.build(method),)
         if isinstance(model, LLM):

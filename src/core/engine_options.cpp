@@ -91,6 +91,14 @@ void EngineOptions::validate() const {
           "guess_source",
           "'" + guess_source + "'",
           "next_weights, previous_query");
+  require(scoring == "full" || scoring == "int8" || scoring == "int4",
+          "scoring",
+          "'" + scoring + "'",
+          "full, int8, int4");
+  require(candidates_per_k == 0.0 || (candidates_per_k >= 1.0 && std::isfinite(candidates_per_k)),
+          "candidates_per_k",
+          message(candidates_per_k),
+          "a number >= 1, or 0 for automatic");
   require(math == "auto" || math == "kernels" || math == "aten",
           "math",
           "'" + math + "'",

@@ -285,7 +285,7 @@ bool Engine::Impl::admit_next() {
     request.state = std::make_unique<RequestState>(
         *model, method, attended, needed, device_budget, dram_budget, options.numa_node);
     if (cpu_stage != nullptr) {
-      cpu_stage->reserve(needed.max_offloaded);
+      cpu_stage->reserve(needed.max_offloaded, needed.max_candidates);
     }
   } catch (...) {
     end(request, "error");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // HybridGen (paper §4): a window on the device, older tokens on the host, which computes their
 // logits.
-#include "method_config.h"
+#include "hybridgen/core/error.h"
 #include "methods.h"
 
 namespace hybridgen {
@@ -20,6 +20,38 @@ MethodInfo hybridgen_info() {
                         "a float in (0, 1]",
                         "pre_selector='partial_keys': as in infinigen"}}};
 }
+
+namespace {
+
+// A low-precision copy of the keys is scanned instead of them; they are read by rows then.
+void scan_shadow(Method& method, const EngineOptions& options, bool may_plan) {
+  const auto refuse = [&](const char* option, const std::string& value, const char* allowed) {
+    throw ConfigError(message("[method hybridgen] ",
+                              option,
+                              " is '",
+                              value,
+                              "' with scoring '",
+                              options.scoring,
+                              "'; allowed: ",
+                              allowed,
+                              "; or score with the full keys"));
+  };
+  if (options.selector != "topk") {
+    refuse("selector", options.selector, "'topk', which chooses by this step's logits alone");
+  }
+  if (may_plan && options.pre_selector == "block_digests") {
+    refuse("pre_selector", options.pre_selector, "one that does not need keys in blocks");
+  }
+  const bool is_int8 = options.scoring == "int8";
+  method.shadow = is_int8 ? ShadowPrecision::kInt8 : ShadowPrecision::kInt4;
+  method.candidates_per_k = options.candidates_per_k;
+  if (options.candidates_per_k == 0.0) {
+    method.candidates_per_k = is_int8 ? 2.0 : 4.0;
+  }
+  method.key_layout = KeyLayout::kRows;
+}
+
+}  // namespace
 
 Method hybridgen_method(const EngineOptions& options) {
   const MethodInfo info = hybridgen_info();
@@ -44,16 +76,19 @@ Method hybridgen_method(const EngineOptions& options) {
     return make_selector(name, shape);
   };
   // Partial keys take room on the device: not where no request can ever be in Pre-QKT.
-  const bool may_plan = options.strategy == SelectionStrategy::kPreQkt ||
-                        (options.scheduler &&
-                         (options.scheduler->adapt_strategy ||
-                          options.scheduler->initial_strategy == SelectionStrategy::kPreQkt));
+  const bool may_plan =
+      options.strategy == SelectionStrategy::kPreQkt ||
+      (options.scheduler && (options.scheduler->adapt_strategy ||
+                             options.scheduler->initial_strategy == SelectionStrategy::kPreQkt));
   if (options.pre_selector == kPartialKeysSelector) {
     method.pre_selects_by_partial_keys = may_plan;
   } else {
     method.pre_selector = [name = options.pre_selector](const SelectorShape& shape) {
       return make_selector(name, shape);
     };
+  }
+  if (options.scoring != "full") {
+    scan_shadow(method, options, may_plan);
   }
   method.partial_keys.column_share = config.number("column_share", 0.0, 1.0, /*open=*/true);
   return method;

@@ -33,7 +33,16 @@ Method make_method(const EngineOptions& options) {
   for (const Entry& entry : kMethods) {
     const std::string name = entry.info().name;
     if (name == options.method) {
-      return entry.build(options);
+      Method method = entry.build(options);
+      if (options.scoring != "full" && !method.shadow) {
+        throw ConfigError(message("[method ",
+                                  name,
+                                  "] scoring is '",
+                                  options.scoring,
+                                  "'; allowed: 'full'; only hybridgen chooses by a scan of keys "
+                                  "that may be approximate"));
+      }
+      return method;
     }
     allowed += (allowed.empty() ? "" : ", ") + name;
     names.push_back(name);

@@ -39,7 +39,7 @@ CpuStage::CpuStage(WorkerPool& pool,
   }
 }
 
-void CpuStage::reserve(std::int64_t max_tokens) {
+void CpuStage::reserve(std::int64_t max_tokens, std::int64_t max_candidates) {
   const auto tokens = static_cast<std::size_t>(max_tokens);
   const auto per_group = static_cast<std::size_t>(num_heads_ / num_kv_heads_);
   for (Scratch& scratch : scratch_) {
@@ -49,6 +49,16 @@ void CpuStage::reserve(std::int64_t max_tokens) {
     scratch.selection.reserve(static_cast<std::size_t>(kernels::top_k_scratch(max_tokens)));
     scratch.merging.reserve(tokens / 32 + 2);
     scratch.planned.reserve(per_group * tokens);
+    if (max_candidates > 0) {
+      const auto candidates = per_group * static_cast<std::size_t>(max_candidates);
+      Rescoring& rescoring = scratch.rescoring;
+      rescoring.queries.resize(per_group * static_cast<std::size_t>(kMaxShadowHeadDim));
+      rescoring.scales.resize(per_group);
+      rescoring.candidates.reserve(candidates);
+      rescoring.merged.reserve(candidates);
+      rescoring.index.reserve(candidates);
+      rescoring.logits.reserve(per_group * std::min(candidates, tokens));
+    }
   }
 }
 
@@ -132,6 +142,9 @@ void CpuStage::run(HostJobBatch& batch, std::int64_t index, int worker) {
   result.begin_ns = TraceRecorder::now_ns();
   scale_query(task);
   append_new_token(task);
+  if (job.shadow != nullptr) {
+    prepare_for_shadow(task);
+  }
   if (range.is_whole) {
     const char* name = run_whole(task);
     result.end_ns = TraceRecorder::now_ns();
@@ -243,6 +256,10 @@ void CpuStage::append_new_token(const Task& task) const {
 
 void CpuStage::logits_of_range(const Task& task, float* logits, std::int64_t stride) const {
   const HostJob& job = task.job;
+  if (job.shadow != nullptr) {
+    score_by_shadow(task, logits, stride);
+    return;
+  }
   const auto row_bytes = head_dim_ * static_cast<std::int64_t>(size_of(job.store->shape().dtype));
   task.result.key_bytes += task.tokens.size() * row_bytes;
   if (job.store->shape().key_layout == KeyLayout::kRows) {

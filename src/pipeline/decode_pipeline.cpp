@@ -76,6 +76,9 @@ DecodePipeline::DecodePipeline(const DecoderModel& model,
 void DecodePipeline::step(std::span<const std::unique_ptr<MicroBatch>> batches) {
   const std::int64_t begin_ns = TraceRecorder::now_ns();
   try {
+    for (const auto& batch : batches) {
+      std::ranges::for_each(batch->requests, [](RequestState* each) { fill_shadow(*each); });
+    }
     run_layers(batches);
   } catch (...) {
     // Workers may still write into the requests' staging: let them finish before it goes away.
@@ -320,6 +323,11 @@ void DecodePipeline::start_host_jobs(std::int64_t layer,
       job.selector = request.active_selector();
       if (rule.payload != PayloadKind::kPartialAttention) {
         job.num_chosen = request.num_chosen(num_offloaded);
+      }
+      if (request.shadow != nullptr && !job.is_planned) {
+        job.num_candidates = request.num_candidates(job.num_chosen, num_offloaded);
+        // With every token a candidate there is nothing to propose.
+        job.shadow = job.num_candidates < num_offloaded ? request.shadow.get() : nullptr;
       }
     }
     if (rule.choice != HostChoice::kAll && job.selector == nullptr) {

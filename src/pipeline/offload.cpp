@@ -2,6 +2,9 @@
 #include "hybridgen/pipeline/offload.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
 
 namespace hybridgen {
 namespace {
@@ -13,7 +16,47 @@ KvRowsView view_of(const at::Tensor& rows, std::int64_t first_row) {
           rows.stride(1)};
 }
 
+// Keys of one layer as they lie in the host store, from `first` on.
+KvRowsView stored_keys(const HostKvStore& host, std::int64_t layer, std::int64_t first) {
+  const RowView rows = host.key_rows(layer, 0);
+  const std::int64_t offset =
+      first * rows.head_dim * static_cast<std::int64_t>(size_of(rows.dtype));
+  return {static_cast<const std::byte*>(rows.data) + offset,
+          rows.capacity * rows.head_dim,
+          rows.head_dim};
+}
+
+void add_to_shadow(RequestState& request, std::int64_t layer, TokenRange tokens) {
+  if (!request.shadow->is_calibrated(layer)) {
+    // The prompt left nothing: what is still on the device resembles what comes more than one key.
+    const at::Tensor resident = request.resident.resident_keys(layer).cpu();
+    request.shadow->calibrate(layer, resident.size(1), view_of(resident, 0));
+  }
+  request.shadow->write(layer, tokens, stored_keys(*request.host, layer, tokens.begin));
+}
+
 }  // namespace
+
+void fill_shadow(RequestState& request) {
+  const std::int64_t count = request.tokens.num_offloaded();
+  constexpr std::int64_t kFewest = 256;  // more often is not worth it
+  if (request.shadow == nullptr ||
+      (request.shadow_tokens >= 0 && count < std::max(2 * request.shadow_tokens, kFewest))) {
+    return;
+  }
+  request.shadow_tokens = count;
+  if (count == 0) {
+    return;
+  }
+  const std::int64_t layers = request.shadow->shape().num_layers;
+  at::parallel_for(0, layers, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t layer = begin; layer < end; ++layer) {
+      const KvRowsView keys = stored_keys(*request.host, layer, 0);
+      request.shadow->calibrate(layer, count, keys);
+      request.shadow->write(layer, {0, count}, keys);
+    }
+  });
+}
 
 std::int64_t offload_rows(RequestState& request,
                           std::int64_t layer,
@@ -31,6 +74,9 @@ std::int64_t offload_rows(RequestState& request,
     const at::Tensor host_keys = keys.narrow(1, first_row, tokens.size()).cpu();
     const at::Tensor host_values = values.narrow(1, first_row, tokens.size()).cpu();
     host.write(layer, tokens, view_of(host_keys, 0), view_of(host_values, 0));
+  }
+  if (request.shadow_tokens >= 0) {
+    add_to_shadow(request, layer, tokens);
   }
   if (request.partial_keys != nullptr) {
     if (!request.partial_keys->has_columns(layer)) {

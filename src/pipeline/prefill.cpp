@@ -227,6 +227,7 @@ void Prefill::add_prompt_sums(RequestState& request,
 }
 
 void Prefill::finish(RequestState& request) {
+  fill_shadow(request);
   if (request.retention == nullptr) {
     return;
   }

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "hybridgen/models/torch_types.h"
 
@@ -43,6 +44,25 @@ StagingShape staging_of(const LayerRule& rule,
           ? std::min(max_offloaded, shape.max_chosen * config.query_heads_per_kv_head())
           : shape.max_chosen;
   return shape;
+}
+
+std::int64_t candidates_of(double per_chosen, std::int64_t num_chosen, std::int64_t available) {
+  const double wanted = std::ceil(per_chosen * static_cast<double>(num_chosen));
+  return wanted < static_cast<double>(available) ? static_cast<std::int64_t>(wanted) : available;
+}
+
+ShadowShape shadow_of(const ModelConfig& config,
+                      DType dtype,
+                      const Method& method,
+                      std::int64_t max_offloaded,
+                      int numa_node) {
+  return {.num_layers = config.num_layers,
+          .num_kv_heads = config.num_kv_heads,
+          .head_dim = config.head_dim,
+          .dtype = dtype,
+          .capacity = max_offloaded,
+          .precision = *method.shadow,
+          .numa_node = numa_node};
 }
 
 }  // namespace
@@ -99,6 +119,12 @@ RequestPlan plan_request(const ModelConfig& config,
                            .key_layout = method.key_layout};
     plan.dram_bytes = HostKvStore::required_bytes(host) +
                       2 * HostStaging::required_bytes(config, dtype, plan.staging);
+    if (method.shadow) {
+      plan.max_candidates =
+          candidates_of(method.candidates_per_k, plan.staging.max_chosen, plan.max_offloaded);
+      plan.dram_bytes += ScoringShadow::required_bytes(
+          shadow_of(config, dtype, method, plan.max_offloaded, /*numa_node=*/-1));
+    }
     if (method.uses_partial_keys()) {
       plan.device_bytes +=
           PartialKeys::required_bytes(config, dtype, method.partial_keys, plan.max_offloaded);
@@ -152,6 +178,11 @@ RequestState::RequestState(const DecoderModel& model,
                                                    .capacity = plan.max_offloaded,
                                                    .key_layout = method.key_layout,
                                                    .numa_node = numa_node});
+  if (method.shadow) {
+    shadow = std::make_unique<ScoringShadow>(
+        shadow_of(config, dtype, method, plan.max_offloaded, numa_node));
+    candidates_per_k = method.candidates_per_k;
+  }
   if (method.pool) {
     pool = std::make_unique<PoolEviction>(
         config.num_layers, config.num_kv_heads, plan.max_offloaded, method.pool->policy);
@@ -188,6 +219,10 @@ SelectionStrategy RequestState::strategy() const {
 
 std::int64_t RequestState::num_chosen(std::int64_t available) const {
   return scheduler ? scheduler->k_for(available) : k.resolve(available);
+}
+
+std::int64_t RequestState::num_candidates(std::int64_t num_chosen, std::int64_t available) const {
+  return candidates_of(candidates_per_k, num_chosen, available);
 }
 
 const TokenSelector* RequestState::active_selector() const {

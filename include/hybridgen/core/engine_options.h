@@ -58,6 +58,8 @@ struct EngineOptions {
   SelectionStrategy strategy = SelectionStrategy::kPostQkt;
   TokenCount k = TokenCount::count(128);
   std::optional<SchedulerOptions> scheduler;  ///< steers K and the strategy; k is not used then
+  std::string scoring = "full";   ///< keys that a Post-QKT scan reads: "full", "int8" or "int4"
+  double candidates_per_k = 0.0;  ///< exact logits per chosen token, >= 1; 0: 2 (int8), 4 (int4)
   WindowSetting device_tokens;
   std::int64_t spec_first_layer = 2;  ///< first layer whose query is guessed, >= 1
   std::string guess_norm = "next";    ///< norm before guessing: "next" or "current" layer's

@@ -15,6 +15,7 @@
 #include "hybridgen/core/engine_options.h"
 #include "hybridgen/kvcache/host_kv_store.h"
 #include "hybridgen/kvcache/pool_eviction.h"
+#include "hybridgen/kvcache/scoring_shadow.h"
 #include "hybridgen/selection/retention_policy.h"
 #include "hybridgen/selection/token_selector.h"
 
@@ -117,6 +118,11 @@ struct Method {
   SelectorFactory pre_selector;              ///< Pre-QKT; may be empty
   bool pre_selects_by_partial_keys = false;  ///< Pre-QKT on the device instead of pre_selector
   PartialKeyOptions partial_keys;
+  /// Low-precision copy of the keys that Post-QKT scans; the best `candidates_per_k` * K of a query
+  /// head then get exact logits. None: it scans the keys themselves. For selectors that choose the
+  /// largest of the logits they are given.
+  std::optional<ShadowPrecision> shadow;
+  double candidates_per_k = 1.0;
   std::optional<PoolLimit> pool;
   double value_share = 1.0;  ///< kKeysThenValues: of all tokens but the new one
 

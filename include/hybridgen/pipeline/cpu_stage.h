@@ -14,6 +14,7 @@
 #include "hybridgen/device/trace_recorder.h"
 #include "hybridgen/device/worker_pool.h"
 #include "hybridgen/kvcache/host_kv_store.h"
+#include "hybridgen/kvcache/scoring_shadow.h"
 #include "hybridgen/methods/method.h"
 #include "hybridgen/selection/token_selector.h"
 
@@ -57,6 +58,10 @@ struct HostJob {
   const void* new_value = nullptr;
   std::int64_t num_offloaded = 0;  ///< n_c >= 1
   std::int64_t num_chosen = 0;     ///< S in [1, n_c]
+  /// Scanned instead of the keys (not is_planned only); then the best `num_candidates` in [S, n_c)
+  /// of each query head get exact logits. Null: the keys are scanned.
+  const ScoringShadow* shadow = nullptr;
+  std::int64_t num_candidates = 0;
   HostJobBuffers buffers;
 
   /// All query heads of a KV head use the same tokens: `merged`, without `positions` and `index`.
@@ -111,9 +116,10 @@ class CpuStage {
            TraceRecorder& trace,
            std::int64_t random_delay_us = 0);
 
-  /// Grows the workers' scratch for requests of up to `max_tokens` offloaded tokens, so that steady
-  /// state does not allocate. Call while no batch is in flight.
-  void reserve(std::int64_t max_tokens);
+  /// Grows the workers' scratch for requests of up to `max_tokens` offloaded tokens,
+  /// `max_candidates` of which a shadow proposes to each query head, so that steady state does not
+  /// allocate. Call while no batch is in flight.
+  void reserve(std::int64_t max_tokens, std::int64_t max_candidates = 0);
 
   /// Starts all jobs of `batch` (none: nothing happens). The batch must stay alive and untouched
   /// until wait().
@@ -123,12 +129,22 @@ class CpuStage {
   void wait(HostJobBatch& batch);
 
  private:
+  /// What the way from a shadow's scores to exact choices needs.
+  struct Rescoring {
+    std::vector<std::int8_t> queries;
+    std::vector<float> scales;
+    std::vector<std::int32_t> candidates;  // [R, candidates], then the union and the places in it
+    std::vector<std::int32_t> merged;
+    std::vector<std::int32_t> index;
+    std::vector<float> logits;  // [R, union]
+  };
   struct Scratch {
     std::vector<float> queries;
     std::vector<float> logits;
     std::vector<float> selection;
     std::vector<std::uint64_t> merging;
     std::vector<std::int32_t> planned;
+    Rescoring rescoring;
   };
   /// One task of a batch on one worker.
   struct Task {
@@ -147,6 +163,10 @@ class CpuStage {
   const char* run_whole(const Task& task) const;
   std::span<const std::int32_t> plan(const Task& task) const;
   void choose(const Task& task, const float* logits, std::int64_t stride) const;
+  void choose_by_logits(const Task& task, const float* logits, std::int64_t stride) const;
+  void choose_by_shadow(const Task& task, const float* scores, std::int64_t stride) const;
+  void prepare_for_shadow(const Task& task) const;
+  void score_by_shadow(const Task& task, float* scores, std::int64_t stride) const;
   void score_planned(const Task& task, std::span<const std::int32_t> chosen) const;
   void gather(const Task& task, bool keys) const;
   void ship_all(const Task& task) const;

@@ -26,4 +26,9 @@ std::int64_t replace_in_pool(RequestState& request,
                              const at::Tensor& values,
                              std::int64_t row);
 
+/// Fills a request's shadow (if it has one) from all its offloaded keys once the prompt is read,
+/// and again whenever there are twice as many as calibrated it: what the keys look like moves with
+/// the position, and all of them together serve best. Call while no host job is in flight.
+void fill_shadow(RequestState& request);
+
 }  // namespace hybridgen

@@ -35,6 +35,7 @@ struct RequestPlan {
   RequestShape shape;
   std::int64_t window = 0;           ///< tokens that may stay on the device
   std::int64_t max_offloaded = 0;    ///< 0: nothing ever leaves the device
+  std::int64_t max_candidates = 0;   ///< per query head and step; 0: no shadow proposes any
   std::int64_t prompt_capacity = 0;  ///< rows the prompt takes before a retention policy has chosen
   StagingShape staging;
   std::int64_t prompt_device_bytes = 0;  ///< of prompt_capacity; given back after prefill
@@ -65,6 +66,8 @@ struct RequestState {
   SelectionStrategy strategy() const;
   /// K in the next step, out of `available` offloaded tokens.
   std::int64_t num_chosen(std::int64_t available) const;
+  /// Of the shadow's best, for `num_chosen` of `available` tokens per query head.
+  std::int64_t num_candidates(std::int64_t num_chosen, std::int64_t available) const;
   /// The selector that the strategy asks for; null if the device plans.
   const TokenSelector* active_selector() const;
 
@@ -79,6 +82,9 @@ struct RequestState {
   std::unique_ptr<TokenSelector> selector;
   std::unique_ptr<TokenSelector> pre_selector;
   std::unique_ptr<PartialKeys> partial_keys;
+  std::unique_ptr<ScoringShadow> shadow;  ///< null: the keys themselves are scanned
+  std::int64_t shadow_tokens = -1;        ///< that calibrated it; -1: not filled yet
+  double candidates_per_k = 1.0;
   std::unique_ptr<PoolEviction> pool;  ///< null: the host keeps every token it gets
   std::unique_ptr<RetentionPolicy> retention;
   std::vector<at::Tensor> prompt_sums;  ///< per layer float32 [G, P]: for the retention policy

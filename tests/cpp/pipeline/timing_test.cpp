@@ -86,9 +86,15 @@ TEST(Timing, WaitingForEachHostJobChangesNoBit) {
 }
 
 TEST(SteadyState, ADecodeStepDoesNotAllocate) {
-  for (const char* method : {"full", "hybridgen"}) {
+  struct Setting {
+    const char* method;
+    const char* scoring;
+  };
+  for (const auto& [method, scoring] :
+       {Setting{"full", "full"}, Setting{"hybridgen", "full"}, Setting{"hybridgen", "int8"}}) {
     EngineOptions options = speculative();
     options.method = method;
+    options.scoring = scoring;
     Engine engine(tiny_model(), options);
     SamplingOptions sampling;
     sampling.max_tokens = 60;
@@ -106,7 +112,7 @@ TEST(SteadyState, ADecodeStepDoesNotAllocate) {
     counting = false;
     ASSERT_EQ(tokens, 40U);
     // One allocation a step is the vector of events that step() returns.
-    EXPECT_EQ(allocations.load(), 20) << method;
+    EXPECT_EQ(allocations.load(), 20) << method << ", scoring " << scoring;
   }
 }
 
