@@ -505,8 +505,8 @@ def findings(report: Report, models: Sequence[str]) -> list[str]:
         )
         if static:
             line += (
-                f" With the static window `sinks_recent` as Pre-QKT selector: {static[0].value:.2f} "
-                f"({static[0].strategies})."
+                " With the static window `sinks_recent` as Pre-QKT selector: "
+                f"{static[0].value:.2f} ({static[0].strategies})."
             )
         lines.append(line)
     return lines

@@ -183,16 +183,16 @@ void add(const std::string& name, const std::function<void(benchmark::State&)>& 
 const bool kRegistered = [] {
   for (const ShadowPrecision precision : {ShadowPrecision::kInt8, ShadowPrecision::kInt4}) {
     const std::string name = precision == ShadowPrecision::kInt8 ? "shadow/int8" : "shadow/int4";
-    add(name + "/fill_to_store", [=](benchmark::State& state) { fill(state, precision); });
+    add(message(name, "/fill_to_store"), [=](benchmark::State& state) { fill(state, precision); });
     for (const std::int64_t queries : {1, 4, 8}) {
       const std::string group = message("/g", queries);
-      add(name + "/to_float16" + group, [=](benchmark::State& state) {
+      add(message(name, "/to_float16", group), [=](benchmark::State& state) {
         ratio_to(
             state,
             [=] { return scan_keys(queries); },
             [=] { return scan_shadow(precision, queries); });
       });
-      add(name + "/share" + group, [=](benchmark::State& state) {
+      add(message(name, "/share", group), [=](benchmark::State& state) {
         const std::int64_t block = shadow_of(precision).keys(0, 0).block_bytes;
         share_of_ceiling(state,
                          kPasses * kLayers * kKvHeads * kTokens / kKeyBlockTokens * block,

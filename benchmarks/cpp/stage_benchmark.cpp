@@ -119,6 +119,7 @@ void stage(benchmark::State& state,
            std::int64_t tokens,
            std::int64_t chosen) {
   std::vector<std::unique_ptr<Request>> requests;
+  requests.reserve(static_cast<std::size_t>(num_requests));
   for (std::int64_t i = 0; i < num_requests; ++i) {
     requests.push_back(std::make_unique<Request>(kv_heads, tokens, chosen));
   }

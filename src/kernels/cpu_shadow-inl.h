@@ -199,6 +199,7 @@ void score_block(const ShadowPass& pass) {
     for (std::int64_t d = 0; d < pass.padded_dim; d += kHalves * kGroup, row += kGroupBytes) {
       for (int half = 0; half < kHalves; ++half) {
         for (std::int64_t i = 0; i < kGroup; ++i) {
+          // NOLINTNEXTLINE(bugprone-signed-char-misuse): a number, not a character
           const std::int32_t factor = query[d + half * kGroup + i];
           for (std::int64_t t = 0; t < kKeyBlockTokens; ++t) {
             const int byte = row[t * kGroup + i];

@@ -84,7 +84,8 @@ std::int64_t merge_positions(const std::int32_t* lists,
   // One bit per position; a merge of sorted lists would mispredict at every second element.
   constexpr std::int32_t kBits = 64;
   const std::int32_t base = least / kBits;
-  const auto num_words = static_cast<std::size_t>(most / kBits - base + 1);
+  const std::int32_t last = most / kBits;
+  const auto num_words = static_cast<std::size_t>(last - base) + 1;
   if (scratch.size() < 2 * num_words) scratch.resize(2 * num_words);
   std::uint64_t* const words = scratch.data();
   std::uint64_t* const ranks = words + num_words;  ///< bits set before each word

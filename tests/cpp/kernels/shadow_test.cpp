@@ -234,6 +234,7 @@ TEST(ShadowQueries, AreWithinHalfAStepOfTheQueryTimesTheSpread) {
     int peak = 0;
     for (std::size_t d = 0; d < kDim; ++d) {
       const double folded = static_cast<double>(queries[r * kDim + d]) * spreads[d];
+      // NOLINTNEXTLINE(bugprone-signed-char-misuse): a number, not a character
       const int rounded = prepared.rounded[r * kDim + d];
       // Half a step, and the roundings of float32 in numbers up to 127 + 128.
       EXPECT_NEAR(rounded, folded / prepared.scales[r], 0.5 + 256.0 * std::ldexp(1.0, -22));
