@@ -40,6 +40,8 @@ from hybridgen import _core  # noqa: E402
 from report import Report  # noqa: E402
 
 EXECUTABLE = ROOT / "build" / "benchmarks" / "cpp" / "cpu_benchmarks"
+TORCH_EXECUTABLE = "torch_benchmarks"
+"""Beside the other; built with the engine."""
 
 BARS: dict[tuple[str, str], float] = {
     ("linear/*/m1", "share"): 0.85,
@@ -51,11 +53,13 @@ BARS: dict[tuple[str, str], float] = {
     ("selection/131072/k128/warm", "ratio"): 40.0,
     ("selection/131072/k6553/warm", "ratio"): 15.0,
     ("stage/[13]*", "ratio"): 0.8,
+    ("stage_to_torch/*", "ratio"): 3.0,
     ("hand_off/normal/gap20us", "median_us"): 10.0,
 }
 """By pattern of a C++ benchmark's name and counter; times are upper bounds, others are lower.
 
-`ratio` of a stage is the time of its scan alone over that of the whole stage."""
+`ratio` of a stage is the time of its scan alone over that of the whole stage; of `stage_to_torch`
+the time of LibTorch's matmul, topk and index_select over it."""
 
 COUNTERS = {"share": "share", "ratio": "x", "median_us": "us"}
 """Counters that are reported, with their units."""
@@ -284,7 +288,8 @@ def main() -> None:
     torch.set_num_threads(_core.available_parallelism())
     report = Report()
     if args.only != "steps":
-        run_kernels(report, args.executable, args.match, quick=args.quick)
+        for executable in (args.executable, args.executable.with_name(TORCH_EXECUTABLE)):
+            run_kernels(report, executable, args.match, quick=args.quick)
     if args.only != "kernels":
         for case in STEP_BARS:
             if args.match not in case.label:
