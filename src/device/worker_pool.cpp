@@ -165,7 +165,7 @@ struct WorkerPool::State {
     std::uint64_t unclaimed = 0;  ///< before the claim
   };
 
-  explicit State(std::chrono::microseconds spin_limit) : spin(spin_limit) {}
+  explicit State(std::chrono::microseconds limit) : spin(limit) {}
 
   /// Takes one task of the oldest group that has any left; group == nullptr if there is none.
   Claim claim();
@@ -179,8 +179,9 @@ struct WorkerPool::State {
   void wait(TaskGroup& group);
   void wake_workers();
   void stop_and_join();
+  std::chrono::microseconds spin_limit() const { return spin.load(std::memory_order_relaxed); }
 
-  const std::chrono::microseconds spin;
+  std::atomic<std::chrono::microseconds> spin;
   std::array<Slot, kRingSize> ring;
 
   // Positions count all groups ever submitted; the slot is position % kRingSize.
@@ -256,7 +257,7 @@ void WorkerPool::State::work(int worker) {
       continue;
     }
     if (stopping.load(std::memory_order_seq_cst) && !has_work()) return;
-    if (spin_until(has_work_or_stops, spin)) continue;
+    if (spin_until(has_work_or_stops, spin_limit())) continue;
     // Sequentially consistent on both sides: either the submitter sees the sleeper, or the sleeper
     // sees the new tail.
     sleeping_workers.fetch_add(1, std::memory_order_seq_cst);
@@ -278,7 +279,7 @@ std::uint64_t WorkerPool::State::push(TaskGroup& group) {
     }
     return position - head.load(std::memory_order_acquire) < kRingSize;
   };
-  while (!spin_until(has_room, spin)) std::this_thread::yield();
+  while (!spin_until(has_room, spin_limit())) std::this_thread::yield();
   Slot& slot = ring[position % kRingSize];
   slot.group.store(&group, std::memory_order_relaxed);
   slot.word.store(
@@ -306,7 +307,7 @@ std::uint64_t WorkerPool::State::submit(TaskGroup& group) {
 
 void WorkerPool::State::wait(TaskGroup& group) {
   const auto done = [&group] { return group.remaining_.load(std::memory_order_seq_cst) == 0; };
-  if (!spin_until(done, spin)) {
+  if (!spin_until(done, spin_limit())) {
     // The same handshake as for sleeping workers, with the worker that finishes the last task.
     sleeping_waiters.fetch_add(1, std::memory_order_seq_cst);
     for (;;) {
@@ -365,6 +366,10 @@ WorkerPool::WorkerPool(Options options) : state_(std::make_unique<State>(options
 WorkerPool::~WorkerPool() { state_->stop_and_join(); }
 
 int WorkerPool::size() const { return static_cast<int>(state_->threads.size()); }
+
+void WorkerPool::set_spin(std::chrono::microseconds spin) {
+  state_->spin.store(spin, std::memory_order_relaxed);
+}
 
 void WorkerPool::submit(TaskGroup& group) {
   if (group.count_ > 0) state_->submit(group);

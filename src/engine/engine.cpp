@@ -300,6 +300,12 @@ void Engine::Impl::enter(Phase next) {
     return;
   }
   phase = next;
+  if (pool) {
+    // While prefilling, LibTorch's threads need the cores that workers would spin on; so does the
+    // driver in decode steps, where workers are not pinned beside it.
+    const bool spins_long = next == Phase::kDecode && !pool_cpus.empty();
+    pool->set_spin(spins_long ? WorkerPool::kDecodeSpin : WorkerPool::Options{}.spin);
+  }
   if (!model->device().is_cpu()) {
     set_intra_op_threads(1);
     return;

@@ -46,6 +46,10 @@ class TaskGroup {
 
 class WorkerPool {
  public:
+  /// For Options::spin and set_spin() while groups arrive once per layer of a decode step, and
+  /// every worker and waiter has a core of its own: longer than the pauses between them.
+  static constexpr std::chrono::microseconds kDecodeSpin{1000};
+
   struct Options {
     std::vector<int> cpus;  ///< one pinned thread per entry; an entry < 0 is not pinned
     std::chrono::microseconds spin{50};  ///< idle time before a worker (or a waiter) sleeps
@@ -58,6 +62,9 @@ class WorkerPool {
   WorkerPool& operator=(const WorkerPool&) = delete;
 
   int size() const;
+
+  /// Replaces Options::spin, for every idle time and wait that begins after it; at any time.
+  void set_spin(std::chrono::microseconds spin);
 
   /// Queues all tasks of `group`. Throws std::logic_error (debug) if it is in flight already.
   void submit(TaskGroup& group);

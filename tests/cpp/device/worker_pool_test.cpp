@@ -88,6 +88,18 @@ TEST_P(WorkerPoolOfThreads, SleepingWorkersWakeForNewWork) {
   }
 }
 
+TEST_P(WorkerPoolOfThreads, TheSpinMayChangeWhileWorkersSpinOrSleep) {
+  WorkerPool pool(unpinned(GetParam()));
+  for (int repeat = 0; repeat < 200; ++repeat) {
+    Counted counted(3);
+    pool.set_spin(repeat % 2 == 0 ? microseconds{0} : WorkerPool::kDecodeSpin);
+    pool.submit(counted.group);
+    pool.set_spin(repeat % 3 == 0 ? microseconds{0} : WorkerPool::kDecodeSpin);
+    pool.wait(counted.group);
+    ASSERT_TRUE(counted.every_index_once());
+  }
+}
+
 TEST_P(WorkerPoolOfThreads, RunCallsEveryIndexExactlyOnce) {
   WorkerPool pool(unpinned(GetParam()));
   for (const std::int64_t count : {0, 1, 2, 7, 1000}) {
