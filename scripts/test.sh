@@ -52,8 +52,10 @@ wheel() {
   folder="$(mktemp -d)"
   # shellcheck disable=SC2064
   trap "rm -rf '$folder'" RETURN
+  # The CUDA sources are compiled by the build of the tests.
   python -m pip wheel -q --disable-pip-version-check --no-build-isolation --no-deps \
-    --config-settings=build-dir=build-wheel -w "$folder" . &&
+    --config-settings=build-dir=build-wheel \
+    --config-settings=cmake.define.HYBRIDGEN_CUDA=OFF -w "$folder" . &&
     python -m pip install -q --disable-pip-version-check --no-deps --target "$folder/site" \
       "$folder"/hybridgen-*.whl &&
     (cd / && PYTHONPATH="$folder/site" python -c "
