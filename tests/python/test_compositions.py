@@ -103,8 +103,9 @@ def test_top_k_written_in_numpy_equals_the_librarys_own(trained: Trained, query:
 
 def test_sinks_and_recent_written_in_python_equal_the_librarys_own(trained: Trained) -> None:
     base = trained("tiny-qwen2")
-    own = generated(base, kv=FEW, scheduler=SIX_PRE, query="exact")
-    ours = generated(base, kv=FEW, scheduler=SIX_PRE, query="exact", pre_selector="python_sinks")
+    pre = {"kv": FEW, "scheduler": SIX_PRE, "query": "exact"}
+    own = generated(base, **pre, pre_selector="sinks_recent")
+    ours = generated(base, **pre, pre_selector="python_sinks")
     assert ours == own
 
 
@@ -403,7 +404,9 @@ def test_hybridgens_parts_choose_before_as_hybridgen_does(trained: Trained) -> N
         residency="window", rule=parts.rule, strategy="pre", pre_selector="sinks_recent"
     )
     M.register("parts_of_pre", before)
-    expected = generated(base, kv=FEW, scheduler=SIX_PRE, query="exact")
+    expected = generated(
+        base, kv=FEW, scheduler=SIX_PRE, query="exact", pre_selector="sinks_recent"
+    )
     assert generated(base, method="parts_of_pre", kv=FEW, scheduler=SIX_PRE) == expected
 
 

@@ -48,7 +48,8 @@ def test_hybrid_attention_recalls_with_a_twentieth_of_the_tokens(
 
 
 def test_a_window_with_sinks_does_not_recall(capsys: pytest.CaptureFixture[str]) -> None:
-    result = evaluate(capsys, "--device-tokens", "0.1", "--k", "0.05", "--strategy", "pre")
+    window = ["--strategy", "pre", "--pre-selector", "sinks_recent"]
+    result = evaluate(capsys, "--device-tokens", "0.1", "--k", "0.05", *window)
     assert result["exact_match"] <= 0.3
 
 
