@@ -280,12 +280,24 @@ void prepare_shadow_queries(const ShadowKeyView& keys,
                             std::int8_t* rounded,
                             float* scales);
 
+/// Who reads gathered rows next.
+enum class RowReader : std::uint8_t {
+  kCpu,     ///< soon, so they should stay in the cache
+  kDevice,  ///< a device, from memory: stores pass by the cache, which keeps what the CPU needs
+};
+
 /// out[j, :] = rows[positions[j], :] for j in [0, count); rows of `row_bytes` contiguous bytes.
+/// Rows that follow each other in memory too are copied as one. When it returns, every core and
+/// device sees them.
 void gather_rows(const void* rows,
                  std::int64_t row_bytes,
                  const std::int32_t* positions,
                  std::int64_t count,
-                 void* out);
+                 void* out,
+                 RowReader reader = RowReader::kCpu);
+
+/// `bytes` bytes, the same way.
+void copy_rows(const void* rows, std::int64_t bytes, void* out, RowReader reader = RowReader::kCpu);
 
 /// Keys at `positions` un-blocked into [count, D] rows.
 void gather_blocked_keys(const BlockedKeyView& keys,

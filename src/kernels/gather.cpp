@@ -2,9 +2,14 @@
 #include <algorithm>
 #include <bit>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 
 #include "kernels/cpu_kernels.h"
+
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
 
 namespace hybridgen::kernels {
 
@@ -12,6 +17,36 @@ namespace {
 
 // Chosen rows lie anywhere in memory, so the hardware cannot guess the next one.
 constexpr std::int64_t kRowsAhead = 16;
+
+/// Whole vectors at aligned places pass by the cache; anything else is copied as usual.
+void copy_past_the_cache(std::byte* to, const std::byte* from, std::int64_t bytes) {
+#if defined(__x86_64__)
+  constexpr std::int64_t kVector = 16;
+  if (bytes % kVector == 0 && std::bit_cast<std::uintptr_t>(to) % kVector == 0) {
+    for (std::int64_t at = 0; at < bytes; at += kVector) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(to + at),
+                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + at)));
+    }
+    return;
+  }
+#endif
+  std::memcpy(to, from, static_cast<std::size_t>(bytes));
+}
+
+/// Stores that passed by the cache are not ordered by the release that publishes a result.
+void finish_copies([[maybe_unused]] RowReader reader) {
+#if defined(__x86_64__)
+  if (reader == RowReader::kDevice) _mm_sfence();
+#endif
+}
+
+void copy_to(RowReader reader, std::byte* to, const std::byte* from, std::int64_t bytes) {
+  if (reader == RowReader::kDevice) {
+    copy_past_the_cache(to, from, bytes);
+  } else {
+    std::memcpy(to, from, static_cast<std::size_t>(bytes));
+  }
+}
 
 template <typename T>
 void gather_keys_of(const BlockedKeyView& keys,
@@ -44,17 +79,28 @@ void gather_rows(const void* rows,
                  std::int64_t row_bytes,
                  const std::int32_t* positions,
                  std::int64_t count,
-                 void* out) {
+                 void* out,
+                 RowReader reader) {
   const std::byte* from = static_cast<const std::byte*>(rows);
   std::byte* to = static_cast<std::byte*>(out);
-  for (std::int64_t j = 0; j < count; ++j) {
-    if (j + kRowsAhead < count) {
-      const std::byte* ahead = from + positions[j + kRowsAhead] * row_bytes;
+  std::int64_t fetched = 0;  // rows before it are in the cache or on their way
+  for (std::int64_t j = 0; j < count;) {
+    std::int64_t run = 1;
+    while (j + run < count && positions[j + run] == positions[j] + run) ++run;
+    for (; fetched < std::min(j + run + kRowsAhead, count); ++fetched) {
+      if (fetched < j + run) continue;  // copied now; the hardware knows how to follow a run
+      const std::byte* ahead = from + positions[fetched] * row_bytes;
       for (std::int64_t line = 0; line < row_bytes; line += 64) __builtin_prefetch(ahead + line);
     }
-    std::memcpy(
-        to + j * row_bytes, from + positions[j] * row_bytes, static_cast<std::size_t>(row_bytes));
+    copy_to(reader, to + j * row_bytes, from + positions[j] * row_bytes, run * row_bytes);
+    j += run;
   }
+  finish_copies(reader);
+}
+
+void copy_rows(const void* rows, std::int64_t bytes, void* out, RowReader reader) {
+  copy_to(reader, static_cast<std::byte*>(out), static_cast<const std::byte*>(rows), bytes);
+  finish_copies(reader);
 }
 
 void gather_blocked_keys(const BlockedKeyView& keys,

@@ -19,6 +19,10 @@ constexpr std::int64_t kLeastRange = 2048;
 
 bool can_be_cut(const HostJob& job) { return !job.is_shared() && job.buffers.scores != nullptr; }
 
+kernels::RowReader reader_of(const HostJobBuffers& buffers) {
+  return buffers.device_reads ? kernels::RowReader::kDevice : kernels::RowReader::kCpu;
+}
+
 }  // namespace
 
 CpuStage::CpuStage(WorkerPool& pool,
@@ -334,6 +338,7 @@ void CpuStage::score_planned(const Task& task, std::span<const std::int32_t> cho
 void CpuStage::gather(const Task& task, bool keys) const {
   const HostJob& job = task.job;
   const HostJobBuffers& out = job.buffers;
+  const kernels::RowReader reader = reader_of(out);
   const auto row_bytes = head_dim_ * static_cast<std::int64_t>(size_of(job.store->shape().dtype));
   const std::int32_t* merged = out.merged + task.kv_head * out.union_capacity;
   const std::int64_t rows = out.union_sizes[task.kv_head];
@@ -342,7 +347,8 @@ void CpuStage::gather(const Task& task, bool keys) const {
                        row_bytes,
                        merged,
                        rows,
-                       static_cast<std::byte*>(out.values) + offset);
+                       static_cast<std::byte*>(out.values) + offset,
+                       reader);
   task.result.value_bytes += rows * row_bytes;
   if (!keys) {
     return;
@@ -350,8 +356,8 @@ void CpuStage::gather(const Task& task, bool keys) const {
   task.result.key_bytes += rows * row_bytes;
   auto* key_rows = static_cast<std::byte*>(out.keys) + offset;
   if (job.store->shape().key_layout == KeyLayout::kRows) {
-    kernels::gather_rows(
-        job.store->key_rows(task.layer, task.kv_head).data, row_bytes, merged, rows, key_rows);
+    const void* keys_of_head = job.store->key_rows(task.layer, task.kv_head).data;
+    kernels::gather_rows(keys_of_head, row_bytes, merged, rows, key_rows, reader);
   } else {
     kernels::gather_blocked_keys(job.store->keys(task.layer, task.kv_head), merged, rows, key_rows);
   }
@@ -362,19 +368,21 @@ void CpuStage::ship_all(const Task& task) const {
   const HostJobBuffers& out = job.buffers;
   const auto row_bytes = head_dim_ * static_cast<std::int64_t>(size_of(job.store->shape().dtype));
   const std::int64_t offset = task.kv_head * out.union_capacity * row_bytes;
-  const auto bytes = static_cast<std::size_t>(job.num_offloaded * row_bytes);
-  std::memcpy(static_cast<std::byte*>(out.keys) + offset,
-              job.store->key_rows(task.layer, task.kv_head).data,
-              bytes);
+  const std::int64_t bytes = job.num_offloaded * row_bytes;
+  kernels::copy_rows(job.store->key_rows(task.layer, task.kv_head).data,
+                     bytes,
+                     static_cast<std::byte*>(out.keys) + offset,
+                     reader_of(out));
   out.union_sizes[task.kv_head] = job.num_offloaded;
-  task.result.key_bytes += job.num_offloaded * row_bytes;
+  task.result.key_bytes += bytes;
   if (job.rule.payload == PayloadKind::kKeysThenValues) {
     return;  // which values follow is known once the device has the weights
   }
-  std::memcpy(static_cast<std::byte*>(out.values) + offset,
-              job.store->values(task.layer, task.kv_head).data,
-              bytes);
-  task.result.value_bytes += job.num_offloaded * row_bytes;
+  kernels::copy_rows(job.store->values(task.layer, task.kv_head).data,
+                     bytes,
+                     static_cast<std::byte*>(out.values) + offset,
+                     reader_of(out));
+  task.result.value_bytes += bytes;
 }
 
 // Attention over chosen tokens (all of them with HostChoice::kAll), finished on the host.

@@ -90,6 +90,7 @@ HostJobBuffers HostStaging::buffers() {
   buffers.output = data(output_);
   buffers.lse = static_cast<float*>(data(lse_));
   buffers.union_capacity = shape_.union_rows;
+  buffers.device_reads = !device_.values.is_cpu();
   buffers.scores = reinterpret_cast<float*>(scores_.data());
   return buffers;
 }

@@ -37,6 +37,7 @@ struct HostJobBuffers {
   void* output = nullptr;               ///< [H, D] attention over the chosen tokens
   float* lse = nullptr;                 ///< [H] natural log-sum-exp of their logits
   std::int64_t union_capacity = 0;
+  bool device_reads = false;  ///< `values` and `keys` next: by a device, or by the CPU's cores
   /// [H, stride of score_stride()] logits of all offloaded tokens; null: heads are not cut into
   /// ranges. Never leaves the host.
   float* scores = nullptr;

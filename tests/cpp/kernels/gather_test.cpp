@@ -7,18 +7,42 @@
 namespace hybridgen::kernels::test {
 namespace {
 
-TEST(GatherRows, CopiesTheChosenRowsInTheirOrder) {
-  constexpr std::int64_t kDim = 6;
-  const Array rows = random_array(DType::kBFloat16, 50 * kDim, 40);
-  std::vector<std::int32_t> positions = {49, 0, 7, 7};
+class GatherRows : public testing::TestWithParam<std::tuple<std::int64_t, RowReader>> {};
+
+// Rows of 12 bytes are no whole vectors; those of 80 are.
+TEST_P(GatherRows, CopiesTheChosenRowsInTheirOrder) {
+  const auto [dim, reader] = GetParam();
+  const Array rows = random_array(DType::kBFloat16, 50 * dim, 40);
+  std::vector<std::int32_t> positions = {49, 0, 7, 7, 8, 6, 48, 49};
   for (std::int32_t p = 0; p < 40; ++p) positions.push_back(p);
-  const auto count = static_cast<std::int64_t>(positions.size());
-  Array out(DType::kBFloat16, count * kDim);
-  gather_rows(rows.data(), kDim * 2, positions.data(), count, out.data());
-  for (std::int64_t i = 0; i < count * kDim; ++i) {
-    EXPECT_EQ(out.at(i), rows.at(positions[static_cast<std::size_t>(i / kDim)] * kDim + i % kDim));
+  for (std::int32_t p = 40; p > 0; --p) positions.push_back(p);
+  for (const std::int64_t count : {std::int64_t{0}, std::int64_t{1}, std::ssize(positions)}) {
+    for (const std::int64_t offset : {0, 1}) {  // in elements: aligned and not
+      Array out(DType::kBFloat16, count * dim + offset + 1);
+      out.set(count * dim + offset, 3.0F);
+      auto* to = static_cast<std::uint16_t*>(out.data()) + offset;
+      gather_rows(rows.data(), dim * 2, positions.data(), count, to, reader);
+      for (std::int64_t i = 0; i < count * dim; ++i) {
+        const std::int64_t row = positions[static_cast<std::size_t>(i / dim)];
+        ASSERT_EQ(out.at(offset + i), rows.at(row * dim + i % dim));
+      }
+      EXPECT_EQ(out.at(count * dim + offset), 3.0F);
+    }
   }
 }
+
+TEST_P(GatherRows, CopiesAllOfThem) {
+  const auto [dim, reader] = GetParam();
+  const Array rows = random_array(DType::kFloat32, 50 * dim, 43);
+  Array out(DType::kFloat32, 50 * dim);
+  copy_rows(rows.data(), 50 * dim * 4, out.data(), reader);
+  for (std::int64_t i = 0; i < 50 * dim; ++i) ASSERT_EQ(out.at(i), rows.at(i));
+}
+
+INSTANTIATE_TEST_SUITE_P(Widths,
+                         GatherRows,
+                         testing::Combine(testing::Values(6, 40),
+                                          testing::Values(RowReader::kCpu, RowReader::kDevice)));
 
 TEST(GatherBlockedKeys, UndoesTheBlockingForEveryDtype) {
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
