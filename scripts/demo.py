@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Show what the library is for: find a fact far back in a text with a tenth of it on the device.
 
-A small language model reads a text of about three thousand tokens in which a secret code is hidden,
-and is asked for it; the code is hidden at several depths, one at a time. It does so three times:
-with all keys and values on the device, with hybridgen and the newest 10 % there, and with those
-10 % alone. Run it through ``scripts/demo.sh``.
+A small language model reads a text of some 2,500 tokens in which a secret code is hidden, and is
+asked for it; the code is hidden at several depths, one at a time. It does so three times: with all
+keys and values on the device, with hybridgen and the newest 10 % there, and with those 10 % alone.
+Run it through ``scripts/demo.sh``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import hybridgen as hg
 from get_smollm2 import SmolLM2Error, ensure_smollm2
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENT = (ROOT / "docs" / "decode_pipeline.md", ROOT / "LICENSE")
+DOCUMENT = (ROOT / "scripts" / "demo_text.txt",)
 NAMES = ("Amina", "Bruno", "Clara", "Daniel", "Elena", "Farid")
 SINKS = 4
 """Even a plain window keeps the first tokens: models break without them."""
@@ -279,9 +279,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--document",
         type=Path,
         action="append",
-        help="text to hide the facts in; repeatable",
+        help="text to hide the facts in; repeatable (default: scripts/demo_text.txt)",
     )
-    parser.add_argument("--tokens", type=int, default=3000, help="length of the text")
+    parser.add_argument("--tokens", type=int, default=3000, help="length of the text, at most")
     parser.add_argument("--facts", type=int, default=4, choices=range(1, len(NAMES) + 1))
     parser.add_argument("--seed", type=int, default=0, help="draws the codes")
     parser.add_argument("--k", type=float, default=64, help="old tokens, or a share below 1")
