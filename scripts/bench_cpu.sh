@@ -10,5 +10,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash scripts/setup.sh
-.venv/bin/cmake --build build --target _core cpu_benchmarks
+.venv/bin/cmake --build build --target _core cpu_benchmarks torch_benchmarks
 exec .venv/bin/python benchmarks/cpu.py --json results/cpu.json "$@"

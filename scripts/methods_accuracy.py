@@ -34,6 +34,7 @@ from hybridgen.method_options import MethodOptions
 from recall_tasks import Sample, Vocabulary, exact_match, make_samples
 
 ROOT = Path(__file__).resolve().parents[1]
+TEXTS = (*DOCUMENT, ROOT / "LICENSE")
 TINY_MODELS = ("tiny-llama", "tiny-opt", "tiny-qwen2")
 DISTANCE = (512, 1024)
 PRESETS = ("fixed_pre", "fixed_post", "fixed_adaptive", "adaptive_pre", "adaptive_post", "full")
@@ -62,7 +63,7 @@ class Size:
     continuation: int
 
 
-FULL_SIZE = Size((0.02, 0.05, 0.1, 0.25), 50, 1100, 4, 992, 64)
+FULL_SIZE = Size((0.02, 0.05, 0.1, 0.25), 32, 1100, 3, 992, 64)
 QUICK_SIZE = Size((0.05, 0.2), 6, 1100, 1, 352, 32)
 
 
@@ -367,7 +368,7 @@ def measure_smollm2(report: Report, size: Size) -> None:
     """Measure agreement with full attention on SmolLM2."""
     name, folder = "SmolLM2-135M", Path(ensure_smollm2())
     with hg.LLM(folder, dtype="float32", method="full") as base:
-        text = "\n\n".join(file.read_text(encoding="utf-8").strip() for file in DOCUMENT)
+        text = "\n\n".join(file.read_text(encoding="utf-8").strip() for file in TEXTS)
         ids = base.tokenizer.encode(text)
         tokens = size.prompt_tokens
         if len(ids) < size.prompts * tokens:
