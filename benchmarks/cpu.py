@@ -119,7 +119,11 @@ def run_kernels(report: Report, executable: Path, match: str, *, quick: bool) ->
     ).stdout.split()
     # Google Benchmark appends how it takes the time.
     plain = {name: name.removesuffix("/manual_time") for name in listed}
-    chosen = [name for name in listed if not quick or any(bar_of(plain[name], c) for c in COUNTERS)]
+    chosen = [
+        name
+        for name in listed
+        if match in name and (not quick or any(bar_of(plain[name], c) for c in COUNTERS))
+    ]
     for name in chosen:
         command = [str(executable), f"--benchmark_filter=^{name}$", "--benchmark_format=json"]
         command.append(f"--benchmark_min_time={0.2 if quick else 0.5}")
