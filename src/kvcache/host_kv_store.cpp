@@ -53,11 +53,16 @@ HostKvShape checked(HostKvShape shape) {
 /// Elements of K (or of V) of one (layer, KV head).
 std::int64_t head_elements(const HostKvShape& shape) { return shape.capacity * shape.head_dim; }
 
-/// Bytes of K (or of V) of the whole store.
-std::int64_t side_bytes(const HostKvShape& shape) {
-  return shape.num_layers * shape.num_kv_heads * head_elements(shape) *
-         static_cast<std::int64_t>(size_of(shape.dtype));
+/// Bytes of K (or of V) of all layers of one KV head.
+std::int64_t head_bytes(const HostKvShape& shape) {
+  return shape.num_layers * head_elements(shape) * static_cast<std::int64_t>(size_of(shape.dtype));
 }
+
+/// Bytes of K (or of V) of the whole store.
+std::int64_t side_bytes(const HostKvShape& shape) { return shape.num_kv_heads * head_bytes(shape); }
+
+/// The node that the whole store lies on.
+int node_of(const HostKvShape& shape) { return shape.numa_parts.empty() ? shape.numa_node : -1; }
 
 void require_index(std::string_view what, std::int64_t value, std::int64_t count) {
   if (value < 0 || value >= count) {
@@ -137,8 +142,11 @@ void read_key_block(const std::byte* block,
 
 HostKvStore::HostKvStore(const HostKvShape& shape)
     : shape_(checked(shape)),
-      keys_(static_cast<std::size_t>(side_bytes(shape_)), shape_.numa_node),
-      values_(static_cast<std::size_t>(side_bytes(shape_)), shape_.numa_node) {}
+      keys_(static_cast<std::size_t>(side_bytes(shape_)), node_of(shape_)),
+      values_(static_cast<std::size_t>(side_bytes(shape_)), node_of(shape_)) {
+  prefer_nodes(shape_.numa_parts, keys_.data(), head_bytes(shape_));
+  prefer_nodes(shape_.numa_parts, values_.data(), head_bytes(shape_));
+}
 
 std::int64_t HostKvStore::required_bytes(const HostKvShape& shape) {
   return 2 * side_bytes(checked(shape));
@@ -213,7 +221,7 @@ void HostKvStore::write_row(std::int64_t layer,
 }
 
 std::int64_t HostKvStore::head_offset(std::int64_t layer, std::int64_t kv_head) const {
-  return (layer * shape_.num_kv_heads + kv_head) * head_elements(shape_) *
+  return (kv_head * shape_.num_layers + layer) * head_elements(shape_) *
          static_cast<std::int64_t>(size_of(shape_.dtype));
 }
 
@@ -267,6 +275,15 @@ RowView HostKvStore::values(std::int64_t layer, std::int64_t kv_head) const {
   require_head(layer, kv_head, shape_.key_layout);
   return {
       values_.data() + head_offset(layer, kv_head), shape_.dtype, shape_.head_dim, shape_.capacity};
+}
+
+KvRowsView HostKvStore::key_rows_from(std::int64_t layer, std::int64_t slot) const {
+  require_head(layer, 0, KeyLayout::kRows);
+  require_tokens({slot, shape_.capacity}, shape_.capacity);
+  const std::int64_t element = static_cast<std::int64_t>(size_of(shape_.dtype));
+  return {keys_.data() + head_offset(layer, 0) + slot * shape_.head_dim * element,
+          head_bytes(shape_) / element,
+          shape_.head_dim};
 }
 
 void HostKvStore::require_head(std::int64_t layer, std::int64_t kv_head, KeyLayout layout) const {

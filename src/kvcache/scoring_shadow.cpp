@@ -59,6 +59,9 @@ std::int64_t channel_bytes(const ShadowShape& shape) {
   return num_heads(shape) * 2 * shape.head_dim * static_cast<std::int64_t>(sizeof(float));
 }
 
+/// The node that the whole shadow lies on.
+int node_of(const ShadowShape& shape) { return shape.numa_parts.empty() ? shape.numa_node : -1; }
+
 ShadowShape checked(ShadowShape shape) {
   constexpr std::int64_t kAny = std::numeric_limits<std::int64_t>::max();
   constexpr std::string_view kCorrect = "correct the shape of the shadow";
@@ -111,9 +114,12 @@ void pack_halves(std::uint8_t* codes, std::int64_t count) {
 
 ScoringShadow::ScoringShadow(const ShadowShape& shape)
     : shape_(checked(shape)),
-      blocks_(static_cast<std::size_t>(num_heads(shape_) * head_bytes(shape_)), shape_.numa_node),
-      channels_(static_cast<std::size_t>(channel_bytes(shape_)), shape_.numa_node),
-      is_calibrated_(static_cast<std::size_t>(num_heads(shape_))) {}
+      blocks_(static_cast<std::size_t>(num_heads(shape_) * head_bytes(shape_)), node_of(shape_)),
+      channels_(static_cast<std::size_t>(channel_bytes(shape_)), node_of(shape_)),
+      is_calibrated_(static_cast<std::size_t>(num_heads(shape_))) {
+  prefer_nodes(shape_.numa_parts, blocks_.data(), shape_.num_layers * head_bytes(shape_));
+  prefer_nodes(shape_.numa_parts, channels_.data(), channel_bytes(shape_) / shape_.num_kv_heads);
+}
 
 std::int64_t ScoringShadow::required_bytes(const ShadowShape& shape) {
   const ShadowShape rounded = checked(shape);
@@ -173,7 +179,7 @@ ShadowKeyView ScoringShadow::keys(std::int64_t layer, std::int64_t kv_head) cons
 }
 
 std::int64_t ScoringShadow::head_index(std::int64_t layer, std::int64_t kv_head) const {
-  return layer * shape_.num_kv_heads + kv_head;
+  return kv_head * shape_.num_layers + layer;
 }
 
 const void* ScoringShadow::rows_of(const KvRowsView& keys, std::int64_t kv_head) const {

@@ -58,6 +58,14 @@ NumaNode describe_node(int id) {
   return node;
 }
 
+/// Whether the kernel took it; errno says why not.
+bool set_rule(void* data, std::size_t bytes, int node, int rule) {
+  const Bitmask nodes(numa_allocate_nodemask());
+  numa_bitmask_setbit(nodes.get(), static_cast<unsigned>(node));
+  // The kernel reads one bit less than it is told.
+  return ::mbind(data, bytes, rule, nodes->maskp, nodes->size + 1, 0) == 0;
+}
+
 #endif
 
 /// File pages of a node, which the kernel drops when their memory is wanted; 0 if unknown.
@@ -157,10 +165,7 @@ void bind_to_node([[maybe_unused]] void* data, [[maybe_unused]] std::size_t byte
   static_cast<void>(find_numa_node(node));  // refuses it without support, too
 #if defined(HYBRIDGEN_HAS_NUMA)
   if (bytes == 0) return;
-  const Bitmask nodes(numa_allocate_nodemask());
-  numa_bitmask_setbit(nodes.get(), static_cast<unsigned>(node));
-  // The kernel reads one bit less than it is told.
-  if (::mbind(data, bytes, MPOL_BIND, nodes->maskp, nodes->size + 1, 0) == 0) return;
+  if (set_rule(data, bytes, node, MPOL_BIND)) return;
   const int error = errno;
   const std::string text = message("[numa] binding ",
                                    human_bytes(static_cast<double>(bytes)),
@@ -176,6 +181,14 @@ void bind_to_node([[maybe_unused]] void* data, [[maybe_unused]] std::size_t byte
                             "; allowed: page-aligned memory, and nodes with memory that this "
                             "process's cpuset permits; choose another node or leave it to the "
                             "system"));
+#endif
+}
+
+void prefer_node([[maybe_unused]] void* data,
+                 [[maybe_unused]] std::size_t bytes,
+                 [[maybe_unused]] int node) {
+#if defined(HYBRIDGEN_HAS_NUMA)
+  if (bytes > 0 && has_numa()) static_cast<void>(set_rule(data, bytes, node, MPOL_PREFERRED));
 #endif
 }
 

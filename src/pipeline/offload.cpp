@@ -16,23 +16,13 @@ KvRowsView view_of(const at::Tensor& rows, std::int64_t first_row) {
           rows.stride(1)};
 }
 
-// Keys of one layer as they lie in the host store, from `first` on.
-KvRowsView stored_keys(const HostKvStore& host, std::int64_t layer, std::int64_t first) {
-  const RowView rows = host.key_rows(layer, 0);
-  const std::int64_t offset =
-      first * rows.head_dim * static_cast<std::int64_t>(size_of(rows.dtype));
-  return {static_cast<const std::byte*>(rows.data) + offset,
-          rows.capacity * rows.head_dim,
-          rows.head_dim};
-}
-
 void add_to_shadow(RequestState& request, std::int64_t layer, TokenRange tokens) {
   if (!request.shadow->is_calibrated(layer)) {
     // The prompt left nothing: what is still on the device resembles what comes more than one key.
     const at::Tensor resident = request.resident.resident_keys(layer).cpu();
     request.shadow->calibrate(layer, resident.size(1), view_of(resident, 0));
   }
-  request.shadow->write(layer, tokens, stored_keys(*request.host, layer, tokens.begin));
+  request.shadow->write(layer, tokens, request.host->key_rows_from(layer, tokens.begin));
 }
 
 }  // namespace
@@ -51,7 +41,7 @@ void fill_shadow(RequestState& request) {
   const std::int64_t layers = request.shadow->shape().num_layers;
   at::parallel_for(0, layers, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t layer = begin; layer < end; ++layer) {
-      const KvRowsView keys = stored_keys(*request.host, layer, 0);
+      const KvRowsView keys = request.host->key_rows_from(layer, 0);
       request.shadow->calibrate(layer, count, keys);
       request.shadow->write(layer, {0, count}, keys);
     }

@@ -2,19 +2,22 @@
 // Offloaded K and V of one request, all layers, in host memory.
 //
 // Where the CPU scans all keys every step they lie in blocks of kKeyBlockTokens tokens,
-// dimension-major ([G][blocks][D][32] per layer): one vector load holds one dimension of many
-// tokens, no horizontal sums are needed and one load serves all query heads of the group. Where
-// whole keys are shipped to the device or few are read, they lie in rows like the values.
-// V rows are never read by the CPU beyond copying chosen ones (paper §4.4): [G][capacity][D].
+// dimension-major ([G][L][blocks][D][32]): one vector load holds one dimension of many tokens, no
+// horizontal sums are needed and one load serves all query heads of the group. Where whole keys are
+// shipped to the device or few are read, they lie in rows like the values.
+// V rows are never read by the CPU beyond copying chosen ones (paper §4.4): [G][L][capacity][D].
+// All layers of a KV head lie together, so that heads can be divided over memory nodes.
 // Addressed by slot, which is the token's position unless a method drops tokens for good; holds no
 // count (TokenMapper does). Writers and readers of disjoint slots may run at the same time, except
 // within one key block.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "hybridgen/core/types.h"
 #include "hybridgen/memory/host_buffer.h"
+#include "hybridgen/memory/numa_division.h"
 
 namespace hybridgen {
 
@@ -54,6 +57,8 @@ struct HostKvShape {
   std::int64_t capacity = 0;  ///< tokens asked for; rounded up to a multiple of 32 inside
   KeyLayout key_layout = KeyLayout::kBlocked;
   int numa_node = -1;  ///< -1: the system's choice
+  std::vector<NumaPart>
+      numa_parts{};  ///< nodes of the KV heads; if not empty, instead of numa_node
 };
 
 class HostKvStore {
@@ -88,6 +93,9 @@ class HostKvStore {
   BlockedKeyView keys(std::int64_t layer, std::int64_t kv_head) const;
   RowView key_rows(std::int64_t layer, std::int64_t kv_head) const;
   RowView values(std::int64_t layer, std::int64_t kv_head) const;
+
+  /// Keys of all KV heads of a kRows store, row 0 at `slot`.
+  KvRowsView key_rows_from(std::int64_t layer, std::int64_t slot) const;
 
  private:
   std::int64_t head_offset(std::int64_t layer, std::int64_t kv_head) const;  ///< bytes

@@ -17,6 +17,7 @@
 #include "hybridgen/core/types.h"
 #include "hybridgen/kvcache/host_kv_store.h"
 #include "hybridgen/memory/host_buffer.h"
+#include "hybridgen/memory/numa_division.h"
 
 namespace hybridgen {
 
@@ -48,6 +49,8 @@ struct ShadowShape {
   std::int64_t capacity = 0;      ///< tokens asked for; rounded up to a multiple of 32 inside
   ShadowPrecision precision = ShadowPrecision::kInt8;
   int numa_node = -1;  ///< -1: the system's choice
+  std::vector<NumaPart>
+      numa_parts{};  ///< nodes of the KV heads; if not empty, instead of numa_node
 };
 
 /// Addressed by slot, like HostKvStore. Once a (layer, KV head) is calibrated, tokens do not
@@ -88,8 +91,8 @@ class ScoringShadow {
 
   ShadowShape shape_;
   HostBuffer blocks_;
-  HostBuffer channels_;                      ///< float32 [L, G, 2, D]: centres, then spreads
-  std::vector<std::uint8_t> is_calibrated_;  ///< [L, G]
+  HostBuffer channels_;                      ///< float32 [G, L, 2, D]: centres, then spreads
+  std::vector<std::uint8_t> is_calibrated_;  ///< [G, L]
 };
 
 }  // namespace hybridgen

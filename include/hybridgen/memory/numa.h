@@ -37,4 +37,8 @@ std::int64_t available_node_bytes(int node);
 /// node that the kernel refuses, OutOfMemoryError if the kernel has no memory for the rule itself.
 void bind_to_node(void* data, std::size_t bytes, int node);
 
+/// Pages of [data, data + bytes) that are touched from now on come from `node` as long as it has
+/// free ones, then from others. Advice only: where the kernel does not take it, nothing happens.
+void prefer_node(void* data, std::size_t bytes, int node);
+
 }  // namespace hybridgen

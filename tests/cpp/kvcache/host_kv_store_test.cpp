@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -87,6 +88,32 @@ TYPED_TEST(HostKvStoreOf, ReadsBackWhatWasWrittenForAnyRange) {
     HostKvStore store(this->kShape);
     this->write(store, 1, tokens);
     this->expect_read(store, 1, tokens);
+  }
+}
+
+TYPED_TEST(HostKvStoreOf, OverSeveralNodesReadsBackWhatWasWritten) {
+  for (const KeyLayout layout : {KeyLayout::kBlocked, KeyLayout::kRows}) {
+    HostKvShape shape = this->kShape;
+    shape.key_layout = layout;
+    shape.numa_parts = {{0, 0, 1, {}}, {1, 1, 0, {}}, {2, 1, 2, {}}};
+    HostKvStore store(shape);
+    this->write(store, 0, {0, 100});
+    this->write(store, 1, {0, 100});
+    this->expect_read(store, 0, {0, 100});
+    this->expect_read(store, 1, {31, 70});
+    EXPECT_EQ(HostKvStore::required_bytes(shape), HostKvStore::required_bytes(this->kShape));
+    if (layout == KeyLayout::kBlocked) continue;
+    const KvRowsView rows = store.key_rows_from(1, 31);
+    HostKvStore copy(shape);
+    copy.write(1, {31, 70}, rows, rows);
+    for (std::int64_t g = 0; g < shape.num_kv_heads; ++g) {
+      const auto bytes = static_cast<std::size_t>(39 * shape.head_dim) * sizeof(TypeParam);
+      const auto offset = static_cast<std::ptrdiff_t>(31 * shape.head_dim);
+      EXPECT_EQ(std::memcmp(static_cast<const TypeParam*>(copy.key_rows(1, g).data) + offset,
+                            static_cast<const TypeParam*>(store.key_rows(1, g).data) + offset,
+                            bytes),
+                0);
+    }
   }
 }
 

@@ -337,6 +337,25 @@ TEST_P(ScoringShadowOf, RejectsWhatLiesOutside) {
   EXPECT_THROW(static_cast<void>(shadow.keys(0, kHeads)), ConfigError);
 }
 
+TEST_P(ScoringShadowOf, OverSeveralNodesHoldsTheSame) {
+  Keys keys;
+  ShadowShape shape = shape_of(GetParam());
+  ScoringShadow whole(shape);
+  shape.numa_parts = {{0, 0, 2, {}}, {1, 2, 1, {}}};
+  ScoringShadow divided(shape);
+  for (ScoringShadow* shadow : {&whole, &divided}) {
+    shadow->calibrate(1, kTokens, keys.from(0));
+    shadow->write(0, {0, kTokens}, keys.from(0));
+    shadow->write(1, {0, kTokens}, keys.from(0));
+  }
+  EXPECT_EQ(bytes_of(divided), bytes_of(whole));
+  for (std::int64_t g = 0; g < kHeads; ++g) {
+    EXPECT_EQ(
+        std::memcmp(divided.keys(1, g).centres, whole.keys(1, g).centres, 2 * kDim * sizeof(float)),
+        0);
+  }
+}
+
 TEST_P(ScoringShadowOf, RejectsShapesItCannotHold) {
   for (const auto field : {&ShadowShape::num_layers,
                            &ShadowShape::num_kv_heads,
