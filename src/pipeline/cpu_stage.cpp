@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "kernels/cpu_kernels.h"
 #include "random_delay.h"
@@ -29,7 +30,8 @@ CpuStage::CpuStage(WorkerPool& pool,
                    const kernels::CpuKernels& kernels,
                    const ModelConfig& config,
                    TraceRecorder& trace,
-                   std::int64_t random_delay_us)
+                   std::int64_t random_delay_us,
+                   NumaDivision division)
     : pool_(pool),
       kernels_(kernels),
       trace_(trace),
@@ -37,6 +39,7 @@ CpuStage::CpuStage(WorkerPool& pool,
       num_kv_heads_(config.num_kv_heads),
       head_dim_(config.head_dim),
       random_delay_us_(random_delay_us),
+      division_(std::move(division)),
       scratch_(static_cast<std::size_t>(pool.size())) {
   for (Scratch& scratch : scratch_) {
     scratch.queries.resize(static_cast<std::size_t>(config.query_heads_per_kv_head() * head_dim_));
@@ -88,12 +91,28 @@ void CpuStage::cut(HostJobBatch& batch) const {
   batch.tasks.clear();
   batch.tasks.reserve(num_heads + static_cast<std::size_t>(wanted));  // at most so many
   batch.unscored.assign(num_heads, 0);
+  const std::vector<NumaPart>& parts = division_.parts;
+  batch.queues.resize(parts.size());
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    batch.queues[i].next = static_cast<std::int64_t>(batch.tasks.size());
+    cut_heads(batch, length, parts[i].first_head, parts[i].num_heads);
+    batch.queues[i].end = static_cast<std::int64_t>(batch.tasks.size());
+  }
+  if (parts.empty()) {
+    cut_heads(batch, length, 0, num_kv_heads_);
+  }
+}
+
+void CpuStage::cut_heads(HostJobBatch& batch,
+                         std::int64_t length,
+                         std::int64_t first_head,
+                         std::int64_t num_heads) const {
   for (std::size_t job = 0; job < batch.jobs.size(); ++job) {
     const std::int64_t tokens = batch.jobs[job].num_offloaded;
     const std::int64_t num_ranges =
         can_be_cut(batch.jobs[job]) ? (tokens + length - 1) / length : 1;
     const std::int64_t each = score_stride((tokens + num_ranges - 1) / num_ranges);
-    for (std::int64_t head = 0; head < num_kv_heads_; ++head) {
+    for (std::int64_t head = first_head; head < first_head + num_heads; ++head) {
       std::int32_t& unscored = batch.unscored[job * static_cast<std::size_t>(num_kv_heads_) +
                                               static_cast<std::size_t>(head)];
       for (std::int64_t begin = 0; begin < tokens; begin += each, ++unscored) {
@@ -101,6 +120,24 @@ void CpuStage::cut(HostJobBatch& batch) const {
                                .kv_head = head,
                                .tokens = {begin, std::min(begin + each, tokens)},
                                .is_whole = num_ranges == 1});
+      }
+    }
+  }
+}
+
+// The pool's task is a ticket for any one task of the batch: there are as many of both, so whoever
+// holds a ticket finds a task, of its own node as long as that has any.
+std::int64_t CpuStage::claim(HostJobBatch& batch, int worker) const {
+  const std::size_t num_queues = batch.queues.size();
+  auto queue = static_cast<std::size_t>(division_.part_of_worker[static_cast<std::size_t>(worker)]);
+  for (;; queue = (queue + 1) % num_queues) {
+    const std::int64_t end = batch.queues[queue].end;
+    const std::atomic_ref next(batch.queues[queue].next);
+    // Read first: an addition takes the line away from the node that it belongs to.
+    if (next.load(std::memory_order_relaxed) < end) {
+      const std::int64_t task = next.fetch_add(1, std::memory_order_relaxed);
+      if (task < end) {
+        return task;
       }
     }
   }
@@ -126,7 +163,8 @@ void CpuStage::wait(HostJobBatch& batch) {
 
 void CpuStage::run_task(void* context, std::int64_t task, int worker) {
   auto& batch = *static_cast<HostJobBatch*>(context);
-  batch.stage->run(batch, task, worker);
+  CpuStage& stage = *batch.stage;
+  stage.run(batch, stage.division_.parts.empty() ? task : stage.claim(batch, worker), worker);
 }
 
 void CpuStage::run(HostJobBatch& batch, std::int64_t index, int worker) {

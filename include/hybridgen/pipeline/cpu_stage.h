@@ -15,6 +15,7 @@
 #include "hybridgen/device/worker_pool.h"
 #include "hybridgen/kvcache/host_kv_store.h"
 #include "hybridgen/kvcache/scoring_shadow.h"
+#include "hybridgen/memory/numa_division.h"
 #include "hybridgen/methods/method.h"
 #include "hybridgen/selection/token_selector.h"
 
@@ -101,21 +102,30 @@ struct HostJobBatch {
     bool is_whole = true;
     TaskResult result{};
   };
+  /// Tasks [next, end) belong to a memory node and are not claimed yet. A cache line each: nodes
+  /// would slow each other down.
+  struct alignas(64) NodeQueue {
+    std::int64_t next = 0;
+    std::int64_t end = 0;
+  };
   class CpuStage* stage = nullptr;
   TaskGroup group;
   std::vector<Task> tasks;
   std::vector<std::int32_t> unscored;  ///< ranges that each (job, KV head) still waits for
+  std::vector<NodeQueue> queues;       ///< one per part of the stage's division
   bool in_flight = false;
 };
 
 class CpuStage {
  public:
-  /// All references must outlive the stage.
+  /// All references must outlive the stage. With a `division` of the pool's workers, tasks of a KV
+  /// head go to workers of its memory node first; one whose node has none left helps the others.
   CpuStage(WorkerPool& pool,
            const kernels::CpuKernels& kernels,
            const ModelConfig& config,
            TraceRecorder& trace,
-           std::int64_t random_delay_us = 0);
+           std::int64_t random_delay_us = 0,
+           NumaDivision division = {});
 
   /// Grows the workers' scratch for requests of up to `max_tokens` offloaded tokens,
   /// `max_candidates` of which a shadow proposes to each query head, so that steady state does not
@@ -158,6 +168,11 @@ class CpuStage {
   };
   static void run_task(void* batch, std::int64_t task, int worker);
   void cut(HostJobBatch& batch) const;
+  void cut_heads(HostJobBatch& batch,
+                 std::int64_t length,
+                 std::int64_t first_head,
+                 std::int64_t num_heads) const;
+  std::int64_t claim(HostJobBatch& batch, int worker) const;
   void run(HostJobBatch& batch, std::int64_t task, int worker);
   void scale_query(const Task& task) const;
   void append_new_token(const Task& task) const;
@@ -191,6 +206,7 @@ class CpuStage {
   std::int64_t num_kv_heads_;
   std::int64_t head_dim_;
   std::int64_t random_delay_us_;
+  NumaDivision division_;
   std::vector<Scratch> scratch_;  ///< one per worker
 };
 

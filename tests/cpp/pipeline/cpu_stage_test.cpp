@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Host jobs whose heads are cut into ranges of tokens: the same bits as heads in one piece, however
-// many workers there are, and the same bytes, times and errors.
+// many workers there are, and the same bytes, times and errors. So are heads that are divided over
+// memory nodes, whose workers take the tasks of their own node first.
 #include "hybridgen/pipeline/cpu_stage.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <algorithm>
+#include <atomic>
+#include <barrier>
 #include <limits>
 #include <memory>
 #include <random>
@@ -115,11 +119,14 @@ struct Counted {
   std::int64_t value_bytes = 0;
   std::vector<TraceSpan> spans;
 };
-Counted run(std::vector<std::unique_ptr<Request>>& requests, int workers, bool is_cut) {
+Counted run(std::vector<std::unique_ptr<Request>>& requests,
+            int workers,
+            bool is_cut,
+            const NumaDivision& division = {}) {
   WorkerPool pool({.cpus = std::vector<int>(static_cast<std::size_t>(workers), -1)});
   TraceRecorder trace;
   const kernels::CpuKernels& kernels = kernels::cpu_kernels(kernels::resolve_isa("auto"));
-  CpuStage stage(pool, kernels, config(), trace, /*random_delay_us=*/is_cut ? 100 : 0);
+  CpuStage stage(pool, kernels, config(), trace, /*random_delay_us=*/is_cut ? 100 : 0, division);
   stage.reserve(kCapacity);
   const std::unique_ptr<TokenSelector> selector = top_k();
   HostJobBatch batch;
@@ -144,6 +151,18 @@ std::vector<std::unique_ptr<Request>> ragged(KeyLayout layout) {
   return requests;
 }
 
+void expect_same(const std::vector<std::unique_ptr<Request>>& requests,
+                 const std::vector<std::unique_ptr<Request>>& expected) {
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    EXPECT_EQ(requests[i]->positions, expected[i]->positions);
+    EXPECT_EQ(requests[i]->logits, expected[i]->logits);
+    EXPECT_EQ(requests[i]->index, expected[i]->index);
+    EXPECT_EQ(requests[i]->union_sizes, expected[i]->union_sizes);
+    EXPECT_EQ(requests[i]->values, expected[i]->values);
+    EXPECT_EQ(requests[i]->keys, expected[i]->keys);
+  }
+}
+
 class Cut : public ::testing::TestWithParam<KeyLayout> {};
 
 INSTANTIATE_TEST_SUITE_P(Layouts,
@@ -161,13 +180,37 @@ TEST_P(Cut, HeadsGiveTheBitsAndBytesOfWholeOnesForAnyNumberOfWorkers) {
     const Counted cut = run(requests, workers, /*is_cut=*/true);
     EXPECT_EQ(cut.key_bytes, whole.key_bytes);
     EXPECT_EQ(cut.value_bytes, whole.value_bytes);
-    for (std::size_t i = 0; i < requests.size(); ++i) {
-      EXPECT_EQ(requests[i]->positions, expected[i]->positions);
-      EXPECT_EQ(requests[i]->logits, expected[i]->logits);
-      EXPECT_EQ(requests[i]->index, expected[i]->index);
-      EXPECT_EQ(requests[i]->union_sizes, expected[i]->union_sizes);
-      EXPECT_EQ(requests[i]->values, expected[i]->values);
-      EXPECT_EQ(requests[i]->keys, expected[i]->keys);
+    expect_same(requests, expected);
+  }
+}
+
+/// Parts with so many heads each; workers are theirs by turns.
+NumaDivision division_of(const std::vector<std::int64_t>& heads, int workers) {
+  NumaDivision division;
+  std::int64_t first = 0;
+  for (const std::int64_t num_heads : heads) {
+    division.parts.push_back({static_cast<int>(division.parts.size()), first, num_heads, {}});
+    first += num_heads;
+  }
+  for (int worker = 0; worker < workers; ++worker) {
+    division.part_of_worker.push_back(worker % static_cast<int>(heads.size()));
+  }
+  return division;
+}
+
+TEST_P(Cut, HeadsDividedOverNodesGiveTheSameBitsAndBytes) {
+  auto expected = ragged(GetParam());
+  const Counted whole = run(expected, 1, /*is_cut=*/false);
+  const std::vector<std::vector<std::int64_t>> divisions = {{1, 1}, {2, 0}, {0, 2}, {1, 0, 1}};
+  for (const std::vector<std::int64_t>& heads : divisions) {
+    for (const int workers : {1, 2, 5}) {  // of fewer than there are parts, some have none
+      for (const bool is_cut : {false, true}) {
+        auto requests = ragged(GetParam());
+        const Counted divided = run(requests, workers, is_cut, division_of(heads, workers));
+        EXPECT_EQ(divided.key_bytes, whole.key_bytes);
+        EXPECT_EQ(divided.value_bytes, whole.value_bytes);
+        expect_same(requests, expected);
+      }
     }
   }
 }
@@ -195,19 +238,21 @@ TEST(Ranges, OfALongRequestAreManyEvenIfItHasFewHeads) {
 }
 
 TEST(Ranges, WithANaNLogitEndInAnErrorThatNamesLayerAndHead) {
-  auto requests = ragged(KeyLayout::kBlocked);
-  requests[0]->query[5 * kDim] = std::numeric_limits<float>::quiet_NaN();
-  try {
-    run(requests, 3, /*is_cut=*/true);
-    FAIL() << "NaN logits went unnoticed";
-  } catch (const NumericError& error) {
-    EXPECT_NE(std::string(error.what()).find("layer 0, query head 5"), std::string::npos)
-        << error.what();
+  for (const NumaDivision& division : {NumaDivision{}, division_of({1, 1}, 3)}) {
+    auto requests = ragged(KeyLayout::kBlocked);
+    requests[0]->query[5 * kDim] = std::numeric_limits<float>::quiet_NaN();
+    try {
+      run(requests, 3, /*is_cut=*/true, division);
+      FAIL() << "NaN logits went unnoticed";
+    } catch (const NumericError& error) {
+      EXPECT_NE(std::string(error.what()).find("layer 0, query head 5"), std::string::npos)
+          << error.what();
+    }
   }
 }
 
 /// Sees whole rows and takes the last tokens.
-class LastTokens final : public TokenSelector {
+class LastTokens : public TokenSelector {
  public:
   std::string_view name() const override { return "last"; }
   SelectionStrategy strategy() const override { return SelectionStrategy::kPostQkt; }
@@ -254,6 +299,91 @@ TEST(Ranges, GiveAnySelectorTheWholeRowOfLogits) {
       ASSERT_NEAR(request.logits[at], expected / 4.0, 17.0 * 36.0 / (1 << 24));
     }
   }
+}
+
+/// Counts on which CPUs the heads are finished.
+class CpuCounter final : public LastTokens {
+ public:
+  explicit CpuCounter(std::vector<int> cpus) : cpus_(std::move(cpus)) {}
+  void select(std::int64_t layer,
+              std::int64_t query_head,
+              std::span<const float> logits,
+              std::span<std::int32_t> positions,
+              std::span<float> values,
+              std::vector<float>& scratch) const override {
+    LastTokens::select(layer, query_head, logits, positions, values, scratch);
+    const bool is_home = sched_getcpu() == cpus_[static_cast<std::size_t>(query_head / kPerGroup)];
+    (is_home ? at_home : elsewhere) += 1;
+  }
+  mutable std::atomic<std::int64_t> at_home{0};
+  mutable std::atomic<std::int64_t> elsewhere{0};
+
+ private:
+  std::vector<int> cpus_;  ///< of each KV head
+};
+
+TEST(NodeDivision, RunsTheTasksOfAHeadOnItsNode) {
+  std::vector<int> cpus = available_cpus();
+  if (cpus.size() < 2) GTEST_SKIP() << "one CPU cannot stand for two nodes";
+  cpus.resize(2);
+  const NumaDivision division =
+      divide_heads({{0, {cpus[0]}, 1, 1}, {1, {cpus[1]}, 1, 1}}, cpus, kKvHeads);
+  ASSERT_EQ(division.parts.size(), 2U);
+  for (const bool is_cut : {false, true}) {
+    auto requests = ragged(KeyLayout::kBlocked);
+    WorkerPool pool({.cpus = cpus});
+    TraceRecorder trace;
+    CpuStage stage(
+        pool, kernels::cpu_kernels(kernels::resolve_isa("auto")), config(), trace, 0, division);
+    stage.reserve(kCapacity);
+    const CpuCounter selector(cpus);
+    HostJobBatch batch;
+    batch.layer = 0;
+    for (auto& request : requests) batch.jobs.push_back(request->job(selector, is_cut));
+    // Both workers always hold one task each, so that neither has time to help the other.
+    std::barrier<> both(2);
+    batch.wait_for_device = [&both] { both.arrive_and_wait(); };
+    for (int step = 0; step < 3; ++step) {
+      stage.submit(batch);
+      stage.wait(batch);
+    }
+    EXPECT_EQ(selector.at_home, 3 * 3 * kHeads);
+    EXPECT_EQ(selector.elsewhere, 0);
+  }
+}
+
+TEST(NodeDivision, LeavesTasksOfABusyNodeToTheOthers) {
+  auto expected = ragged(KeyLayout::kBlocked);
+  run(expected, 1, /*is_cut=*/false);
+  auto requests = ragged(KeyLayout::kBlocked);
+  WorkerPool pool({.cpus = {-1, -1}});
+  TraceRecorder trace;
+  CpuStage stage(pool,
+                 kernels::cpu_kernels(kernels::resolve_isa("auto")),
+                 config(),
+                 trace,
+                 0,
+                 division_of({1, 1}, 2));
+  stage.reserve(kCapacity);
+  std::atomic<bool> released{false};
+  TaskGroup busy;  // holds one of the two workers
+  busy.assign(
+      [](void* flag, std::int64_t /*index*/, int /*worker*/) {
+        static_cast<std::atomic<bool>*>(flag)->wait(false);
+      },
+      &released,
+      1);
+  pool.submit(busy);
+  const std::unique_ptr<TokenSelector> selector = top_k();
+  HostJobBatch batch;
+  batch.layer = 0;
+  for (auto& request : requests) batch.jobs.push_back(request->job(*selector, /*is_cut=*/true));
+  stage.submit(batch);
+  stage.wait(batch);
+  released = true;
+  released.notify_all();
+  pool.wait(busy);
+  expect_same(requests, expected);
 }
 
 }  // namespace
