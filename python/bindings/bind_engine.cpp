@@ -86,6 +86,7 @@ void register_options(py::module_& module) {
                        std::int64_t threads,
                        std::int64_t device_threads,
                        int numa_node,
+                       bool divides_heads,
                        const std::string& isa,
                        const std::string& math,
                        std::int64_t max_model_len,
@@ -94,7 +95,8 @@ void register_options(py::module_& module) {
                        std::int64_t max_batch,
                        bool synchronous,
                        std::int64_t random_delay_us,
-                       bool oracle_proxy) {
+                       bool oracle_proxy,
+                       std::int64_t invented_nodes) {
              EngineOptions options;
              options.method = method;
              options.method_config = method_config;
@@ -115,13 +117,14 @@ void register_options(py::module_& module) {
              options.threads = threads;
              options.device_threads = device_threads;
              options.numa_node = numa_node;
+             options.divides_heads = divides_heads;
              options.isa = isa;
              options.math = math;
              options.max_model_len = max_model_len;
              options.prefill_chunk = prefill_chunk;
              options.micro_batch = micro_batch;
              options.max_batch = max_batch;
-             options.test = {synchronous, random_delay_us, oracle_proxy};
+             options.test = {synchronous, random_delay_us, oracle_proxy, invented_nodes};
              options.validate();
              static_cast<void>(
                  make_method(options));  // bad method options, before a model is loaded
@@ -150,6 +153,7 @@ void register_options(py::module_& module) {
            py::arg("threads") = 0,
            py::arg("device_threads") = 0,
            py::arg("numa_node") = -1,
+           py::arg("divides_heads") = true,
            py::arg("isa") = "auto",
            py::arg("math") = "auto",
            py::arg("max_model_len") = 0,
@@ -158,7 +162,8 @@ void register_options(py::module_& module) {
            py::arg("max_batch") = 64,
            py::arg("synchronous") = false,
            py::arg("random_delay_us") = 0,
-           py::arg("oracle_proxy") = false)
+           py::arg("oracle_proxy") = false,
+           py::arg("invented_nodes") = 0)
       .def_readonly("method", &EngineOptions::method)
       .def_readonly("selector", &EngineOptions::selector)
       .def_readonly("pre_selector", &EngineOptions::pre_selector)
@@ -170,6 +175,7 @@ void register_options(py::module_& module) {
       .def_readonly("threads", &EngineOptions::threads)
       .def_readonly("device_threads", &EngineOptions::device_threads)
       .def_readonly("numa_node", &EngineOptions::numa_node)
+      .def_readonly("divides_heads", &EngineOptions::divides_heads)
       .def_readonly("isa", &EngineOptions::isa)
       .def_readonly("math", &EngineOptions::math)
       .def_readonly("max_model_len", &EngineOptions::max_model_len)
@@ -368,6 +374,21 @@ void register_engine(py::module_& module) {
             return tiers;
           },
           "Capacity and use of each tier in bytes.")
+      .def(
+          "numa_parts",
+          [](const Engine& engine) {
+            py::list parts;
+            for (const NumaPart& part : engine.numa_parts()) {
+              py::dict d;
+              d["node"] = part.node;
+              d["first_head"] = part.first_head;
+              d["num_heads"] = part.num_heads;
+              d["cpus"] = part.cpus;
+              parts.append(d);
+            }
+            return parts;
+          },
+          "Memory nodes that KV heads are divided over, with their workers' CPUs.")
       .def_property_readonly("options", &Engine::options);
 }
 

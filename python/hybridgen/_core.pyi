@@ -229,6 +229,7 @@ class EngineOptions:
         threads: typing.SupportsInt | typing.SupportsIndex = 0,
         device_threads: typing.SupportsInt | typing.SupportsIndex = 0,
         numa_node: typing.SupportsInt | typing.SupportsIndex = -1,
+        divides_heads: bool = True,
         isa: str = "auto",
         math: str = "auto",
         max_model_len: typing.SupportsInt | typing.SupportsIndex = 0,
@@ -238,6 +239,7 @@ class EngineOptions:
         synchronous: bool = False,
         random_delay_us: typing.SupportsInt | typing.SupportsIndex = 0,
         oracle_proxy: bool = False,
+        invented_nodes: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None: ...
     @property
     def candidates_per_k(self) -> float: ...
@@ -247,6 +249,8 @@ class EngineOptions:
     def device_threads(self) -> int: ...
     @property
     def device_tokens(self) -> typing.Any: ...
+    @property
+    def divides_heads(self) -> bool: ...
     @property
     def dram_bytes(self) -> int: ...
     @property
@@ -349,6 +353,10 @@ class Engine:
     def memory(self) -> dict:
         """
         Capacity and use of each tier in bytes.
+        """
+    def numa_parts(self) -> list:
+        """
+        Memory nodes that KV heads are divided over, with their workers' CPUs.
         """
     def release(self, request_id: typing.SupportsInt | typing.SupportsIndex) -> None:
         """

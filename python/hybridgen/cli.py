@@ -84,7 +84,12 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dram", default="auto", help="host memory: auto, 64GiB")
     parser.add_argument("--threads", type=number_or_word, default="auto")
     parser.add_argument("--device-threads", type=number_or_word, default="auto")
-    parser.add_argument("--numa", type=number_or_word, default="auto")
+    parser.add_argument(
+        "--numa",
+        type=number_or_word,
+        default="auto",
+        help="memory node of offloaded tokens: 0, auto (divide heads over all), off",
+    )
     parser.add_argument("--isa", default="auto")
     parser.add_argument("--seed", type=int, default=0)
 

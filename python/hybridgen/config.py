@@ -310,9 +310,12 @@ class CpuConfig:
         Threads that score offloaded tokens.
     device_threads : "auto" or int
         Threads of the device's part when the device is the CPU.
-    numa : "auto" or int
-        Memory node, one with CPUs from ``numa_nodes`` in ``hybridgen.info()``, that offloaded
-        tokens are bound to and whose CPUs score them. By default the operating system places both.
+    numa : "auto", "off" or int
+        Where offloaded tokens lie and which CPUs score them. "auto" divides key/value heads over
+        the memory nodes of this machine, if it has several with CPUs that this process may use:
+        a head's tokens lie on one node, whose CPUs score them first; `LLM.numa_parts` shows it.
+        "off" leaves both to the operating system. A number is one node, with CPUs, from
+        ``numa_nodes`` in ``hybridgen.info()``, for all of them.
     isa : str
         "auto", or one of the names under ``isas`` in ``hybridgen.info()``.
     """
@@ -331,7 +334,7 @@ class CpuConfig:
         ):
             value = getattr(self, field)
             if isinstance(value, str):
-                one_of(name, field, value, ["auto"])
+                one_of(name, field, value, ["auto", "off"] if field == "numa" else ["auto"])
             else:
                 _set(self, field, as_int(name, field, value, low, high))
         if not isinstance(self.isa, str) or not self.isa:

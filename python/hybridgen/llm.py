@@ -164,7 +164,8 @@ class LLM:
             dram_bytes=0 if is_auto(kv.dram) else kv.dram,
             threads=0 if is_auto(cpu.threads) else cpu.threads,
             device_threads=0 if is_auto(cpu.device_threads) else cpu.device_threads,
-            numa_node=-1 if is_auto(cpu.numa) else cpu.numa,
+            numa_node=cpu.numa if isinstance(cpu.numa, int) else -1,
+            divides_heads=is_auto(cpu.numa),
             isa=cpu.isa,
             max_model_len=max_model_len or 0,
         )
@@ -416,6 +417,15 @@ class LLM:
     def memory(self) -> dict[str, dict[str, int]]:
         """Capacity and use of each memory tier, in bytes."""
         return dict(self._loop.engine.memory())
+
+    @property
+    def numa_parts(self) -> list[dict[str, Any]]:
+        """Memory nodes that key/value heads are divided over; empty where they are not.
+
+        One dict per node with workers: its ``node``, its heads as ``first_head`` and ``num_heads``
+        and the ``cpus`` of its workers.
+        """
+        return list(self._loop.engine.numa_parts())
 
     @property
     def engine_options(self) -> Any:

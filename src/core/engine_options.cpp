@@ -83,6 +83,7 @@ void EngineOptions::validate() const {
   at_least("micro_batch", micro_batch, 1, "an integer >= 1");
   at_least("max_batch", max_batch, 1, "an integer >= 1");
   at_least("random_delay_us", test.random_delay_us, 0, "an integer >= 0");
+  at_least("invented_nodes", test.invented_nodes, 0, "an integer >= 0");
   require(guess_norm == "next" || guess_norm == "current",
           "guess_norm",
           "'" + guess_norm + "'",

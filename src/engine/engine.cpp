@@ -14,6 +14,7 @@
 #include "hybridgen/engine/driver_thread.h"
 #include "hybridgen/memory/memory_budget.h"
 #include "hybridgen/memory/numa.h"
+#include "hybridgen/memory/numa_division.h"
 #include "hybridgen/methods/method.h"
 #include "hybridgen/pipeline/decode_pipeline.h"
 #include "hybridgen/pipeline/prefill.h"
@@ -110,6 +111,7 @@ struct Engine::Impl {
   Phase phase = Phase::kNone;
   std::vector<int> pool_cpus;  ///< pinned cores of the pool's workers; empty if they are not pinned
   std::vector<int> available_cores = available_cpus();
+  NumaDivision division;
   int prefill_threads = 1;
   std::int64_t next_id = 0;
   // Last: joins before anything its work refers to is destroyed.
@@ -163,15 +165,17 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
   options.isa = std::string(name_of(isa));
   options.device_bytes = device_budget.capacity_bytes();
   options.dram_bytes = dram_budget.capacity_bytes();
+  const bool divides = options.numa_node == -1 && options.divides_heads && method.offloads();
+  const std::vector<NumaNode> nodes = divides ? numa_nodes() : std::vector<NumaNode>{};
+  const std::vector<int> cores = spread_over_nodes(available_cores, nodes);
   const std::vector<int> host_cpus =
-      options.numa_node == -1 ? available_cores
-                              : cpus_of_node(find_numa_node(options.numa_node), available_cores);
+      options.numa_node == -1 ? cores : cpus_of_node(find_numa_node(options.numa_node), cores);
   resolve_threads(options, device, method.offloads(), static_cast<std::int64_t>(host_cpus.size()));
   check_method(method, config);
   // One pool for host jobs and the device's operations: whoever is free takes what is there.
   const std::int64_t helpers = options.math == "kernels" ? options.device_threads - 1 : 0;
   WorkerPool::Options pool_options;
-  pool_options.cpus = worker_cpus(available_cores, host_cpus, options.threads, helpers);
+  pool_options.cpus = worker_cpus(cores, host_cpus, options.threads, helpers);
   if (!pool_options.cpus.empty()) {
     if (pool_options.cpus.front() >= 0) {
       pool_cpus = pool_options.cpus;
@@ -179,11 +183,18 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
     pool = std::make_unique<WorkerPool>(std::move(pool_options));
   }
   ops = options.math == "kernels" ? make_cpu_ops(options.isa, pool.get()) : make_aten_ops();
+  if (divides) {
+    const auto num_workers = static_cast<std::int64_t>(pool->size());
+    division = options.test.invented_nodes > 0
+                   ? divide_over_invented_nodes(
+                         options.test.invented_nodes, num_workers, config.num_kv_heads)
+                   : divide_heads(nodes, pool_cpus, config.num_kv_heads);
+  }
   if (method.offloads()) {
     check_selector(options.selector, SelectionStrategy::kPostQkt, "selector");
     check_selector(options.pre_selector, SelectionStrategy::kPreQkt, "pre_selector");
     cpu_stage = std::make_unique<CpuStage>(
-        *pool, kernels::cpu_kernels(isa), config, trace, options.test.random_delay_us);
+        *pool, kernels::cpu_kernels(isa), config, trace, options.test.random_delay_us, division);
   }
   prefill = std::make_unique<Prefill>(*model, *ops, method, trace, statistics);
   pipeline = std::make_unique<DecodePipeline>(
@@ -282,8 +293,14 @@ bool Engine::Impl::admit_next() {
   }
   waiting.pop_front();
   try {
-    request.state = std::make_unique<RequestState>(
-        *model, method, attended, needed, device_budget, dram_budget, options.numa_node);
+    request.state = std::make_unique<RequestState>(*model,
+                                                   method,
+                                                   attended,
+                                                   needed,
+                                                   device_budget,
+                                                   dram_budget,
+                                                   options.numa_node,
+                                                   division.parts);
     if (cpu_stage != nullptr) {
       cpu_stage->reserve(needed.max_offloaded, needed.max_candidates);
     }
@@ -490,6 +507,8 @@ Engine::Engine(std::shared_ptr<DecoderModel> model, EngineOptions options, Metho
 Engine::~Engine() = default;
 
 const EngineOptions& Engine::options() const { return impl_->options; }
+
+const std::vector<NumaPart>& Engine::numa_parts() const { return impl_->division.parts; }
 
 std::int64_t Engine::add(std::vector<std::int64_t> prompt,
                          SamplingOptions sampling,

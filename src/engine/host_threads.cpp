@@ -2,6 +2,10 @@
 #include "host_threads.h"
 
 #include <algorithm>
+#include <iterator>
+#include <map>
+#include <numeric>
+#include <utility>
 
 #include "hybridgen/core/error.h"
 #include "hybridgen/device/worker_pool.h"
@@ -57,6 +61,39 @@ std::vector<int> worker_cpus(const std::vector<int>& cpus,
   });
   std::copy(others.end() - helpers, others.end(), first_helper);
   return chosen;
+}
+
+std::vector<int> spread_over_nodes(const std::vector<int>& cpus,
+                                   const std::vector<NumaNode>& nodes) {
+  std::vector<std::pair<std::int64_t, int>> ranked;  // place from the end among its node's, CPU
+  std::map<int, std::int64_t> seen;                  // by node
+  for (auto cpu = cpus.rbegin(); cpu != cpus.rend(); ++cpu) {
+    const auto node = std::ranges::find_if(nodes, [&](const NumaNode& candidate) {
+      return std::ranges::find(candidate.cpus, *cpu) != candidate.cpus.end();
+    });
+    ranked.emplace_back(seen[node == nodes.end() ? -1 : node->id]++, *cpu);
+  }
+  std::ranges::stable_sort(ranked, {}, &std::pair<std::int64_t, int>::first);
+  std::vector<int> spread;
+  std::ranges::transform(ranked.rbegin(),
+                         ranked.rend(),
+                         std::back_inserter(spread),
+                         &std::pair<std::int64_t, int>::second);
+  return spread;
+}
+
+NumaDivision divide_over_invented_nodes(std::int64_t num_nodes,
+                                        std::int64_t num_workers,
+                                        std::int64_t num_kv_heads) {
+  std::vector<int> workers(static_cast<std::size_t>(num_workers));
+  std::iota(workers.begin(), workers.end(), 0);
+  std::vector<NumaNode> nodes(static_cast<std::size_t>(num_nodes));
+  for (const int worker : workers) {
+    NumaNode& node = nodes[static_cast<std::size_t>(worker % num_nodes)];
+    node.id = static_cast<int>(worker % num_nodes);
+    node.cpus.push_back(worker);
+  }
+  return divide_heads(nodes, workers, num_kv_heads);
 }
 
 }  // namespace hybridgen

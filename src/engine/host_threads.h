@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "hybridgen/core/engine_options.h"
+#include "hybridgen/memory/numa.h"
+#include "hybridgen/memory/numa_division.h"
 #include "hybridgen/models/device_context.h"
 
 namespace hybridgen {
@@ -25,5 +27,15 @@ std::vector<int> worker_cpus(const std::vector<int>& cpus,
                              const std::vector<int>& host_cpus,
                              std::int64_t threads,
                              std::int64_t helpers);
+
+/// `cpus`, ascending, in an order whose end takes turns between the nodes: the last few of it are
+/// as many of each node as there are.
+std::vector<int> spread_over_nodes(const std::vector<int>& cpus,
+                                   const std::vector<NumaNode>& nodes);
+
+/// The division for TestSwitches::invented_nodes: worker i is of node i % num_nodes.
+NumaDivision divide_over_invented_nodes(std::int64_t num_nodes,
+                                        std::int64_t num_workers,
+                                        std::int64_t num_kv_heads);
 
 }  // namespace hybridgen

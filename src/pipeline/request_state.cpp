@@ -53,16 +53,18 @@ std::int64_t candidates_of(double per_chosen, std::int64_t num_chosen, std::int6
 
 ShadowShape shadow_of(const ModelConfig& config,
                       DType dtype,
-                      const Method& method,
+                      ShadowPrecision precision,
                       std::int64_t max_offloaded,
-                      int numa_node) {
+                      int numa_node = -1,
+                      const std::vector<NumaPart>& numa_parts = {}) {
   return {.num_layers = config.num_layers,
           .num_kv_heads = config.num_kv_heads,
           .head_dim = config.head_dim,
           .dtype = dtype,
           .capacity = max_offloaded,
-          .precision = *method.shadow,
-          .numa_node = numa_node};
+          .precision = precision,
+          .numa_node = numa_node,
+          .numa_parts = numa_parts};
 }
 
 }  // namespace
@@ -123,7 +125,7 @@ RequestPlan plan_request(const ModelConfig& config,
       plan.max_candidates =
           candidates_of(method.candidates_per_k, plan.staging.max_chosen, plan.max_offloaded);
       plan.dram_bytes += ScoringShadow::required_bytes(
-          shadow_of(config, dtype, method, plan.max_offloaded, /*numa_node=*/-1));
+          shadow_of(config, dtype, *method.shadow, plan.max_offloaded));
     }
     if (method.uses_partial_keys()) {
       plan.device_bytes +=
@@ -139,7 +141,8 @@ RequestState::RequestState(const DecoderModel& model,
                            const RequestPlan& plan_,
                            MemoryBudget& device_budget,
                            MemoryBudget& dram_budget,
-                           int numa_node)
+                           int numa_node,
+                           const std::vector<NumaPart>& numa_parts)
     : device_reservation(device_budget.reserve(plan_.device_bytes, "admit request")),
       prompt_reservation(device_budget.reserve(plan_.prompt_device_bytes, "admit request")),
       plan(plan_),
@@ -177,10 +180,11 @@ RequestState::RequestState(const DecoderModel& model,
                                                    .dtype = dtype,
                                                    .capacity = plan.max_offloaded,
                                                    .key_layout = method.key_layout,
-                                                   .numa_node = numa_node});
+                                                   .numa_node = numa_node,
+                                                   .numa_parts = numa_parts});
   if (method.shadow) {
     shadow = std::make_unique<ScoringShadow>(
-        shadow_of(config, dtype, method, plan.max_offloaded, numa_node));
+        shadow_of(config, dtype, *method.shadow, plan.max_offloaded, numa_node, numa_parts));
     candidates_per_k = method.candidates_per_k;
   }
   if (method.pool) {

@@ -117,6 +117,7 @@ def test_unknown_names_are_answered_with_the_nearest(
         (CpuConfig, "numa", 1.0),
         (CpuConfig, "numa", 1024),
         (CpuConfig, "numa", None),
+        (CpuConfig, "threads", "off"),
         (CpuConfig, "isa", None),
         (SamplingParams, "n", 0),
         (SamplingParams, "temperature", -0.1),
@@ -152,6 +153,11 @@ def test_a_value_out_of_range_is_refused_by_name(
 def test_one_token_and_the_whole_prompt_are_told_apart() -> None:
     assert repr(KVConfig(device_tokens=1).device_tokens) == "1"
     assert repr(KVConfig(device_tokens=1.0).device_tokens) == "1.0"
+
+
+def test_memory_nodes_may_be_left_to_the_system() -> None:
+    assert CpuConfig().numa == "auto"
+    assert CpuConfig(numa="off").numa == "off"
 
 
 def test_numbers_of_numpy_become_numbers_of_python() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -547,6 +548,24 @@ def test_offloaded_tokens_lie_on_the_chosen_memory_node(checkpoint: Checkpoint, 
         next(stream)
         assert f" bind:{node} " in Path("/proc/self/numa_maps").read_text(encoding="utf-8")
         stream.close()
+        assert engine.generate_ids(PROMPTS, NO_EOS) == llm.generate_ids(PROMPTS, NO_EOS)
+
+
+def test_heads_divided_over_memory_nodes_give_the_same_tokens(
+    checkpoint: Checkpoint, llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = _core.EngineOptions
+    monkeypatch.setattr(_core, "EngineOptions", partial(options, invented_nodes=2))
+    cpu = hg.CpuConfig(threads=2)
+    with LLM(checkpoint("llama"), cpu=cpu, **EXACT) as engine:
+        parts = engine.numa_parts
+        assert [part["node"] for part in parts] == [0, 1]
+        assert sum(part["num_heads"] for part in parts) == engine.model_config["num_kv_heads"]
+        assert engine.generate_ids(PROMPTS, NO_EOS) == llm.generate_ids(PROMPTS, NO_EOS)
+    cpu = hg.CpuConfig(threads=2, numa="off")
+    with LLM(checkpoint("llama"), cpu=cpu, **EXACT) as engine:
+        assert engine.numa_parts == []
+        assert not engine.engine_options.divides_heads
         assert engine.generate_ids(PROMPTS, NO_EOS) == llm.generate_ids(PROMPTS, NO_EOS)
 
 

@@ -44,6 +44,7 @@ struct TestSwitches {
   bool synchronous = false;          ///< wait for every host job right after submitting it
   std::int64_t random_delay_us = 0;  ///< both stages sleep up to this long at their seams
   bool oracle_proxy = false;         ///< guess from the layer's own input: must equal exact mode
+  std::int64_t invented_nodes = 0;   ///< > 0: workers count as this many memory nodes', by turns
 };
 
 /// A value of a method's own option.
@@ -69,7 +70,8 @@ struct EngineOptions {
   std::int64_t device_bytes = 0;    ///< 0: from the memory that is free
   std::int64_t threads = 0;         ///< host workers; 0: chosen
   std::int64_t device_threads = 0;  ///< cores of a CPU device; 0: chosen
-  int numa_node = -1;               ///< of workers and offloaded tokens; -1: the system's choice
+  int numa_node = -1;               ///< of workers and offloaded tokens; -1: of no one node
+  bool divides_heads = true;        ///< over all memory nodes with workers, if numa_node is -1
   std::string isa = "auto";
   std::string math = "auto";          ///< "kernels", "aten"; auto: kernels on the CPU
   std::int64_t max_model_len = 0;     ///< 0: the model's positions

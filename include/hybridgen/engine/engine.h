@@ -16,6 +16,7 @@
 #include "hybridgen/core/engine_options.h"
 #include "hybridgen/device/trace_recorder.h"
 #include "hybridgen/engine/sampler.h"
+#include "hybridgen/memory/numa_division.h"
 #include "hybridgen/methods/method.h"
 #include "hybridgen/models/decoder_model.h"
 #include "hybridgen/pipeline/statistics.h"
@@ -75,6 +76,9 @@ class Engine {
 
   /// Options with every automatic value resolved.
   const EngineOptions& options() const;
+
+  /// Memory nodes that offloaded tokens are divided over by KV head; empty: they are not.
+  const std::vector<NumaPart>& numa_parts() const;
 
   /// Queues a request and returns its id. ConfigError: empty prompt, token id out of range, prompt
   /// longer than the model allows, bad sampling options. OutOfMemoryError: it could never fit, with

@@ -53,14 +53,16 @@ RequestPlan plan_request(const ModelConfig& config,
 
 struct RequestState {
   /// Takes the plan's memory from both budgets: OutOfMemoryError if one has too little. Offloaded
-  /// tokens lie on `numa_node`; -1: where the system likes.
+  /// tokens lie on `numa_node` (-1: where the system likes) or, if there are any, on the nodes of
+  /// `numa_parts`.
   RequestState(const DecoderModel& model,
                const Method& method,
                const AttendedTokens& attended,
                const RequestPlan& plan,
                MemoryBudget& device_budget,
                MemoryBudget& dram_budget,
-               int numa_node);
+               int numa_node,
+               const std::vector<NumaPart>& numa_parts = {});
 
   /// When offloaded tokens are chosen in the next step.
   SelectionStrategy strategy() const;

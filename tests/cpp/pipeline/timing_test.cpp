@@ -85,6 +85,36 @@ TEST(Timing, WaitingForEachHostJobChangesNoBit) {
   EXPECT_EQ(generate(overlapped, ragged_prompts(), 8), generate(synchronous, ragged_prompts(), 8));
 }
 
+TEST(Timing, DividingHeadsOverMemoryNodesChangesNoBit) {
+  struct Heads {
+    std::int64_t query;
+    std::int64_t key_value;
+  };
+  for (const auto& [query, key_value] : {Heads{4, 1}, Heads{4, 2}, Heads{6, 3}, Heads{4, 4}}) {
+    ModelConfig config = testing::tiny_config();
+    config.num_heads = query;
+    config.num_kv_heads = key_value;
+    const auto model = tiny_model(config);
+    for (const char* scoring : {"full", "int8"}) {
+      EngineOptions options = speculative();
+      options.scoring = scoring;
+      options.threads = 3;
+      options.divides_heads = false;
+      Engine whole(model, options);
+      EXPECT_TRUE(whole.numa_parts().empty());
+      const auto expected = generate(whole, ragged_prompts(), 8);
+      for (const std::int64_t nodes : {2, 3}) {
+        options.divides_heads = true;
+        options.test.invented_nodes = nodes;
+        Engine divided(model, options);
+        EXPECT_EQ(divided.numa_parts().size(), static_cast<std::size_t>(nodes));
+        EXPECT_EQ(generate(divided, ragged_prompts(), 8), expected)
+            << key_value << " heads on " << nodes << " nodes, scoring " << scoring;
+      }
+    }
+  }
+}
+
 TEST(SteadyState, ADecodeStepDoesNotAllocate) {
   struct Setting {
     const char* method;
