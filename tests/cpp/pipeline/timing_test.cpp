@@ -4,10 +4,12 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <limits>
 #include <new>
+#include <string_view>
 
 #include "hybridgen/core/error.h"
 #include "support/tiny_model.h"
@@ -115,6 +117,29 @@ TEST(Timing, DividingHeadsOverMemoryNodesChangesNoBit) {
   }
 }
 
+/// What 20 decode steps of two requests with such prompts allocate, apart from the vector of events
+/// that each step() returns.
+std::int64_t steady_allocations(Engine& engine, std::int64_t first, std::int64_t second) {
+  constexpr int kSteps = 20;
+  SamplingOptions sampling;
+  sampling.max_tokens = 60;
+  engine.add(testing::prompt(first), sampling);
+  engine.add(testing::prompt(second), sampling);
+  std::size_t warm = 0;
+  while (warm < 20) {
+    warm += engine.step().size();
+  }
+  allocations = 0;
+  counting = true;
+  std::size_t tokens = 0;
+  for (int step = 0; step < kSteps; ++step) {
+    tokens += engine.step().size();
+  }
+  counting = false;
+  EXPECT_EQ(tokens, std::size_t{2 * kSteps});
+  return allocations - kSteps;
+}
+
 TEST(SteadyState, ADecodeStepDoesNotAllocate) {
   struct Setting {
     const char* method;
@@ -126,23 +151,35 @@ TEST(SteadyState, ADecodeStepDoesNotAllocate) {
     options.method = method;
     options.scoring = scoring;
     Engine engine(tiny_model(), options);
-    SamplingOptions sampling;
-    sampling.max_tokens = 60;
-    engine.add(testing::prompt(40), sampling);
-    engine.add(testing::prompt(70), sampling);
-    for (int warm_up = 0; warm_up < 10; ++warm_up) {
+    EXPECT_EQ(steady_allocations(engine, 40, 70), 0) << method << ", scoring " << scoring;
+  }
+}
+
+TEST(SteadyState, ADecodeStepWhoseHeadsAreCutIntoRangesDoesNotAllocate) {
+  ModelConfig config = testing::tiny_config();
+  config.max_positions = 5000;
+  const auto model = tiny_model(config);
+  for (const std::int64_t nodes : {0, 2}) {
+    for (const char* scoring : {"full", "int8"}) {
+      EngineOptions options = speculative();
+      options.scoring = scoring;
+      options.threads = 2;
+      options.test.invented_nodes = nodes;
+      Engine engine(model, options);
+      // The first request's ranges become more while the steps are counted: see kLeastRange.
+      EXPECT_EQ(steady_allocations(engine, 2 * 2048 - 6, 2500), 0)
+          << nodes << " nodes, scoring " << scoring;
+      engine.trace().start(std::size_t{1} << 12);
       engine.step();
+      engine.trace().stop();
+      const std::vector<TraceSpan> spans = engine.trace().spans();
+      const auto is_of_range = [](const TraceSpan& span) {
+        return std::string_view(span.name) == "score";
+      };
+      // Three ranges of the first request and two of the second.
+      EXPECT_EQ(std::ranges::count_if(spans, is_of_range),
+                config.num_layers * config.num_kv_heads * (3 + 2));
     }
-    allocations = 0;
-    counting = true;
-    std::size_t tokens = 0;
-    for (int step = 0; step < 20; ++step) {
-      tokens += engine.step().size();
-    }
-    counting = false;
-    ASSERT_EQ(tokens, 40U);
-    // One allocation a step is the vector of events that step() returns.
-    EXPECT_EQ(allocations.load(), 20) << method << ", scoring " << scoring;
   }
 }
 
