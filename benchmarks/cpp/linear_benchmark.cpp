@@ -3,7 +3,6 @@
 // many layers lie one behind the other, so that none comes from a cache.
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "benchmark_support.h"
 
@@ -61,11 +60,10 @@ void linear(benchmark::State& state, DType dtype, Shape shape, std::int64_t rows
   static HostBuffer weights(kWeightBytes);
   // Any bit pattern without infinities and NaN will do: 0x3c3c is a small number in all types.
   std::fill_n(weights.data(), kWeightBytes, std::byte{0x3c});
-  const auto filled = [](std::int64_t bytes) {
-    return std::vector<std::byte>(static_cast<std::size_t>(bytes), std::byte{0x3c});
-  };
-  const std::vector<std::byte> x = filled(rows * shape.in * element);
-  std::vector<std::byte> y = filled(rows * shape.out * element);
+  // Aligned to cache lines, as the engine's tensors are.
+  HostBuffer x(static_cast<std::size_t>(rows * shape.in * element));
+  std::fill_n(x.data(), rows * shape.in * element, std::byte{0x3c});
+  HostBuffer y(static_cast<std::size_t>(rows * shape.out * element));
   const kernels::CpuKernels& table = kernels::cpu_kernels(kernels::resolve_isa("auto"));
   const std::int64_t outputs = std::max<std::int64_t>(1, kPieceBytes / (shape.in * element));
   const std::int64_t pieces = (shape.out + outputs - 1) / outputs;

@@ -3,7 +3,9 @@
 #if defined(__x86_64__)
 #define HYBRIDGEN_ISA_NAMESPACE avx512_bf16
 #define HYBRIDGEN_ISA_LEVEL 2
+#define HYBRIDGEN_ISA_BF16
 #include "kernels/bf16_logits-inl.h"
+#include "kernels/cpu_linear-inl.h"
 
 namespace hybridgen::kernels::avx512_bf16 {
 namespace {
@@ -73,6 +75,11 @@ class PairBlocks {
 };
 
 }  // namespace
+
+void bf16_linear(const LinearArgs& args, std::int64_t begin, std::int64_t end) {
+  if (args.dtype != DType::kBFloat16) return avx512::kTable.linear(args, begin, end);
+  linear_of<BFloat16>(args, begin, end);
+}
 
 void blocked_logits(const BlockedLogitsArgs& args) {
   logits_by_pairs<PairBlocks>(args, avx512::kTable.blocked_logits);

@@ -47,6 +47,7 @@ CpuKernels with_vnni(CpuKernels table) {
 
 CpuKernels with_bf16(CpuKernels table) {
   table.isa = Isa::kAvx512Bf16;
+  table.linear = avx512_bf16::bf16_linear;
   table.blocked_logits = avx512_bf16::blocked_logits;
   table.chosen_logits = avx512_bf16::chosen_logits;
   return table;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Matrix-vector product for few rows. Bound by the weights' way from memory: each weight row is
-// streamed once, in order, while all x rows (which stay in the cache) are multiplied with it.
+// Matrix-vector product for few rows. Bound by the weights' way from memory: a tile of weight rows
+// is streamed once, in order, while all x rows (which stay in the cache) are multiplied with it.
 //
-// Whatever the tile, output (r, n) is the sum of kChains vector sums over k, each in ascending
-// order, so neither the other rows of the batch nor the split of [begin, end) changes a bit of it.
+// Whatever the tile, output (r, n) is one vector of sums over k, each in ascending order, whose
+// lanes are then added in one order, so neither the other rows of the batch nor the split of
+// [begin, end) changes a bit of it.
 #pragma once
 
 #include "kernels/cpu_kernels.h"
@@ -12,129 +13,187 @@
 namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE {
 namespace {
 
-/// Independent sums per output: they hide the latency of the multiply-add.
-constexpr int kChains = 2;
-/// Weight rows that share the loads of x where there are more than two rows of it.
+/// Weight rows that share the loads of x. For a single x row, too: so many streams come from memory
+/// as fast as fewer, and their sums hide the latency of the multiply-add.
 constexpr int kTileOutputs = kAccumulators >= 24 ? 4 : 2;
-constexpr int kTileRows = 3;
+/// x rows that share the loads of those weight rows.
+constexpr int kTileRows = 6;
+static_assert(kTileOutputs * kTileRows <= kAccumulators);
 constexpr std::int64_t kLinearPrefetchBytes = 2048;
+/// x rows whose outputs are gathered before they are stored, a vector of them at a time.
+constexpr std::int64_t kBlockRows = 32;
 
-template <typename T, int Rows, int Outputs>
-HYBRIDGEN_INLINE void linear_tile(
-    const T* x, std::int64_t x_stride, const T* weight, std::int64_t in_features, float* sums) {
-  Vector acc[extent(Outputs)][extent(Rows)][kChains];
-  for (int o = 0; o < Outputs; ++o) {
-    for (int r = 0; r < Rows; ++r) {
-      for (int c = 0; c < kChains; ++c) acc[o][r][c] = zero();
-    }
+/// How a vector of x and one of weights are multiplied: kElements of them into kLanes sums.
+template <typename T>
+struct Products {
+  using Operand = Vector;
+  static constexpr std::int64_t kElements = kLanes;
+  static HYBRIDGEN_INLINE Operand load_all(const T* p) { return load(p); }
+  static HYBRIDGEN_INLINE Operand load_first(const T* p, std::int64_t count) {
+    return load_some(p, count, 0.0F);
   }
-  constexpr std::int64_t kStep = kLanes * kChains;
-  constexpr std::int64_t kStepBytes = kStep * static_cast<std::int64_t>(sizeof(T));
+  static HYBRIDGEN_INLINE Vector add_to(Vector sums, Operand x, Operand weight) {
+    return fma(x, weight, sums);
+  }
+  static HYBRIDGEN_INLINE void keep(Operand& v) { keep_in_register(v); }
+};
+
+#if defined(HYBRIDGEN_ISA_BF16)
+/// Both factors are bfloat16 as they lie in memory; a sum takes two products.
+template <>
+struct Products<BFloat16> {
+  using Operand = __m512i;
+  static constexpr std::int64_t kElements = 2 * kLanes;
+  static HYBRIDGEN_INLINE Operand load_all(const BFloat16* p) { return _mm512_loadu_si512(p); }
+  static HYBRIDGEN_INLINE Operand load_first(const BFloat16* p, std::int64_t count) {
+    return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((1ULL << count) - 1U), p);
+  }
+  static HYBRIDGEN_INLINE Vector add_to(Vector sums, Operand x, Operand weight) {
+    return _mm512_dpbf16_ps(
+        sums, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(weight));
+  }
+  static HYBRIDGEN_INLINE void keep(Operand& v) { __asm__("" : "+v"(v)); }
+};
+#endif
+
+/// sums[r * kLanes + o] of weight row o and x row r. The first pass over the weight rows brings
+/// them into the cache; one that left them to later passes, whole tiles ahead, was slower.
+template <typename T, int Rows, int Outputs>
+HYBRIDGEN_INLINE void linear_tile(const T* x,
+                                  std::int64_t x_stride,
+                                  const T* weight,
+                                  std::int64_t in_features,
+                                  bool is_first_pass,
+                                  float* sums) {
+  using P = Products<T>;
+  Vector acc[extent(Rows)][extent(Outputs)];
+  for (int r = 0; r < Rows; ++r) {
+    for (int o = 0; o < Outputs; ++o) acc[r][o] = zero();
+  }
   constexpr std::int64_t kAhead = kLinearPrefetchBytes / static_cast<std::int64_t>(sizeof(T));
+  constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
+  constexpr std::int64_t kStep = P::kElements > kLine ? P::kElements : kLine;
   std::int64_t k = 0;
   for (; k + kStep <= in_features; k += kStep) {
-    // Near the end of these rows the next ones to be read are those of the next tile.
-    const std::int64_t ahead =
-        k + kAhead < in_features ? k + kAhead : k + kAhead + (Outputs - 1) * in_features;
+    if (is_first_pass) {
+      // Near the end of these rows the next ones to be read are those of the next tile.
+      const std::int64_t ahead =
+          k + kAhead < in_features ? k + kAhead : k + kAhead + (Outputs - 1) * in_features;
 #pragma GCC unroll 8
-    for (int o = 0; o < Outputs; ++o) {
-      const char* address = reinterpret_cast<const char*>(weight + o * in_features + ahead);
-#pragma GCC unroll 8
-      for (std::int64_t line = 0; line < kStepBytes; line += 64) prefetch(address + line);
+      for (int o = 0; o < Outputs; ++o) prefetch(weight + o * in_features + ahead);
     }
 #pragma GCC unroll 8
-    for (int c = 0; c < kChains; ++c) {
-      const std::int64_t at = k + c * kLanes;
-      Vector w[extent(Outputs)];
+    for (std::int64_t at = k; at < k + kStep; at += P::kElements) {
+      typename P::Operand w[extent(Outputs)];
 #pragma GCC unroll 8
       for (int o = 0; o < Outputs; ++o) {
-        w[o] = load(weight + o * in_features + at);
-        if constexpr (Rows > 1) keep_in_register(w[o]);
+        typename P::Operand loaded = P::load_all(weight + o * in_features + at);
+        if constexpr (Rows > 1) P::keep(loaded);
+        w[o] = loaded;
       }
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
-        const Vector v = load(x + r * x_stride + at);
+        const typename P::Operand v = P::load_all(x + r * x_stride + at);
 #pragma GCC unroll 8
-        for (int o = 0; o < Outputs; ++o) acc[o][r][c] = fma(v, w[o], acc[o][r][c]);
+        for (int o = 0; o < Outputs; ++o) acc[r][o] = P::add_to(acc[r][o], v, w[o]);
       }
     }
   }
+  for (; k < in_features; k += P::kElements) {
+    const std::int64_t left = in_features - k;
+    const auto load_left = [left](const T* p) {
+      return left >= P::kElements ? P::load_all(p) : P::load_first(p, left);
+    };
+    typename P::Operand w[extent(Outputs)];
 #pragma GCC unroll 8
-  for (int c = 0; c < kChains; ++c) {
-    const std::int64_t at = k + c * kLanes;
-    const std::int64_t left = in_features - at;
-    if (left <= 0) break;
+    for (int o = 0; o < Outputs; ++o) w[o] = load_left(weight + o * in_features + k);
 #pragma GCC unroll 8
-    for (int o = 0; o < Outputs; ++o) {
-      const Vector w = load_up_to(weight + o * in_features + at, left);
-#pragma GCC unroll 8
-      for (int r = 0; r < Rows; ++r) {
-        acc[o][r][c] = fma(load_up_to(x + r * x_stride + at, left), w, acc[o][r][c]);
-      }
-    }
-  }
-  for (int o = 0; o < Outputs; ++o) {
     for (int r = 0; r < Rows; ++r) {
-      sums[o * Rows + r] = sum_lanes(add(acc[o][r][0], acc[o][r][1]));
+      const typename P::Operand v = load_left(x + r * x_stride + k);
+#pragma GCC unroll 8
+      for (int o = 0; o < Outputs; ++o) acc[r][o] = P::add_to(acc[r][o], v, w[o]);
     }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+    if constexpr (Outputs == 4) {
+      sum_lanes_of_four(acc[r], sums + r * kLanes);
+    } else {
+#pragma GCC unroll 8
+      for (int o = 0; o < Outputs; ++o) sums[r * kLanes + o] = sum_lanes(acc[r][o]);
+    }
+  }
+}
+
+/// x rows [row, row + rows) against `Outputs` weight rows.
+template <typename T, int Outputs>
+HYBRIDGEN_INLINE void linear_tiles(
+    const LinearArgs& args, std::int64_t row, std::int64_t rows, std::int64_t output, float* sums) {
+  const T* weight = static_cast<const T*>(args.weight) + output * args.in_features;
+  const std::int64_t passes = (rows + kTileRows - 1) / kTileRows;
+  std::int64_t done = 0;
+  for (std::int64_t pass = 0; pass < passes; ++pass) {
+    // Passes of about the same size: the smallest sets the pace.
+    const std::int64_t count = (rows - done) / (passes - pass);
+    with_constant<kTileRows>(count, [&](auto size) {
+      linear_tile<T, decltype(size)::value, Outputs>(
+          static_cast<const T*>(args.x) + (row + done) * args.x_stride,
+          args.x_stride,
+          weight,
+          args.in_features,
+          pass == 0,
+          sums + done * kLanes);
+    });
+    done += count;
   }
 }
 
 template <typename T>
-HYBRIDGEN_INLINE void store_output(const LinearArgs& args,
-                                   std::int64_t row,
-                                   std::int64_t output,
-                                   float sum) {
-  if (args.bias != nullptr) sum += load_one(static_cast<const T*>(args.bias) + output);
-  const std::int64_t at = row * args.y_stride + output;
-  if (args.y_dtype == DType::kFloat32) {
-    store_one(static_cast<float*>(args.y) + at, sum);
-  } else {
-    store_one(static_cast<T*>(args.y) + at, sum);
+HYBRIDGEN_INLINE void store_outputs(const LinearArgs& args,
+                                    std::int64_t row,
+                                    std::int64_t rows,
+                                    std::int64_t output,
+                                    std::int64_t count,
+                                    const float* sums) {
+  Vector bias = zero();
+  if (args.bias != nullptr) bias = load_up_to(static_cast<const T*>(args.bias) + output, count);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    Vector sum = load(sums + r * kLanes);
+    if (args.bias != nullptr) sum = add(sum, bias);
+    const std::int64_t at = (row + r) * args.y_stride + output;
+    if (args.y_dtype == DType::kFloat32) {
+      store_up_to(static_cast<float*>(args.y) + at, count, sum);
+    } else {
+      store_up_to(static_cast<T*>(args.y) + at, count, sum);
+    }
   }
-}
-
-template <typename T, int Rows, int Outputs>
-HYBRIDGEN_INLINE void linear_rows(const LinearArgs& args, std::int64_t row, std::int64_t output) {
-  const T* x = static_cast<const T*>(args.x) + row * args.x_stride;
-  const T* weight = static_cast<const T*>(args.weight) + output * args.in_features;
-  float sums[extent(Outputs * Rows)];
-  linear_tile<T, Rows, Outputs>(x, args.x_stride, weight, args.in_features, sums);
-  for (int o = 0; o < Outputs; ++o) {
-    for (int r = 0; r < Rows; ++r) store_output<T>(args, row + r, output + o, sums[o * Rows + r]);
-  }
-}
-
-/// All x rows against `Outputs` weight rows, which the first pass brings into the cache.
-template <typename T, int Outputs>
-void linear_outputs(const LinearArgs& args, std::int64_t output) {
-  std::int64_t row = 0;
-  // Four rows are better cut 2 + 2 than 3 + 1.
-  for (; args.rows - row >= kTileRows && args.rows - row != 4; row += kTileRows) {
-    linear_rows<T, kTileRows, Outputs>(args, row, output);
-  }
-  for (; args.rows - row >= 2; row += 2) linear_rows<T, 2, Outputs>(args, row, output);
-  if (row < args.rows) linear_rows<T, 1, Outputs>(args, row, output);
 }
 
 template <typename T>
 void linear_of(const LinearArgs& args, std::int64_t begin, std::int64_t end) {
-  std::int64_t output = begin;
-  // Few rows leave time to spare, and one or two streams come from memory faster than four.
-  if (args.rows > 2) {
-    for (; output + kTileOutputs <= end; output += kTileOutputs) {
-      linear_outputs<T, kTileOutputs>(args, output);
+  alignas(64) float sums[kBlockRows * kLanes] = {};
+  for (std::int64_t output = begin; output < end; output += kLanes) {
+    const std::int64_t count = min_of(kLanes, end - output);
+    for (std::int64_t row = 0; row < args.rows; row += kBlockRows) {
+      const std::int64_t rows = min_of(kBlockRows, args.rows - row);
+      std::int64_t o = 0;
+      const auto tiles = [&]<int Outputs>(Constant<Outputs>) {
+        for (; o + Outputs <= count; o += Outputs) {
+          linear_tiles<T, Outputs>(args, row, rows, output + o, sums + o);
+        }
+      };
+      tiles(Constant<kTileOutputs>{});
+      tiles(Constant<1>{});
+      store_outputs<T>(args, row, rows, output, count, sums);
     }
   }
-  if (args.rows > 1) {
-    for (; output + 2 <= end; output += 2) linear_outputs<T, 2>(args, output);
-  }
-  for (; output < end; ++output) linear_outputs<T, 1>(args, output);
 }
 
+#if !defined(HYBRIDGEN_ISA_BF16)
 void linear(const LinearArgs& args, std::int64_t begin, std::int64_t end) {
   with_element_type(args.dtype, [&]<typename T>(const T*) { linear_of<T>(args, begin, end); });
 }
+#endif
 
 }  // namespace
 }  // namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE

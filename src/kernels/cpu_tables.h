@@ -20,6 +20,7 @@ namespace avx512_vnni {
 void shadow_logits(const ShadowLogitsArgs& args);
 }
 namespace avx512_bf16 {
+void bf16_linear(const LinearArgs& args, std::int64_t begin, std::int64_t end);
 void blocked_logits(const BlockedLogitsArgs& args);
 void chosen_logits(const ChosenLogitsArgs& args);
 }  // namespace avx512_bf16

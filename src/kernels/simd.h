@@ -393,7 +393,20 @@ HYBRIDGEN_INLINE void store_up_to(T* p, std::int64_t left, Vector v) {
 
 /// sums[i] = sum over the lanes of v[i]. Every sum adds in the same order, whichever i it has.
 HYBRIDGEN_INLINE void sum_lanes_of_four(const Vector* v, float* sums) {
-#if HYBRIDGEN_ISA_LEVEL > 0
+#if HYBRIDGEN_ISA_LEVEL == 2
+  // Halves, then quarters of all four side by side: half as many additions as one by one.
+  const auto fold = [](Vector a, Vector b) {
+    return add(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  };
+  const Vector halves_a = fold(v[0], v[1]);
+  const Vector halves_b = fold(v[2], v[3]);
+  const Vector quarters = add(_mm512_shuffle_f32x4(halves_a, halves_b, 0x88),
+                              _mm512_shuffle_f32x4(halves_a, halves_b, 0xdd));
+  const Vector pairs = add(quarters, _mm512_permute_ps(quarters, 0xb1));
+  const Vector all = add(pairs, _mm512_permute_ps(pairs, 0x4e));
+  const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+  _mm_storeu_ps(sums, _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, all)));
+#elif HYBRIDGEN_ISA_LEVEL == 1
   const __m128 pairs_a = _mm_hadd_ps(fold_to_four(v[0]), fold_to_four(v[1]));
   const __m128 pairs_b = _mm_hadd_ps(fold_to_four(v[2]), fold_to_four(v[3]));
   _mm_storeu_ps(sums, _mm_hadd_ps(pairs_a, pairs_b));
