@@ -350,9 +350,8 @@ TEST_P(ScoringShadowOf, OverSeveralNodesHoldsTheSame) {
   }
   EXPECT_EQ(bytes_of(divided), bytes_of(whole));
   for (std::int64_t g = 0; g < kHeads; ++g) {
-    EXPECT_EQ(
-        std::memcmp(divided.keys(1, g).centres, whole.keys(1, g).centres, 2 * kDim * sizeof(float)),
-        0);
+    const float* centres = whole.keys(1, g).centres;
+    EXPECT_TRUE(std::equal(centres, centres + 2 * kDim, divided.keys(1, g).centres));
   }
 }
 
