@@ -476,13 +476,13 @@ def verdict(holds: bool) -> str:
 def explain_loss(report: Report, model: str, rows: Sequence[Row], full: float) -> list[str]:
     """Return how much a model's attention weighs on the best K tokens, which nothing can exceed."""
     enough = [row for row in rows if row.value >= 0.95 * full]
-    reached = f"with {enough[0].attended_share:.1%} of the tokens" if enough else "with none of them"
+    share = f"{enough[0].attended_share:.1%} of the tokens" if enough else "none of these budgets"
     values = ", ".join(
         f"{held.budget:.0%}: {held.mean:.2f} (layer {held.layer}: {held.least:.2f})"
         for held in report.held.get(model, [])
     )
     return [
-        f"  * 95 % is reached {reached}.",
+        f"  * 95 % is reached with {share}.",
         "  * Its attention is spread wider: no choice of tokens holds more of the weights than "
         f"window and best K do, and of 1 these hold, per budget, on average over layers {values}.",
     ]

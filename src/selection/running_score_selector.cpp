@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -13,6 +14,7 @@
 #include "hybridgen/core/error.h"
 #include "hybridgen/selection/token_selector.h"
 #include "kernels/cpu_kernels.h"
+#include "selection/keyformer_scores.h"
 #include "selection/selector_checks.h"
 #include "selection/selectors.h"
 
@@ -29,6 +31,8 @@ class RunningScoreSelector final : public TokenSelector {
       : name_(name), shape_(shape), tempering_steps_(tempering_steps) {
     require_shape(name_, shape_);
     heads_.resize(static_cast<std::size_t>(shape_.num_layers * shape_.num_kv_heads));
+    thresholds_.resize(heads_.size() * static_cast<std::size_t>(shape_.query_heads_per_kv_head),
+                       std::numeric_limits<float>::quiet_NaN());
   }
 
   std::string_view name() const override { return name_; }
@@ -44,7 +48,8 @@ class RunningScoreSelector final : public TokenSelector {
               std::vector<float>& scratch) const override {
     require_room(name_, logits, positions, values);
     const std::int64_t kv_head = query_head / shape_.query_heads_per_kv_head;
-    const std::vector<float>& scores = heads_[head_index(name_, shape_, layer, kv_head)].scores;
+    const std::size_t head = head_index(name_, shape_, layer, kv_head);
+    const std::vector<float>& scores = heads_[head].scores;
     const std::size_t known = std::min(logits.size(), scores.size());
     const std::size_t ranked = std::min(positions.size(), known);
     bool is_number = kernels::top_k(scores.data(),
@@ -52,7 +57,8 @@ class RunningScoreSelector final : public TokenSelector {
                                     static_cast<std::int64_t>(ranked),
                                     positions.data(),
                                     values.data(),
-                                    scratch);
+                                    scratch,
+                                    &thresholds_[threshold_index(head, query_head)]);
     // Tokens beyond those ever seen have score 0, the lowest there is: they rank last, in order.
     for (std::size_t i = ranked; i < positions.size(); ++i) {
       positions[i] = static_cast<std::int32_t>(known + i - ranked);
@@ -132,19 +138,18 @@ class RunningScoreSelector final : public TokenSelector {
     for (std::int64_t j = 0; j < tokens.size(); ++j) scores[j] += weights[j];
   }
 
+  std::size_t threshold_index(std::size_t head, std::int64_t query_head) const {
+    const std::int64_t per_group = shape_.query_heads_per_kv_head;
+    return head * static_cast<std::size_t>(per_group) +
+           static_cast<std::size_t>(query_head % per_group);
+  }
+
   /// softmax(ln(weights) / temperature): raises small weights, keeps their order and their sum.
   const float* tempered(const Head& state, std::span<const float> weights) {
     if (tempering_steps_ == 0) return weights.data();
-    const auto step = static_cast<float>(std::min(state.decode_steps, tempering_steps_));
-    const float exponent = 1.0F / (1.0F + step / static_cast<float>(tempering_steps_));
-    tempered_.resize(weights.size());
-    float sum = 0.0F;
-    for (std::size_t j = 0; j < weights.size(); ++j) {
-      tempered_[j] = std::pow(weights[j], exponent);
-      sum += tempered_[j];
-    }
-    if (sum == 0.0F) return weights.data();  // nothing was attended
-    for (float& weight : tempered_) weight /= sum;
+    const auto step = static_cast<double>(std::min(state.decode_steps, tempering_steps_));
+    tempered_.assign(weights.size(), 0.0F);
+    keyformer_scores(weights, 1.0 + step / static_cast<double>(tempering_steps_), tempered_);
     return tempered_.data();
   }
 
@@ -153,6 +158,9 @@ class RunningScoreSelector final : public TokenSelector {
   std::int64_t tempering_steps_;
   std::vector<Head> heads_;      // [layers][KV heads]
   std::vector<float> tempered_;  // one row; hooks never overlap
+  /// [layers][query heads] where the step before found its tokens. Saves time and changes no
+  /// result; a head's element is touched by one task at a time.
+  mutable std::vector<float> thresholds_;
 };
 
 }  // namespace
