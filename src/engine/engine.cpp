@@ -198,7 +198,7 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
   }
   prefill = std::make_unique<Prefill>(*model, *ops, method, trace, statistics);
   pipeline = std::make_unique<DecodePipeline>(
-      *model, *ops, method, cpu_stage.get(), trace, statistics, options.test);
+      *model, *ops, method, cpu_stage.get(), pool.get(), trace, statistics, options.test);
   driver = std::make_unique<DriverThread>();
   driver->run([this] {
     if (model->device().is_cpu()) {

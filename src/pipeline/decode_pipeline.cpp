@@ -61,6 +61,7 @@ DecodePipeline::DecodePipeline(const DecoderModel& model,
                                const DeviceOps& ops,
                                const Method& method,
                                CpuStage* cpu_stage,
+                               WorkerPool* pool,
                                TraceRecorder& trace,
                                PipelineStatistics& statistics,
                                const TestSwitches& test)
@@ -68,6 +69,7 @@ DecodePipeline::DecodePipeline(const DecoderModel& model,
       ops_(ops),
       method_(method),
       cpu_stage_(cpu_stage),
+      pool_(pool),
       trace_(trace),
       statistics_(statistics),
       test_(test),
@@ -472,7 +474,7 @@ void DecodePipeline::feed_back(std::int64_t layer, MicroBatch& batch) {
         give_weights_to_selectors(model_.config(), layer, request, item, host_job);
     statistics_.d2h_bytes += bytes.weights;
     if (request.retention != nullptr) {
-      const FeedbackBytes retained = retain_new_token(model_.config(), layer, request, item);
+      const FeedbackBytes retained = retain_new_token(model_.config(), pool_, layer, request, item);
       statistics_.d2h_bytes += retained.weights;
       statistics_.evicted_bytes += retained.rows;
     }

@@ -31,6 +31,41 @@ AttentionWeights weights_of(const ModelConfig& config, const AttentionItem& item
   return weights;
 }
 
+// Fewer weights per KV head are scored in less time than another thread takes to answer.
+constexpr std::int64_t kLeastSharedWeights = 1024;
+
+// The place of the new token per KV head, into request.new_slots. Nothing is moved yet.
+void choose_slots(const ModelConfig& config,
+                  WorkerPool* pool,
+                  std::int64_t layer,
+                  RequestState& request,
+                  const AttentionWeights& weights) {
+  const std::int64_t per_group = config.query_heads_per_kv_head();
+  const std::int64_t position = request.tokens.num_tokens() - 1;
+  request.new_slots.resize(static_cast<std::size_t>(config.num_kv_heads));
+  const auto choose = [&](std::int64_t g) {
+    const float* rows =
+        weights.data == nullptr ? nullptr : weights.data + g * per_group * weights.stride;
+    request.new_slots[static_cast<std::size_t>(g)] =
+        request.retention->replace(layer, g, position, rows, weights.stride);
+  };
+  if (pool == nullptr || config.num_kv_heads == 1 || weights.data == nullptr ||
+      per_group * weights.stride < kLeastSharedWeights) {
+    for (std::int64_t g = 0; g < config.num_kv_heads; ++g) {
+      choose(g);
+    }
+    return;
+  }
+  TaskGroup group;
+  group.assign(
+      [](void* context, std::int64_t g, int /*worker*/) {
+        (*static_cast<decltype(choose)*>(context))(g);
+      },
+      const_cast<void*>(static_cast<const void*>(&choose)),
+      config.num_kv_heads);
+  pool->run(group);
+}
+
 }  // namespace
 
 FeedbackBytes give_weights_to_selectors(const ModelConfig& config,
@@ -72,6 +107,7 @@ FeedbackBytes give_weights_to_selectors(const ModelConfig& config,
 }
 
 FeedbackBytes retain_new_token(const ModelConfig& config,
+                               WorkerPool* pool,
                                std::int64_t layer,
                                RequestState& request,
                                const AttentionItem& item) {
@@ -81,19 +117,12 @@ FeedbackBytes retain_new_token(const ModelConfig& config,
     weights = weights_of(config, item);
     bytes.weights = weights.bytes;
   }
-  const std::int64_t position = request.tokens.num_tokens() - 1;
+  choose_slots(config, pool, layer, request, weights);
   const std::int64_t newest = item.first_slot + item.num_resident - 1;
   const at::Tensor& keys = request.resident.keys(layer);
   const at::Tensor& values = request.resident.values(layer);
   for (std::int64_t g = 0; g < config.num_kv_heads; ++g) {
-    const std::int64_t slot = request.retention->replace(
-        layer,
-        g,
-        position,
-        weights.data == nullptr
-            ? nullptr
-            : weights.data + g * config.query_heads_per_kv_head() * weights.stride,
-        weights.stride);
+    const std::int64_t slot = request.new_slots[static_cast<std::size_t>(g)];
     if (request.host == nullptr) {
       if (slot != newest) {
         request.resident.copy_row(layer, g, newest, slot);

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "hybridgen/device/worker_pool.h"
 #include "hybridgen/models/decoder_model.h"
 #include "hybridgen/models/device_ops.h"
 #include "hybridgen/pipeline/cpu_stage.h"
@@ -27,8 +28,10 @@ FeedbackBytes give_weights_to_selectors(const ModelConfig& config,
                                         const HostJob* job);
 
 /// After merge() of one request's layer: the new token's rows take the place that the retention
-/// policy gives them, in the resident cache or in the host store.
+/// policy gives them, in the resident cache or in the host store. Workers of `pool` (may be null)
+/// help the caller where the policy scores many tokens.
 FeedbackBytes retain_new_token(const ModelConfig& config,
+                               WorkerPool* pool,
                                std::int64_t layer,
                                RequestState& request,
                                const AttentionItem& item);

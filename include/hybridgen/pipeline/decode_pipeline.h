@@ -34,11 +34,13 @@ namespace hybridgen {
 
 class DecodePipeline {
  public:
-  /// `cpu_stage` may be null for methods that offload nothing. All references must outlive this.
+  /// `cpu_stage` may be null for methods that offload nothing; `pool` (may be null) helps with what
+  /// the driver does between stages. All references must outlive this.
   DecodePipeline(const DecoderModel& model,
                  const DeviceOps& ops,
                  const Method& method,
                  CpuStage* cpu_stage,
+                 WorkerPool* pool,
                  TraceRecorder& trace,
                  PipelineStatistics& statistics,
                  const TestSwitches& test);
@@ -72,6 +74,7 @@ class DecodePipeline {
   const DeviceOps& ops_;
   const Method& method_;
   CpuStage* cpu_stage_;
+  WorkerPool* pool_;
   TraceRecorder& trace_;
   PipelineStatistics& statistics_;
   TestSwitches test_;

@@ -89,6 +89,7 @@ struct RequestState {
   double candidates_per_k = 1.0;
   std::unique_ptr<PoolEviction> pool;  ///< null: the host keeps every token it gets
   std::unique_ptr<RetentionPolicy> retention;
+  std::vector<std::int64_t> new_slots;  ///< [G] where `retention` puts the new token of a layer
   std::vector<at::Tensor> prompt_sums;  ///< per layer float32 [G, P]: for the retention policy
   std::optional<FeedbackScheduler> scheduler;
   SelectionStrategy fixed_strategy;
