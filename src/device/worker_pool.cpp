@@ -372,21 +372,24 @@ void WorkerPool::set_spin(std::chrono::microseconds spin) {
 }
 
 void WorkerPool::submit(TaskGroup& group) {
-  if (group.count_ > 0) state_->submit(group);
+  if (group.count_ > 0) group.position_ = state_->submit(group);
 }
 
 void WorkerPool::wait(TaskGroup& group) { state_->wait(group); }
 
-void WorkerPool::run(TaskGroup& group) {
-  if (group.count_ == 0) return;
-  const std::uint64_t position = state_->submit(group);
-  for (;;) {
-    const State::Claim claimed = state_->claim_at(position);
+void WorkerPool::finish(TaskGroup& group) {
+  while (!group.done()) {
+    const State::Claim claimed = state_->claim_at(group.position_);
     if (claimed.group == nullptr) break;
     State::execute(claimed, size());
     group.remaining_.fetch_sub(1, std::memory_order_seq_cst);
   }
   state_->wait(group);
+}
+
+void WorkerPool::run(TaskGroup& group) {
+  submit(group);
+  finish(group);
 }
 
 std::vector<int> available_cpus() {

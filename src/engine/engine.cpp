@@ -193,8 +193,13 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
   if (method.offloads()) {
     check_selector(options.selector, SelectionStrategy::kPostQkt, "selector");
     check_selector(options.pre_selector, SelectionStrategy::kPreQkt, "pre_selector");
-    cpu_stage = std::make_unique<CpuStage>(
-        *pool, kernels::cpu_kernels(isa), config, trace, options.test.random_delay_us, division);
+    cpu_stage = std::make_unique<CpuStage>(*pool,
+                                           kernels::cpu_kernels(isa),
+                                           config,
+                                           trace,
+                                           options.test.random_delay_us,
+                                           division,
+                                           device.is_cpu());
   }
   prefill = std::make_unique<Prefill>(*model, *ops, method, trace, statistics);
   pipeline = std::make_unique<DecodePipeline>(

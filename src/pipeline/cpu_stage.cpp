@@ -31,7 +31,8 @@ CpuStage::CpuStage(WorkerPool& pool,
                    const ModelConfig& config,
                    TraceRecorder& trace,
                    std::int64_t random_delay_us,
-                   NumaDivision division)
+                   NumaDivision division,
+                   bool waiter_helps)
     : pool_(pool),
       kernels_(kernels),
       trace_(trace),
@@ -40,7 +41,8 @@ CpuStage::CpuStage(WorkerPool& pool,
       head_dim_(config.head_dim),
       random_delay_us_(random_delay_us),
       division_(std::move(division)),
-      scratch_(static_cast<std::size_t>(pool.size())) {
+      waiter_helps_(waiter_helps),
+      scratch_(static_cast<std::size_t>(pool.size()) + 1) {
   for (Scratch& scratch : scratch_) {
     scratch.queries.resize(static_cast<std::size_t>(config.query_heads_per_kv_head() * head_dim_));
   }
@@ -82,7 +84,7 @@ void CpuStage::submit(HostJobBatch& batch) {
 
 void CpuStage::cut(HostJobBatch& batch) const {
   const std::size_t num_heads = batch.jobs.size() * static_cast<std::size_t>(num_kv_heads_);
-  const std::int64_t wanted = kRangesPerWorker * pool_.size();
+  const std::int64_t wanted = kRangesPerWorker * (pool_.size() + (waiter_helps_ ? 1 : 0));
   std::int64_t all_tokens = 0;
   for (const HostJob& job : batch.jobs) {
     all_tokens += job.num_offloaded * num_kv_heads_;
@@ -129,7 +131,11 @@ void CpuStage::cut_heads(HostJobBatch& batch,
 // holds a ticket finds a task, of its own node as long as that has any.
 std::int64_t CpuStage::claim(HostJobBatch& batch, int worker) const {
   const std::size_t num_queues = batch.queues.size();
-  auto queue = static_cast<std::size_t>(division_.part_of_worker[static_cast<std::size_t>(worker)]);
+  // The waiter may be on any node: it begins with the first.
+  auto queue =
+      worker < pool_.size()
+          ? static_cast<std::size_t>(division_.part_of_worker[static_cast<std::size_t>(worker)])
+          : 0;
   for (;; queue = (queue + 1) % num_queues) {
     const std::int64_t end = batch.queues[queue].end;
     const std::atomic_ref next(batch.queues[queue].next);
@@ -148,7 +154,11 @@ void CpuStage::wait(HostJobBatch& batch) {
     return;
   }
   batch.in_flight = false;
-  pool_.wait(batch.group);
+  if (waiter_helps_) {
+    pool_.finish(batch.group);
+  } else {
+    pool_.wait(batch.group);
+  }
   batch.begin_ns = batch.tasks.front().result.begin_ns;
   batch.end_ns = batch.tasks.front().result.end_ns;
   batch.key_bytes_read = 0;

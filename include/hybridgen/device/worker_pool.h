@@ -28,7 +28,7 @@ class TaskGroup {
   TaskGroup& operator=(const TaskGroup&) = delete;
 
   /// Tasks are function(context, i, worker) for i in [0, count); worker in [0, WorkerPool::size()),
-  /// or WorkerPool::size() for the thread that called run().
+  /// or WorkerPool::size() for the thread that called run() or finish().
   /// Must not be called while the group is in flight. ConfigError unless 0 <= count < 2^32.
   void assign(Function function, void* context, std::int64_t count);
   std::int64_t count() const { return count_; }
@@ -39,6 +39,7 @@ class TaskGroup {
   Function function_ = nullptr;
   void* context_ = nullptr;
   std::int64_t count_ = 0;
+  std::uint64_t position_ = 0;  ///< among all groups of the pool
   std::atomic<std::int64_t> remaining_{0};
   std::atomic<bool> failed_{false};
   std::exception_ptr error_;
@@ -73,8 +74,12 @@ class WorkerPool {
   /// then rethrows its first exception, if any. May be called from one thread at a time per group.
   void wait(TaskGroup& group);
 
-  /// submit() and wait(), but the calling thread takes tasks too, as worker size(): workers that
-  /// are busy with earlier groups join in when they are done with them. One caller at a time.
+  /// wait(), but the calling thread takes tasks of `group` too, as worker size(). One caller at a
+  /// time.
+  void finish(TaskGroup& group);
+
+  /// submit() and finish(): workers that are busy with earlier groups join in when they are done
+  /// with them.
   void run(TaskGroup& group);
 
  private:

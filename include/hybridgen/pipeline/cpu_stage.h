@@ -120,12 +120,15 @@ class CpuStage {
  public:
   /// All references must outlive the stage. With a `division` of the pool's workers, tasks of a KV
   /// head go to workers of its memory node first; one whose node has none left helps the others.
+  /// `waiter_helps`: the thread in wait() takes tasks too, which it should if it has a core of its
+  /// own and the device is the CPU, so that waiting would leave that core idle.
   CpuStage(WorkerPool& pool,
            const kernels::CpuKernels& kernels,
            const ModelConfig& config,
            TraceRecorder& trace,
            std::int64_t random_delay_us = 0,
-           NumaDivision division = {});
+           NumaDivision division = {},
+           bool waiter_helps = false);
 
   /// Grows the workers' scratch for requests of up to `max_tokens` offloaded tokens,
   /// `max_candidates` of which a shadow proposes to each query head, so that steady state does not
@@ -207,7 +210,8 @@ class CpuStage {
   std::int64_t head_dim_;
   std::int64_t random_delay_us_;
   NumaDivision division_;
-  std::vector<Scratch> scratch_;  ///< one per worker
+  bool waiter_helps_;
+  std::vector<Scratch> scratch_;  ///< one per worker, then one of the waiter
 };
 
 }  // namespace hybridgen

@@ -110,8 +110,6 @@ TEST_P(WorkerPoolOfThreads, RunCallsEveryIndexExactlyOnce) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(OneToFour, WorkerPoolOfThreads, testing::Values(1, 2, 4));
-
 TEST(WorkerPool, AGroupCanBeUsedAgainAfterWait) {
   WorkerPool pool(unpinned(2));
   std::atomic<std::int64_t> sum{0};
@@ -126,6 +124,34 @@ TEST(WorkerPool, AGroupCanBeUsedAgainAfterWait) {
   pool.submit(group);  // without another assign()
   pool.wait(group);
   EXPECT_EQ(sum.load(), 101 * 55);
+}
+
+TEST_P(WorkerPoolOfThreads, FinishCallsWhatNoWorkerHasTakenYet) {
+  WorkerPool pool(unpinned(GetParam()));
+  for (const std::int64_t count : {0, 1, 2, 7, 1000}) {
+    Counted first(count);
+    Counted second(count);
+    pool.submit(first.group);
+    pool.submit(second.group);
+    pool.finish(second.group);
+    EXPECT_TRUE(second.every_index_once()) << count << " tasks";
+    pool.finish(first.group);
+    pool.finish(first.group);  // nothing is left
+    EXPECT_TRUE(first.every_index_once()) << count << " tasks";
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(OneToFour, WorkerPoolOfThreads, testing::Values(1, 2, 4));
+
+TEST(WorkerPool, FinishRethrowsTheErrorOfATaskOfTheCaller) {
+  WorkerPool pool(unpinned(1));
+  Body fail = [](std::int64_t, int) { throw std::runtime_error("no"); };
+  TaskGroup group;
+  for (int repeat = 0; repeat < 100; ++repeat) {
+    assign(group, fail, 3);
+    pool.submit(group);
+    EXPECT_THROW(pool.finish(group), std::runtime_error);
+  }
 }
 
 TEST(WorkerPool, RunDoesNotWaitForWorkersThatAreBusyWithEarlierGroups) {

@@ -122,11 +122,13 @@ struct Counted {
 Counted run(std::vector<std::unique_ptr<Request>>& requests,
             int workers,
             bool is_cut,
-            const NumaDivision& division = {}) {
+            const NumaDivision& division = {},
+            bool waiter_helps = false) {
   WorkerPool pool({.cpus = std::vector<int>(static_cast<std::size_t>(workers), -1)});
   TraceRecorder trace;
   const kernels::CpuKernels& kernels = kernels::cpu_kernels(kernels::resolve_isa("auto"));
-  CpuStage stage(pool, kernels, config(), trace, /*random_delay_us=*/is_cut ? 100 : 0, division);
+  const std::int64_t random_delay_us = is_cut ? 100 : 0;
+  CpuStage stage(pool, kernels, config(), trace, random_delay_us, division, waiter_helps);
   stage.reserve(kCapacity);
   const std::unique_ptr<TokenSelector> selector = top_k();
   HostJobBatch batch;
@@ -184,6 +186,20 @@ TEST_P(Cut, HeadsGiveTheBitsAndBytesOfWholeOnesForAnyNumberOfWorkers) {
   }
 }
 
+TEST_P(Cut, HeadsGiveTheSameBitsAndBytesIfTheWaiterHelps) {
+  auto expected = ragged(GetParam());
+  const Counted whole = run(expected, 1, /*is_cut=*/false);
+  for (const int workers : {1, 2}) {
+    for (const bool is_cut : {false, true}) {
+      auto requests = ragged(GetParam());
+      const Counted helped = run(requests, workers, is_cut, {}, /*waiter_helps=*/true);
+      EXPECT_EQ(helped.key_bytes, whole.key_bytes);
+      EXPECT_EQ(helped.value_bytes, whole.value_bytes);
+      expect_same(requests, expected);
+    }
+  }
+}
+
 /// Parts with so many heads each; workers are theirs by turns.
 NumaDivision division_of(const std::vector<std::int64_t>& heads, int workers) {
   NumaDivision division;
@@ -206,7 +222,8 @@ TEST_P(Cut, HeadsDividedOverNodesGiveTheSameBitsAndBytes) {
     for (const int workers : {1, 2, 5}) {  // of fewer than there are parts, some have none
       for (const bool is_cut : {false, true}) {
         auto requests = ragged(GetParam());
-        const Counted divided = run(requests, workers, is_cut, division_of(heads, workers));
+        const Counted divided =
+            run(requests, workers, is_cut, division_of(heads, workers), /*waiter_helps=*/is_cut);
         EXPECT_EQ(divided.key_bytes, whole.key_bytes);
         EXPECT_EQ(divided.value_bytes, whole.value_bytes);
         expect_same(requests, expected);
