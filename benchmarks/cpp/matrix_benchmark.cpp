@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "benchmark_support.h"
@@ -36,6 +37,27 @@ struct Contestant {
   std::string name;
   std::function<double()> run;
 };
+
+/// As in the engine: the calling thread computes too, beside a worker for every other core. It is
+/// not pinned, or LibTorch's threads, which it makes, would share its core.
+double run_beside_caller(std::int64_t count, const std::function<void(std::int64_t)>& piece) {
+  static WorkerPool pool([] {
+    std::vector<int> cpus = available_cpus();
+    cpus.resize(static_cast<std::size_t>(available_parallelism()));
+    if (cpus.size() > 1) cpus.erase(cpus.begin());
+    return WorkerPool::Options{.cpus = std::move(cpus)};
+  }());
+  TaskGroup group;
+  group.assign(
+      [](void* context, std::int64_t index, int /*worker*/) {
+        (*static_cast<const std::function<void(std::int64_t)>*>(context))(index);
+      },
+      const_cast<void*>(static_cast<const void*>(&piece)),
+      count);
+  const auto begin = std::chrono::steady_clock::now();
+  pool.run(group);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
 
 at::ScalarType scalar_type(DType dtype) {
   return dtype == DType::kFloat32 ? at::kFloat : at::kBFloat16;
@@ -69,7 +91,7 @@ void by_turns(benchmark::State& state,
 
 void linear(benchmark::State& state, DType dtype, Shape shape, std::int64_t rows) {
   const c10::InferenceMode no_autograd;
-  at::set_num_threads(workers().size());
+  at::set_num_threads(available_parallelism());
   const auto element = static_cast<std::int64_t>(size_of(dtype));
   const std::int64_t layers =
       std::max<std::int64_t>(1, kWeightBytes / (shape.in * shape.out * element));
@@ -99,7 +121,7 @@ void linear(benchmark::State& state, DType dtype, Shape shape, std::int64_t rows
       args.in_features = shape.in;
       args.x_stride = shape.in;
       args.y_stride = shape.out;
-      seconds += workers().run((shape.out + outputs - 1) / outputs, [&](std::int64_t i, int) {
+      seconds += run_beside_caller((shape.out + outputs - 1) / outputs, [&](std::int64_t i) {
         table.linear(args, i * outputs, std::min(shape.out, (i + 1) * outputs));
       });
     }
@@ -126,7 +148,7 @@ void linear(benchmark::State& state, DType dtype, Shape shape, std::int64_t rows
 /// All query rows against the offloaded keys of every head, as of a chunk of a prompt or of beams.
 void logits(benchmark::State& state, DType dtype, std::int64_t rows) {
   const c10::InferenceMode no_autograd;
-  at::set_num_threads(workers().size());
+  at::set_num_threads(available_parallelism());
   const auto options = at::TensorOptions(scalar_type(dtype));
   const at::Tensor keys = at::full({kKvHeads, kTokens, kDim}, 0.01, options);
   const at::Tensor queries = at::full({kKvHeads, rows, kDim}, 0.5, options);
@@ -138,7 +160,7 @@ void logits(benchmark::State& state, DType dtype, std::int64_t rows) {
   const kernels::CpuKernels& table = kernels::cpu_kernels(kernels::resolve_isa("auto"));
   constexpr std::int64_t kChunks = kTokens / kChunkTokens;
   const auto ours = [&] {
-    return workers().run(kKvHeads * kChunks, [&](std::int64_t index, int) {
+    return run_beside_caller(kKvHeads * kChunks, [&](std::int64_t index) {
       const std::int64_t head = index / kChunks;
       const std::int64_t begin = index % kChunks * kChunkTokens;
       kernels::BlockedLogitsArgs args;
@@ -160,7 +182,7 @@ void logits(benchmark::State& state, DType dtype, std::int64_t rows) {
 /// Softmax over `rows` rows of logits, and the values weighted by it, for every head.
 void values(benchmark::State& state, DType dtype, std::int64_t rows) {
   const c10::InferenceMode no_autograd;
-  at::set_num_threads(workers().size());
+  at::set_num_threads(available_parallelism());
   const auto options = at::TensorOptions(scalar_type(dtype));
   const at::Tensor value = at::full({kKvHeads, kTokens, kDim}, 0.01, options);
   const at::Tensor weights = at::full({kKvHeads, rows, kTokens}, 0.5, at::kFloat);
@@ -168,7 +190,7 @@ void values(benchmark::State& state, DType dtype, std::int64_t rows) {
   at::Tensor out = at::empty({kKvHeads, rows, kDim}, options);
   const kernels::CpuKernels& table = kernels::cpu_kernels(kernels::resolve_isa("auto"));
   const auto ours = [&] {
-    return workers().run(kKvHeads, [&](std::int64_t head, int) {
+    return run_beside_caller(kKvHeads, [&](std::int64_t head) {
       kernels::SoftmaxValuesArgs args;
       args.dtype = dtype;
       args.logits = in_place[head].data_ptr<float>();

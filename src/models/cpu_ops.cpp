@@ -16,8 +16,10 @@ namespace hybridgen {
 namespace {
 
 // Above this many rows a projection is a matrix product and LibTorch's GEMM wins; below, it reads
-// the weights once and our kernel runs at the memory limit.
-constexpr std::int64_t kMaxStreamedRows = 16;
+// the weights once and our kernel runs at the memory limit (docs/kernels.md). LibTorch's product
+// uses the tile registers of a CPU that has them, which our kernel does not.
+constexpr std::int64_t kMaxStreamedRows = 64;
+constexpr std::int64_t kMaxStreamedRowsBesideTiles = 16;
 // Smaller pieces of work than this (elements) are not worth waking another thread for.
 constexpr std::int64_t kParallelGrain = 1 << 15;
 // A piece of a streamed weight: long enough to be read in bursts, short enough that threads which
@@ -33,7 +35,10 @@ DType dtype_of(const at::Tensor& tensor) { return to_dtype(tensor.scalar_type())
 class CpuOps final : public DeviceOps {
  public:
   CpuOps(std::string_view isa, WorkerPool* pool)
-      : kernels_(kernels::cpu_kernels(kernels::resolve_isa(isa))), pool_(pool) {}
+      : kernels_(kernels::cpu_kernels(kernels::resolve_isa(isa))),
+        pool_(pool),
+        max_streamed_rows_(kernels_.isa == kernels::Isa::kAmx ? kMaxStreamedRowsBesideTiles
+                                                              : kMaxStreamedRows) {}
 
   std::string_view name() const override { return "kernels"; }
 
@@ -42,7 +47,7 @@ class CpuOps final : public DeviceOps {
               const at::Tensor& bias,
               at::Tensor& y) const override {
     const std::int64_t rows = x.size(0);
-    if (rows > kMaxStreamedRows && y.scalar_type() == x.scalar_type()) {
+    if (rows > max_streamed_rows_ && y.scalar_type() == x.scalar_type()) {
       if (bias.defined()) {
         at::addmm_out(y, bias, x, weight.t());
       } else {
@@ -347,7 +352,7 @@ class CpuOps final : public DeviceOps {
                   std::int64_t count,
                   std::int64_t grain,
                   const Function& function) const {
-    if (pool_ == nullptr || rows > kMaxStreamedRows) {
+    if (pool_ == nullptr || rows > max_streamed_rows_) {
       at::parallel_for(0, count, grain, function);
       return;
     }
@@ -461,6 +466,7 @@ class CpuOps final : public DeviceOps {
 
   const kernels::CpuKernels& kernels_;
   WorkerPool* pool_;
+  std::int64_t max_streamed_rows_;
 };
 
 }  // namespace
