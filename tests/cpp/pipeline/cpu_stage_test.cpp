@@ -113,6 +113,13 @@ std::unique_ptr<TokenSelector> top_k() {
       {.num_layers = 1, .num_kv_heads = kKvHeads, .query_heads_per_kv_head = kPerGroup});
 }
 
+/// One for each request, as in the engine: they keep state.
+std::vector<std::unique_ptr<TokenSelector>> top_k_of_each(std::size_t requests) {
+  std::vector<std::unique_ptr<TokenSelector>> selectors(requests);
+  std::ranges::generate(selectors, top_k);
+  return selectors;
+}
+
 /// Runs the jobs of `requests` on `workers` threads and returns what was counted.
 struct Counted {
   std::int64_t key_bytes = 0;
@@ -130,10 +137,12 @@ Counted run(std::vector<std::unique_ptr<Request>>& requests,
   const std::int64_t random_delay_us = is_cut ? 100 : 0;
   CpuStage stage(pool, kernels, config(), trace, random_delay_us, division, waiter_helps);
   stage.reserve(kCapacity);
-  const std::unique_ptr<TokenSelector> selector = top_k();
+  const auto selectors = top_k_of_each(requests.size());
   HostJobBatch batch;
   batch.layer = 0;
-  for (auto& request : requests) batch.jobs.push_back(request->job(*selector, is_cut));
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    batch.jobs.push_back(requests[i]->job(*selectors[i], is_cut));
+  }
   trace.start(1024);
   for (int step = 0; step < 3; ++step) {  // thresholds of the step before must change nothing
     stage.submit(batch);
@@ -391,10 +400,12 @@ TEST(NodeDivision, LeavesTasksOfABusyNodeToTheOthers) {
       &released,
       1);
   pool.submit(busy);
-  const std::unique_ptr<TokenSelector> selector = top_k();
+  const auto selectors = top_k_of_each(requests.size());
   HostJobBatch batch;
   batch.layer = 0;
-  for (auto& request : requests) batch.jobs.push_back(request->job(*selector, /*is_cut=*/true));
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    batch.jobs.push_back(requests[i]->job(*selectors[i], /*is_cut=*/true));
+  }
   stage.submit(batch);
   stage.wait(batch);
   released = true;
