@@ -55,6 +55,7 @@ HYBRIDGEN_INLINE void to_gumbel(float* u, std::int64_t count) {
 
 void gumbel_row(const PhiloxRow& row, std::int64_t first, std::int64_t count, float* out) {
   constexpr std::int64_t kStep = std::int64_t{kPhiloxBlocks} * kPhiloxWords;
+  if (count == 0) return;  // `out` may be null
   for (std::int64_t begin = first / kStep * kStep; begin < first + count; begin += kStep) {
     std::uint64_t blocks[kPhiloxBlocks];
     std::uint64_t words[kPhiloxWords][kPhiloxBlocks];
