@@ -24,14 +24,8 @@ class Team {
 
   /// Calls piece(i) for i in [0, count) and returns the seconds until all are done.
   double run(std::int64_t count, const std::function<void(std::int64_t)>& piece) {
-    group_.assign(
-        [](void* context, std::int64_t index, int /*worker*/) {
-          (*static_cast<const std::function<void(std::int64_t)>*>(context))(index);
-        },
-        const_cast<void*>(static_cast<const void*>(&piece)),
-        count);
     const auto begin = std::chrono::steady_clock::now();
-    pool_.run(group_);
+    pool_.for_each(count, piece);
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }
 
@@ -45,7 +39,6 @@ class Team {
   }
 
   WorkerPool pool_;
-  TaskGroup group_;
 };
 
 Team& team() {

@@ -47,15 +47,8 @@ double run_beside_caller(std::int64_t count, const std::function<void(std::int64
     if (cpus.size() > 1) cpus.erase(cpus.begin());
     return WorkerPool::Options{.cpus = std::move(cpus)};
   }());
-  TaskGroup group;
-  group.assign(
-      [](void* context, std::int64_t index, int /*worker*/) {
-        (*static_cast<const std::function<void(std::int64_t)>*>(context))(index);
-      },
-      const_cast<void*>(static_cast<const void*>(&piece)),
-      count);
   const auto begin = std::chrono::steady_clock::now();
-  pool.run(group);
+  pool.for_each(count, piece);
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 

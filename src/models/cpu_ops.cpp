@@ -360,17 +360,9 @@ class CpuOps final : public DeviceOps {
       function(std::int64_t{0}, count);
       return;
     }
-    const auto piece = [&](std::int64_t index) {
+    pool_->for_each((count + grain - 1) / grain, [&](std::int64_t index) {
       function(index * grain, std::min(count, (index + 1) * grain));
-    };
-    TaskGroup group;
-    group.assign(
-        [](void* context, std::int64_t index, int /*worker*/) {
-          (*static_cast<decltype(piece)*>(context))(index);
-        },
-        const_cast<void*>(static_cast<const void*>(&piece)),
-        (count + grain - 1) / grain);
-    pool_->run(group);
+    });
   }
 
   /// Weight rows that a thread takes at a time.

@@ -56,14 +56,7 @@ void choose_slots(const ModelConfig& config,
     }
     return;
   }
-  TaskGroup group;
-  group.assign(
-      [](void* context, std::int64_t g, int /*worker*/) {
-        (*static_cast<decltype(choose)*>(context))(g);
-      },
-      const_cast<void*>(static_cast<const void*>(&choose)),
-      config.num_kv_heads);
-  pool->run(group);
+  pool->for_each(config.num_kv_heads, choose);
 }
 
 }  // namespace

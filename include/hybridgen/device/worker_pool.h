@@ -82,6 +82,20 @@ class WorkerPool {
   /// with them.
   void run(TaskGroup& group);
 
+  /// Calls function(i) for i in [0, count), in any order and on several threads at a time, as
+  /// run() does; rethrows the first exception. Allocates nothing.
+  template <typename Function>
+  void for_each(std::int64_t count, const Function& function) {
+    TaskGroup group;
+    group.assign(
+        [](void* context, std::int64_t index, int /*worker*/) {
+          (*static_cast<const Function*>(context))(index);
+        },
+        const_cast<void*>(static_cast<const void*>(&function)),
+        count);
+    run(group);
+  }
+
  private:
   struct State;
   std::unique_ptr<State> state_;

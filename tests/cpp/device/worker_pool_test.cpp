@@ -126,6 +126,16 @@ TEST(WorkerPool, AGroupCanBeUsedAgainAfterWait) {
   EXPECT_EQ(sum.load(), 101 * 55);
 }
 
+TEST_P(WorkerPoolOfThreads, ForEachCallsEveryIndexExactlyOnceAndRethrows) {
+  WorkerPool pool(unpinned(GetParam()));
+  std::vector<std::atomic<int>> calls(1000);
+  pool.for_each(1000, [&](std::int64_t i) { ++calls[static_cast<std::size_t>(i)]; });
+  for (const std::atomic<int>& count : calls) ASSERT_EQ(count.load(), 1);
+  pool.for_each(0, [](std::int64_t) { ADD_FAILURE() << "there is nothing to call"; });
+  EXPECT_THROW(pool.for_each(3, [](std::int64_t) { throw std::runtime_error("no"); }),
+               std::runtime_error);
+}
+
 TEST_P(WorkerPoolOfThreads, FinishCallsWhatNoWorkerHasTakenYet) {
   WorkerPool pool(unpinned(GetParam()));
   for (const std::int64_t count : {0, 1, 2, 7, 1000}) {
