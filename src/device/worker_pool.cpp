@@ -224,12 +224,15 @@ WorkerPool::State::Claim WorkerPool::State::claim() {
 
 void WorkerPool::State::execute(const Claim& claimed, int worker) {
   TaskGroup& group = *claimed.group;
-  if (group.failed_.load(std::memory_order_relaxed)) return;  // the rest of a failed group
+  const std::int64_t index = group.count_ - static_cast<std::int64_t>(claimed.unclaimed);
+  // Tasks are claimed in order, so all before a failed one run, and the first to fail is known.
+  if (index > group.first_failed_.load(std::memory_order_relaxed)) return;
   try {
-    group.function_(
-        group.context_, group.count_ - static_cast<std::int64_t>(claimed.unclaimed), worker);
+    group.function_(group.context_, index, worker);
   } catch (...) {
-    if (!group.failed_.exchange(true, std::memory_order_relaxed)) {
+    const std::lock_guard<std::mutex> lock(group.error_mutex_);
+    if (index < group.first_failed_.load(std::memory_order_relaxed)) {
+      group.first_failed_.store(index, std::memory_order_relaxed);
       group.error_ = std::current_exception();  // read by wait() after `remaining_` reached 0
     }
   }
@@ -297,7 +300,7 @@ void WorkerPool::State::wake_workers() {
 
 std::uint64_t WorkerPool::State::submit(TaskGroup& group) {
   HYBRIDGEN_DCHECK(group.done(), "(task group submitted while in flight)");
-  group.failed_.store(false, std::memory_order_relaxed);
+  group.first_failed_.store(TaskGroup::kNoneFailed, std::memory_order_relaxed);
   group.error_ = nullptr;
   group.remaining_.store(group.count_, std::memory_order_relaxed);
   const std::uint64_t position = push(group);
@@ -318,7 +321,6 @@ void WorkerPool::State::wait(TaskGroup& group) {
     sleeping_waiters.fetch_sub(1, std::memory_order_relaxed);
   }
   if (group.error_ != nullptr) {
-    group.failed_.store(false, std::memory_order_relaxed);
     std::rethrow_exception(std::exchange(group.error_, nullptr));
   }
 }

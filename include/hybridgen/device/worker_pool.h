@@ -3,16 +3,19 @@
 // OpenMP team would fight with LibTorch's for the same cores.
 //
 // Guarantees: submit() returns at once and never allocates; tasks of one group run in any order, on
-// any worker; groups start in submission order; the first exception of a group is rethrown by
-// wait(). Workers set flush-to-zero and denormals-are-zero, spin for a bounded time when idle and
-// then sleep on a futex. The destructor finishes queued groups, then joins.
+// any worker; groups start in submission order; of a group's exceptions wait() rethrows the one of
+// the task with the lowest index, whatever the timing. Workers set flush-to-zero and
+// denormals-are-zero, spin for a bounded time when idle and then sleep on a futex. The destructor
+// finishes queued groups, then joins.
 #pragma once
 
 #include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <exception>
+#include <limits>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 namespace hybridgen {
@@ -41,7 +44,9 @@ class TaskGroup {
   std::int64_t count_ = 0;
   std::uint64_t position_ = 0;  ///< among all groups of the pool
   std::atomic<std::int64_t> remaining_{0};
-  std::atomic<bool> failed_{false};
+  static constexpr std::int64_t kNoneFailed = std::numeric_limits<std::int64_t>::max();
+  std::atomic<std::int64_t> first_failed_{kNoneFailed};
+  std::mutex error_mutex_;  ///< of the two members beside it, while tasks run
   std::exception_ptr error_;
 };
 
@@ -71,7 +76,8 @@ class WorkerPool {
   void submit(TaskGroup& group);
 
   /// Blocks until all tasks of `group` finished (at once if it was never submitted or count is 0),
-  /// then rethrows its first exception, if any. May be called from one thread at a time per group.
+  /// then rethrows the exception of its lowest index, if any. May be called from one thread at a
+  /// time per group.
   void wait(TaskGroup& group);
 
   /// wait(), but the calling thread takes tasks of `group` too, as worker size(). One caller at a
@@ -83,7 +89,7 @@ class WorkerPool {
   void run(TaskGroup& group);
 
   /// Calls function(i) for i in [0, count), in any order and on several threads at a time, as
-  /// run() does; rethrows the first exception. Allocates nothing.
+  /// run() does; rethrows as wait() does. Allocates nothing.
   template <typename Function>
   void for_each(std::int64_t count, const Function& function) {
     TaskGroup group;

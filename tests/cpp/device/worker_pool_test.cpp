@@ -288,6 +288,22 @@ TEST(WorkerPool, ATaskErrorIsRethrownByWaitAndThePoolAndTheGroupStayUsable) {
   EXPECT_NO_THROW(pool.wait(group));
 }
 
+TEST_P(WorkerPoolOfThreads, RethrowsTheErrorOfTheLowestIndexWhateverTheTiming) {
+  WorkerPool pool(unpinned(GetParam()));
+  for (int round = 0; round < 20; ++round) {
+    try {
+      pool.for_each(16, [&](std::int64_t i) {
+        // What fails first in time is not what fails first in order.
+        if (i == 1) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        if (i > 0) throw std::runtime_error(std::to_string(i));
+      });
+      FAIL() << "nothing was thrown";
+    } catch (const std::runtime_error& error) {
+      ASSERT_STREQ(error.what(), "1");
+    }
+  }
+}
+
 TEST(WorkerPool, AnErrorConcernsItsOwnGroupOnly) {
   WorkerPool pool(unpinned(2));
   Body failing = [](std::int64_t, int) { throw std::runtime_error("always"); };
