@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Our few-row kernels by turns with LibTorch's matrix product and oneDNN's over packed weights,
-// from one row to hundreds: where the one takes over from the other. Counters are microseconds,
-// medians.
+// Our few-row kernels by turns with the matrix products of LibTorch and oneDNN over the same
+// weights, from one row to hundreds: where the one takes over from the other. Counters are
+// microseconds, medians.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
@@ -90,30 +90,30 @@ void linear(benchmark::State& state, DType dtype, Shape shape, std::int64_t rows
       std::max<std::int64_t>(1, kWeightBytes / (shape.in * shape.out * element));
   const auto options = at::TensorOptions(scalar_type(dtype));
   std::vector<at::Tensor> weights;
-  std::vector<kernels::OneDnnLinear> packed;
   for (std::int64_t layer = 0; layer < layers; ++layer) {
     weights.push_back(at::full({shape.out, shape.in}, 0.01, options));
-    if (kernels::has_onednn()) {
-      packed.emplace_back(dtype, weights.back().data_ptr(), nullptr, shape.in, shape.out);
-    }
   }
   const at::Tensor x = at::full({rows, shape.in}, 0.5, options);
   at::Tensor y = at::empty({rows, shape.out}, options);
   const kernels::CpuKernels& table = kernels::cpu_kernels(kernels::resolve_isa("auto"));
   const std::int64_t outputs = std::max<std::int64_t>(1, kPieceBytes / (shape.in * element));
+  const auto args_of = [&](const at::Tensor& weight) {
+    kernels::LinearArgs args;
+    args.dtype = dtype;
+    args.y_dtype = dtype;
+    args.x = x.data_ptr();
+    args.weight = weight.data_ptr();
+    args.y = y.data_ptr();
+    args.rows = rows;
+    args.in_features = shape.in;
+    args.x_stride = shape.in;
+    args.y_stride = shape.out;
+    return args;
+  };
   const auto ours = [&] {
     double seconds = 0.0;
     for (const at::Tensor& weight : weights) {
-      kernels::LinearArgs args;
-      args.dtype = dtype;
-      args.y_dtype = dtype;
-      args.x = x.data_ptr();
-      args.weight = weight.data_ptr();
-      args.y = y.data_ptr();
-      args.rows = rows;
-      args.in_features = shape.in;
-      args.x_stride = shape.in;
-      args.y_stride = shape.out;
+      const kernels::LinearArgs args = args_of(weight);
       seconds += run_beside_caller((shape.out + outputs - 1) / outputs, [&](std::int64_t i) {
         table.linear(args, i * outputs, std::min(shape.out, (i + 1) * outputs));
       });
@@ -129,8 +129,8 @@ void linear(benchmark::State& state, DType dtype, Shape shape, std::int64_t rows
   if (kernels::has_onednn()) {
     contestants.push_back({"onednn_us", [&] {
                              return seconds_of([&] {
-                               for (kernels::OneDnnLinear& one : packed) {
-                                 one.run(x.data_ptr(), rows, y.data_ptr());
+                               for (const at::Tensor& weight : weights) {
+                                 kernels::onednn_linear(args_of(weight), shape.out);
                                }
                              });
                            }});

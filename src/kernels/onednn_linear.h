@@ -1,40 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// y = x W^T + b by oneDNN's matmul, with the weight kept once in the layout oneDNN prefers. Meant
-// for many rows (prefill), where blocking for the caches counts; CpuKernels::linear is for few
-// rows. Uses oneDNN's own threads. One object is used by one thread at a time.
+// y = x W^T + b by oneDNN's matrix product, for many rows (prefill), where blocking for the caches
+// counts; CpuKernels::linear is for few rows. The weight stays as it lies in the checkpoint: oneDNN
+// copies a block of it at a time (docs/kernels.md, "oneDNN and LibTorch beside it").
 #pragma once
 
 #include <cstdint>
-#include <memory>
 
-#include "hybridgen/core/types.h"
+#include "kernels/cpu_kernels.h"
 
 namespace hybridgen::kernels {
 
-/// Whether this build holds oneDNN; without it the constructor below throws.
+/// Whether this build holds oneDNN; without it onednn_linear() throws.
 bool has_onednn();
 
-class OneDnnLinear {
- public:
-  /// Copies `weight` [out, in] into the packed layout; `bias` [out] may be null. Both of `dtype`.
-  /// Throws ConfigError for float16 or non-positive sizes, DeviceError if oneDNN is missing or
-  /// fails.
-  OneDnnLinear(DType dtype,
-               const void* weight,
-               const void* bias,
-               std::int64_t in_features,
-               std::int64_t out_features);
-  ~OneDnnLinear();
-  OneDnnLinear(OneDnnLinear&& other) noexcept;
-  OneDnnLinear& operator=(OneDnnLinear&& other) noexcept;
-
-  /// x [rows, in] and y [rows, out], contiguous, of the constructor's dtype. Returns when y is
-  /// written. The first call with a row count builds its primitive, later ones reuse it.
-  void run(const void* x, std::int64_t rows, void* y);
-
- private:
-  struct Implementation;
-  std::unique_ptr<Implementation> implementation_;
-};
+/// Writes all `out_features` columns of y. Runs on the OpenMP threads of the caller, as LibTorch
+/// does, and returns when y is written; several threads may call it at once. The first call with a
+/// shape compiles its code (a fraction of a millisecond), which oneDNN keeps for later ones.
+/// Throws ConfigError for float16 or a y of another dtype, DeviceError if oneDNN is missing or
+/// fails.
+void onednn_linear(const LinearArgs& args, std::int64_t out_features);
 
 }  // namespace hybridgen::kernels

@@ -11,13 +11,15 @@
 #include "hybridgen/models/device_ops.h"
 #include "hybridgen/models/torch_types.h"
 #include "kernels/cpu_kernels.h"
+#include "kernels/onednn_linear.h"
 
 namespace hybridgen {
 namespace {
 
-// Above this many rows a projection is a matrix product and LibTorch's GEMM wins; below, it reads
-// the weights once and our kernel runs at the memory limit (docs/kernels.md). LibTorch's product
-// uses the tile registers of a CPU that has them, which our kernel does not.
+// Above this many rows a projection is a matrix product, which libraries do best: oneDNN in
+// float32, where LibTorch takes MKL's, and LibTorch in 16 bits. Below, it reads the weights once
+// and our kernel runs at the memory limit (docs/kernels.md), but does not use the tile registers of
+// a CPU that has them.
 constexpr std::int64_t kMaxStreamedRows = 64;
 constexpr std::int64_t kMaxStreamedRowsBesideTiles = 16;
 // Smaller pieces of work than this (elements) are not worth waking another thread for.
@@ -47,14 +49,6 @@ class CpuOps final : public DeviceOps {
               const at::Tensor& bias,
               at::Tensor& y) const override {
     const std::int64_t rows = x.size(0);
-    if (rows > max_streamed_rows_ && y.scalar_type() == x.scalar_type()) {
-      if (bias.defined()) {
-        at::addmm_out(y, bias, x, weight.t());
-      } else {
-        at::mm_out(y, x, weight.t());
-      }
-      return;
-    }
     kernels::LinearArgs args;
     args.dtype = dtype_of(x);
     args.y_dtype = dtype_of(y);
@@ -66,6 +60,16 @@ class CpuOps final : public DeviceOps {
     args.in_features = x.size(1);
     args.x_stride = x.stride(0);
     args.y_stride = y.stride(0);
+    if (rows > max_streamed_rows_ && y.scalar_type() == x.scalar_type()) {
+      if (args.dtype == DType::kFloat32 && kernels::has_onednn()) {
+        kernels::onednn_linear(args, weight.size(0));
+      } else if (bias.defined()) {
+        at::addmm_out(y, bias, x, weight.t());
+      } else {
+        at::mm_out(y, x, weight.t());
+      }
+      return;
+    }
     for_ranges(
         rows, weight.size(0), outputs_per_piece(weight), [&](std::int64_t begin, std::int64_t end) {
           kernels_.linear(args, begin, end);
