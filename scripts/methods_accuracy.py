@@ -7,6 +7,9 @@ Both pass through decode steps. The third measurement is the paper's Figure 11: 
 inputs of consecutive layers resemble each other, on which speculation rests?
 
     python scripts/methods_accuracy.py [--quick] [--json FILE] [--out FILE.md] [--plot FILE.png]
+
+Without other paths a full run writes docs/results/methods_accuracy.md and .png, a quick one
+results/methods_accuracy.md and .png.
 """
 
 from __future__ import annotations
@@ -382,8 +385,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two budgets, few short prompts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
-    parser.add_argument("--out", type=Path, metavar="FILE.md", help="write tables and findings")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it; needs matplotlib")
+    parser.add_argument("--out", type=Path, metavar="FILE.md", help="tables and findings")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="needs matplotlib")
     parser.add_argument("--only", choices=["recall", "agreement"], help="one of the two tasks")
     parser.add_argument("--seed", type=int, default=20261, help="of the recall prompts")
     arguments = parser.parse_args(given)
@@ -395,12 +398,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         measure_tiny(report, size, arguments.seed)
     if arguments.only != "recall":
         measure_smollm2(report, size)
-    plot = arguments.plot if arguments.plot and draw(report, arguments.plot) else None
+    folder = ROOT / ("results" if arguments.quick else "docs/results")
+    out = arguments.out or folder / "methods_accuracy.md"
+    plot = arguments.plot or out.with_suffix(".png")
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
-    if arguments.out:
-        write_markdown(report, size, arguments.out, plot)
+    write_markdown(report, size, out, plot if draw(report, plot) else None)
+    print(f"written to {out}")
     return 0
 
 
