@@ -112,3 +112,9 @@ def one_of(operation: str, name: str, value: object, allowed: Iterable[str]) -> 
         f"[{operation}] {name} is {value!r}; allowed: {', '.join(names)}"
         f"{did_you_mean(value, names)}"
     )
+
+
+def brief(value: object) -> str:
+    """Return the value's repr, cut to a length that fits a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import numbers
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from . import _core
-from ._checks import as_int, check_keywords, one_of
+from ._checks import as_int, brief, check_keywords, one_of
 from .checkpoint import LOAD_FORMATS, LoadedModel, load_model
 from .config import (
     QUERY_MODES,
@@ -32,6 +31,8 @@ from .k_min import resolve_k_min
 from .method_options import MethodOptions, resolve_method
 from .model_config import read_eos_ids
 from .outputs import RequestMetrics, RequestOutput, RunStats, StreamChunk
+from .progress import ProgressBar
+from .prompts import Prompt, PromptReader
 from .sampling import SamplingParams
 from .tokenizer import load_tokenizer, vocabulary_size
 from .tracing import write_chrome_trace
@@ -50,8 +51,6 @@ _HOMES = {
     "max_tokens": "SamplingParams(max_tokens=...) and pass that to generate",
     "temperature": "SamplingParams(temperature=...) and pass that to generate",
 }
-
-Prompt = str | list[int] | dict[str, Any]
 
 
 class LLM:
@@ -219,7 +218,6 @@ class LLM:
             # Embeddings are padded to a round number of rows; the padding means nothing.
             size = vocabulary_size(self.tokenizer)
             self._valid_vocab = size if 0 < size < loaded.config["vocab_size"] else 0
-        self._last_id = loaded.config["vocab_size"] - 1
         self._num_requests = 0
         self._tracing = False
         free_bytes = _free_device_bytes(loaded.model.device)
@@ -268,7 +266,7 @@ class LLM:
         KeyboardInterrupt
             Results so far, finished or not, are in ``partial_outputs``.
         """
-        texts_and_ids = self._prompts(prompts)
+        texts_and_ids = self._reader.read(prompts)
         params = _per_prompt(sampling_params, len(texts_and_ids))
         groups = [
             [
@@ -306,7 +304,7 @@ class LLM:
 
         No text is made unless stop strings ask for it. An ending token is part of the result.
         """
-        ids = [self._prompt_ids(prompt)[1] for prompt in prompts]
+        ids = [self._reader.read_one(prompt)[1] for prompt in prompts]
         params = _per_prompt(sampling_params, len(ids))
         for p in params:
             if p.n != 1:
@@ -339,7 +337,7 @@ class LLM:
             As for `generate`.
         """
         decode_prompt_tokens = as_int("stream", "decode_prompt_tokens", decode_prompt_tokens, 0)
-        found = self._prompts(prompt)
+        found = self._reader.read(prompt)
         if len(found) != 1:
             raise ConfigError(f"[stream] got {len(found)} prompts; allowed: 1; use generate")
         params = _per_prompt(sampling_params, 1)[0]
@@ -362,7 +360,7 @@ class LLM:
         messages : list of dict, or list of such lists
             Each dict with ``role`` and ``content``.
         """
-        tokenizer = self._require_tokenizer("chat")
+        tokenizer = self._reader.require_tokenizer("chat")
         if not getattr(tokenizer, "chat_template", None):
             raise ConfigError(
                 "[chat] the tokenizer has no chat template; use generate with a prompt in the form "
@@ -396,7 +394,7 @@ class LLM:
         >>> llm.score([("The sky is", " blue")])  # doctest: +SKIP
         [(-1.25, True)]
         """
-        encoded = [self._encode_pair(*pair) for pair in pairs]
+        encoded = [self._reader.read_pair(*pair) for pair in pairs]
         sequences = []
         for context, continuation in encoded:
             params = SamplingParams(max_tokens=len(continuation), ignore_eos=True)
@@ -494,7 +492,7 @@ class LLM:
         try:
             for i, sequence in enumerate(sequences):
                 self._add(sequence, forced[i] if forced else None, decode_prompt_tokens)
-            with _Progress(len(sequences), loop, progress) as bar:
+            with ProgressBar(len(sequences), loop, progress) as bar:
                 while waiting:
                     loop.step()
                     done = [s for s in sequences if s.finished and id(s) in waiting]
@@ -558,87 +556,13 @@ class LLM:
         finally:
             loop.abort(sequence)
 
-    def _prompts(self, prompts: Any) -> list[tuple[str | None, list[int]]]:
-        """Bring every accepted form of prompts into a list of (text or None, token ids)."""
-        if hasattr(prompts, "tolist"):
-            prompts = prompts.tolist()
-        if isinstance(prompts, str | Mapping) or _is_ids(prompts):
-            return [self._prompt_ids(prompts)]
-        if isinstance(prompts, list | tuple):
-            return [self._prompt_ids(prompt) for prompt in prompts]
-        raise ConfigError(
-            f"[generate] prompts is {type(prompts).__name__}; allowed: a string, a list of token "
-            "ids, a dict with prompt or prompt_token_ids, or a list of these"
-        )
-
-    def _prompt_ids(self, prompt: Any) -> tuple[str | None, list[int]]:
-        if isinstance(prompt, Mapping):
-            keys = {"prompt", "prompt_token_ids"}
-            if not prompt or not set(prompt) <= keys:
-                raise ConfigError(
-                    f"[generate] a prompt has the keys {', '.join(map(str, prompt)) or 'none'}; "
-                    "allowed: prompt, prompt_token_ids"
-                )
-            text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
-            if ids is None:
-                return self._prompt_ids(text)
-            return text, self._prompt_ids(ids)[1]
-        if isinstance(prompt, str):
-            return prompt, self._encode(prompt)
-        if hasattr(prompt, "tolist"):
-            prompt = prompt.tolist()
-        if isinstance(prompt, list | tuple) and (not prompt or _is_ids(prompt)):
-            return None, [as_int("generate", "a token id", i, 0, self._last_id) for i in prompt]
-        raise ConfigError(
-            f"[generate] a prompt is {_brief(prompt)}; allowed: a string, a list of token ids, or "
-            "a dict with prompt or prompt_token_ids"
-        )
-
-    def _encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        tokenizer = self._require_tokenizer("generate")
-        return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))
-
-    def _encode_pair(self, context: Any, continuation: Any) -> tuple[list[int], list[int]]:
-        if not isinstance(context, str) or not isinstance(continuation, str):
-            pair = self._prompt_ids(context)[1], self._prompt_ids(continuation)[1]
-        else:
-            kept = context.rstrip()
-            continuation = context[len(kept) :] + continuation
-            if kept:
-                whole, start = self._encode(kept + continuation), self._encode(kept)
-                pair = start, whole[len(start) :]
-            else:
-                tokens = self._encode(continuation, add_special_tokens=False)
-                pair = [self._prefix_token()], tokens
-        if not pair[0] or not pair[1]:
-            which = "context" if not pair[0] else "continuation"
-            raise ConfigError(
-                f"[score] the {which} has no tokens; allowed: at least one token in each of "
-                "context and continuation"
-            )
-        return pair
-
-    def _prefix_token(self) -> int:
-        tokenizer = self._require_tokenizer("score")
-        for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-            if token is not None:
-                return int(token)
-        raise ConfigError(
-            "[score] the context is empty and the tokenizer has neither a BOS nor an EOS token to "
-            "stand for it; pass a context"
-        )
-
-    def _require_tokenizer(self, operation: str) -> Any:
-        if self.tokenizer is None:
-            raise ConfigError(
-                f"[{operation}] there is no tokenizer in the model's folder; pass token ids, or "
-                "tokenizer= to LLM"
-            )
-        return self.tokenizer
+    @property
+    def _reader(self) -> PromptReader:
+        return PromptReader(self.tokenizer, self.model_config["vocab_size"] - 1)
 
     def _needs_text(self, params: SamplingParams) -> bool:
         if params.stop_strings:
-            self._require_tokenizer("stop strings")
+            self._reader.require_tokenizer("stop strings")
         return bool(params.stop_strings)
 
     def _has_text(self, params: SamplingParams) -> bool:
@@ -646,46 +570,6 @@ class LLM:
 
 
 LLM.__init__ = check_keywords(LLM.__init__, "LLM", homes=_HOMES)  # type: ignore[method-assign]
-
-
-class _Progress:
-    """A bar over finished requests, with speed, K and overlap behind it."""
-
-    def __init__(self, total: int, loop: EngineLoop, enabled: bool) -> None:
-        self._loop = loop
-        self._bar: Any = None
-        self._shown = 0.0
-        if enabled:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(total=total, unit="request")
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def update(self, done: list[Sequence], sequences: list[Sequence]) -> None:
-        """Count finished requests; refresh the numbers a few times a second."""
-        if self._bar is None:
-            return
-        now = time.perf_counter()
-        if done or now - self._shown > 0.3:
-            self._shown = now
-            stats = RunStats(self._loop.engine.run_stats())
-            shown = (done or [s for s in sequences if not s.finished] or sequences)[0]
-            self._loop.refresh_metrics(shown)
-            metrics = shown.metrics
-            postfix = {
-                "tok/s": f"{stats['decode_tps']:.1f}",
-                "K": metrics.k,
-                "mode": metrics.strategy,
-                "hidden": f"{100 * (stats.get('hidden_share') or 0.0):.0f}%",
-            }
-            self._bar.set_postfix(postfix, refresh=False)
-        self._bar.update(len(done))
 
 
 def _output(text: str | None, group: list[Sequence]) -> RequestOutput:
@@ -708,7 +592,7 @@ def _per_prompt(params: Any, count: int) -> list[SamplingParams]:
         isinstance(p, SamplingParams) for p in params
     ):
         raise ConfigError(
-            f"[generate] sampling_params is {_brief(params)}; allowed: a SamplingParams, or a list "
+            f"[generate] sampling_params is {brief(params)}; allowed: a SamplingParams, or a list "
             "with one for each prompt"
         )
     if len(params) != count:
@@ -724,7 +608,7 @@ def _instance(name: str, value: Any, kind: type[Any]) -> Any:
         return kind()
     if not isinstance(value, kind):
         raise ConfigError(
-            f"[LLM] {name} is {_brief(value)}; allowed: a {kind.__name__}, for example "
+            f"[LLM] {name} is {brief(value)}; allowed: a {kind.__name__}, for example "
             f"{name}={kind.__name__}()"
         )
     return value
@@ -755,16 +639,3 @@ def _resolve_device(device: object) -> str:
             "auto, cpu" + (f", cuda:0 to cuda:{count - 1}" if count else "")
         )
     return f"cuda:{index}"
-
-
-def _is_ids(value: object) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and len(value) > 0
-        and all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in value)
-    )
-
-
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The progress bar of a run."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from .generation import EngineLoop, Sequence
+from .outputs import RunStats
+
+
+class ProgressBar:
+    """A bar over finished requests, with speed, K and overlap behind it."""
+
+    def __init__(self, total: int, loop: EngineLoop, enabled: bool) -> None:
+        self._loop = loop
+        self._bar: Any = None
+        self._shown = 0.0
+        if enabled:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=total, unit="request")
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, done: list[Sequence], sequences: list[Sequence]) -> None:
+        """Count finished requests; refresh the numbers a few times a second."""
+        if self._bar is None:
+            return
+        now = time.perf_counter()
+        if done or now - self._shown > 0.3:
+            self._shown = now
+            stats = RunStats(self._loop.engine.run_stats())
+            shown = (done or [s for s in sequences if not s.finished] or sequences)[0]
+            self._loop.refresh_metrics(shown)
+            metrics = shown.metrics
+            postfix = {
+                "tok/s": f"{stats['decode_tps']:.1f}",
+                "K": metrics.k,
+                "mode": metrics.strategy,
+                "hidden": f"{100 * (stats.get('hidden_share') or 0.0):.0f}%",
+            }
+            self._bar.set_postfix(postfix, refresh=False)
+        self._bar.update(len(done))
