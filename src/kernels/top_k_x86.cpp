@@ -24,6 +24,9 @@ namespace hybridgen::kernels {
 
 namespace {
 
+/// Scores that are passed over at once if all are below the threshold.
+constexpr int kStretch = 64;
+
 // ---- AVX-512 -----------------------------------------------------------------------------------
 
 /// Lanes of the vector that begins at i.
@@ -31,26 +34,52 @@ HYBRIDGEN_AVX512 inline __mmask16 lanes_from(std::int64_t i, std::int64_t n) {
   return n - i >= 16 ? __mmask16{0xffff} : static_cast<__mmask16>((1U << (n - i)) - 1U);
 }
 
+/// Appends the lanes of `keep`; 16 elements are overwritten.
+HYBRIDGEN_AVX512 inline void append(
+    Kept& kept, Candidates candidates, __mmask16 keep, __m512 score, __m512i position) {
+  // Compressing into a register and storing all of it is much faster than a compressing store.
+  _mm512_storeu_ps(candidates.scores + kept.count, _mm512_maskz_compress_ps(keep, score));
+  _mm512_storeu_si512(candidates.positions + kept.count,
+                      _mm512_maskz_compress_epi32(keep, position));
+  kept.count += __builtin_popcount(keep);
+}
+
 HYBRIDGEN_AVX512 Kept keep_avx512(const float* scores,
                                   std::int64_t n,
                                   float low,
                                   Candidates candidates) {
   const __m512 limit = _mm512_set1_ps(low);
-  const __m512i step = _mm512_set1_epi32(16);
-  __m512i position = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   Kept kept;
   unsigned nan = 0;
-  for (std::int64_t i = 0; i < n; i += 16) {
+  std::int64_t i = 0;
+  // When few are chosen, most stretches hold none. "Not below" is true of NaN too.
+  for (; i + kStretch <= n; i += kStretch) {
+    __m512 score[kStretch / 16];
+    unsigned any = 0;
+    for (int part = 0; part < kStretch / 16; ++part) {
+      score[part] = _mm512_loadu_ps(scores + i + part * 16);
+      any |= _mm512_cmp_ps_mask(score[part], limit, _CMP_NLT_UQ);
+    }
+    if (any == 0) continue;
+    for (int part = 0; part < kStretch / 16; ++part) {
+      nan |= _mm512_cmp_ps_mask(score[part], score[part], _CMP_UNORD_Q);
+      append(kept,
+             candidates,
+             _mm512_cmp_ps_mask(score[part], limit, _CMP_GE_OQ),
+             score[part],
+             _mm512_add_epi32(lane, _mm512_set1_epi32(static_cast<int>(i) + part * 16)));
+    }
+  }
+  for (; i < n; i += 16) {
     const __mmask16 lanes = lanes_from(i, n);
     const __m512 score = _mm512_maskz_loadu_ps(lanes, scores + i);
-    const __mmask16 keep = _mm512_mask_cmp_ps_mask(lanes, score, limit, _CMP_GE_OQ);
     nan |= _mm512_mask_cmp_ps_mask(lanes, score, score, _CMP_UNORD_Q);
-    // Compressing into a register and storing all of it is much faster than a compressing store.
-    _mm512_storeu_ps(candidates.scores + kept.count, _mm512_maskz_compress_ps(keep, score));
-    _mm512_storeu_si512(candidates.positions + kept.count,
-                        _mm512_maskz_compress_epi32(keep, position));
-    kept.count += __builtin_popcount(keep);
-    position = _mm512_add_epi32(position, step);
+    append(kept,
+           candidates,
+           _mm512_mask_cmp_ps_mask(lanes, score, limit, _CMP_GE_OQ),
+           score,
+           _mm512_add_epi32(lane, _mm512_set1_epi32(static_cast<int>(i))));
   }
   kept.has_nan = nan != 0;
   return kept;
@@ -131,20 +160,27 @@ HYBRIDGEN_AVX2 Kept keep_avx2(const float* scores,
                               float low,
                               Candidates candidates) {
   const __m256 limit = _mm256_set1_ps(low);
-  const __m256i step = _mm256_set1_epi32(8);
-  __m256i position = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   __m256 nan = _mm256_setzero_ps();
   Kept kept;
   std::int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m256 score = _mm256_loadu_ps(scores + i);
-    nan = _mm256_or_ps(nan, _mm256_cmp_ps(score, score, _CMP_UNORD_Q));
-    kept.count += store_compressed(lanes_of(_mm256_cmp_ps(score, limit, _CMP_GE_OQ)),
-                                   score,
-                                   position,
-                                   candidates.scores + kept.count,
-                                   candidates.positions + kept.count);
-    position = _mm256_add_epi32(position, step);
+  for (; i + kStretch <= n; i += kStretch) {
+    __m256 any = _mm256_setzero_ps();
+    for (int part = 0; part < kStretch; part += 8) {
+      any =
+          _mm256_or_ps(any, _mm256_cmp_ps(_mm256_loadu_ps(scores + i + part), limit, _CMP_NLT_UQ));
+    }
+    if (lanes_of(any) == 0) continue;
+    for (int part = 0; part < kStretch; part += 8) {
+      const __m256 score = _mm256_loadu_ps(scores + i + part);
+      nan = _mm256_or_ps(nan, _mm256_cmp_ps(score, score, _CMP_UNORD_Q));
+      kept.count +=
+          store_compressed(lanes_of(_mm256_cmp_ps(score, limit, _CMP_GE_OQ)),
+                           score,
+                           _mm256_add_epi32(lane, _mm256_set1_epi32(static_cast<int>(i) + part)),
+                           candidates.scores + kept.count,
+                           candidates.positions + kept.count);
+    }
   }
   kept.has_nan = lanes_of(nan) != 0;
   const Candidates rest = {candidates.scores + kept.count, candidates.positions + kept.count};

@@ -103,6 +103,10 @@ TEST(TopK, ReportsANaNAnywhere) {
           EXPECT_FALSE(
               top_k_by(passes, scores.data(), n, k, positions.data(), values.data(), scratch))
               << "n " << n << " at " << at;
+          // Also among scores that are passed over, as all are below the threshold.
+          const Candidates room = {scratch.data(), scratch.data() + top_k_scratch(n) / 2};
+          EXPECT_TRUE(passes.keep(scores.data(), n, 1000.0F, room).has_nan)
+              << "n " << n << " at " << at;
         }
       }
     }
