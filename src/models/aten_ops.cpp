@@ -155,6 +155,24 @@ class AtenOps final : public DeviceOps {
     return {out.view({heads, rows, head_dim}), lse.view({heads, rows})};
   }
 
+  void guess_logits(const at::Tensor& queries,
+                    const at::Tensor& keys,
+                    at::Tensor& guesses) const override {
+    const std::int64_t tokens = guesses.size(1);
+    const std::int64_t block = keys.size(3);
+    const at::Tensor used = keys.narrow(1, 0, (tokens + block - 1) / block);
+    const at::Tensor logits = at::matmul(queries.unsqueeze(1), used);  // [G, blocks, R, 32]
+    guesses.copy_(logits.amax(2).flatten(1).narrow(1, 0, tokens));
+  }
+
+  at::Tensor largest_positions(const at::Tensor& scores, std::int64_t count) const override {
+    if (scores.isnan().any().item<bool>()) {
+      return {};
+    }
+    const at::Tensor chosen = std::get<1>(at::topk(scores, count, -1));
+    return std::get<0>(at::sort(chosen, -1)).to(at::kInt).cpu();
+  }
+
  private:
   // [G, R, N] float32 logits of one row's heads [H, D] over keys [G, N, D].
   static at::Tensor scaled_logits(const at::Tensor& heads, const at::Tensor& keys) {

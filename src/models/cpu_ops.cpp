@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -31,6 +32,8 @@ constexpr std::int64_t kMostPieceBytes = std::int64_t{1} << 20;
 constexpr std::int64_t kPiecesPerThread = 8;
 // Query rows, over the heads of a group, that a prefill task attends with.
 constexpr std::int64_t kPrefillTaskRows = 288;
+// Tokens whose logits a thread guesses at a time.
+constexpr std::int64_t kGuessedTokens = 2048;
 
 DType dtype_of(const at::Tensor& tensor) { return to_dtype(tensor.scalar_type()); }
 
@@ -332,6 +335,70 @@ class CpuOps final : public DeviceOps {
       }
     });
     return {out, lse};
+  }
+
+  void guess_logits(const at::Tensor& queries,
+                    const at::Tensor& keys,
+                    at::Tensor& guesses) const override {
+    const std::int64_t num_queries = queries.size(1);
+    const std::int64_t width = queries.size(2);
+    const std::int64_t tokens = guesses.size(1);
+    const at::Tensor rows = queries.to(at::kFloat).contiguous();
+    const std::int64_t chunks = (tokens + kGuessedTokens - 1) / kGuessedTokens;
+    const std::int64_t products = std::min(tokens, kGuessedTokens) * num_queries * width;
+    const std::int64_t grain = std::max<std::int64_t>(1, kParallelGrain / products);
+    for_ranges(1, queries.size(0) * chunks, grain, [&](std::int64_t begin, std::int64_t end) {
+      thread_local std::vector<float> logits;
+      logits.resize(static_cast<std::size_t>(num_queries * kGuessedTokens));
+      for (std::int64_t task = begin; task < end; ++task) {
+        const std::int64_t g = task / chunks;
+        const std::int64_t first = task % chunks * kGuessedTokens;
+        kernels::BlockedLogitsArgs args;
+        args.keys = {offset(keys.const_data_ptr(), g * keys.stride(0), keys.element_size()),
+                     dtype_of(keys),
+                     width,
+                     keys.size(1) * kKeyBlockTokens};
+        args.queries = rows.const_data_ptr<float>() + g * num_queries * width;
+        args.num_queries = num_queries;
+        args.tokens = {first, std::min(tokens, first + kGuessedTokens)};
+        args.logits = logits.data();
+        args.logits_stride = kGuessedTokens;
+        kernels_.blocked_logits(args);
+        float* out = guesses.mutable_data_ptr<float>() + g * tokens + first;
+        for (std::int64_t t = 0; t < args.tokens.size(); ++t) {
+          float largest = logits[static_cast<std::size_t>(t)];
+          for (std::int64_t r = 1; r < num_queries; ++r) {
+            const float logit = logits[static_cast<std::size_t>(r * kGuessedTokens + t)];
+            largest = logit > largest || logit != logit ? logit : largest;  // NaN stays
+          }
+          out[t] = largest;
+        }
+      }
+    });
+  }
+
+  at::Tensor largest_positions(const at::Tensor& scores, std::int64_t count) const override {
+    const std::int64_t rows = scores.size(0);
+    const std::int64_t n = scores.size(1);
+    at::Tensor chosen = at::empty({rows, count}, at::kInt);
+    std::atomic<bool> has_nan = false;
+    const std::int64_t grain = std::max<std::int64_t>(1, kParallelGrain / n);
+    for_ranges(1, rows, grain, [&](std::int64_t begin, std::int64_t end) {
+      thread_local std::vector<float> scratch;
+      thread_local std::vector<float> values;
+      values.resize(static_cast<std::size_t>(count));
+      for (std::int64_t row = begin; row < end; ++row) {
+        if (!kernels::top_k(scores.const_data_ptr<float>() + row * n,
+                            n,
+                            count,
+                            chosen.mutable_data_ptr<std::int32_t>() + row * count,
+                            values.data(),
+                            scratch)) {
+          has_nan = true;
+        }
+      }
+    });
+    return has_nan ? at::Tensor() : chosen;
   }
 
  private:

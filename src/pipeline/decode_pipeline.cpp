@@ -386,25 +386,24 @@ void DecodePipeline::plan_by_partial_keys(std::int64_t layer,
   const std::optional<std::int64_t> wanted =
       job.rule.choice == HostChoice::kSelector ? std::optional(job.num_chosen) : std::nullopt;
   const at::Tensor chosen =
-      request.partial_keys->plan(layer,
+      request.partial_keys->plan(ops_,
+                                 layer,
                                  query.view({model_.config().num_heads, model_.config().head_dim}),
                                  job.num_offloaded,
                                  wanted);
   const std::int64_t groups = chosen.size(0);
   const std::int64_t count = chosen.size(1);
-  const auto* from = chosen.const_data_ptr<std::int64_t>();
+  const auto* from = chosen.const_data_ptr<std::int32_t>();
   for (std::int64_t g = 0; g < groups; ++g) {
     std::int32_t* merged = job.buffers.merged + g * job.buffers.union_capacity;
-    for (std::int64_t j = 0; j < count; ++j) {
-      merged[j] = static_cast<std::int32_t>(from[g * count + j]);
-    }
+    std::copy_n(from + g * count, count, merged);
     job.buffers.union_sizes[g] = count;
     if (request.pool != nullptr) {
       request.pool->on_fetch(layer, g, {merged, static_cast<std::size_t>(count)});
     }
   }
   job.num_chosen = count;
-  statistics_.d2h_bytes += groups * count * static_cast<std::int64_t>(sizeof(std::int64_t));
+  statistics_.d2h_bytes += groups * count * static_cast<std::int64_t>(sizeof(std::int32_t));
 }
 
 void DecodePipeline::receive_payloads(std::int64_t layer, MicroBatch& batch) {

@@ -6,7 +6,17 @@
 #include <algorithm>
 #include <cmath>
 
+#include "hybridgen/core/error.h"
+#include "hybridgen/kvcache/host_kv_store.h"
+
 namespace hybridgen {
+namespace {
+
+std::int64_t blocks_of(std::int64_t tokens) {
+  return (tokens + kKeyBlockTokens - 1) / kKeyBlockTokens;
+}
+
+}  // namespace
 
 PartialKeys::PartialKeys(const ModelConfig& config,
                          at::TensorOptions options,
@@ -19,7 +29,8 @@ PartialKeys::PartialKeys(const ModelConfig& config,
       num_columns_(num_columns(config, settings)),
       columns_(static_cast<std::size_t>(config.num_layers)) {
   for (std::int64_t layer = 0; layer < config.num_layers; ++layer) {
-    keys_.push_back(at::empty({num_kv_heads_, capacity, num_columns_}, options));
+    keys_.push_back(
+        at::empty({num_kv_heads_, blocks_of(capacity), num_columns_, kKeyBlockTokens}, options));
   }
 }
 
@@ -33,8 +44,8 @@ std::int64_t PartialKeys::required_bytes(const ModelConfig& config,
                                          DType dtype,
                                          const PartialKeyOptions& settings,
                                          std::int64_t capacity) {
-  return config.num_layers * config.num_kv_heads * capacity * num_columns(config, settings) *
-         static_cast<std::int64_t>(size_of(dtype));
+  return config.num_layers * config.num_kv_heads * blocks_of(capacity) * kKeyBlockTokens *
+         num_columns(config, settings) * static_cast<std::int64_t>(size_of(dtype));
 }
 
 void PartialKeys::choose_columns(std::int64_t layer, const at::Tensor& queries) {
@@ -50,9 +61,29 @@ void PartialKeys::choose_columns(std::int64_t layer, const at::Tensor& queries) 
 }
 
 void PartialKeys::write(std::int64_t layer, std::int64_t first_slot, const at::Tensor& keys) {
-  keys_[static_cast<std::size_t>(layer)]
-      .narrow(1, first_slot, keys.size(1))
-      .copy_(at::matmul(keys.to(at::kFloat), columns_[static_cast<std::size_t>(layer)]));
+  const at::Tensor partial =
+      at::matmul(keys.to(at::kFloat), columns_[static_cast<std::size_t>(layer)])
+          .transpose(1, 2);  // [G, rd, N]
+  const at::Tensor& blocks = keys_[static_cast<std::size_t>(layer)];
+  const std::int64_t count = partial.size(2);
+  // The end of a block that is begun, whole blocks, the beginning of one.
+  for (std::int64_t done = 0; done < count;) {
+    const std::int64_t from = (first_slot + done) % kKeyBlockTokens;
+    const std::int64_t block = (first_slot + done) / kKeyBlockTokens;
+    const std::int64_t whole = from == 0 ? (count - done) / kKeyBlockTokens : 0;
+    if (whole > 0) {
+      const std::int64_t tokens = whole * kKeyBlockTokens;
+      blocks.narrow(1, block, whole)
+          .copy_(partial.narrow(2, done, tokens)
+                     .unflatten(2, {whole, kKeyBlockTokens})
+                     .transpose(1, 2));
+      done += tokens;
+      continue;
+    }
+    const std::int64_t tokens = std::min(kKeyBlockTokens - from, count - done);
+    blocks.select(1, block).narrow(2, from, tokens).copy_(partial.narrow(2, done, tokens));
+    done += tokens;
+  }
 }
 
 void PartialKeys::write_row(std::int64_t layer,
@@ -61,12 +92,14 @@ void PartialKeys::write_row(std::int64_t layer,
                             const at::Tensor& key) {
   keys_[static_cast<std::size_t>(layer)]
       .select(0, kv_head)
-      .select(0, slot)
+      .select(0, slot / kKeyBlockTokens)
+      .select(1, slot % kKeyBlockTokens)
       .copy_(at::matmul(key.to(at::kFloat),
                         columns_[static_cast<std::size_t>(layer)].select(0, kv_head)));
 }
 
-at::Tensor PartialKeys::guess(std::int64_t layer,
+at::Tensor PartialKeys::guess(const DeviceOps& ops,
+                              std::int64_t layer,
                               const at::Tensor& query,
                               std::int64_t num_tokens) const {
   const double scale = 1.0 / std::sqrt(static_cast<double>(head_dim_));
@@ -74,7 +107,9 @@ at::Tensor PartialKeys::guess(std::int64_t layer,
   const at::Tensor& keys = keys_[static_cast<std::size_t>(layer)];
   const at::Tensor partial =
       at::matmul(heads, columns_[static_cast<std::size_t>(layer)]).to(keys.scalar_type());
-  return at::matmul(partial, keys.narrow(1, 0, num_tokens).transpose(1, 2)).amax(1).to(at::kFloat);
+  at::Tensor guesses = at::empty({num_kv_heads_, num_tokens}, partial.options().dtype(at::kFloat));
+  ops.guess_logits(partial, keys, guesses);
+  return guesses;
 }
 
 std::int64_t PartialKeys::fetch_count(const at::Tensor& guesses,
@@ -86,15 +121,22 @@ std::int64_t PartialKeys::fetch_count(const at::Tensor& guesses,
   return std::clamp<std::int64_t>(static_cast<std::int64_t>(mean), 1, most);
 }
 
-at::Tensor PartialKeys::plan(std::int64_t layer,
+at::Tensor PartialKeys::plan(const DeviceOps& ops,
+                             std::int64_t layer,
                              const at::Tensor& query,
                              std::int64_t num_tokens,
                              std::optional<std::int64_t> count) const {
-  const at::Tensor guesses = guess(layer, query, num_tokens);
+  const at::Tensor guesses = guess(ops, layer, query, num_tokens);
   const std::int64_t wanted =
       count ? *count : fetch_count(guesses, settings_.alpha, settings_.max_fetch);
-  const at::Tensor chosen = std::get<1>(at::topk(guesses, wanted, -1));
-  return std::get<0>(at::sort(chosen, -1)).cpu();
+  at::Tensor chosen = ops.largest_positions(guesses, wanted);
+  if (!chosen.defined()) {
+    throw NumericError(message("[partial keys] a guessed logit of layer ",
+                               layer,
+                               " is NaN; check the checkpoint, or run it in float32 if "
+                               "activations overflow"));
+  }
+  return chosen;
 }
 
 }  // namespace hybridgen

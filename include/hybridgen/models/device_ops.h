@@ -118,6 +118,16 @@ class DeviceOps {
                                              const at::Tensor& keys,
                                              const at::Tensor& values,
                                              bool causal) const = 0;
+
+  /// guesses [G, N] float32: of KV head g and token t the largest product of the token's key with
+  /// one of queries [G, R, W]. keys [G, blocks, W, 32] of the queries' dtype, tokens in the last
+  /// dimension, as host keys lie (BlockedKeyView).
+  virtual void guess_logits(const at::Tensor& queries,
+                            const at::Tensor& keys,
+                            at::Tensor& guesses) const = 0;
+  /// Places of the `count` largest of each row of scores [G, N] float32, ascending: int32
+  /// [G, count] on the host. Undefined if a score is NaN.
+  virtual at::Tensor largest_positions(const at::Tensor& scores, std::int64_t count) const = 0;
 };
 
 /// Operations through LibTorch for tensors on any device.

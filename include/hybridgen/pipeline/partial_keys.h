@@ -17,6 +17,7 @@
 
 #include "hybridgen/core/model_config.h"
 #include "hybridgen/methods/method.h"
+#include "hybridgen/models/device_ops.h"
 
 namespace hybridgen {
 
@@ -48,18 +49,22 @@ class PartialKeys {
                  std::int64_t slot,
                  const at::Tensor& key);
 
-  /// Slots among [0, num_tokens) to fetch for a guessed, rotated query [H, D], unscaled: int64
+  /// Slots among [0, num_tokens) to fetch for a guessed, rotated query [H, D], unscaled: int32
   /// [G, n'] on the host, ascending. Per KV head a token's score is the largest guessed logit of
   /// its query heads, and every KV head fetches its own n' best. n' is `count` if that is given.
   /// Otherwise tokens within alpha of a head's best count; n' is their mean number over the KV
-  /// heads, at least 1 and at most max_fetch.
-  at::Tensor plan(std::int64_t layer,
+  /// heads, at least 1 and at most max_fetch. NumericError if a guess is NaN.
+  at::Tensor plan(const DeviceOps& ops,
+                  std::int64_t layer,
                   const at::Tensor& query,
                   std::int64_t num_tokens,
                   std::optional<std::int64_t> count = std::nullopt) const;
 
   /// The guessed logits [G, num_tokens] that plan() ranks by.
-  at::Tensor guess(std::int64_t layer, const at::Tensor& query, std::int64_t num_tokens) const;
+  at::Tensor guess(const DeviceOps& ops,
+                   std::int64_t layer,
+                   const at::Tensor& query,
+                   std::int64_t num_tokens) const;
 
   /// n' from guessed logits [G, N] (rows of any numbers): the rule above, for tests.
   static std::int64_t fetch_count(const at::Tensor& guesses,
@@ -75,7 +80,7 @@ class PartialKeys {
   std::int64_t head_dim_;
   std::int64_t num_columns_;
   std::vector<at::Tensor> columns_;  ///< per layer [G, D, rd]: the chosen columns of A
-  std::vector<at::Tensor> keys_;     ///< per layer [G, capacity, rd]
+  std::vector<at::Tensor> keys_;     ///< per layer [G, blocks, rd, 32], as host keys lie
 };
 
 }  // namespace hybridgen

@@ -25,7 +25,7 @@ using testing::tiny_model;
 constexpr std::int64_t e = 4;
 constexpr std::int64_t kLogitBytes = 4;
 constexpr std::int64_t kIndexBytes = 4;
-constexpr std::int64_t kPositionBytes = 8;  // of tokens that the device has chosen
+constexpr std::int64_t kPositionBytes = 4;  // of tokens that the device has chosen
 constexpr int kSteps = 9;                   // more than two blocks of HGCA's window below
 
 /// One request in one layer of one decode step.

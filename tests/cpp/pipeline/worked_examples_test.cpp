@@ -19,7 +19,6 @@
 #include "hybridgen/models/rope_table.h"
 #include "hybridgen/pipeline/cpu_stage.h"
 #include "hybridgen/pipeline/host_staging.h"
-#include "hybridgen/pipeline/partial_keys.h"
 #include "hybridgen/pipeline/prefill_scores.h"
 #include "kernels/cpu_kernels.h"
 #include "kernels/gumbel.h"
@@ -652,84 +651,6 @@ TEST(KeyformerSums, AtAnEndlessTemperatureFavourEarlyTokens) {
     tail += 1.0 / static_cast<double>(token + 1);
     EXPECT_NEAR(sums[0][token].item<double>(), tail, kSumTolerance) << "token " << token;
   }
-}
-
-// ---- InfiniGen's guesses
-
-at::Tensor guesses(std::initializer_list<std::initializer_list<float>> rows) {
-  std::vector<float> numbers;
-  for (const auto& row : rows) {
-    numbers.insert(numbers.end(), row.begin(), row.end());
-  }
-  const auto count = static_cast<std::int64_t>(rows.size());
-  return at::tensor(numbers).view({count, -1});
-}
-
-TEST(PartialKeys, WithAllColumnsAndTheTrueQueryGuessTheTrueLogits) {
-  const Problem problem = random_problem(24, 24);
-  PartialKeys keys(problem.config(), problem.keys.options(), {.column_share = 1.0}, 24);
-  auto generator = at::make_generator<at::CPUGeneratorImpl>(7);
-  keys.choose_columns(0, at::randn({40, problem.heads(), problem.dim()}, generator));
-  keys.write(0, 0, problem.keys.narrow(1, 0, 20));
-  keys.write(0, 20, problem.keys.narrow(1, 20, 4));
-  // Of a KV head's query heads the largest logit counts.
-  const at::Tensor expected =
-      problem.logits().view({problem.groups(), problem.per_group(), -1}).amax(1);
-  EXPECT_LT(largest_difference(keys.guess(0, problem.query.select(0, 0), 24), expected), 1e-5);
-}
-
-TEST(PartialKeys, WithFewColumnsGuessOtherLogits) {
-  const Problem problem = random_problem(24, 24);
-  PartialKeys keys(problem.config(), problem.keys.options(), {.column_share = 0.25}, 24);
-  auto generator = at::make_generator<at::CPUGeneratorImpl>(7);
-  keys.choose_columns(0, at::randn({40, problem.heads(), problem.dim()}, generator));
-  keys.write(0, 0, problem.keys);
-  const at::Tensor expected =
-      problem.logits().view({problem.groups(), problem.per_group(), -1}).amax(1);
-  EXPECT_GT(largest_difference(keys.guess(0, problem.query.select(0, 0), 24), expected), 0.1);
-}
-
-TEST(PartialKeys, PlanTheBestGuessesInTokenOrder) {
-  const Problem problem = random_problem(24, 24);
-  PartialKeys keys(problem.config(), problem.keys.options(), {.column_share = 0.25}, 24);
-  keys.choose_columns(0, problem.keys.permute({1, 0, 2}).repeat_interleave(2, 1));
-  keys.write(0, 0, problem.keys);
-  const at::Tensor query = problem.query.select(0, 0);
-  const at::Tensor guessed = keys.guess(0, query, 24);
-  for (const std::int64_t count : {1, 5, 24}) {
-    const at::Tensor planned = keys.plan(0, query, 24, count);
-    ASSERT_EQ(planned.sizes(), at::IntArrayRef({problem.groups(), count}));
-    const at::Tensor best = std::get<0>(at::topk(guessed, count, -1));
-    EXPECT_TRUE(at::equal(std::get<0>(at::sort(guessed.gather(1, planned), -1, true)), best));
-    EXPECT_TRUE(at::equal(std::get<0>(at::sort(planned, -1)), planned));
-  }
-}
-
-TEST(FetchCount, CountsWhatIsStrictlyWithinAlphaOfTheLargestGuess) {
-  // 1.0 is exactly alpha away.
-  EXPECT_EQ(PartialKeys::fetch_count(guesses({{5.0F, 4.0F, 0.9F, 1.0F}}), 4.0, TokenCount::all()),
-            2);
-}
-
-TEST(FetchCount, IsTheMeanOverTheHeadsRoundedDown) {
-  // Two tokens of the first head and three of the second.
-  EXPECT_EQ(
-      PartialKeys::fetch_count(
-          guesses({{5.0F, 4.0F, 0.9F, 1.0F}, {5.0F, 4.0F, 3.0F, 1.0F}}), 4.0, TokenCount::all()),
-      2);
-}
-
-TEST(FetchCount, IsAtLeastOne) {
-  // Strictly within 0 of the largest guess is nothing.
-  EXPECT_EQ(PartialKeys::fetch_count(guesses({{5.0F, 4.0F}}), 0.0, TokenCount::all()), 1);
-}
-
-TEST(FetchCount, IsCapped) {
-  const at::Tensor equal = at::zeros({2, 10});
-  EXPECT_EQ(PartialKeys::fetch_count(equal, 4.0, TokenCount::all()), 10);
-  EXPECT_EQ(PartialKeys::fetch_count(equal, 4.0, TokenCount::share(0.35)), 3);
-  EXPECT_EQ(PartialKeys::fetch_count(equal, 4.0, TokenCount::count(1)), 1);
-  EXPECT_EQ(PartialKeys::fetch_count(equal, 4.0, TokenCount::count(99)), 10);
 }
 
 // ---- Where the tokens are

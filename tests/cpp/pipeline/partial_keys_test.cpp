@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+// InfiniGen's guesses, with both implementations of the device's operations.
+#include "hybridgen/pipeline/partial_keys.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <initializer_list>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "hybridgen/core/error.h"
+
+namespace hybridgen {
+namespace {
+
+constexpr std::int64_t kGroups = 2;
+constexpr std::int64_t kPerGroup = 2;
+constexpr std::int64_t kDim = 16;
+
+class PartialKeysWith : public testing::TestWithParam<std::string> {
+ protected:
+  PartialKeysWith() {
+    at::manual_seed(7);
+    config_.num_layers = 1;
+    config_.num_heads = kGroups * kPerGroup;
+    config_.num_kv_heads = kGroups;
+    config_.head_dim = kDim;
+  }
+
+  /// Keys of `count` tokens, written in pieces that begin and end anywhere.
+  PartialKeys partial_keys(double column_share, const at::Tensor& keys) const {
+    const std::int64_t count = keys.size(1);
+    PartialKeys partial(config_, keys.options(), {.column_share = column_share}, count);
+    partial.choose_columns(0, at::randn({40, kGroups * kPerGroup, kDim}));
+    std::int64_t done = 0;
+    for (const std::int64_t piece : {std::int64_t{20}, std::int64_t{4}, std::int64_t{100}, count}) {
+      const std::int64_t next = std::min(count, done + piece);
+      if (next > done) {
+        partial.write(0, done, keys.narrow(1, done, next - done));
+      }
+      done = next;
+    }
+    return partial;
+  }
+
+  /// [G, N]: of a KV head's query heads the largest logit counts.
+  static at::Tensor true_logits(const at::Tensor& query, const at::Tensor& keys) {
+    const at::Tensor heads = query.to(at::kFloat).view({kGroups, kPerGroup, kDim});
+    return at::matmul(heads, keys.to(at::kFloat).transpose(1, 2)).amax(1) /
+           std::sqrt(static_cast<double>(kDim));
+  }
+
+  static double largest_difference(const at::Tensor& a, const at::Tensor& b) {
+    return (a - b).abs().max().item<double>();
+  }
+
+  ModelConfig config_;
+  std::unique_ptr<DeviceOps> ops_ = GetParam() == "aten" ? make_aten_ops() : make_cpu_ops("auto");
+};
+
+INSTANTIATE_TEST_SUITE_P(Operations,
+                         PartialKeysWith,
+                         testing::Values("aten", "kernels"),
+                         [](const auto& one) { return one.param; });
+
+TEST_P(PartialKeysWith, AllColumnsAndTheTrueQueryGuessTheTrueLogits) {
+  for (const std::int64_t count : {1, 24, 31, 32, 33, 64, 300, 5000}) {
+    const at::Tensor keys = at::randn({kGroups, count, kDim});
+    const at::Tensor query = at::randn({kGroups * kPerGroup, kDim});
+    const PartialKeys partial = partial_keys(1.0, keys);
+    for (const std::int64_t tokens : {std::int64_t{1}, (count + 1) / 2, count}) {
+      const at::Tensor guessed = partial.guess(*ops_, 0, query, tokens);
+      ASSERT_EQ(guessed.sizes(), at::IntArrayRef({kGroups, tokens}));
+      EXPECT_LT(largest_difference(guessed, true_logits(query, keys.narrow(1, 0, tokens))), 1e-5)
+          << tokens << " of " << count;
+    }
+  }
+}
+
+TEST_P(PartialKeysWith, KeysAndQueriesOfBfloat16LoseNoMoreThanTheirRounding) {
+  const at::Tensor keys = at::randn({kGroups, 100, kDim}, at::kBFloat16);
+  const at::Tensor query = at::randn({kGroups * kPerGroup, kDim}, at::kBFloat16);
+  const PartialKeys partial = partial_keys(1.0, keys);
+  // Turned keys and queries are rounded once each: 2^-8 of sums of 16 products of size about 1.
+  EXPECT_LT(largest_difference(partial.guess(*ops_, 0, query, 100), true_logits(query, keys)),
+            2.0 / 256.0 * kDim / std::sqrt(static_cast<double>(kDim)));
+}
+
+TEST_P(PartialKeysWith, FewColumnsGuessOtherLogits) {
+  const at::Tensor keys = at::randn({kGroups, 24, kDim});
+  const at::Tensor query = at::randn({kGroups * kPerGroup, kDim});
+  const PartialKeys partial = partial_keys(0.25, keys);
+  EXPECT_GT(largest_difference(partial.guess(*ops_, 0, query, 24), true_logits(query, keys)), 0.1);
+}
+
+TEST_P(PartialKeysWith, ARowReplacesOneTokenOfOneHead) {
+  const at::Tensor keys = at::randn({kGroups, 70, kDim});
+  const at::Tensor query = at::randn({kGroups * kPerGroup, kDim});
+  PartialKeys partial = partial_keys(1.0, keys);
+  const at::Tensor key = at::randn({kDim});
+  partial.write_row(0, 1, 40, key);
+  keys.select(0, 1).select(0, 40).copy_(key);
+  EXPECT_LT(largest_difference(partial.guess(*ops_, 0, query, 70), true_logits(query, keys)), 1e-5);
+}
+
+TEST_P(PartialKeysWith, PlanTheBestGuessesInTokenOrder) {
+  const at::Tensor keys = at::randn({kGroups, 300, kDim});
+  const at::Tensor query = at::randn({kGroups * kPerGroup, kDim});
+  const PartialKeys partial = partial_keys(0.25, keys);
+  const at::Tensor guessed = partial.guess(*ops_, 0, query, 300);
+  for (const std::int64_t count : {1, 5, 300}) {
+    const at::Tensor planned = partial.plan(*ops_, 0, query, 300, count);
+    ASSERT_EQ(planned.sizes(), at::IntArrayRef({kGroups, count}));
+    ASSERT_EQ(planned.scalar_type(), at::kInt);
+    const at::Tensor places = planned.to(at::kLong);
+    const at::Tensor best = std::get<0>(at::topk(guessed, count, -1));
+    EXPECT_TRUE(at::equal(std::get<0>(at::sort(guessed.gather(1, places), -1, true)), best));
+    EXPECT_TRUE(at::equal(std::get<0>(at::sort(places, -1)), places));
+  }
+}
+
+TEST_P(PartialKeysWith, ANaNIsAnErrorThatNamesTheLayer) {
+  for (const std::int64_t at : {0, 77, 299}) {
+    const at::Tensor keys = at::randn({kGroups, 300, kDim});
+    keys.select(0, 1).select(0, at).fill_(std::numeric_limits<float>::quiet_NaN());
+    const PartialKeys partial = partial_keys(0.25, keys);
+    const at::Tensor query = at::randn({kGroups * kPerGroup, kDim});
+    try {
+      partial.plan(*ops_, 0, query, 300, 5);
+      FAIL() << "nothing was thrown";
+    } catch (const NumericError& error) {
+      EXPECT_NE(std::string(error.what()).find("layer 0"), std::string::npos) << error.what();
+    }
+  }
+}
+
+// ---- How many
+
+at::Tensor guesses(std::initializer_list<std::initializer_list<float>> rows) {
+  std::vector<float> numbers;
+  for (const auto& row : rows) {
+    numbers.insert(numbers.end(), row.begin(), row.end());
+  }
+  const auto count = static_cast<std::int64_t>(rows.size());
+  return at::tensor(numbers).view({count, -1});
+}
+
+TEST(FetchCount, CountsWhatIsStrictlyWithinAlphaOfTheLargestGuess) {
+  // 1.0 is exactly alpha away.
+  EXPECT_EQ(PartialKeys::fetch_count(guesses({{5.0F, 4.0F, 0.9F, 1.0F}}), 4.0, TokenCount::all()),
+            2);
+}
+
+TEST(FetchCount, IsTheMeanOverTheHeadsRoundedDown) {
+  // Two tokens of the first head and three of the second.
+  EXPECT_EQ(
+      PartialKeys::fetch_count(
+          guesses({{5.0F, 4.0F, 0.9F, 1.0F}, {5.0F, 4.0F, 3.0F, 1.0F}}), 4.0, TokenCount::all()),
+      2);
+}
+
+TEST(FetchCount, IsAtLeastOne) {
+  // Strictly within 0 of the largest guess is nothing.
+  EXPECT_EQ(PartialKeys::fetch_count(guesses({{5.0F, 4.0F}}), 0.0, TokenCount::all()), 1);
+}
+
+TEST(FetchCount, IsCapped) {
+  const at::Tensor equal = at::zeros({2, 10});
+  EXPECT_EQ(PartialKeys::fetch_count(equal, 4.0, TokenCount::all()), 10);
+  EXPECT_EQ(PartialKeys::fetch_count(equal, 4.0, TokenCount::share(0.35)), 3);
+  EXPECT_EQ(PartialKeys::fetch_count(equal, 4.0, TokenCount::count(1)), 1);
+  EXPECT_EQ(PartialKeys::fetch_count(equal, 4.0, TokenCount::count(99)), 10);
+}
+
+}  // namespace
+}  // namespace hybridgen
