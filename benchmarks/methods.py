@@ -58,7 +58,8 @@ STATE_BAR = 10.0
 """Percent of the stage it rides on that a selection state may cost."""
 WARMUP = 3
 """Steps that are not counted."""
-MERGE_STAGE = "merge, output, FFN"
+STAGE, STATE = "merge, output, FFN", "selection state"
+"""Spans of the trace; the second lies within the first."""
 SPECULATIVE = "hybridgen speculative, post"
 
 
@@ -211,11 +212,11 @@ def compare(report: Report, base: hg.LLM, tokens: int, steps: int) -> list[str]:
     return lines
 
 
-def merge_seconds(base: hg.LLM, case: Case, tokens: int, steps: int) -> float:
-    """Return the median time of the stage that ends a layer on the device.
+def state_share(base: hg.LLM, case: Case, tokens: int, steps: int) -> tuple[float, float]:
+    """Return the median times of the stage that ends a layer, without its state, and of that.
 
-    It merges, feeds the weights back to the selection state, and computes output projection and
-    FFN; it waits for nobody, so that the host's part and its noise play no role.
+    The stage merges, feeds the weights back to the selection state, and computes output projection
+    and FFN; it waits for nobody, so that the host's part and its noise play no role.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trace.json"
@@ -223,72 +224,36 @@ def merge_seconds(base: hg.LLM, case: Case, tokens: int, steps: int) -> float:
             for _ in steps_of(llm, tokens, steps):
                 pass
         spans = json.loads(file.read_text())["traceEvents"]
-    return statistics.median(
-        span["dur"] * 1e-6
-        for span in spans
-        if span["name"] == MERGE_STAGE and span["args"]["step"] >= WARMUP
-    )
+    times: dict[str, dict[tuple[int, int], float]] = {STAGE: {}, STATE: {}}
+    for span in spans:
+        if span["name"] in times and span["args"]["step"] >= WARMUP:
+            place = (span["args"]["step"], span["args"]["layer"])
+            times[span["name"]][place] = span["dur"] * 1e-6
+    rest = [stage - times[STATE].get(place, 0.0) for place, stage in times[STAGE].items()]
+    return statistics.median(rest), statistics.median(times[STATE].values())
 
 
-def selection_state(report: Report, base: hg.LLM, tokens: int, steps: int, rounds: int) -> None:
-    """Add what keeping the selection state costs the stage it rides on.
-
-    No method can switch its state off. Each is compared with the nearest that has as many tokens
-    in the same places and keeps no state: h2o and keyformer with streaming_llm, hybridgen's running
-    scores with topk, hgca with a window whose host part is merged in the same way.
-    """
+def selection_state(report: Report, base: hg.LLM, tokens: int, steps: int) -> None:
+    """Add what keeping the selection state costs the stage it rides on."""
     methods = hg.methods
     kept = tokens // 5
-    window = methods.StreamingLLM(sinks=4, window=kept - 4)
-    methods.register(
-        "window_and_host_attention",
-        methods.Composition(
-            residency="window",
-            rule=methods.LayerRule(query="exact", payload="partial_attention"),
-            window=BLOCK * BLOCKS - BLOCK // 2,  # what hgca's window holds on average
-        ),
-    )
-    pairs = [
-        (
-            Case("h2o", named(methods.H2O(heavy=kept // 2, recent=kept - kept // 2))),
-            Case("streaming_llm", named(window)),
-        ),
-        (Case("keyformer", named(keyformer(kept))), Case("streaming_llm", named(window))),
-        *(
-            (
-                Case(f"hybridgen exact, {name}", hybrid("exact", selector=name)),
-                Case("hybridgen exact, topk", hybrid("exact")),
-            )
-            for name in ("h2o", "keyformer")
-        ),
-        (
-            Case("hgca", named(methods.HGCA(block=BLOCK, blocks=BLOCKS))),
-            Case(
-                "window_and_host_attention",
-                {"method": "window_and_host_attention", "scheduler": hg.SchedulerConfig(k="all")},
-            ),
-        ),
+    cases = [
+        Case("h2o", named(methods.H2O(heavy=kept // 2, recent=kept - kept // 2))),
+        Case("keyformer", named(keyformer(kept))),
+        Case("hybridgen exact, h2o", hybrid("exact", selector="h2o")),
+        Case("hybridgen exact, keyformer", hybrid("exact", selector="keyformer")),
+        Case("hgca", named(methods.HGCA(block=BLOCK, blocks=BLOCKS))),
     ]
-    for with_state, without in pairs:
+    for case in cases:
         try:
-            # By turns, and the least of each: what else the machine does only adds to it.
-            on, off = (
-                min(times)
-                for times in zip(
-                    *(
-                        [merge_seconds(base, case, tokens, steps) for case in (with_state, without)]
-                        for _ in range(rounds)
-                    ),
-                    strict=True,
-                )
-            )
+            stage, state = state_share(base, case, tokens, steps)
         except hg.HybridGenError as error:
-            print(f"{with_state.name} at {tokens} tokens failed: {error}", file=sys.stderr)
+            print(f"{case.name} at {tokens} tokens failed: {error}", file=sys.stderr)
             continue
-        label = f"{tokens} tokens: selection state of {with_state.name}"
-        report.add(f"{label}, stage with", on * 1e6, "us/layer")
-        report.add(f"{label}, stage of {without.name}", off * 1e6, "us/layer")
-        report.add(f"{label}, more", 100 * (on / off - 1), "%", STATE_BAR, at_most=True)
+        label = f"{tokens} tokens: selection state of {case.name}"
+        report.add(label, state * 1e6, "us/layer")
+        report.add(f"{label}, rest of its stage", stage * 1e6, "us/layer")
+        report.add(f"{label}, share", 100 * state / stage, "%", STATE_BAR, at_most=True)
 
 
 def main() -> None:
@@ -315,7 +280,7 @@ def main() -> None:
         for tokens in lengths:
             tables += compare(report, base, tokens, steps)
         # The longest prompt but one: a state that grows with the tokens shows there.
-        selection_state(report, base, lengths[-2:][0], steps, rounds=1 if args.quick else 5)
+        selection_state(report, base, lengths[-2:][0], steps)
     print("\n".join(tables))
     report.write(args.json)
 

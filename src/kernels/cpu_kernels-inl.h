@@ -7,6 +7,7 @@
 #include "kernels/cpu_linear-inl.h"
 #include "kernels/cpu_norm-inl.h"
 #include "kernels/cpu_prefill-inl.h"
+#include "kernels/cpu_retention-inl.h"
 #include "kernels/cpu_scores-inl.h"
 #include "kernels/cpu_shadow-inl.h"
 #include "kernels/cpu_tables.h"
@@ -34,6 +35,8 @@ constinit const CpuKernels kTable = {
     .gumbel_row = gumbel_row,
     .gumbel_gather = gumbel_gather,
     .keyformer_scores = keyformer_scores,
+    .accumulate = accumulate,
+    .retain = retain,
     .prefill_scratch = prefill_scratch,
     .prefill_attention = prefill_attention,
 };

@@ -196,6 +196,22 @@ struct PrefillAttentionArgs {
   float* scratch = nullptr;  ///< prefill_scratch(args) floats
 };
 
+/// A step of retained tokens, each in a slot: accumulated[j] += step[j].
+struct RetentionArgs {
+  const double* step = nullptr;             ///< [count]
+  const std::int32_t* positions = nullptr;  ///< [count] of the tokens in the slots
+  std::int64_t count = 0;
+  std::int64_t before = 0;        ///< tokens of positions below it may be given up
+  double* accumulated = nullptr;  ///< [count]
+};
+
+struct RetentionResult {
+  /// Of the tokens that may be given up the one with the least accumulated score, of equal ones
+  /// that of the largest position; -1 if none may.
+  std::int64_t slot = -1;
+  bool has_nan = false;  ///< of the step; then nothing was added
+};
+
 /// Function table of one instruction set.
 struct CpuKernels {
   Isa isa = Isa::kPortable;
@@ -230,6 +246,9 @@ struct CpuKernels {
                            float tau,
                            std::int64_t count,
                            float* scores) = nullptr;
+  /// y[j] += x[j].
+  void (*accumulate)(const float* x, std::int64_t count, double* y) = nullptr;
+  RetentionResult (*retain)(const RetentionArgs& args) = nullptr;
   std::int64_t (*prefill_scratch)(const PrefillAttentionArgs& args) = nullptr;
   void (*prefill_attention)(const PrefillAttentionArgs& args) = nullptr;
 };

@@ -365,13 +365,12 @@ class CpuOps final : public DeviceOps {
         args.logits_stride = kGuessedTokens;
         kernels_.blocked_logits(args);
         float* out = guesses.mutable_data_ptr<float>() + g * tokens + first;
-        for (std::int64_t t = 0; t < args.tokens.size(); ++t) {
-          float largest = logits[static_cast<std::size_t>(t)];
-          for (std::int64_t r = 1; r < num_queries; ++r) {
-            const float logit = logits[static_cast<std::size_t>(r * kGuessedTokens + t)];
-            largest = logit > largest || logit != logit ? logit : largest;  // NaN stays
+        std::copy_n(logits.data(), args.tokens.size(), out);
+        for (std::int64_t r = 1; r < num_queries; ++r) {
+          const float* row = logits.data() + r * kGuessedTokens;
+          for (std::int64_t t = 0; t < args.tokens.size(); ++t) {
+            out[t] = row[t] > out[t] || row[t] != row[t] ? row[t] : out[t];  // NaN stays
           }
-          out[t] = largest;
         }
       }
     });

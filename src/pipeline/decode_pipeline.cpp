@@ -461,6 +461,8 @@ void DecodePipeline::receive_payloads(std::int64_t layer, MicroBatch& batch) {
 }
 
 void DecodePipeline::feed_back(std::int64_t layer, MicroBatch& batch) {
+  const std::int64_t begin_ns = TraceRecorder::now_ns();
+  bool has_state = false;
   const MicroBatch::HostSlot& slot = batch.slot(layer);
   std::size_t job = 0;
   for (std::size_t row = 0; row < batch.requests.size(); ++row) {
@@ -472,11 +474,16 @@ void DecodePipeline::feed_back(std::int64_t layer, MicroBatch& batch) {
     const FeedbackBytes bytes =
         give_weights_to_selectors(model_.config(), layer, request, item, host_job);
     statistics_.d2h_bytes += bytes.weights;
+    has_state |= bytes.weights > 0;
     if (request.retention != nullptr) {
+      has_state = true;
       const FeedbackBytes retained = retain_new_token(model_.config(), pool_, layer, request, item);
       statistics_.d2h_bytes += retained.weights;
       statistics_.evicted_bytes += retained.rows;
     }
+  }
+  if (has_state) {
+    trace_device("selection state", layer, begin_ns);
   }
 }
 

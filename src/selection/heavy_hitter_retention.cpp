@@ -26,7 +26,7 @@ class HeavyHitterRetention final : public ScoredRetention {
   void add_scores(const Step& step,
                   std::span<double> scores,
                   std::span<float> /*scratch*/) const override {
-    for (std::size_t j = 0; j < scores.size(); ++j) scores[j] += step.weights[j];
+    add_to(scores, step.weights);
   }
 };
 

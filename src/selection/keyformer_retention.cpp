@@ -55,7 +55,7 @@ class KeyformerRetention final : public ScoredRetention {
     const double tau = score_.tau(step.forward);
     if (!score_.noise && tau == 1.0) {
       // The weights as they are: taking logarithms and normalising again would round them.
-      for (std::size_t j = 0; j < scores.size(); ++j) scores[j] += step.weights[j];
+      add_to(scores, step.weights);
       return;
     }
     if (score_.noise) {
@@ -70,7 +70,7 @@ class KeyformerRetention final : public ScoredRetention {
       std::fill(scratch.begin(), scratch.end(), 0.0F);
     }
     keyformer_scores(step.weights, tau, scratch);
-    for (std::size_t j = 0; j < scores.size(); ++j) scores[j] += scratch[j];
+    add_to(scores, scratch);
   }
 
   KeyformerScore score_;

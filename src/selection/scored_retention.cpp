@@ -13,24 +13,25 @@ namespace hybridgen {
 namespace {
 
 /// NaN would make the choice depend on the order of comparisons.
-template <typename T>
-void check_no_nan(std::string_view operation,
-                  std::string_view what,
-                  std::span<const T> values,
-                  std::int64_t layer,
-                  std::int64_t kv_head) {
-  if (std::any_of(values.begin(), values.end(), [](T value) { return std::isnan(value); })) {
-    throw NumericError(message("[",
-                               operation,
-                               "] ",
-                               what,
-                               " of layer ",
-                               layer,
-                               ", KV head ",
-                               kv_head,
-                               " is NaN; allowed: numbers; check the checkpoint, or run it in "
-                               "float32 if activations overflow"));
-  }
+[[noreturn]] void refuse_nan(std::string_view operation,
+                             std::string_view what,
+                             std::int64_t layer,
+                             std::int64_t kv_head) {
+  throw NumericError(message("[",
+                             operation,
+                             "] ",
+                             what,
+                             " of layer ",
+                             layer,
+                             ", KV head ",
+                             kv_head,
+                             " is NaN; allowed: numbers; check the checkpoint, or run it in "
+                             "float32 if activations overflow"));
+}
+
+const kernels::CpuKernels& fastest() {
+  static const kernels::CpuKernels& table = kernels::cpu_kernels(kernels::resolve_isa("auto"));
+  return table;
 }
 
 }  // namespace
@@ -59,7 +60,9 @@ std::span<const std::int32_t> ScoredRetention::keep_after_prefill(std::int64_t l
                               num_tokens,
                               ", one per prompt token; this policy chooses by them"));
   }
-  check_no_nan(name(), "a sum of scores", sums, layer, kv_head);
+  if (std::ranges::any_of(sums, [](float sum) { return std::isnan(sum); })) {
+    refuse_nan(name(), "a sum of scores", layer, kv_head);
+  }
 
   Slots& kept = start(set, num_tokens);
   Scores& scores = scores_[set];
@@ -125,41 +128,28 @@ std::int64_t ScoredRetention::replace(std::int64_t layer,
                scores.step,
                scores.scratch);
   }
-  check_no_nan<double>(name(), "a score", scores.step, layer, kv_head);
-
-  for (std::size_t slot = 0; slot + 1 < attended; ++slot) {
-    scores.accumulated[slot] += scores.step[slot];
-  }
+  if (std::isnan(scores.step.back())) refuse_nan(name(), "a score", layer, kv_head);
+  // The new token is the newest of the recent ones and not yet in a slot.
+  const kernels::RetentionResult least =
+      fastest().retain({.step = scores.step.data(),
+                        .positions = kept.positions.data(),
+                        .count = used,
+                        .before = kept.next + 1 - recent_,
+                        .accumulated = scores.accumulated.data()});
+  if (least.has_nan) refuse_nan(name(), "a score", layer, kv_head);
   std::int64_t slot = used;
   if (used < budget()) {
     scores.accumulated.push_back(scores.step.back());
   } else {
-    slot = least_scored(kept, scores);
+    slot = least.slot;
     scores.accumulated[static_cast<std::size_t>(slot)] = scores.step.back();
   }
   kept.put(slot);
   return slot;
 }
 
-std::int64_t ScoredRetention::least_scored(const Slots& kept, const Scores& scores) const {
-  // The new token is the newest of the recent ones and not yet in a slot.
-  const std::int64_t recent_begin = kept.next + 1 - recent_;
-  std::int64_t least = -1;
-  for (std::int64_t slot = 0; slot < kept.size(); ++slot) {
-    const auto at = static_cast<std::size_t>(slot);
-    if (kept.positions[at] >= recent_begin) continue;
-    if (least < 0) {
-      least = slot;
-      continue;
-    }
-    const auto best = static_cast<std::size_t>(least);
-    if (scores.accumulated[at] < scores.accumulated[best] ||
-        (scores.accumulated[at] == scores.accumulated[best] &&
-         kept.positions[at] > kept.positions[best])) {
-      least = slot;
-    }
-  }
-  return least;
+void ScoredRetention::add_to(std::span<double> scores, std::span<const float> more) {
+  fastest().accumulate(more.data(), static_cast<std::int64_t>(scores.size()), scores.data());
 }
 
 std::span<const double> ScoredRetention::scores(std::int64_t layer, std::int64_t kv_head) const {

@@ -45,6 +45,8 @@ class ScoredRetention : public RetentionBase {
                   std::int64_t heavy,
                   std::int64_t recent);
 
+  static void add_to(std::span<double> scores, std::span<const float> more);
+
   /// Adds one query head's scores to `scores` [slots + 1]; `scratch` has that size, too.
   virtual void add_scores(const Step& step,
                           std::span<double> scores,
@@ -57,8 +59,6 @@ class ScoredRetention : public RetentionBase {
     std::vector<double> step;
     std::vector<float> scratch;
   };
-
-  std::int64_t least_scored(const Slots& kept, const Scores& scores) const;
 
   std::int64_t heavy_;
   std::int64_t recent_;
