@@ -99,6 +99,14 @@ void gumbel_gather(const PhiloxRow& row,
   }
 }
 
+/// Calls visit(j, left) for every vector from j on; `left` is constant but for the last.
+template <typename Visit>
+HYBRIDGEN_INLINE void for_lanes(std::int64_t count, const Visit& visit) {
+  std::int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) visit(j, std::int64_t{kLanes});
+  if (j < count) visit(j, count - j);
+}
+
 void keyformer_scores(const float* weights, float tau, std::int64_t count, float* scores) {
   // Any weight below this is as good as 0, whose logarithm is not a number to go on with.
   const Vector least = splat(1.17549435e-38F);
@@ -106,29 +114,26 @@ void keyformer_scores(const float* weights, float tau, std::int64_t count, float
   const Vector inverse_tau = splat(1.0F / (tau < 1e-30F ? 1e-30F : tau));
   constexpr float kLowest = -3.0e38F;
   Vector largest = splat(kLowest);
-  for (std::int64_t j = 0; j < count; j += kLanes) {
-    const std::int64_t left = count - j;
+  for_lanes(count, [&](std::int64_t j, std::int64_t left) {
     const Vector weight = max_of(least, load_up_to(weights + j, left));
     const Vector score = add(log_of(weight), load_up_to(scores + j, left));
     store_up_to(scores + j, left, score);
-    largest = max_of(largest, load_up_to(scores + j, left, kLowest));
-  }
+    largest = max_of(largest, left == kLanes ? score : load_up_to(scores + j, left, kLowest));
+  });
   const Vector peak = splat(max_lane(largest));
   Vector sums = zero();
-  for (std::int64_t j = 0; j < count; j += kLanes) {
-    const std::int64_t left = count - j;
+  for_lanes(count, [&](std::int64_t j, std::int64_t left) {
     const Vector below = sub(load_up_to(scores + j, left), peak);
     const Vector score = exp_of(mul(below, inverse_tau));
     const Vector counted = zero_where_below(score, load_up_to(weights + j, left), least);
     store_up_to(scores + j, left, counted);
     sums = add(sums, counted);
-  }
+  });
   const float total = sum_lanes(sums);
   const Vector scale = splat(total == 0.0F ? 0.0F : 1.0F / total);
-  for (std::int64_t j = 0; j < count; j += kLanes) {
-    const std::int64_t left = count - j;
+  for_lanes(count, [&](std::int64_t j, std::int64_t left) {
     store_up_to(scores + j, left, mul(load_up_to(scores + j, left), scale));
-  }
+  });
 }
 
 }  // namespace

@@ -65,12 +65,9 @@ std::span<const std::int32_t> ScoredRetention::keep_after_prefill(std::int64_t l
   }
 
   Slots& kept = start(set, num_tokens);
-  Scores& scores = scores_[set];
-  const auto room_for = static_cast<std::size_t>(room(num_tokens));
-  scores.accumulated.clear();
-  scores.accumulated.reserve(room_for);
-  scores.step.reserve(room_for + 1);
-  scores.scratch.reserve(room_for + 1);
+  std::vector<double>& accumulated = scores_[set];
+  accumulated.clear();
+  accumulated.reserve(static_cast<std::size_t>(room(num_tokens)));
 
   // Tokens before the recent ones compete for the heavy places; nothing is dropped while all fit.
   const std::int64_t competing = std::max<std::int64_t>(num_tokens - recent_, 0);
@@ -83,7 +80,7 @@ std::span<const std::int32_t> ScoredRetention::keep_after_prefill(std::int64_t l
     kept.positions.push_back(static_cast<std::int32_t>(position));
   }
   for (const std::int32_t position : kept.positions) {
-    scores.accumulated.push_back(sums[static_cast<std::size_t>(position)]);
+    accumulated.push_back(sums[static_cast<std::size_t>(position)]);
   }
   return kept.positions;
 }
@@ -95,7 +92,7 @@ std::int64_t ScoredRetention::replace(std::int64_t layer,
                                       std::int64_t stride) {
   const std::size_t set = index(layer, kv_head);
   Slots& kept = slots(set);
-  Scores& scores = scores_[set];
+  std::vector<double>& accumulated = scores_[set];
   check_position(kept, position);
   const std::int64_t used = kept.size();
   if (weights == nullptr) {
@@ -115,9 +112,12 @@ std::int64_t ScoredRetention::replace(std::int64_t layer,
                               "between rows"));
   }
 
+  // The same for all sets: what a step works in stays in the first-level cache.
+  thread_local std::vector<double> step;
+  thread_local std::vector<float> scratch;
   const auto attended = static_cast<std::size_t>(used) + 1;
-  scores.step.assign(attended, 0.0);
-  scores.scratch.resize(attended);
+  step.assign(attended, 0.0);
+  scratch.resize(attended);
   for (std::int64_t head = 0; head < shape().query_heads_per_kv_head; ++head) {
     add_scores({.layer = layer,
                 .query_head = kv_head * shape().query_heads_per_kv_head + head,
@@ -125,24 +125,23 @@ std::int64_t ScoredRetention::replace(std::int64_t layer,
                 .position = position,
                 .positions = kept.positions,
                 .weights = {weights + head * stride, attended}},
-               scores.step,
-               scores.scratch);
+               step,
+               scratch);
   }
-  if (std::isnan(scores.step.back())) refuse_nan(name(), "a score", layer, kv_head);
+  if (std::isnan(step.back())) refuse_nan(name(), "a score", layer, kv_head);
   // The new token is the newest of the recent ones and not yet in a slot.
-  const kernels::RetentionResult least =
-      fastest().retain({.step = scores.step.data(),
-                        .positions = kept.positions.data(),
-                        .count = used,
-                        .before = kept.next + 1 - recent_,
-                        .accumulated = scores.accumulated.data()});
+  const kernels::RetentionResult least = fastest().retain({.step = step.data(),
+                                                           .positions = kept.positions.data(),
+                                                           .count = used,
+                                                           .before = kept.next + 1 - recent_,
+                                                           .accumulated = accumulated.data()});
   if (least.has_nan) refuse_nan(name(), "a score", layer, kv_head);
   std::int64_t slot = used;
   if (used < budget()) {
-    scores.accumulated.push_back(scores.step.back());
+    accumulated.push_back(step.back());
   } else {
     slot = least.slot;
-    scores.accumulated[static_cast<std::size_t>(slot)] = scores.step.back();
+    accumulated[static_cast<std::size_t>(slot)] = step.back();
   }
   kept.put(slot);
   return slot;
@@ -153,7 +152,7 @@ void ScoredRetention::add_to(std::span<double> scores, std::span<const float> mo
 }
 
 std::span<const double> ScoredRetention::scores(std::int64_t layer, std::int64_t kv_head) const {
-  return scores_[index(layer, kv_head)].accumulated;
+  return scores_[index(layer, kv_head)];
 }
 
 }  // namespace hybridgen

@@ -53,16 +53,10 @@ class ScoredRetention : public RetentionBase {
                           std::span<float> scratch) const = 0;
 
  private:
-  // In float64: a small weight must still count after many steps.
-  struct Scores {
-    std::vector<double> accumulated;
-    std::vector<double> step;
-    std::vector<float> scratch;
-  };
-
   std::int64_t heavy_;
   std::int64_t recent_;
-  std::vector<Scores> scores_;  // one per set, so that sets may be served concurrently
+  // Accumulated, by set and slot; in float64: a small weight must still count after many steps.
+  std::vector<std::vector<double>> scores_;
 };
 
 }  // namespace hybridgen
