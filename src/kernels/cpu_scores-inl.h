@@ -99,7 +99,7 @@ void gumbel_gather(const PhiloxRow& row,
   }
 }
 
-/// Calls visit(j, left) for every vector from j on; `left` is constant but for the last.
+/// Calls visit(j, left) for every vector of `count` values; `left` is constant but for the last.
 template <typename Visit>
 HYBRIDGEN_INLINE void for_lanes(std::int64_t count, const Visit& visit) {
   std::int64_t j = 0;
