@@ -239,7 +239,8 @@ def selection_state(report: Report, base: hg.LLM, tokens: int, steps: int) -> No
     kept = tokens // 5
     cases = [
         Case("h2o", named(methods.H2O(heavy=kept // 2, recent=kept - kept // 2))),
-        Case("keyformer", named(keyformer(kept))),
+        Case("keyformer without noise", named(keyformer(kept))),
+        Case("keyformer", named(methods.Keyformer(kv_cache=kept))),
         Case("hybridgen exact, h2o", hybrid("exact", selector="h2o")),
         Case("hybridgen exact, keyformer", hybrid("exact", selector="keyformer")),
         Case("hgca", named(methods.HGCA(block=BLOCK, blocks=BLOCKS))),
