@@ -17,7 +17,7 @@ bool has_onednn();
 /// does, and returns when y is written; several threads may call it at once. The first call with a
 /// shape compiles its code (a fraction of a millisecond), which oneDNN keeps for later ones.
 /// Throws ConfigError for float16 or a y of another dtype, DeviceError if oneDNN is missing or
-/// fails.
+/// fails, as it does for bfloat16 on a processor without AVX-512.
 void onednn_linear(const LinearArgs& args, std::int64_t out_features);
 
 }  // namespace hybridgen::kernels
