@@ -212,11 +212,13 @@ def compare(report: Report, base: hg.LLM, tokens: int, steps: int) -> list[str]:
     return lines
 
 
-def state_share(base: hg.LLM, case: Case, tokens: int, steps: int) -> tuple[float, float]:
+def state_share(base: hg.LLM, case: Case, tokens: int, steps: int) -> tuple[float, float, float]:
     """Return the median times of the stage that ends a layer, without its state, and of that.
 
     The stage merges, feeds the weights back to the selection state, and computes output projection
-    and FFN; it waits for nobody, so that the host's part and its noise play no role.
+    and FFN; it waits for nobody, so that the host's part and its noise play no role. The third
+    number is the median of the one's share of the other, layer by layer and step by step: both are
+    then of the same moment, while the machine's speed changes within seconds.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trace.json"
@@ -229,8 +231,13 @@ def state_share(base: hg.LLM, case: Case, tokens: int, steps: int) -> tuple[floa
         if span["name"] in times and span["args"]["step"] >= WARMUP:
             place = (span["args"]["step"], span["args"]["layer"])
             times[span["name"]][place] = span["dur"] * 1e-6
-    rest = [stage - times[STATE].get(place, 0.0) for place, stage in times[STAGE].items()]
-    return statistics.median(rest), statistics.median(times[STATE].values())
+    states = times[STATE]
+    rest = {place: times[STAGE][place] - state for place, state in states.items()}
+    return (
+        statistics.median(rest.values()),
+        statistics.median(states.values()),
+        statistics.median(state / rest[place] for place, state in states.items()),
+    )
 
 
 def selection_state(report: Report, base: hg.LLM, tokens: int, steps: int) -> None:
@@ -247,14 +254,14 @@ def selection_state(report: Report, base: hg.LLM, tokens: int, steps: int) -> No
     ]
     for case in cases:
         try:
-            stage, state = state_share(base, case, tokens, steps)
+            stage, state, share = state_share(base, case, tokens, steps)
         except hg.HybridGenError as error:
             print(f"{case.name} at {tokens} tokens failed: {error}", file=sys.stderr)
             continue
         label = f"{tokens} tokens: selection state of {case.name}"
         report.add(label, state * 1e6, "us/layer")
         report.add(f"{label}, rest of its stage", stage * 1e6, "us/layer")
-        report.add(f"{label}, share", 100 * state / stage, "%", STATE_BAR, at_most=True)
+        report.add(f"{label}, share", 100 * share, "%", STATE_BAR, at_most=True)
 
 
 def main() -> None:
