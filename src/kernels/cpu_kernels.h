@@ -166,10 +166,9 @@ struct MergeOutputsArgs {
   const float* other_lse = nullptr;  ///< [rows]
 };
 
-/// Philox of one row of Gumbel draws: all of counter and key but the number of the block.
-struct PhiloxRow {
-  std::uint32_t counter[3] = {};
-  std::uint32_t key[2] = {};
+/// What the random draws of one row share; see gumbel.h.
+struct GumbelRow {
+  std::uint32_t keys[2] = {};
 };
 
 /// Attention of the query heads of one KV head, for the rows of a prompt: out and lse as of one
@@ -196,9 +195,13 @@ struct PrefillAttentionArgs {
   float* scratch = nullptr;  ///< prefill_scratch(args) floats
 };
 
-/// A step of retained tokens, each in a slot: accumulated[j] += step[j].
+/// A step of retained tokens, each in a slot: accumulated[j] += sum over r of rows[r, j] *
+/// scales[r].
 struct RetentionArgs {
-  const double* step = nullptr;             ///< [count]
+  const float* rows = nullptr;  ///< [num_rows, count], one row per query head
+  std::int64_t row_stride = 0;
+  std::int64_t num_rows = 0;
+  const float* scales = nullptr;            ///< [num_rows]
   const std::int32_t* positions = nullptr;  ///< [count] of the tokens in the slots
   std::int64_t count = 0;
   std::int64_t before = 0;        ///< tokens of positions below it may be given up
@@ -209,7 +212,7 @@ struct RetentionResult {
   /// Of the tokens that may be given up the one with the least accumulated score, of equal ones
   /// that of the largest position; -1 if none may.
   std::int64_t slot = -1;
-  bool has_nan = false;  ///< of the step; then nothing was added
+  bool has_nan = false;  ///< of the rows; then nothing was added
 };
 
 /// Function table of one instruction set.
@@ -231,23 +234,25 @@ struct CpuKernels {
   void (*shadow_logits)(const ShadowLogitsArgs& args) = nullptr;
   void (*softmax_values)(const SoftmaxValuesArgs& args) = nullptr;
   void (*merge_outputs)(const MergeOutputsArgs& args) = nullptr;
-  /// out[j] = -ln(-ln u) of the draw at position first + j, and at positions[j] (>= 0).
-  void (*gumbel_row)(const PhiloxRow& row,
+  /// out[j] = -ln(-ln u) of the draw at position first + j.
+  void (*gumbel_row)(const GumbelRow& row,
                      std::int64_t first,
                      std::int64_t count,
                      float* out) = nullptr;
-  void (*gumbel_gather)(const PhiloxRow& row,
-                        const std::int32_t* positions,
-                        std::int64_t count,
-                        float* out) = nullptr;
-  /// scores[j] (noise in) = softmax over j of (ln weights[j] + scores[j]) / tau; 0 where the weight
-  /// is 0, NaN if a weight is.
-  void (*keyformer_scores)(const float* weights,
-                           float tau,
-                           std::int64_t count,
-                           float* scores) = nullptr;
-  /// y[j] += x[j].
-  void (*accumulate)(const float* x, std::int64_t count, double* y) = nullptr;
+  /// out[j] = -ln u of the draw at positions[j] (>= 0): exponential, of which Gumbel noise is -ln.
+  void (*exponential_gather)(const GumbelRow& row,
+                             const std::int32_t* positions,
+                             std::int64_t count,
+                             float* out) = nullptr;
+  /// scores[j] = softmax over j of (ln weights[j] - ln exponentials[j]) / tau, times the sum that
+  /// is returned; 0 where the weight is 0. The sum is NaN if a weight is NaN or infinite, else,
+  /// unless all weights are 0, >= 1. `exponentials` may be null (all 1: no noise) and may be
+  /// `scores`.
+  float (*keyformer_scores)(const float* weights,
+                            const float* exponentials,
+                            float tau,
+                            std::int64_t count,
+                            float* scores) = nullptr;
   RetentionResult (*retain)(const RetentionArgs& args) = nullptr;
   std::int64_t (*prefill_scratch)(const PrefillAttentionArgs& args) = nullptr;
   void (*prefill_attention)(const PrefillAttentionArgs& args) = nullptr;

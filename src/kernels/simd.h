@@ -182,12 +182,6 @@ HYBRIDGEN_INLINE Vector split_exponent(Vector x, Vector& mantissa) {
   mantissa = _mm512_castsi512_ps(_mm512_sub_epi32(bits, _mm512_slli_epi32(n, 23)));
   return _mm512_cvtepi32_ps(n);
 }
-typedef std::uint64_t WideVector __attribute__((vector_size(64)));
-/// Product of the low 32 bits of every 64-bit lane with `factor`.
-HYBRIDGEN_INLINE WideVector multiply_low(WideVector v, std::uint32_t factor) {
-  return reinterpret_cast<WideVector>(
-      _mm512_mul_epu32(reinterpret_cast<__m512i>(v), _mm512_set1_epi64(factor)));
-}
 /// v, but 0 where x < limit.
 HYBRIDGEN_INLINE Vector zero_where_below(Vector v, Vector x, Vector limit) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), v);
@@ -282,11 +276,6 @@ HYBRIDGEN_INLINE Vector split_exponent(Vector x, Vector& mantissa) {
   mantissa = _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(n, 23)));
   return _mm256_cvtepi32_ps(n);
 }
-typedef std::uint64_t WideVector __attribute__((vector_size(32)));
-HYBRIDGEN_INLINE WideVector multiply_low(WideVector v, std::uint32_t factor) {
-  return reinterpret_cast<WideVector>(
-      _mm256_mul_epu32(reinterpret_cast<__m256i>(v), _mm256_set1_epi64x(factor)));
-}
 HYBRIDGEN_INLINE Vector zero_where_below(Vector v, Vector x, Vector limit) {
   return _mm256_and_ps(_mm256_cmp_ps(x, limit, _CMP_NLT_UQ), v);
 }
@@ -334,10 +323,6 @@ HYBRIDGEN_INLINE Vector split_exponent(Vector x, Vector& mantissa) {
   const IntVector n = (bits - kRootHalfBits) >> 23;
   mantissa = reinterpret_cast<Vector>(bits - (n << 23));
   return __builtin_convertvector(n, Vector);
-}
-typedef std::uint64_t WideVector __attribute__((vector_size(16)));
-HYBRIDGEN_INLINE WideVector multiply_low(WideVector v, std::uint32_t factor) {
-  return (v & 0xffffffffU) * factor;
 }
 HYBRIDGEN_INLINE Vector zero_where_below(Vector v, Vector x, Vector limit) {
   return x < limit ? splat(0.0F) : v;
@@ -456,27 +441,37 @@ HYBRIDGEN_INLINE Vector exp_of(Vector x) {
   return zero_where_below(mul(p, power_of_two(n)), x, lowest);
 }
 
-/// ln x to about 1e-7 relative for normal x > 0; NaN for NaN and infinity.
-HYBRIDGEN_INLINE Vector log_of(Vector x) {
+/// 2^x to about 3e-7 relative for x in [-126, 0]; 0 below (so 2^-inf is 0), NaN for NaN.
+HYBRIDGEN_INLINE Vector exp2_of(Vector x) {
+  const Vector lowest = splat(-126.0F);
+  const Vector clamped = max_of(lowest, x);
+  const Vector n = round_even(clamped);
+  const Vector r = sub(clamped, n);
+  // Minimax polynomial of degree 5 for 2^r on [-1/2, 1/2], by Estrin's scheme: callers wait for
+  // chains of operations more than for their number.
+  const Vector square = mul(r, r);
+  const Vector p01 = fma(r, splat(0.69314694F), splat(1.0000001F));
+  const Vector p23 = fma(r, splat(0.05550713F), splat(0.2402212F));
+  const Vector p45 = fma(r, splat(0.0013276472F), splat(0.009675541F));
+  const Vector p = fma(mul(square, square), p45, fma(square, p23, p01));
+  return zero_where_below(mul(p, power_of_two(n)), x, lowest);
+}
+
+/// log2 x to about 3e-7 relative for normal x > 0; for others some number, or NaN.
+HYBRIDGEN_INLINE Vector log2_of(Vector x) {
   Vector mantissa;
   const Vector n = split_exponent(x, mantissa);
   const Vector r = sub(mantissa, splat(1.0F));
-  // Minimax polynomial of degree 8 for (ln(1 + r) - r + r^2 / 2) / r^3 (Cephes, logf).
-  Vector p = splat(7.0376836292e-2F);
-  p = fma(p, r, splat(-1.1514610310e-1F));
-  p = fma(p, r, splat(1.1676998740e-1F));
-  p = fma(p, r, splat(-1.2420140846e-1F));
-  p = fma(p, r, splat(1.4249322787e-1F));
-  p = fma(p, r, splat(-1.6668057665e-1F));
-  p = fma(p, r, splat(2.0000714765e-1F));
-  p = fma(p, r, splat(-2.4999993993e-1F));
-  p = fma(p, r, splat(3.3333331174e-1F));
+  // Minimax polynomial of degree 8 for log2(1 + r) / r, by Estrin's scheme.
   const Vector square = mul(r, r);
-  Vector small = mul(mul(p, square), r);
-  small = fma(n, splat(-2.12194440e-4F), small);
-  small = fma(square, splat(-0.5F), small);
-  const Vector sum = fma(n, splat(0.693359375F), add(r, small));
-  return add(sum, sub(x, x));
+  const Vector fourth = mul(square, square);
+  const Vector p01 = fma(r, splat(-0.72134733F), splat(1.442695F));
+  const Vector p23 = fma(r, splat(-0.36070368F), splat(0.48091063F));
+  const Vector p45 = fma(r, splat(-0.23894483F), splat(0.28791624F));
+  const Vector p67 = fma(r, splat(-0.20726974F), splat(0.2157156F));
+  const Vector high = fma(fourth, splat(0.12583701F), fma(square, p67, p45));
+  const Vector p = fma(fourth, high, fma(square, p23, p01));
+  return fma(r, p, n);
 }
 
 /// Calls body(static_cast<const T*>(nullptr)) with the element type of `dtype`.

@@ -2,6 +2,7 @@
 #include "hybridgen/pipeline/prefill_scores.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cmath>
@@ -49,21 +50,21 @@ void perturb(at::Tensor& logits,
              std::int64_t layer,
              std::int64_t first_row,
              std::int64_t first_position) {
-  const std::int64_t heads = logits.size(0) * logits.size(1);
+  const std::int64_t groups = logits.size(0);
   const std::int64_t rows = logits.size(2);
   const std::int64_t columns = logits.size(3);
   if (score.noise) {
-    at::Tensor noise = at::empty({heads, rows, columns}, at::kFloat);
+    at::Tensor noise = at::empty({groups, 1, rows, columns}, at::kFloat);
     auto* out = noise.mutable_data_ptr<float>();
-    for (std::int64_t head = 0; head < heads; ++head) {
-      for (std::int64_t row = 0; row < rows; ++row, out += columns) {
-        kernels::gumbel_row({score.seed, score.request, layer, head, first_row + row},
+    at::parallel_for(0, groups * rows, /*grain_size=*/1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        kernels::gumbel_row({score.seed, score.request, layer, i / rows, first_row + i % rows},
                             first_position,
                             columns,
-                            out);
+                            out + i * columns);
       }
-    }
-    logits.add_(noise.view(logits.sizes()).to(logits.device()));
+    });
+    logits.add_(noise.to(logits.device()));
   }
   logits.div_(score.tau(0));
 }

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <span>
 #include <string_view>
 
 #include "selection/scored_retention.h"
@@ -21,13 +19,6 @@ class HeavyHitterRetention final : public ScoredRetention {
             shape,
             check_count(kName, "heavy", heavy, 0, "pass 0 for recent tokens only"),
             check_count(kName, "recent", recent, 1, "the newest token is always kept")) {}
-
- private:
-  void add_scores(const Step& step,
-                  std::span<double> scores,
-                  std::span<float> /*scratch*/) const override {
-    add_to(scores, step.weights);
-  }
 };
 
 }  // namespace

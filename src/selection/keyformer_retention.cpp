@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "hybridgen/core/error.h"
 #include "kernels/cpu_kernels.h"
@@ -49,28 +50,34 @@ class KeyformerRetention final : public ScoredRetention {
   }
 
  private:
-  void add_scores(const Step& step,
-                  std::span<double> scores,
-                  std::span<float> scratch) const override {
+  StepScores score(const Step& step) const override {
     const double tau = score_.tau(step.forward);
     if (!score_.noise && tau == 1.0) {
       // The weights as they are: taking logarithms and normalising again would round them.
-      add_to(scores, step.weights);
-      return;
+      return ScoredRetention::score(step);
     }
+    // The first row is the noise of all heads.
+    thread_local std::vector<float> rows;
+    const std::size_t attended = step.positions.size() + 1;
+    rows.resize((step.scales.size() + 1) * attended);
+    const std::span<float> noise{rows.data(), score_.noise ? attended : 0};
     if (score_.noise) {
       const kernels::GumbelKey key{.seed = score_.seed,
                                    .request = score_.request,
                                    .layer = step.layer,
-                                   .query_head = step.query_head,
+                                   .kv_head = step.kv_head,
                                    .row = step.position};
-      kernels::gumbel_gather(key, step.positions, scratch.data());
-      scratch.back() = kernels::gumbel_at(key, step.position);
-    } else {
-      std::fill(scratch.begin(), scratch.end(), 0.0F);
+      const auto newest = static_cast<std::int32_t>(step.position);
+      kernels::exponential_gather(key, step.positions, noise.data());
+      kernels::exponential_gather(key, {&newest, 1}, &noise.back());
     }
-    keyformer_scores(step.weights, tau, scratch);
-    add_to(scores, scratch);
+    float* const first = rows.data() + attended;
+    for (std::size_t head = 0; head < step.scales.size(); ++head) {
+      const float* weights = step.weights + static_cast<std::int64_t>(head) * step.stride;
+      step.scales[head] =
+          keyformer_scores({weights, attended}, noise, tau, {first + head * attended, attended});
+    }
+    return {first, static_cast<std::int64_t>(attended)};
   }
 
   KeyformerScore score_;
@@ -84,12 +91,17 @@ double KeyformerScore::tau(std::int64_t forward) const {
       tau_init, tau_end, static_cast<double>(reached) / static_cast<double>(num_steps));
 }
 
-void keyformer_scores(std::span<const float> weights, double tau, std::span<float> scores) {
+float keyformer_scores(std::span<const float> weights,
+                       std::span<const float> exponentials,
+                       double tau,
+                       std::span<float> scores) {
   static const kernels::CpuKernels& fastest = kernels::cpu_kernels(kernels::resolve_isa("auto"));
-  fastest.keyformer_scores(weights.data(),
-                           static_cast<float>(tau),
-                           static_cast<std::int64_t>(weights.size()),
-                           scores.data());
+  const float sum = fastest.keyformer_scores(weights.data(),
+                                             exponentials.empty() ? nullptr : exponentials.data(),
+                                             static_cast<float>(tau),
+                                             static_cast<std::int64_t>(weights.size()),
+                                             scores.data());
+  return sum == 0.0F ? 0.0F : 1.0F / sum;
 }
 
 std::unique_ptr<RetentionPolicy> make_keyformer_retention(const RetentionShape& shape,

@@ -9,6 +9,7 @@
 #include <memory>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "hybridgen/core/error.h"
@@ -92,7 +93,7 @@ class RunningScoreSelector final : public TokenSelector {
     Head& state = head(layer, kv_head);
     grow(state, attention.tokens.end);
     for (std::int64_t r = 0; r < attention.num_queries; ++r) {
-      add(state, attention.tokens, attention.sums + r * attention.stride);
+      add(state, attention.tokens, attention.sums + r * attention.stride, 1.0F);
     }
   }
 
@@ -104,16 +105,17 @@ class RunningScoreSelector final : public TokenSelector {
     ++state.decode_steps;
     const std::int64_t num_chosen = attention.positions == nullptr ? 0 : attention.num_chosen;
     for (std::int64_t r = 0; r < attention.num_queries; ++r) {
-      const float* weights = tempered(state,
-                                      {attention.weights + r * attention.stride,
-                                       static_cast<std::size_t>(num_chosen) +
-                                           static_cast<std::size_t>(attention.resident.size())});
+      const auto [weights, scale] =
+          tempered(state,
+                   {attention.weights + r * attention.stride,
+                    static_cast<std::size_t>(num_chosen) +
+                        static_cast<std::size_t>(attention.resident.size())});
       const std::int32_t* positions = attention.positions + r * attention.positions_stride;
       for (std::int64_t j = 0; j < num_chosen; ++j) {
         HYBRIDGEN_DCHECK(positions[j] >= 0 && positions[j] < attention.resident.begin);
-        state.scores[static_cast<std::size_t>(positions[j])] += weights[j];
+        state.scores[static_cast<std::size_t>(positions[j])] += weights[j] * scale;
       }
-      add(state, attention.resident, weights + num_chosen);
+      add(state, attention.resident, weights + num_chosen, scale);
     }
   }
 
@@ -133,9 +135,9 @@ class RunningScoreSelector final : public TokenSelector {
     }
   }
 
-  static void add(Head& state, TokenRange tokens, const float* weights) {
+  static void add(Head& state, TokenRange tokens, const float* weights, float scale) {
     float* scores = state.scores.data() + tokens.begin;
-    for (std::int64_t j = 0; j < tokens.size(); ++j) scores[j] += weights[j];
+    for (std::int64_t j = 0; j < tokens.size(); ++j) scores[j] += weights[j] * scale;
   }
 
   std::size_t threshold_index(std::size_t head, std::int64_t query_head) const {
@@ -144,13 +146,15 @@ class RunningScoreSelector final : public TokenSelector {
            static_cast<std::size_t>(query_head % per_group);
   }
 
-  /// softmax(ln(weights) / temperature): raises small weights, keeps their order and their sum.
-  const float* tempered(const Head& state, std::span<const float> weights) {
-    if (tempering_steps_ == 0) return weights.data();
+  /// softmax(ln(weights) / temperature), as numbers and a factor: raises small weights, keeps their
+  /// order and their sum.
+  std::pair<const float*, float> tempered(const Head& state, std::span<const float> weights) {
+    if (tempering_steps_ == 0) return {weights.data(), 1.0F};
     const auto step = static_cast<double>(std::min(state.decode_steps, tempering_steps_));
-    tempered_.assign(weights.size(), 0.0F);
-    keyformer_scores(weights, 1.0 + step / static_cast<double>(tempering_steps_), tempered_);
-    return tempered_.data();
+    tempered_.resize(weights.size());
+    const double tau = 1.0 + step / static_cast<double>(tempering_steps_);
+    const float scale = keyformer_scores(weights, {}, tau, tempered_);
+    return {tempered_.data(), scale};
   }
 
   std::string_view name_;

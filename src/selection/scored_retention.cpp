@@ -112,43 +112,43 @@ std::int64_t ScoredRetention::replace(std::int64_t layer,
                               "between rows"));
   }
 
-  // The same for all sets: what a step works in stays in the first-level cache.
-  thread_local std::vector<double> step;
-  thread_local std::vector<float> scratch;
-  const auto attended = static_cast<std::size_t>(used) + 1;
-  step.assign(attended, 0.0);
-  scratch.resize(attended);
-  for (std::int64_t head = 0; head < shape().query_heads_per_kv_head; ++head) {
-    add_scores({.layer = layer,
-                .query_head = kv_head * shape().query_heads_per_kv_head + head,
-                .forward = position - kept.prompt + 1,
-                .position = position,
-                .positions = kept.positions,
-                .weights = {weights + head * stride, attended}},
-               step,
-               scratch);
+  thread_local std::vector<float> scales;
+  scales.assign(static_cast<std::size_t>(shape().query_heads_per_kv_head), 1.0F);
+  const StepScores added = score({.layer = layer,
+                                  .kv_head = kv_head,
+                                  .forward = position - kept.prompt + 1,
+                                  .position = position,
+                                  .positions = kept.positions,
+                                  .weights = weights,
+                                  .stride = stride,
+                                  .scales = scales});
+  double newest = 0.0;
+  for (std::size_t head = 0; head < scales.size(); ++head) {
+    newest +=
+        static_cast<double>(added.rows[static_cast<std::int64_t>(head) * added.stride + used]) *
+        static_cast<double>(scales[head]);
   }
-  if (std::isnan(step.back())) refuse_nan(name(), "a score", layer, kv_head);
+  if (std::isnan(newest)) refuse_nan(name(), "a score", layer, kv_head);
   // The new token is the newest of the recent ones and not yet in a slot.
-  const kernels::RetentionResult least = fastest().retain({.step = step.data(),
-                                                           .positions = kept.positions.data(),
-                                                           .count = used,
-                                                           .before = kept.next + 1 - recent_,
-                                                           .accumulated = accumulated.data()});
+  const kernels::RetentionResult least =
+      fastest().retain({.rows = added.rows,
+                        .row_stride = added.stride,
+                        .num_rows = shape().query_heads_per_kv_head,
+                        .scales = scales.data(),
+                        .positions = kept.positions.data(),
+                        .count = used,
+                        .before = kept.next + 1 - recent_,
+                        .accumulated = accumulated.data()});
   if (least.has_nan) refuse_nan(name(), "a score", layer, kv_head);
   std::int64_t slot = used;
   if (used < budget()) {
-    accumulated.push_back(step.back());
+    accumulated.push_back(newest);
   } else {
     slot = least.slot;
-    accumulated[static_cast<std::size_t>(slot)] = step.back();
+    accumulated[static_cast<std::size_t>(slot)] = newest;
   }
   kept.put(slot);
   return slot;
-}
-
-void ScoredRetention::add_to(std::span<double> scores, std::span<const float> more) {
-  fastest().accumulate(more.data(), static_cast<std::int64_t>(scores.size()), scores.data());
 }
 
 std::span<const double> ScoredRetention::scores(std::int64_t layer, std::int64_t kv_head) const {

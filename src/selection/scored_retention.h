@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Keeps the most recent tokens and, of the others, those with the largest accumulated scores. What
-// a decode step adds to the scores is the subclass's concept.
+// a decode step adds to the scores, its weights or something made of them, is for subclasses to
+// say.
 #pragma once
 
 #include <cstdint>
@@ -33,11 +34,20 @@ class ScoredRetention : public RetentionBase {
  protected:
   struct Step {
     std::int64_t layer;
-    std::int64_t query_head;                  ///< among all of the layer
+    std::int64_t kv_head;
     std::int64_t forward;                     ///< 1: the first after the prompt
     std::int64_t position;                    ///< of the new token
     std::span<const std::int32_t> positions;  ///< of the tokens in the slots
-    std::span<const float> weights;           ///< [slots + 1], the new token last
+    const float* weights;                     ///< [R, slots + 1], the new token last
+    std::int64_t stride;                      ///< of `weights`
+    std::span<float> scales;                  ///< [R], all 1; of the result's rows
+  };
+
+  /// [R, slots + 1]: what the step adds to the scores, one row per query head, to be multiplied by
+  /// the row's scale. Valid until the next call of the same thread.
+  struct StepScores {
+    const float* rows;
+    std::int64_t stride;
   };
 
   ScoredRetention(std::string_view name,
@@ -45,12 +55,8 @@ class ScoredRetention : public RetentionBase {
                   std::int64_t heavy,
                   std::int64_t recent);
 
-  static void add_to(std::span<double> scores, std::span<const float> more);
-
-  /// Adds one query head's scores to `scores` [slots + 1]; `scratch` has that size, too.
-  virtual void add_scores(const Step& step,
-                          std::span<double> scores,
-                          std::span<float> scratch) const = 0;
+  /// The weights themselves, unless overridden.
+  virtual StepScores score(const Step& step) const { return {step.weights, step.stride}; }
 
  private:
   std::int64_t heavy_;

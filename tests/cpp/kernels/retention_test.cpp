@@ -14,27 +14,31 @@ namespace hybridgen::kernels {
 namespace {
 
 struct Tokens {
-  std::vector<double> step;
+  std::int64_t stride = 0;    // of `rows`, with a gap between them
+  std::vector<float> rows;    // one per scale
+  std::vector<float> scales;  // powers of two: products are exact
   std::vector<double> accumulated;
   std::vector<std::int32_t> positions;
 
   /// Few different scores, so that there are ties.
-  explicit Tokens(std::int64_t count, std::uint32_t seed) {
+  Tokens(std::int64_t count, std::int64_t num_rows, std::uint32_t seed) : stride(count + 3) {
     std::mt19937 generator(seed);
-    const auto draw = [&] { return static_cast<double>(generator() % 7) / 8.0; };
-    for (std::int64_t j = 0; j < count; ++j) {
-      step.push_back(draw());
-      accumulated.push_back(draw());
-    }
+    const auto draw = [&] { return static_cast<float>(generator() % 7) / 8.0F; };
+    for (std::int64_t j = 0; j < num_rows * stride; ++j) rows.push_back(draw());
+    for (std::int64_t r = 0; r < num_rows; ++r) scales.push_back(r % 2 == 0 ? 1.0F : 0.5F);
+    for (std::int64_t j = 0; j < count; ++j) accumulated.push_back(double{draw()});
     positions.resize(static_cast<std::size_t>(count));
     std::iota(positions.begin(), positions.end(), 0);
     std::ranges::shuffle(positions, generator);
   }
 
   RetentionResult retain(Isa isa, std::int64_t before) {
-    return cpu_kernels(isa).retain({.step = step.data(),
+    return cpu_kernels(isa).retain({.rows = rows.data(),
+                                    .row_stride = stride,
+                                    .num_rows = static_cast<std::int64_t>(scales.size()),
+                                    .scales = scales.data(),
                                     .positions = positions.data(),
-                                    .count = static_cast<std::int64_t>(step.size()),
+                                    .count = static_cast<std::int64_t>(positions.size()),
                                     .before = before,
                                     .accumulated = accumulated.data()});
   }
@@ -57,9 +61,16 @@ TEST(Retain, AddsTheStepAndFindsTheLeastOfThoseThatMayGo) {
   for (const Isa isa : supported_isas()) {
     for (const std::int64_t count : {0, 1, 2, 7, 8, 9, 16, 31, 100, 1639}) {
       for (const std::int64_t before : {std::int64_t{0}, std::int64_t{1}, count / 2, count}) {
-        Tokens tokens(count, static_cast<std::uint32_t>(count + before));
+        const std::int64_t num_rows = 1 + count % 3;
+        Tokens tokens(count, num_rows, static_cast<std::uint32_t>(count + before));
         std::vector<double> expected = tokens.accumulated;
-        for (std::size_t j = 0; j < expected.size(); ++j) expected[j] += tokens.step[j];
+        for (std::int64_t r = 0; r < num_rows; ++r) {
+          for (std::int64_t j = 0; j < count; ++j) {
+            expected[static_cast<std::size_t>(j)] +=
+                double{tokens.rows[static_cast<std::size_t>(r * tokens.stride + j)]} *
+                tokens.scales[static_cast<std::size_t>(r)];
+          }
+        }
         const RetentionResult result = tokens.retain(isa, before);
         EXPECT_FALSE(result.has_nan);
         EXPECT_EQ(tokens.accumulated, expected) << name_of(isa) << ", " << count << " tokens";
@@ -70,28 +81,21 @@ TEST(Retain, AddsTheStepAndFindsTheLeastOfThoseThatMayGo) {
   }
 }
 
-TEST(Accumulate, AddsExactlyWhatAFloatIs) {
+TEST(Retain, LooksAtNothingBetweenTheRows) {
   for (const Isa isa : supported_isas()) {
-    for (const std::int64_t count : {0, 1, 7, 8, 33, 100}) {
-      std::vector<float> x(static_cast<std::size_t>(count));
-      std::vector<double> y(x.size());
-      std::vector<double> expected(x.size());
-      for (std::size_t j = 0; j < x.size(); ++j) {
-        x[j] = 1.0F / static_cast<float>(j + 3);
-        y[j] = 1.0 / static_cast<double>(j + 7);
-        expected[j] = y[j] + static_cast<double>(x[j]);
-      }
-      cpu_kernels(isa).accumulate(x.data(), count, y.data());
-      EXPECT_EQ(y, expected) << name_of(isa) << ", " << count;
+    Tokens tokens(101, 2, 3);
+    for (const std::size_t gap : {101U, 102U, 103U, 205U}) {
+      tokens.rows[gap] = std::numeric_limits<float>::quiet_NaN();
     }
+    EXPECT_FALSE(tokens.retain(isa, 50).has_nan) << name_of(isa);
   }
 }
 
-TEST(Retain, ChangesNothingIfAStepIsNaN) {
+TEST(Retain, ChangesNothingIfARowHoldsNaN) {
   for (const Isa isa : supported_isas()) {
-    for (const std::size_t at : {0U, 5U, 99U, 100U}) {
-      Tokens tokens(101, 3);
-      tokens.step[at] = std::numeric_limits<double>::quiet_NaN();
+    for (const std::size_t at : {0U, 5U, 99U, 100U, 104U, 203U, 204U}) {  // 104 begins row 1
+      Tokens tokens(101, 2, 3);
+      tokens.rows[at] = std::numeric_limits<float>::quiet_NaN();
       const std::vector<double> before = tokens.accumulated;
       EXPECT_TRUE(tokens.retain(isa, 50).has_nan) << name_of(isa) << ", token " << at;
       EXPECT_EQ(tokens.accumulated, before) << name_of(isa) << ", token " << at;

@@ -590,8 +590,9 @@ TEST(KeyformerSums, AreThoseOfTheNoisyTemperedSoftmax) {
   constexpr std::int64_t kLayer = 2;
   at::Tensor noise = at::empty({prompt.heads(), 30, 30}, at::kFloat);
   for (std::int64_t head = 0; head < prompt.heads(); ++head) {
+    const std::int64_t kv_head = head / (prompt.heads() / prompt.keys.size(0));
     for (std::int64_t row = 0; row < 30; ++row) {
-      kernels::gumbel_row({score.seed, score.request, kLayer, head, row},
+      kernels::gumbel_row({score.seed, score.request, kLayer, kv_head, row},
                           0,
                           30,
                           noise.mutable_data_ptr<float>() + (head * 30 + row) * 30);

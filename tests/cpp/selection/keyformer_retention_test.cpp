@@ -17,12 +17,14 @@ namespace {
 const std::vector<float> kWeights = {1.0F / 7, 2.0F / 7, 4.0F / 7};  // logits 0, ln 2, 2 ln 2
 
 void expect_row(const std::vector<float>& weights,
-                std::vector<float> noise,
+                const std::vector<float>& noise,
                 double tau,
                 const std::vector<double>& expected) {
-  keyformer_scores(weights, tau, noise);
+  std::vector<float> scores;
+  for (const float draw : noise) scores.push_back(std::exp(-draw));
+  const float scale = keyformer_scores(weights, scores, tau, scores);
   for (std::size_t j = 0; j < expected.size(); ++j) {
-    EXPECT_NEAR(noise[j], expected[j], 5e-6) << "tau " << tau << ", token " << j;
+    EXPECT_NEAR(scores[j] * scale, expected[j], 5e-6) << "tau " << tau << ", token " << j;
   }
 }
 
@@ -50,9 +52,9 @@ TEST(KeyformerScores, OfAPromptAddUpToItsLengthAndFavourEarlyTokensWhenTempered)
   for (std::size_t row = 0; row < kTokens; ++row) {
     std::vector<float> weights(row + 1);
     for (float& weight : weights) weight = 0.01F + static_cast<float>(random() % 1000);
-    std::vector<float> scores(row + 1, 0.0F);
-    keyformer_scores(weights, 1e30, scores);
-    for (std::size_t j = 0; j <= row; ++j) sums[j] += scores[j];
+    std::vector<float> scores(row + 1);
+    const float scale = keyformer_scores(weights, {}, 1e30, scores);
+    for (std::size_t j = 0; j <= row; ++j) sums[j] += scores[j] * scale;
   }
   double total = 0.0;
   double tail = 0.0;  // 1/(j+1) + 1/(j+2) + ... of the last token backwards
@@ -97,7 +99,7 @@ TEST(KeyformerRetention, TempersEveryStepByItsNumberAfterThePrompt) {
                  second * cube_root});
 }
 
-TEST(KeyformerRetention, DrawsTheNoiseOfEveryQueryHeadForTheTokensPositions) {
+TEST(KeyformerRetention, DrawsTheNoiseOfTheKvHeadForTheTokensPositions) {
   const RetentionShape shape{.num_layers = 4, .num_kv_heads = 3, .query_heads_per_kv_head = 2};
   const KeyformerScore score{.tau_end = 2.0, .num_steps = 1, .seed = 5, .request = 6};
   const auto policy = make_keyformer_retention(shape, 1, 1, score);
@@ -108,12 +110,8 @@ TEST(KeyformerRetention, DrawsTheNoiseOfEveryQueryHeadForTheTokensPositions) {
 
   const std::int64_t attended[] = {2, 4, 5};
   double expected[] = {7, 0, 0};
+  const kernels::GumbelKey key{.seed = 5, .request = 6, .layer = 3, .kv_head = 2, .row = 5};
   for (std::size_t head = 0; head < 2; ++head) {
-    const kernels::GumbelKey key{.seed = 5,
-                                 .request = 6,
-                                 .layer = 3,
-                                 .query_head = 4 + static_cast<std::int64_t>(head),
-                                 .row = 5};
     double noisy[3];
     double total = 0.0;
     for (std::size_t j = 0; j < 3; ++j) {
@@ -167,7 +165,7 @@ class Request {
   Request(std::uint64_t seed, std::uint64_t request)
       : policy_(make_keyformer_retention(
             {}, 6, 2, {.num_steps = 50, .seed = seed, .request = request})) {
-    prefill(*policy_, std::vector<float>(20, 1.0F));
+    prefill(*policy_, std::vector<float>(20, 0.1F));
   }
 
   void step() { slots_.push_back(decode(*policy_, next_++, std::vector<float>(9, 1.0F / 9))); }

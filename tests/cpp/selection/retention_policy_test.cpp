@@ -339,7 +339,7 @@ void expect_model(const Kind& kind, std::uint32_t seed, bool coarse) {
         const kernels::GumbelKey key{.seed = kScore.seed,
                                      .request = kScore.request,
                                      .layer = 0,
-                                     .query_head = head,
+                                     .kv_head = 0,
                                      .row = position};
         added = tempered(one, attended, key, kScore.tau(position - prompt + 1));
       }
