@@ -54,6 +54,26 @@ TEST(SinksWindowRetention, DecodingDropsTheTokensThatALongerPromptWouldHaveLost)
   }
 }
 
+// The public code makes room for a further turn of m tokens before it, by evict_for_space; here
+// each of them takes the oldest one's place. Of the tokens before them the same remain.
+TEST(SinksWindowRetention, AFurtherTurnLeavesTheOldTokensThatMakingRoomForItWouldLeave) {
+  const auto after_turn = [](std::int64_t cached, std::int64_t m) {
+    const auto policy = make(4, 3);
+    kept_of_prompt(*policy, cached);
+    for (std::int64_t position = cached; position < cached + m; ++position) {
+      decode(*policy, position);
+    }
+    Positions old = kept(*policy);
+    std::erase_if(old, [&](std::int32_t position) { return position >= cached; });
+    return old;
+  };
+  EXPECT_EQ(after_turn(7, 2), (Positions{0, 1, 2, 3, 6}));
+  EXPECT_EQ(after_turn(7, 0), (Positions{0, 1, 2, 3, 4, 5, 6}));
+  EXPECT_EQ(after_turn(20, 1), (Positions{0, 1, 2, 3, 18, 19}));
+  EXPECT_EQ(after_turn(20, 3), (Positions{0, 1, 2, 3}));
+  EXPECT_EQ(after_turn(20, 100), (Positions{0, 1, 2, 3}));  // more than the window
+}
+
 TEST(SinksWindowRetention, ATokenStaysInItsSlotUntilANewerOneTakesIt) {
   const auto policy = make(2, 3);
   kept_of_prompt(*policy, 3);
