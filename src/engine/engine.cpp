@@ -8,6 +8,7 @@
 #include <deque>
 #include <map>
 
+#include "admission.h"
 #include "host_threads.h"
 #include "hybridgen/core/error.h"
 #include "hybridgen/device/worker_pool.h"
@@ -43,6 +44,7 @@ struct Request {
   std::int64_t generated() const {
     return static_cast<std::int64_t>(tokens.size()) - prompt_tokens;
   }
+  RequestShape shape() const { return {id, prompt_tokens, max_tokens}; }
   bool finished() const { return !statistics.finish_reason.empty(); }
 };
 
@@ -71,8 +73,6 @@ void describe(const Method& method, const RequestState& state, RequestStatistics
 struct Engine::Impl {
   Impl(std::shared_ptr<DecoderModel> model_, EngineOptions options_, std::optional<Method> method_);
 
-  RequestPlan plan(const Request& request, std::int64_t free_device_bytes) const;
-  void check_fits(const Request& request) const;
   bool admit_next();
   /// Which cores and how many OpenMP threads the driver uses; cheap when nothing changes.
   enum class Phase : std::uint8_t { kNone, kPrefill, kDecode };
@@ -90,6 +90,7 @@ struct Engine::Impl {
   AttendedTokens attended;
   MemoryBudget device_budget;
   MemoryBudget dram_budget;
+  Admission admission{*model, options, method, attended, device_budget, dram_budget};
   std::unique_ptr<DeviceOps> ops;
   TraceRecorder trace;
   PipelineStatistics statistics;
@@ -148,12 +149,13 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
   if (options.max_model_len == 0) {
     options.max_model_len = config.max_positions;
   }
-  if (options.max_model_len > config.max_positions) {
+  if (options.max_model_len > config.max_positions && method.positions == PositionMode::kOriginal) {
     throw ConfigError(message("[engine] max_model_len is ",
                               options.max_model_len,
                               "; allowed: 1 to ",
                               config.max_positions,
-                              " (the model's positions)"));
+                              " (the model's positions); more with positions='shift' or 'clamp' of "
+                              "streaming_llm or h2o"));
   }
   if (options.math == "auto") {
     options.math = device.is_cpu() ? "kernels" : "aten";
@@ -213,67 +215,8 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
     const std::int64_t all = std::min<std::int64_t>(options.device_threads + options.threads,
                                                     default_intra_op_threads());
     prefill_threads = static_cast<int>(std::max(options.device_threads, all));
-    model->prepare_positions(options.max_model_len);
+    model->prepare_positions(std::min(options.max_model_len, model->config().max_positions));
   });
-}
-
-RequestPlan Engine::Impl::plan(const Request& request, std::int64_t free_device_bytes) const {
-  const ModelConfig& config = model->config();
-  const WindowSetting& setting = options.device_tokens;
-  const RequestShape shape{request.id, request.prompt_tokens, request.max_tokens};
-  std::int64_t window = -1;
-  if (setting.count) {
-    window = *setting.count;
-  } else if (setting.share) {
-    window = static_cast<std::int64_t>(*setting.share * static_cast<double>(request.prompt_tokens));
-  } else if (method.window) {
-    window = method.window(shape);
-  } else {
-    // As many as fit; what a window needs is linear in its rows.
-    const std::int64_t row = ResidentCache::required_bytes(config, model->dtype(), 1);
-    const std::int64_t rows = free_device_bytes / row;
-    window = rows >= request.max_tokens ? request.max_tokens
-                                        : rows - ResidentCache::capacity_for(0, request.max_tokens);
-  }
-  return plan_request(
-      config, model->dtype(), method, attended, shape, std::max<std::int64_t>(window, 1));
-}
-
-void Engine::Impl::check_fits(const Request& request) const {
-  const RequestPlan needed = plan(request, device_budget.capacity_bytes());
-  const auto too_large =
-      [&](std::int64_t bytes, const MemoryBudget& budget, const std::string& way_out) {
-        if (bytes > budget.capacity_bytes()) {
-          const auto tokens = static_cast<std::int64_t>(
-              static_cast<double>(request.max_tokens) *
-              static_cast<double>(budget.capacity_bytes()) / static_cast<double>(bytes));
-          throw OutOfMemoryError(message("[add request] ",
-                                         request.prompt_tokens,
-                                         " prompt + ",
-                                         request.max_tokens - request.prompt_tokens,
-                                         " generated tokens need ",
-                                         human_bytes(static_cast<double>(bytes)),
-                                         " of ",
-                                         name_of(budget.tier()),
-                                         "; its capacity is ",
-                                         human_bytes(static_cast<double>(budget.capacity_bytes())),
-                                         "; nearest that fits: about ",
-                                         tokens,
-                                         " tokens in all, or ",
-                                         way_out));
-        }
-      };
-  const std::int64_t row = ResidentCache::required_bytes(model->config(), model->dtype(), 1);
-  const std::int64_t fitting = std::max<std::int64_t>(
-      0, device_budget.capacity_bytes() / row - ResidentCache::capacity_for(0, request.max_tokens));
-  too_large(needed.device_bytes + needed.prompt_device_bytes,
-            device_budget,
-            method.residency == Residency::kWindow
-                ? message("KVConfig(device_tokens=", fitting, ")")
-                : message("method='hybridgen' with KVConfig(device_tokens=", fitting, ")"));
-  too_large(needed.dram_bytes,
-            dram_budget,
-            message("KVConfig(dram=", needed.dram_bytes, ") or a larger device_tokens"));
 }
 
 Request& Engine::Impl::find(std::int64_t id) const {
@@ -290,7 +233,7 @@ bool Engine::Impl::admit_next() {
     return false;
   }
   Request& request = *waiting.front();
-  const RequestPlan needed = plan(request, device_budget.free_bytes());
+  const RequestPlan needed = admission.plan(request.shape(), device_budget.free_bytes());
   const bool is_alone = running.empty();
   if (!is_alone && (needed.device_bytes + needed.prompt_device_bytes > device_budget.free_bytes() ||
                     needed.dram_bytes > dram_budget.free_bytes())) {
@@ -569,7 +512,8 @@ std::int64_t Engine::add(std::vector<std::int64_t> prompt,
   request->statistics.prompt_tokens = length;
   const bool chooses = impl.method.rule.choice != HostChoice::kAll;
   request->statistics.strategy = chooses ? std::string(name_of(impl.method.strategy)) : "none";
-  impl.check_fits(*request);
+  impl.admission.check_positions(request->shape(), request->prefill_tokens);
+  impl.admission.check_fits(request->shape());
   impl.waiting.push_back(request.get());
   impl.num_requests += 1;
   impl.prompt_tokens += length;

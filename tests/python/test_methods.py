@@ -537,3 +537,22 @@ def test_weights_that_are_loaded_cannot_be_loaded_differently(
     message = rf"^\[LLM\] {name} is '{value}' for a model that is loaded already; allowed: 'auto'"
     with pytest.raises(ConfigError, match=message):
         LLM(trained("tiny-llama"), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "positions"), [("tiny-llama", "shift"), ("tiny-opt", "clamp")])
+def test_streams_past_the_positions_of_the_model(
+    trained: Trained, name: str, positions: str
+) -> None:
+    base = trained(name)
+    known = base.model_config["max_positions"]
+    options = M.StreamingLLM(sinks=4, window=60, positions=positions)
+    with variant(
+        base, method="streaming_llm", method_config=options, max_model_len=2 * known
+    ) as llm:
+        long_prompt = [5 + i % 40 for i in range(known + 50)]
+        with pytest.raises(ConfigError, match="decode_prompt_tokens=50"):
+            llm.generate_ids([long_prompt], new_tokens(4))
+        ids = llm.generate_ids([long_prompt], new_tokens(30), decode_prompt_tokens=60)
+        assert [len(new) for new in ids] == [30]
+    with pytest.raises(ConfigError, match=f"allowed: 1 to {known} .*'shift' or 'clamp'"):
+        variant(base, method="full", max_model_len=2 * known)

@@ -73,8 +73,10 @@ struct EngineOptions {
   int numa_node = -1;               ///< of workers and offloaded tokens; -1: of no one node
   bool divides_heads = true;        ///< over all memory nodes with workers, if numa_node is -1
   std::string isa = "auto";
-  std::string math = "auto";          ///< "kernels", "aten"; auto: kernels on the CPU
-  std::int64_t max_model_len = 0;     ///< 0: the model's positions
+  std::string math = "auto";  ///< "kernels", "aten"; auto: kernels on the CPU
+  /// Prompt and new tokens at most; 0: the model's positions. More only with a method that gives
+  /// tokens other positions than those in the text (PositionMode).
+  std::int64_t max_model_len = 0;
   std::int64_t prefill_chunk = 1024;  ///< prompt tokens per pass, >= 1
   std::int64_t micro_batch = 16;      ///< decode rows that pass through a layer together, >= 1
   std::int64_t max_batch = 64;        ///< requests that run at the same time, >= 1

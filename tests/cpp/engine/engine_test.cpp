@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <map>
 
 #include "hybridgen/core/error.h"
 #include "hybridgen/pipeline/resident_cache.h"
@@ -195,6 +197,68 @@ TEST(EngineRequests, AllPositionsOfTheModelCanBeUsed) {
   Engine engine(tiny_model(), testing::options("full"));
   EXPECT_EQ(generate(engine, {prompt(250)}, 100).front().tokens.size(), 7U);
   EXPECT_EQ(generate(engine, {prompt(256)}, 100).front().tokens.size(), 1U);
+}
+
+using MethodOptions = std::map<std::string, MethodValue>;
+
+EngineOptions shifted(const std::string& method, MethodOptions budget, std::int64_t most) {
+  EngineOptions options = testing::options(method);
+  options.method_config = std::move(budget);
+  options.method_config["positions"] = std::string("shift");
+  options.max_model_len = most;
+  return options;
+}
+
+TEST(EngineRequests, StreamPastTheModelsPositionsWhereTokensStandInTheCache) {
+  ModelConfig longer = testing::tiny_config();
+  longer.max_positions = 1024;
+  for (const auto& [method, budget] : std::map<std::string, MethodOptions>{
+           {"streaming_llm", {{"sinks", std::int64_t{4}}, {"window", std::int64_t{60}}}},
+           {"h2o", {{"heavy", std::int64_t{30}}, {"recent", std::int64_t{30}}}}}) {
+    Engine engine(tiny_model(), shifted(method, budget, 600));
+    Engine with_positions(tiny_model(longer), shifted(method, budget, 600));
+    const auto expected = generate(with_positions, {prompt(100), prompt(250)}, 350);
+    EXPECT_EQ(generate(engine, {prompt(100), prompt(250)}, 350), expected) << method;
+    EXPECT_EQ(expected[1].tokens.size(), 350U);
+  }
+}
+
+TEST(EngineRequests, StreamPastTheModelsPositionsWhereTheNewTokensIsClamped) {
+  ModelConfig config = testing::tiny_config();
+  config.position = PositionKind::kLearned;
+  EngineOptions options = testing::options("streaming_llm");
+  options.method_config = {{"sinks", std::int64_t{4}},
+                           {"window", std::int64_t{60}},
+                           {"positions", std::string("clamp")}};
+  options.max_model_len = 600;
+  Engine engine(tiny_model(config), options);
+  const auto output = generate(engine, {prompt(100)}, 400);
+  EXPECT_EQ(output[0].tokens.size(), 400U);
+  for (const float logprob : output[0].logprobs) ASSERT_TRUE(std::isfinite(logprob));
+}
+
+TEST(EngineRequests, PastTheModelsPositionsNeedAPromptAndACacheWithinThem) {
+  const MethodOptions budget = {{"sinks", std::int64_t{4}}, {"window", std::int64_t{60}}};
+  Engine engine(tiny_model(), shifted("streaming_llm", budget, 600));
+  expect_error<ConfigError>([&] { engine.add(prompt(300), tokens(4)); },
+                            {"300", "at most 256", "decode_prompt_tokens=44"});
+  const std::int64_t id = engine.add(prompt(300), tokens(4), {}, 44);
+  while (engine.has_work()) engine.step();
+  EXPECT_EQ(engine.request_statistics(id).generated_tokens, 4);
+  EXPECT_EQ(engine.request_statistics(id).dropped_tokens, 303 - 64);
+
+  const MethodOptions wide = {{"sinks", std::int64_t{4}}, {"window", std::int64_t{252}}};
+  Engine other(tiny_model(), shifted("streaming_llm", wide, 600));
+  expect_error<ConfigError>([&] { other.add(prompt(100), tokens(400)); },
+                            {"500 tokens", "257 may be cached", "less than 256", "max_model_len"});
+  EXPECT_EQ(generate(other, {prompt(100)}, 50)[0].tokens.size(), 50U);
+  expect_error<ConfigError>(
+      [&] {
+        EngineOptions options = testing::options("streaming_llm");
+        options.max_model_len = 600;
+        Engine original(tiny_model(), options);
+      },
+      {"600", "1 to 256", "'shift'", "'clamp'"});
 }
 
 TEST(EngineScoring, ForcedTokensGetTheLogprobsOfSampledOnes) {

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a request needs of both tiers, and whether it can ever get it.
+#pragma once
+
+#include <cstdint>
+
+#include "hybridgen/core/engine_options.h"
+#include "hybridgen/memory/memory_budget.h"
+#include "hybridgen/methods/method.h"
+#include "hybridgen/models/decoder_model.h"
+#include "hybridgen/pipeline/request_state.h"
+
+namespace hybridgen {
+
+/// Refers to what the engine owns.
+struct Admission {
+  const DecoderModel& model;
+  const EngineOptions& options;
+  const Method& method;
+  const AttendedTokens& attended;
+  const MemoryBudget& device_budget;
+  const MemoryBudget& dram_budget;
+
+  /// Sizes of a request; an automatic window takes what fits into `free_device_bytes`.
+  RequestPlan plan(const RequestShape& shape, std::int64_t free_device_bytes) const;
+
+  /// OutOfMemoryError, with the nearest setting that fits, if the tiers are too small even when
+  /// they are empty.
+  void check_fits(const RequestShape& shape) const;
+
+  /// ConfigError unless the model knows all positions that a request meets: those of its
+  /// `prefill_tokens` first tokens, and of the others those that the method gives them.
+  void check_positions(const RequestShape& shape, std::int64_t prefill_tokens) const;
+};
+
+}  // namespace hybridgen
