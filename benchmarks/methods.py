@@ -124,7 +124,7 @@ def cases(tokens: int) -> list[Case]:
         Case("moe_lightning", named(methods.MoELightning()), 0),
         Case("streaming_llm", named(methods.StreamingLLM(sinks=4, window=kept - 4)), kept),
         Case("h2o", named(methods.H2O(heavy=kept // 2, recent=kept - kept // 2)), kept),
-        Case("keyformer", named(keyformer(kept)), kept),
+        Case("keyformer", named(methods.Keyformer(kv_cache=kept)), kept),
         Case("infinigen", named(methods.InfiniGen())),
         Case("hgca", named(methods.HGCA(block=BLOCK, blocks=BLOCKS)), BLOCK * BLOCKS),
     ]
@@ -137,11 +137,6 @@ def cases(tokens: int) -> list[Case]:
         for name in ("sinks_recent", "block_digests", "partial_keys")
     ]
     return found
-
-
-def keyformer(kept: int) -> MethodOptions:
-    """Return keyformer without noise: drawing it for a long prompt takes minutes."""
-    return hg.methods.Keyformer(kv_cache=kept, noise=False)
 
 
 def steps_of(llm: hg.LLM, tokens: int, steps: int) -> Iterator[float]:
@@ -246,7 +241,7 @@ def selection_state(report: Report, base: hg.LLM, tokens: int, steps: int) -> No
     kept = tokens // 5
     cases = [
         Case("h2o", named(methods.H2O(heavy=kept // 2, recent=kept - kept // 2))),
-        Case("keyformer without noise", named(keyformer(kept))),
+        Case("keyformer without noise", named(methods.Keyformer(kv_cache=kept, noise=False))),
         Case("keyformer", named(methods.Keyformer(kv_cache=kept))),
         Case("hybridgen exact, h2o", hybrid("exact", selector="h2o")),
         Case("hybridgen exact, keyformer", hybrid("exact", selector="keyformer")),
