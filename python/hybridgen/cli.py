@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -264,6 +265,11 @@ def run_command(run: Any, arguments: argparse.Namespace) -> int:
     """Run a command; turn exceptions into one line on stderr and an exit code."""
     try:
         run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as `head`, has what it wants; nothing may be written at the end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except ConfigError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2

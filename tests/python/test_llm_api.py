@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -683,6 +685,21 @@ class TestCommandLine:
         with pytest.raises(SystemExit) as caught:
             main(["generate"])
         assert caught.value.code == 2
+
+    def test_a_reader_that_leaves_early_is_no_error(self) -> None:
+        read_end, write_end = os.pipe()
+        os.close(read_end)
+        command = "import sys; from hybridgen.cli import main; sys.exit(main(['methods']))"
+        paths = [str(Path(hg.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        done = subprocess.run(
+            [sys.executable, "-c", command],
+            stdout=write_end,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        )
+        os.close(write_end)
+        assert (done.returncode, done.stderr) == (1, "")
 
     def test_info_and_methods_print_text_or_json(self, capsys: pytest.CaptureFixture[str]) -> None:
         for command in ("info", "methods"):
