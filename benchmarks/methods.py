@@ -56,6 +56,8 @@ BLOCK, BLOCKS = 32, 8
 """Of hgca's window."""
 STATE_BAR = 10.0
 """Percent of the stage it rides on that a selection state may cost."""
+STATE_STEPS = 512
+"""Of the selection state's measurement: shared machines change their speed within a second."""
 WARMUP = 3
 """Steps that are not counted."""
 STAGE, STATE = "merge, output, FFN", "selection state"
@@ -283,7 +285,7 @@ def main() -> None:
         for tokens in lengths:
             tables += compare(report, base, tokens, steps)
         # The longest prompt but one: a state that grows with the tokens shows there.
-        selection_state(report, base, lengths[-2:][0], steps)
+        selection_state(report, base, lengths[-2:][0], STATE_STEPS)
     print("\n".join(tables))
     report.write(args.json)
 
