@@ -19,6 +19,12 @@ from .errors import ConfigError
 
 T = TypeVar("T")
 
+MAX_COUNT = (1 << 31) - 1
+"""Largest number of tokens, steps and the like: what the engine counts with, and far more than
+fits anywhere, so that products of two of them and sums of many still fit 64 bits."""
+
+MAX_INT64 = (1 << 63) - 1
+
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """Return the candidate that a typing error most likely meant, or an empty string."""
@@ -73,14 +79,16 @@ def options_class(cls: type[T]) -> type[T]:
     return made
 
 
-def as_int(operation: str, name: str, value: object, low: int, high: int | None = None) -> int:
+def as_int(operation: str, name: str, value: object, low: int, high: int = MAX_COUNT) -> int:
     """Return a whole number in ``[low, high]`` as int; NumPy's integers count, bool does not."""
-    allowed = f"an int >= {low}" if high is None else f"an int in [{low}, {high}]"
+    too_large = isinstance(value, numbers.Integral) and int(value) > high
+    # The largest count is no news to who gave too small a number.
+    allowed = f"an int in [{low}, {high}]" if too_large or high != MAX_COUNT else f"an int >= {low}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ConfigError(f"[{operation}] {name} is {value!r}; allowed: {allowed}")
+        raise ConfigError(f"[{operation}] {name} is {brief(value)}; allowed: {allowed}")
     number = int(value)
-    if number < low or (high is not None and number > high):
-        raise ConfigError(f"[{operation}] {name} is {number}; allowed: {allowed}")
+    if not low <= number <= high:
+        raise ConfigError(f"[{operation}] {name} is {brief(number)}; allowed: {allowed}")
     return number
 
 
@@ -88,19 +96,27 @@ def as_float(operation: str, name: str, value: object, low: float, high: float =
     """Return a finite real number in ``[low, high]`` as float; bool and NaN do not count."""
     allowed = f"a number >= {low:g}" if high == math.inf else f"a number in [{low:g}, {high:g}]"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ConfigError(f"[{operation}] {name} is {value!r}; allowed: {allowed}")
-    number = float(value)
+        raise ConfigError(f"[{operation}] {name} is {brief(value)}; allowed: {allowed}")
+    number = to_float(value)
     # NaN fails every comparison, so the test is that the value lies inside.
     if not (low <= number <= high and math.isfinite(number)):
-        raise ConfigError(f"[{operation}] {name} is {number}; allowed: {allowed}")
+        raise ConfigError(f"[{operation}] {name} is {brief(value)}; allowed: {allowed}")
     return number
+
+
+def to_float(value: numbers.Real) -> float:
+    """Return a real number as float; infinity, with its sign, for one that no float holds."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
 
 
 def as_bool(operation: str, name: str, value: object) -> bool:
     """Return a bool; 0, 1 and strings are not taken for one."""
     if type(value).__name__ in ("bool", "bool_"):
         return bool(value)
-    raise ConfigError(f"[{operation}] {name} is {value!r}; allowed: True, False")
+    raise ConfigError(f"[{operation}] {name} is {brief(value)}; allowed: True, False")
 
 
 def one_of(operation: str, name: str, value: object, allowed: Iterable[str]) -> str:
@@ -109,12 +125,18 @@ def one_of(operation: str, name: str, value: object, allowed: Iterable[str]) -> 
     if isinstance(value, str) and value in names:
         return value
     raise ConfigError(
-        f"[{operation}] {name} is {value!r}; allowed: {', '.join(names)}"
+        f"[{operation}] {name} is {brief(value)}; allowed: {', '.join(names)}"
         f"{did_you_mean(value, names)}"
     )
 
 
-def brief(value: object) -> str:
+def brief(value: object, length: int = 60) -> str:
     """Return the value's repr, cut to a length that fits a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    if isinstance(value, int) and value.bit_length() > 512:
+        # Python refuses to print integers of more than 4,300 digits.
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except Exception:
+        return f"a {type(value).__name__}"
+    return text if len(text) <= length else f"{text[: length - 3]}..."

@@ -15,13 +15,16 @@ from typing import Any
 from typing_extensions import TypeIs
 
 from . import _core
-from ._checks import as_bool, as_float, as_int, one_of, options_class
+from ._checks import MAX_COUNT, as_bool, as_float, as_int, brief, one_of, options_class, to_float
 from .errors import ConfigError
 
 DEFAULT_K = 128
 """First and smallest K of a steered request without a profile of its model."""
 
 QUERY_MODES = ("exact", "speculative", "rescore")
+
+_MAX_BYTES = 1 << 60
+_MAX_FACTOR = 1e6
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12} | {
     f"{letter}i": 1 << shift for letter, shift in (("k", 10), ("m", 20), ("g", 30), ("t", 40))
@@ -36,18 +39,17 @@ def parse_bytes(operation: str, name: str, value: object) -> int:
     ConfigError
         If the text is no size, or the size is not positive.
     """
-    allowed = "'auto', a number of bytes >= 1, or text such as '64GiB' or '500MB'"
+    allowed = "'auto', a number of bytes from 1 to 1 EiB, or text such as '64GiB' or '500MB'"
+    size: float = 0
     if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", value.lower())
-        if not match:
-            raise ConfigError(f"[{operation}] {name} is {value!r}; allowed: {allowed}")
-        size = int(float(match[1]) * _UNITS[match[2] or ""])
-        if size < 1:
-            raise ConfigError(f"[{operation}] {name} is {value!r}; allowed: {allowed}")
-        return size
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ConfigError(f"[{operation}] {name} is {value!r}; allowed: {allowed}")
-    return int(value)
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", value.lower(), re.ASCII)
+        if match:
+            size = float(match[1]) * _UNITS[match[2] or ""]
+    elif isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        size = int(value)
+    if not 1 <= size <= _MAX_BYTES:
+        raise ConfigError(f"[{operation}] {name} is {brief(value)}; allowed: {allowed}")
+    return int(size)
 
 
 def _set(config: object, name: str, value: object) -> None:
@@ -104,8 +106,8 @@ class KVConfig:
         for field in ("cxl", "cxl_node"):
             if getattr(self, field) is not None:
                 raise ConfigError(
-                    f"[{name}] {field} is {getattr(self, field)!r}; allowed: None; this version "
-                    "keeps offloaded tokens in DRAM only, so set dram instead"
+                    f"[{name}] {field} is {brief(getattr(self, field))}; allowed: None; this "
+                    "version keeps offloaded tokens in DRAM only, so set dram instead"
                 )
         one_of(name, "placement", self.placement, ["semantic"])
         _set(self, "pin", as_bool(name, "pin", self.pin))
@@ -116,7 +118,7 @@ class KVConfig:
             )
         one_of(name, "scoring", self.scoring, ["full", "int8", "int4"])
         if self.candidates_per_k is not None:
-            value = as_float(name, "candidates_per_k", self.candidates_per_k, 1.0)
+            value = as_float(name, "candidates_per_k", self.candidates_per_k, 1.0, _MAX_FACTOR)
             _set(self, "candidates_per_k", value)
             if self.scoring == "full":
                 raise ConfigError(
@@ -126,15 +128,17 @@ class KVConfig:
 
 
 def _device_tokens(operation: str, value: object) -> str | int | float:
-    allowed = "'auto', an int >= 0 (tokens), or a float in [0.0, 1.0] (share of the prompt)"
     if isinstance(value, str) and value == "auto":
         return value
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 0:
-        return int(value)
-    is_share = isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
-    if is_share and 0.0 <= float(value) <= 1.0:  # type: ignore[arg-type]
-        return float(value)  # type: ignore[arg-type]
-    raise ConfigError(f"[{operation}] device_tokens is {value!r}; allowed: {allowed}")
+    if isinstance(value, numbers.Integral):
+        if not isinstance(value, bool) and 0 <= int(value) <= MAX_COUNT:
+            return int(value)
+    elif isinstance(value, numbers.Real) and 0.0 <= to_float(value) <= 1.0:
+        return float(value)
+    raise ConfigError(
+        f"[{operation}] device_tokens is {brief(value)}; allowed: 'auto', an int in "
+        f"[0, {MAX_COUNT}] (tokens), or a float in [0.0, 1.0] (share of the prompt)"
+    )
 
 
 @options_class
@@ -207,11 +211,11 @@ class SchedulerConfig:
         _set(self, "adapt_k", as_bool(name, "adapt_k", self.adapt_k))
         _set(self, "adapt_strategy", as_bool(name, "adapt_strategy", self.adapt_strategy))
         one_of(name, "return_to_post", self.return_to_post, ["never", "estimate"])
-        _set(self, "grow", as_float(name, "grow", self.grow, 1.0))
+        _set(self, "grow", as_float(name, "grow", self.grow, 1.0, _MAX_FACTOR))
         _set(self, "shrink", as_float(name, "shrink", self.shrink, 0.0, 1.0))
         _set(self, "interval", as_int(name, "interval", self.interval, 1))
         _set(self, "warmup", as_int(name, "warmup", self.warmup, 0))
-        _set(self, "deadband", as_float(name, "deadband", self.deadband, 0.0))
+        _set(self, "deadband", as_float(name, "deadband", self.deadband, 0.0, _MAX_FACTOR))
         self.options(DEFAULT_K if isinstance(self.k_min, str) else self.k_min)
 
     @classmethod
@@ -268,14 +272,14 @@ def _fraction(factor: float) -> tuple[int, int]:
 def _tokens_to_attend(operation: str, value: object) -> int | float | str | None:
     if value is None or (isinstance(value, str) and value == "all"):
         return value
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1:
-        return int(value)
-    is_share = isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
-    if is_share and 0.0 < float(value) < 1.0:  # type: ignore[arg-type]
-        return float(value)  # type: ignore[arg-type]
+    if isinstance(value, numbers.Integral):
+        if not isinstance(value, bool) and 1 <= int(value) <= MAX_COUNT:
+            return int(value)
+    elif isinstance(value, numbers.Real) and 0.0 < to_float(value) < 1.0:
+        return float(value)
     raise ConfigError(
-        f"[{operation}] k is {value!r}; allowed: None, an int >= 1 (tokens), a float in (0.0, 1.0) "
-        "(share of the offloaded tokens), or 'all'"
+        f"[{operation}] k is {brief(value)}; allowed: None, an int in [1, {MAX_COUNT}] (tokens), "
+        "a float in (0.0, 1.0) (share of the offloaded tokens), or 'all'"
     )
 
 
@@ -339,8 +343,8 @@ class CpuConfig:
                 _set(self, field, as_int(name, field, value, low, high))
         if not isinstance(self.isa, str) or not self.isa:
             raise ConfigError(
-                f"[{name}] isa is {self.isa!r}; allowed: 'auto' or a name that hybridgen.info() "
-                "lists under isas"
+                f"[{name}] isa is {brief(self.isa)}; allowed: 'auto' or a name that "
+                "hybridgen.info() lists under isas"
             )
 
 

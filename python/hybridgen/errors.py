@@ -7,9 +7,24 @@ compiled module raises the same classes.
 
 from __future__ import annotations
 
+MAX_MESSAGE = 2000
+"""Characters of a message at most; a longer one loses its middle."""
+
+
+def shortened(text: str, limit: int = MAX_MESSAGE) -> str:
+    """Return a text of at most ``limit`` characters: its beginning and its end, the way out."""
+    if len(text) <= limit:
+        return text
+    tail = limit // 4
+    mark = f" [... {len(text) - limit} more characters ...] "
+    return text[: limit - tail - len(mark)] + mark + text[-tail:]
+
 
 class HybridGenError(Exception):
-    """Base of all exceptions of this package."""
+    """Base of all exceptions of this package; no message is longer than ``MAX_MESSAGE``."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(shortened(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class ConfigError(HybridGenError, ValueError):

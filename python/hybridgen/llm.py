@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from . import _core
-from ._checks import as_int, brief, check_keywords, one_of
+from ._checks import MAX_INT64, as_int, brief, check_keywords, one_of
 from .checkpoint import LOAD_FORMATS, LoadedModel, load_model
 from .config import (
     QUERY_MODES,
@@ -37,7 +37,7 @@ from .sampling import SamplingParams
 from .tokenizer import load_tokenizer, vocabulary_size
 from .tracing import write_chrome_trace
 
-_MAX_SEED = (1 << 63) - 1
+_MAX_SEED = MAX_INT64
 
 _HOMES = {
     "device_tokens": "kv=KVConfig(device_tokens=...)",

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from ._checks import one_of, options_class
+from ._checks import MAX_COUNT, MAX_INT64, as_int, brief, one_of, options_class, to_float
 from .errors import ConfigError
 
 
@@ -25,9 +25,10 @@ def _plain(method: str, name: str, value: object) -> bool | int | float | str:
     if isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, numbers.Integral):
-        return int(value)
+        highest = MAX_INT64 if name == "seed" else MAX_COUNT
+        return as_int(f"method {method}", name, value, -highest, highest)
     if isinstance(value, numbers.Real):
-        return float(value)
+        return to_float(value)
     if isinstance(value, str):
         return value
     allowed = {
@@ -37,7 +38,7 @@ def _plain(method: str, name: str, value: object) -> bool | int | float | str:
         for option in row["tunables"]
     }
     raise ConfigError(
-        f"[method {method}] {name} is {value!r}; allowed: "
+        f"[method {method}] {name} is {brief(value)}; allowed: "
         f"{allowed.get(name, 'a number, a text, True or False')}"
     )
 
@@ -316,6 +317,11 @@ class Composition:
     window: int | None = None
 
     def __post_init__(self) -> None:
+        first = as_int("Composition", "first_layer", self.first_layer, 0)
+        object.__setattr__(self, "first_layer", first)
+        if self.window is not None:
+            window = as_int("Composition", "window", self.window, 0)
+            object.__setattr__(self, "window", window)
         self.build("composition")
 
     def build(self, name: str) -> _core.Composition:
@@ -383,8 +389,8 @@ def register_selector(
     one_of("register_selector", "strategy", strategy, ["post", "pre"])
     if not isinstance(name, str) or not callable(make):
         raise ConfigError(
-            f"[register_selector] name is {name!r} and make is {make!r}; allowed: a text, and "
-            "something to call"
+            f"[register_selector] name is {brief(name)} and make is {brief(make)}; allowed: a "
+            "text, and something to call"
         )
     _core.register_selector(name, strategy, make)
 
@@ -429,12 +435,12 @@ class Methods:
         """
         if not isinstance(composition, AnyComposition):
             raise ConfigError(
-                f"[methods.register] composition is {composition!r}; allowed: a Composition"
+                f"[methods.register] composition is {brief(composition)}; allowed: a Composition"
             )
         composition.build(name)
         if name in (row["name"] for row in _core.method_table()):
             raise ConfigError(
-                f"[methods.register] name is {name!r}; allowed: any that is not one of the "
+                f"[methods.register] name is {brief(name)}; allowed: any that is not one of the "
                 "library's own"
             )
         _compositions[name] = composition
@@ -459,8 +465,8 @@ def resolve_method(
         return {}, composition
     if composition is not None:
         raise ConfigError(
-            f"[LLM] method_config is {config!r}; allowed: None, as {method!r} is a composition "
-            "without options; register another one instead"
+            f"[LLM] method_config is {brief(config)}; allowed: None, as {method!r} is a "
+            "composition without options; register another one instead"
         )
     if isinstance(config, MethodOptions):
         if config.method != method:
@@ -471,7 +477,7 @@ def resolve_method(
         return config.values(), None
     if not isinstance(config, Mapping) or not all(isinstance(name, str) for name in config):
         raise ConfigError(
-            f"[LLM] method_config is {config!r}; allowed: a dict of options or one of "
+            f"[LLM] method_config is {brief(config)}; allowed: a dict of options or one of "
             "hybridgen.methods' classes"
         )
     return {name: _plain(method, name, value) for name, value in config.items()}, None
