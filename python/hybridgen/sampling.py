@@ -7,39 +7,19 @@ import dataclasses
 import functools
 import json
 import numbers
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
-from ._checks import as_bool, as_float, as_int, options_class
+from ._checks import MAX_INT64, as_bool, as_float, as_int, options_class
 from .errors import CheckpointError, ConfigError
+from .generation_defaults import translate
 
-_MAX_INT64 = (1 << 63) - 1
-_MAX_TOKENS = (1 << 31) - 1
-
-# What a generation_config.json may ask for that this engine has no counterpart of, with the value
-# that asks for nothing.
-_NEUTRAL = {
-    "num_beams": 1,
-    "num_beam_groups": 1,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "encoder_repetition_penalty": 1.0,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "penalty_alpha": 0.0,
-    "diversity_penalty": 0.0,
-    "bad_words_ids": [],
-    "force_words_ids": [],
-    "suppress_tokens": [],
-    "begin_suppress_tokens": [],
-    "forced_bos_token_id": -1,
-    "forced_eos_token_id": -1,
-    "sequence_bias": {},
-    "guidance_scale": 1.0,
-    "watermarking_config": {},
-}
+# Each text of a prompt is a request of its own.
+_MAX_TEXTS = 16384
+# The engine computes with float32; what lies outside would become infinity or zero there.
+_MIN_FACTOR, _MAX_FACTOR = 1e-30, 1e30
 
 
 @options_class
@@ -110,19 +90,19 @@ class SamplingParams:
         def put(field: str, value: object) -> None:
             object.__setattr__(self, field, value)
 
-        put("n", as_int(name, "n", self.n, 1))
-        put("temperature", as_float(name, "temperature", self.temperature, 0.0))
+        put("n", as_int(name, "n", self.n, 1, _MAX_TEXTS))
+        put("temperature", as_float(name, "temperature", self.temperature, 0.0, _MAX_FACTOR))
         put("top_p", as_float(name, "top_p", self.top_p, 0.0, 1.0))
-        if self.top_p == 0.0:
+        if self.top_p < _MIN_FACTOR:
             raise ConfigError(
-                f"[{name}] top_p is 0.0; allowed: a number in (0, 1]; use temperature=0.0 for "
-                "greedy decoding"
+                f"[{name}] top_p is {self.top_p}; allowed: a number in (0, 1]; use "
+                "temperature=0.0 for greedy decoding"
             )
         # vLLM writes -1 for "no restriction"; the engine writes 0.
-        put("top_k", max(0, as_int(name, "top_k", self.top_k, -1, _MAX_TOKENS)))
+        put("top_k", max(0, as_int(name, "top_k", self.top_k, -1)))
         put("min_p", as_float(name, "min_p", self.min_p, 0.0, 1.0))
         if self.max_tokens is not None:
-            put("max_tokens", as_int(name, "max_tokens", self.max_tokens, 1, _MAX_TOKENS))
+            put("max_tokens", as_int(name, "max_tokens", self.max_tokens, 1))
         put("min_tokens", as_int(name, "min_tokens", self.min_tokens, 0))
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ConfigError(
@@ -133,13 +113,14 @@ class SamplingParams:
         put("stop_token_ids", _stop_ids(name, self.stop_token_ids))
         put("ignore_eos", as_bool(name, "ignore_eos", self.ignore_eos))
         if self.seed is not None:
-            put("seed", as_int(name, "seed", self.seed, 0, _MAX_INT64))
+            put("seed", as_int(name, "seed", self.seed, 0, MAX_INT64))
         if self.logprobs is not None:
             put("logprobs", as_int(name, "logprobs", self.logprobs, 0))
-        penalty = as_float(name, "repetition_penalty", self.repetition_penalty, 0.0)
-        if penalty == 0.0:
+        penalty = as_float(name, "repetition_penalty", self.repetition_penalty, 0.0, _MAX_FACTOR)
+        if penalty < _MIN_FACTOR:
             raise ConfigError(
-                f"[{name}] repetition_penalty is 0.0; allowed: a number > 0; 1.0 means none"
+                f"[{name}] repetition_penalty is {penalty}; allowed: a number >= {_MIN_FACTOR}; "
+                "1.0 means none"
             )
         put("repetition_penalty", penalty)
         put(
@@ -163,14 +144,14 @@ class SamplingParams:
         CheckpointError
             If there is no such file, or it is no JSON object.
         ConfigError
-            If the file asks for something this engine cannot do, beam search for example.
+            If a value is not allowed.
         """
         file = Path(path)
         if file.is_dir():
             file = file / "generation_config.json"
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"[SamplingParams] cannot read {file}: {error}") from error
         if not isinstance(content, dict):
             raise CheckpointError(f"[SamplingParams] {file} holds no JSON object")
@@ -178,39 +159,29 @@ class SamplingParams:
 
     @classmethod
     def from_generation_config(cls, content: dict[str, Any], **overrides: Any) -> SamplingParams:
-        """Translate the content of a ``generation_config.json``; see `from_pretrained`."""
-        for name, neutral in _NEUTRAL.items():
-            value = content.get(name)
-            if value is None or value == neutral or value == []:
-                continue
-            raise ConfigError(
-                f"[SamplingParams] the generation config sets {name} to {value!r}, which this "
-                "engine cannot do; set the fields of SamplingParams yourself"
+        """Translate the content of a ``generation_config.json``; see `from_pretrained`.
+
+        What changes the text and has no counterpart here, beam search for example, is left out and
+        named in one warning.
+        """
+        given = dict(content)
+        if "do_sample" in overrides:
+            given["do_sample"] = overrides["do_sample"]
+        fields, left_out = translate(given)
+        if left_out:
+            warnings.warn(
+                f"[SamplingParams] the generation config sets {', '.join(left_out[:12])}"
+                f"{f' and {len(left_out) - 12} fields more' if len(left_out) > 12 else ''}, which "
+                "this engine has no counterpart of: they are left out, the other fields hold; to "
+                "choose otherwise pass fields of SamplingParams beside the file (max_tokens in "
+                "place of max_length), or make a SamplingParams of your own",
+                stacklevel=2,
             )
-        names = {
-            "top_p": "top_p",
-            "top_k": "top_k",
-            "min_p": "min_p",
-            "temperature": "temperature",
-            "repetition_penalty": "repetition_penalty",
-            "max_new_tokens": "max_tokens",
-            "min_new_tokens": "min_tokens",
-            "stop_strings": "stop",
-        }
-        fields = {
-            ours: content[theirs]
-            for theirs, ours in names.items()
-            if content.get(theirs) is not None
-        }
-        if content.get("do_sample"):
-            fields.setdefault("temperature", 1.0)
-        else:
-            # The file may keep a temperature beside do_sample=false; transformers ignores it too.
-            for name in ("temperature", "top_p", "top_k", "min_p"):
-                fields.pop(name, None)
-        for alias, name in (("max_new_tokens", "max_tokens"), ("do_sample", "temperature")):
-            if alias in overrides:
-                fields.pop(name, None)
+        if "max_new_tokens" in overrides:
+            fields.pop("max_tokens", None)
+        most = overrides.get("max_tokens", overrides.get("max_new_tokens"))
+        if isinstance(most, int) and isinstance(fields.get("min_tokens"), int):
+            fields["min_tokens"] = min(fields["min_tokens"], most)
         return cls(**(fields | overrides))
 
     def replace(self, **changes: Any) -> SamplingParams:
@@ -249,7 +220,7 @@ def _stop_ids(operation: str, value: object) -> tuple[int, ...]:
     ids = (value,) if isinstance(value, numbers.Integral) else value
     if not isinstance(ids, Iterable) or isinstance(ids, str):
         raise ConfigError(f"[{operation}] stop_token_ids is {value!r}; allowed: a list of ints")
-    return tuple(as_int(operation, "stop_token_ids", i, 0, _MAX_TOKENS) for i in ids)
+    return tuple(as_int(operation, "stop_token_ids", i, 0) for i in ids)
 
 
 def _apply_aliases(init: Any) -> Any:

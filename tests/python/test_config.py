@@ -4,17 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pickle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from hybridgen import (
-    CheckpointError,
     ConfigError,
     CpuConfig,
     KVConfig,
@@ -234,38 +231,3 @@ def test_replace_checks_again() -> None:
     assert (params.max_tokens, params.temperature) == (4, 0.5)
     with pytest.raises(ConfigError):
         params.replace(top_p=2.0)
-
-
-def _generation_config(folder: Path, **content: Any) -> Path:
-    (folder / "generation_config.json").write_text(json.dumps(content), encoding="utf-8")
-    return folder
-
-
-def test_a_generation_config_gives_the_model_authors_defaults(tmp_path: Path) -> None:
-    folder = _generation_config(
-        tmp_path, do_sample=True, temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.05
-    )
-    params = SamplingParams.from_pretrained(folder, max_tokens=9)
-    assert (params.temperature, params.top_p, params.top_k) == (0.7, 0.8, 20)
-    assert (params.repetition_penalty, params.max_tokens) == (1.05, 9)
-
-
-def test_a_generation_config_without_do_sample_is_greedy(tmp_path: Path) -> None:
-    params = SamplingParams.from_pretrained(_generation_config(tmp_path, temperature=0.7))
-    assert params == SamplingParams()
-
-
-def test_overrides_may_use_either_name(tmp_path: Path) -> None:
-    folder = _generation_config(tmp_path, do_sample=True, temperature=0.7, max_new_tokens=50)
-    assert SamplingParams.from_pretrained(folder, max_new_tokens=4).max_tokens == 4
-    assert SamplingParams.from_pretrained(folder, do_sample=False).temperature == 0.0
-
-
-def test_a_generation_config_that_asks_for_beams_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="num_beams"):
-        SamplingParams.from_pretrained(_generation_config(tmp_path, num_beams=4))
-
-
-def test_a_missing_generation_config_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"generation_config\.json"):
-        SamplingParams.from_pretrained(tmp_path)
