@@ -8,18 +8,20 @@ the engine's names of modules to the checkpoint's; there is no second transforme
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ._checks import did_you_mean
+from ._checks import brief, did_you_mean
 from .errors import CheckpointError, UnsupportedModelError
 from .model_config import (
     ConfigReader,
     read_heads,
     read_rope,
-    reject_sliding_window,
+    reject_windows,
     require_activation,
+    require_whole_heads,
 )
 
 
@@ -75,23 +77,66 @@ class Family:
         return [source, source.removeprefix("model.")] if source.startswith("model.") else [source]
 
 
+# What an absent field means, as in transformers.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "opt": {
+        "vocab_size": 50272,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "ffn_dim": 3072,
+        "max_position_embeddings": 2048,
+        "num_attention_heads": 12,
+        "activation_function": "relu",
+    },
+    "llama": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+    },
+    "qwen2": {
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    },
+}
+
+
 def _read_opt(fields: dict[str, Any]) -> dict[str, Any]:
-    reader = ConfigReader(fields)
+    reader = ConfigReader(_DEFAULTS["opt"] | fields)
     if not reader.flag("layer_norm_elementwise_affine", True):
         raise UnsupportedModelError(
             "[config.json] layer_norm_elementwise_affine is false; allowed: true"
         )
-    require_activation(reader, "activation_function", "relu", "relu")
-    heads = read_heads(reader)
+    require_activation(reader, "activation_function", ("relu",))
+    hidden, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
+    require_whole_heads(hidden, heads)
     bias = reader.flag("enable_bias", True)
     pre_norm = reader.flag("do_layer_norm_before", True)
-    return heads | {
+    return {
         "architecture": "opt",
         "num_layers": reader.integer("num_hidden_layers"),
+        "hidden_size": hidden,
+        "num_heads": heads,
+        "num_kv_heads": heads,
+        "head_dim": hidden // heads,
         "ffn_size": reader.integer("ffn_dim"),
         "vocab_size": reader.integer("vocab_size"),
         "max_positions": reader.integer("max_position_embeddings"),
-        "embedding_size": reader.integer("word_embed_proj_dim", heads["hidden_size"]),
+        "embedding_size": reader.integer("word_embed_proj_dim", hidden),
         "norm": "layer",
         "norm_eps": 1e-5,
         "pre_norm": pre_norm,
@@ -111,17 +156,18 @@ def _read_opt(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _read_rotary(reader: ConfigReader) -> dict[str, Any]:
     """Return what Llama and Qwen2 have in common."""
-    require_activation(reader, "hidden_act", "silu", "silu")
+    require_activation(reader, "hidden_act", ("silu", "swish"))
     heads = read_heads(reader)
-    theta, scaling = read_rope(reader)
+    max_positions = reader.integer("max_position_embeddings")
+    theta, scaling = read_rope(reader, max_positions)
     return heads | {
         "num_layers": reader.integer("num_hidden_layers"),
         "ffn_size": reader.integer("intermediate_size"),
         "vocab_size": reader.integer("vocab_size"),
-        "max_positions": reader.integer("max_position_embeddings"),
+        "max_positions": max_positions,
         "embedding_size": heads["hidden_size"],
         "norm": "rms",
-        "norm_eps": reader.real("rms_norm_eps", 1e-6),
+        "norm_eps": reader.real("rms_norm_eps"),
         "pre_norm": True,
         "final_norm": True,
         "activation": "silu_gate",
@@ -134,10 +180,11 @@ def _read_rotary(reader: ConfigReader) -> dict[str, Any]:
 
 
 def _read_llama(fields: dict[str, Any]) -> dict[str, Any]:
-    reader = ConfigReader(fields)
+    reader = ConfigReader(_DEFAULTS["llama"] | fields)
     common = _read_rotary(reader)
-    window = reader.get("sliding_window") is not None
-    reject_sliding_window(reader, common["num_layers"], window)
+    if reader.get("head_dim") is None:
+        require_whole_heads(common["hidden_size"], common["num_heads"])
+    reject_windows(reader, common["num_layers"], first_layer=0, sliding=True)
     attention_bias = reader.flag("attention_bias", False)
     return common | {
         "architecture": "llama",
@@ -148,10 +195,14 @@ def _read_llama(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_qwen2(fields: dict[str, Any]) -> dict[str, Any]:
-    reader = ConfigReader(fields)
+    # A head_dim of 0 counts as none.
+    reader = ConfigReader(
+        _DEFAULTS["qwen2"] | fields | {"head_dim": fields.get("head_dim") or None}
+    )
     common = _read_rotary(reader)
-    window = reader.flag("use_sliding_window", False)
-    reject_sliding_window(reader, common["num_layers"], window)
+    sliding = reader.flag("use_sliding_window", False)
+    first = reader.integer("max_window_layers", low=0) if sliding else 0
+    reject_windows(reader, common["num_layers"], first_layer=first, sliding=sliding)
     return common | {
         "architecture": "qwen2",
         "qkv_bias": True,
@@ -219,12 +270,29 @@ QWEN2 = Family(
 
 FAMILIES = (OPT, LLAMA, QWEN2)
 
-IGNORED_TENSORS = (r"(.*\.)?rotary_emb\.inv_freq", r"(model\.)?decoder\.version")
+_QUANTIZED = (
+    "weights are quantized; allowed: weights in float32, bfloat16 or float16; take the "
+    "unquantized checkpoint that this one was made from"
+)
+_REFUSED = {
+    "quantization_config": _QUANTIZED,
+    "compression_config": _QUANTIZED,
+    "quantization": _QUANTIZED,
+    "per_layer_config": "layers differ from each other; allowed: one configuration for all layers",
+    "attention_chunk_size": "attention is cut into chunks; allowed: full attention",
+}
+
+IGNORED_TENSORS = (
+    r"(.*\.)?rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)",
+    r"(model\.)?decoder\.version",
+)
 """Patterns of tensors that old files hold and that nothing needs: they follow from the config."""
 
 
 def family_of(hf_config: dict[str, Any]) -> Family:
-    """Return the family of a model.
+    """Return the family of a model: that of its ``model_type``, as in transformers.
+
+    ``architectures`` decides in files without a ``model_type``.
 
     Raises
     ------
@@ -236,24 +304,34 @@ def family_of(hf_config: dict[str, Any]) -> Family:
         isinstance(listed, list) and all(isinstance(name, str) for name in listed)
     ):
         raise CheckpointError(
-            f"[config.json] architectures is {listed!r}; allowed: a list of strings"
+            f"[config.json] architectures is {brief(listed)}; allowed: a list of strings"
         )
+    for name, meaning in _REFUSED.items():
+        if hf_config.get(name) is not None and hf_config[name] != {}:
+            raise UnsupportedModelError(f"[config.json] {name} is set: {meaning}")
     model_type = hf_config.get("model_type")
-    supported = [family.architecture for family in FAMILIES]
     for family in FAMILIES:
-        by_type = not listed and model_type == family.model_type
-        if by_type or family.architecture in (listed or ()):
-            if hf_config.get("quantization_config") is not None:
-                raise UnsupportedModelError(
-                    "[config.json] quantization_config is set; allowed: weights in float32, "
-                    "bfloat16 or float16; take the unquantised checkpoint"
-                )
+        if model_type == family.model_type if model_type else family.architecture in (listed or ()):
+            _warn_of_another_architecture(family, listed)
             return family
-    what = ", ".join(listed) if listed else f"model_type {model_type!r}"
-    hint = did_you_mean(listed[0], supported) if listed else ""
+    supported = [family.architecture for family in FAMILIES]
+    what = ", ".join(listed) if listed else ""
+    of_type = f" of model_type {brief(model_type)}" if model_type else ""
     raise UnsupportedModelError(
-        f"[config.json] architecture is {what}; allowed: {', '.join(supported)}{hint}"
+        f"[config.json] architecture is {what or 'missing'}{of_type}; allowed: "
+        f"{', '.join(f'{f.architecture} ({f.model_type})' for f in FAMILIES)}"
+        f"{did_you_mean(listed[0] if listed else model_type, supported)}"
     )
+
+
+def _warn_of_another_architecture(family: Family, listed: list[str] | None) -> None:
+    if listed and not any(name.lower().startswith(family.model_type) for name in listed):
+        warnings.warn(
+            f"[config.json] architectures is {brief(listed)} with model_type "
+            f"{family.model_type!r}; model_type decides, as in transformers: it is read as "
+            f"{family.architecture}",
+            stacklevel=2,
+        )
 
 
 def read_model_config(hf_config: dict[str, Any]) -> dict[str, Any]:

@@ -1,21 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """Typed reading of a checkpoint's ``config.json``, in the spelling of any year.
 
-Wrong types and missing fields are damage (CheckpointError); values that are legal but that the
-engine has no code for are UnsupportedModelError.
+Where a file says one thing in two spellings, the one that transformers reads wins, and an absent
+field has the value that transformers gives it. Wrong types and sizes beyond the stated limits are
+damage (CheckpointError); values that are legal but that the engine has no code for are
+UnsupportedModelError.
 """
 
 from __future__ import annotations
 
-import math
 import numbers
+from collections.abc import Callable
 from typing import Any
 
+from ._checks import MAX_COUNT, brief, to_float
 from .errors import CheckpointError, ConfigError, UnsupportedModelError
 
 DTYPES = ("float32", "bfloat16", "float16")
+_DTYPE_ALIASES = {"float": "float32", "half": "float16"}
 DEFAULT_ROPE_THETA = 10000.0
 _MISSING = object()
+
+# Far above any model's; the engine states the same limits and checks products of these too.
+_LARGEST = {
+    "num_hidden_layers": 4096,
+    "num_attention_heads": 1 << 16,
+    "num_key_value_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "hidden_size": 1 << 24,
+    "intermediate_size": 1 << 24,
+    "ffn_dim": 1 << 24,
+    "word_embed_proj_dim": 1 << 24,
+}
+# Beyond these, float32 arithmetic gives zeros and infinities.
+_MIN_FACTOR, _MAX_FACTOR = 1e-30, 1e30
 
 
 class ConfigReader:
@@ -31,14 +49,16 @@ class ConfigReader:
         self.fields = fields
 
     def integer(self, name: str, default: Any = _MISSING, *, low: int = 1) -> int:
-        """Return a whole number; null counts as absent."""
+        """Return a size: a whole number up to its limit; ``default`` stands for null."""
         value = self._get(name, default)
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
-            self._fail(name, value, f"an int >= {low}")
+        high = _LARGEST.get(name, MAX_COUNT)
+        is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if not is_whole or not low <= value <= high:
+            self._fail(name, value, f"an int in [{low}, {high}]")
         return int(value)
 
     def real(self, name: str, default: Any = _MISSING) -> float:
-        """Return a positive finite number."""
+        """Return a positive number that float32 can compute with."""
         return positive_number(name, self._get(name, default))
 
     def flag(self, name: str, default: bool) -> bool:
@@ -71,19 +91,26 @@ class ConfigReader:
         return default
 
     def _fail(self, name: str, value: object, allowed: str) -> None:
-        raise CheckpointError(f"[config.json] {name} is {value!r}; allowed: {allowed}")
+        raise CheckpointError(f"[config.json] {name} is {brief(value)}; allowed: {allowed}")
 
 
 def positive_number(name: str, value: object) -> float:
-    """Return a positive finite number of config.json as float."""
-    good = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not good or not 0 < float(value) < math.inf:  # type: ignore[arg-type]
-        raise CheckpointError(f"[config.json] {name} is {value!r}; allowed: a number > 0")
-    return float(value)  # type: ignore[arg-type]
+    """Return a positive number of config.json, within what float32 can compute with, as float."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    number = to_float(value) if is_number else 0.0  # type: ignore[arg-type]
+    if not _MIN_FACTOR <= number <= _MAX_FACTOR:
+        raise CheckpointError(
+            f"[config.json] {name} is {brief(value)}; allowed: a number > 0, from {_MIN_FACTOR} "
+            f"to {_MAX_FACTOR}"
+        )
+    return number
 
 
 def read_heads(reader: ConfigReader) -> dict[str, int]:
-    """Return the fields that describe attention heads; two of them may be absent in old files."""
+    """Return the fields that describe attention heads of a family that groups them.
+
+    As null, ``num_key_value_heads`` and ``head_dim`` stand for what the other sizes give.
+    """
     hidden = reader.integer("hidden_size")
     heads = reader.integer("num_attention_heads")
     kv_heads = reader.integer("num_key_value_heads", heads)
@@ -91,11 +118,6 @@ def read_heads(reader: ConfigReader) -> dict[str, int]:
         raise CheckpointError(
             f"[config.json] num_key_value_heads is {kv_heads}; allowed: a divisor of "
             f"num_attention_heads, which is {heads}"
-        )
-    if reader.get("head_dim") is None and hidden % heads:
-        raise CheckpointError(
-            f"[config.json] hidden_size is {hidden}; allowed: a multiple of num_attention_heads, "
-            f"which is {heads}, or head_dim given"
         )
     return {
         "hidden_size": hidden,
@@ -105,17 +127,29 @@ def read_heads(reader: ConfigReader) -> dict[str, int]:
     }
 
 
-def read_rope(reader: ConfigReader) -> tuple[float, dict[str, Any] | None]:
+def require_whole_heads(hidden: int, heads: int) -> None:
+    """Refuse a model whose heads do not divide its width."""
+    if hidden % heads:
+        raise CheckpointError(
+            f"[config.json] hidden_size is {hidden}; allowed: a multiple of num_attention_heads, "
+            f"which is {heads}, or head_dim given"
+        )
+
+
+def read_rope(reader: ConfigReader, max_positions: int) -> tuple[float, dict[str, Any] | None]:
     """Return rotary base and scaling from the new spelling or the old one.
 
     New files hold ``rope_parameters`` with everything in it; old ones ``rope_theta`` beside
-    ``rope_scaling``, whose kind is called ``rope_type`` or, before that, ``type``.
+    ``rope_scaling``, whose kind is called ``rope_type`` or, before that, ``type``. As in
+    transformers, a ``rope_scaling`` that is not empty replaces ``rope_parameters`` altogether.
     """
     new, old = reader.get("rope_parameters"), reader.get("rope_scaling")
     for name, value in (("rope_parameters", new), ("rope_scaling", old)):
         if value is not None and not isinstance(value, dict):
-            raise CheckpointError(f"[config.json] {name} is {value!r}; allowed: an object or null")
-    rope: dict[str, Any] = new or old or {}
+            raise CheckpointError(
+                f"[config.json] {name} is {brief(value)}; allowed: an object or null"
+            )
+    rope: dict[str, Any] = old or new or {}
     if any(isinstance(value, dict) for value in rope.values()):
         raise UnsupportedModelError(
             "[config.json] rope_parameters differ between kinds of layers; allowed: one set for "
@@ -128,21 +162,39 @@ def read_rope(reader: ConfigReader) -> tuple[float, dict[str, Any] | None]:
     partial = rope.get("partial_rotary_factor", reader.get("partial_rotary_factor"))
     if partial not in (None, 1, 1.0):
         raise UnsupportedModelError(
-            f"[config.json] partial_rotary_factor is {partial!r}; allowed: 1.0, that is rotation "
-            "of whole heads"
+            f"[config.json] partial_rotary_factor is {brief(partial)}; allowed: 1.0, that is "
+            "rotation of whole heads"
         )
+    return theta, _read_scaling(reader, rope, max_positions)
+
+
+def _read_scaling(
+    reader: ConfigReader, rope: dict[str, Any], max_positions: int
+) -> dict[str, Any] | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return theta, None
+    # "dynamic" begins behind the model's positions, where this engine does not go.
+    if kind in ("default", "dynamic"):
+        return None
+    numbers_in = ConfigReader(rope)
+    if kind == "linear":
+        # Every wavelength is stretched: all of them are longer than one position.
+        return {
+            "factor": numbers_in.real("factor"),
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 2.0,
+            "original_max_positions": 1,
+        }
     if kind != "llama3":
         raise UnsupportedModelError(
-            f"[config.json] rope_type is {kind!r}; allowed: default, llama3; if the scaling was "
-            "added for longer contexts only, remove it from config.json"
+            f"[config.json] rope_type is {brief(kind)}; allowed: default, linear, dynamic, llama3; "
+            "if the scaling was added for longer contexts only, remove it from config.json"
         )
-    numbers_in = ConfigReader(rope)
-    fallback = reader.get("original_max_position_embeddings")
-    original = numbers_in.integer(
-        "original_max_position_embeddings", fallback if fallback is not None else _MISSING
+    # Beside the parameters the original length counts first; without any the length of today.
+    outside = reader.get("original_max_position_embeddings")
+    original = (
+        reader.integer("original_max_position_embeddings")
+        if outside is not None
+        else numbers_in.integer("original_max_position_embeddings", max_positions)
     )
     scaling = {
         "factor": numbers_in.real("factor"),
@@ -155,40 +207,62 @@ def read_rope(reader: ConfigReader) -> tuple[float, dict[str, Any] | None]:
             f"[config.json] high_freq_factor is {scaling['high_freq_factor']}; allowed: more than "
             f"low_freq_factor, which is {scaling['low_freq_factor']}"
         )
-    return theta, scaling
+    return scaling
 
 
-def reject_sliding_window(reader: ConfigReader, num_layers: int, window_flag: bool) -> None:
-    """Refuse models in which some layer sees only a window of the context."""
+def reject_windows(reader: ConfigReader, num_layers: int, first_layer: int, sliding: bool) -> None:
+    """Refuse models in which some layer sees less than the whole context.
+
+    Parameters
+    ----------
+    reader : ConfigReader
+        For ``layer_types``, ``sliding_window`` and ``max_position_embeddings``.
+    num_layers : int
+        Layers of the model.
+    first_layer : int
+        First layer with a window if ``layer_types`` does not say which have one.
+    sliding : bool
+        Whether the family reads ``sliding_window`` at all.
+    """
+    window = reader.get("sliding_window")
     kinds = reader.get("layer_types")
     if kinds is not None:
         if not isinstance(kinds, list) or len(kinds) != num_layers:
             raise CheckpointError(
-                f"[config.json] layer_types is {kinds!r}; allowed: a list of {num_layers} strings"
+                f"[config.json] layer_types is {brief(kinds)}; allowed: a list of {num_layers} "
+                "strings"
             )
-        odd = sorted({str(kind) for kind in kinds if kind != "full_attention"})
-        if odd:
-            raise UnsupportedModelError(
-                f"[config.json] layer_types contains {', '.join(odd)}; allowed: full_attention"
-            )
-        return
-    first = reader.get("max_window_layers")
-    slides = reader.get("sliding_window") is not None and (first is None or first < num_layers)
-    if window_flag and slides:
+        odd = {str(kind) for kind in kinds if kind not in ("full_attention", "attention")}
+    else:
+        odd = {"sliding_attention"} if sliding and window and first_layer < num_layers else set()
+    if odd == {"sliding_attention"} and sliding and window is not None:
+        # A window of all positions is none.
+        if reader.integer("sliding_window") >= reader.integer("max_position_embeddings"):
+            return
         raise UnsupportedModelError(
-            f"[config.json] use_sliding_window is true with max_window_layers {first!r} of "
-            f"{num_layers} layers; allowed: full attention in every layer"
+            f"[config.json] sliding_window is {brief(window)}, less than max_position_embeddings; "
+            "allowed: full attention in every layer; if texts stay shorter than the window, set "
+            "sliding_window to null"
+        )
+    if odd:
+        raise UnsupportedModelError(
+            f"[config.json] layer_types contains {brief(', '.join(sorted(odd)))}; allowed: "
+            "full_attention"
         )
 
 
-def require_activation(reader: ConfigReader, name: str, default: str, allowed: str) -> None:
+def require_activation(reader: ConfigReader, name: str, allowed: tuple[str, ...]) -> None:
     """Refuse any activation function but the one that the family's code implements."""
-    value = reader.text(name, default)
-    if value != allowed:
-        raise UnsupportedModelError(f"[config.json] {name} is {value!r}; allowed: {allowed}")
+    value = reader.text(name)
+    if value not in allowed:
+        raise UnsupportedModelError(
+            f"[config.json] {name} is {brief(value)}; allowed: {', '.join(allowed)}"
+        )
 
 
-def resolve_dtype(requested: object, hf_config: dict[str, Any]) -> str:
+def resolve_dtype(
+    requested: object, hf_config: dict[str, Any], of_weights: Callable[[], str] = lambda: "float32"
+) -> str:
     """Return the dtype to run in: the requested one, or for "auto" the checkpoint's own.
 
     Parameters
@@ -197,17 +271,22 @@ def resolve_dtype(requested: object, hf_config: dict[str, Any]) -> str:
         "auto", "float32", "bfloat16" or "float16".
     hf_config : dict
         The parsed config.json, whose field is ``dtype`` or, in old files, ``torch_dtype``.
+    of_weights : callable
+        Returns the dtype of the weights, for a config.json that names none.
     """
     name = str(requested).removeprefix("torch.")
     if name in DTYPES:
         return name
     if name != "auto":
-        raise ConfigError(f"[LLM] dtype is {requested!r}; allowed: auto, {', '.join(DTYPES)}")
-    stored = hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32"
-    stored = str(stored).removeprefix("torch.")
+        raise ConfigError(f"[LLM] dtype is {brief(requested)}; allowed: auto, {', '.join(DTYPES)}")
+    named = hf_config.get("dtype")
+    if named is None:
+        named = hf_config.get("torch_dtype")
+    stored = of_weights() if named is None else str(named).removeprefix("torch.")
+    stored = _DTYPE_ALIASES.get(stored, stored)
     if stored not in DTYPES:
         raise UnsupportedModelError(
-            f"[config.json] dtype is {stored!r}; allowed: {', '.join(DTYPES)}; pass dtype to "
+            f"[config.json] dtype is {brief(stored)}; allowed: {', '.join(DTYPES)}; pass dtype to "
             "convert the weights while they are loaded"
         )
     return stored
@@ -227,9 +306,10 @@ def read_eos_ids(*configs: dict[str, Any] | None) -> tuple[int, ...]:
         for item in value if isinstance(value, list) else [value]:
             if item is None:
                 continue
-            if isinstance(item, bool) or not isinstance(item, int):
+            if isinstance(item, bool) or not isinstance(item, int) or item > MAX_COUNT:
                 raise CheckpointError(
-                    f"[config.json] eos_token_id is {value!r}; allowed: an int or a list of ints"
+                    f"[config.json] eos_token_id is {brief(value)}; allowed: an int in "
+                    f"[0, {MAX_COUNT}] or a list of them"
                 )
             # Some files write -1 for "none".
             if item >= 0:

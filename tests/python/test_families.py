@@ -137,9 +137,11 @@ def test_llama_bias_flags_are_honoured() -> None:
         ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "allowed: default"),
         (
             "llama",
-            {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}},
-            "rope_type is 'linear'",
+            {"rope_parameters": None, "rope_scaling": {"type": "longrope", "factor": 2.0}},
+            "rope_type is 'longrope'",
         ),
+        ("llama", {"per_layer_config": {"0": {"hidden_size": 16}}}, "per_layer_config is set"),
+        ("llama", {"quantization": {"bits": 4}}, "quantization is set"),
         ("llama", {"rope_parameters": {"a": {"rope_theta": 1.0}}}, "kinds of layers"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ("llama", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
@@ -156,7 +158,7 @@ def test_llama_bias_flags_are_honoured() -> None:
                 "max_window_layers": 2,
                 "layer_types": None,
             },
-            "use_sliding_window is true",
+            "sliding_window is 64",
         ),
     ],
 )
