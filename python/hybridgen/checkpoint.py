@@ -20,16 +20,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from . import _core
-from .errors import CheckpointError, ConfigError
+from ._checks import brief
+from .errors import CheckpointError, ConfigError, HybridGenError, UnsupportedModelError
 from .families import IGNORED_TENSORS, Family, family_of
+from .foreign_formats import adapter_file, describe_file, describe_folder, quantized_tensors
 from .model_config import read_eos_ids, resolve_dtype
 
 LOAD_FORMATS = ("auto", "safetensors", "bin", "dummy")
 
-_READABLE = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_READABLE = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_FLOATING = _READABLE | {"F64": torch.float64}
 _JSON_AND_TOKENIZER = ["*.json", "tokenizer.model", "*.txt", "*.jinja"]
 _MAX_HEADER_BYTES = 100_000_000
-_LISTED = 1000
+_LISTED = 8
 
 
 @dataclass
@@ -66,6 +69,8 @@ class Shard:
 
     file: Path
     names: frozenset[str] | None = None
+    dtype: str | None = None
+    """What the index says of all weights, if it does."""
 
 
 def load_model(
@@ -115,6 +120,7 @@ def load_model(
         hf_config, generation = path_or_id, {}
     else:
         path = resolve_folder(path_or_id, revision, load_format)
+        _reject_adapter(path)
         hf_config = read_json(path / "config.json")
         generation_file = path / "generation_config.json"
         generation = read_json(generation_file) if generation_file.exists() else {}
@@ -122,14 +128,15 @@ def load_model(
     family = family_of(hf_config)
     config = family.read(hf_config)
     eos_token_ids = read_eos_ids(hf_config, generation)
-    model = _core.Model(
-        _core.ModelConfig(**config), dtype=resolve_dtype(dtype, hf_config), device=device
-    )
+    shards: list[Shard] = []
+    if path is not None and load_format != "dummy":
+        shards = find_shards(path, load_format)
+    dtype = resolve_dtype(dtype, hf_config, lambda: dtype_of_weights(shards))
+    model = _core.Model(_core.ModelConfig(**config), dtype=dtype, device=device)
     if load_format == "dummy":
         model.load_dummy(seed)
     else:
-        assert path is not None
-        _load_weights(model, family, config, find_shards(path, load_format))
+        _load_weights(model, family, config, shards)
     model.finish()
     return LoadedModel(model, config, hf_config, path, eos_token_ids, generation)
 
@@ -146,7 +153,10 @@ def resolve_folder(path_or_id: str | Path, revision: str | None, load_format: st
             )
         return folder
     if folder.exists():
-        raise CheckpointError(f"[load_model] {text} is a file; pass the folder that contains it")
+        raise CheckpointError(
+            f"[load_model] {text} is a file; "
+            + (describe_file(folder) or "pass the folder that contains it")
+        )
     is_hub_id = isinstance(path_or_id, str) and re.fullmatch(
         r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text
     )
@@ -203,14 +213,33 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"[load_model] there is no {file.name} in {file.parent}; pass the folder of a whole "
-            "checkpoint"
+            f"[load_model] there is no {file.name} in {file.parent}; "
+            + (describe_folder(file.parent) or "pass the folder of a whole checkpoint")
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    # Damage, wrong encodings and numbers of thousands of digits are ValueErrors.
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"[load_model] cannot read {file}: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"[load_model] {file} holds no JSON object")
     return content
+
+
+def _reject_adapter(folder: Path) -> None:
+    name = adapter_file(folder)
+    if name is None:
+        return
+    if (folder / "config.json").is_file():
+        raise UnsupportedModelError(
+            f"[load_model] {name} in {folder} belongs to a LoRA or another adapter beside its base "
+            "model; this package applies no adapters: merge it into the weights (peft's "
+            "merge_and_unload, then save_pretrained), or move it out of the folder to run the base "
+            "model alone"
+        )
+    raise UnsupportedModelError(
+        f"[load_model] {name} shows that {folder} is a LoRA or another adapter without its base "
+        "model; merge it into the base model (peft's merge_and_unload, then save_pretrained) and "
+        "pass that folder"
+    )
 
 
 def find_shards(folder: Path, load_format: str) -> list[Shard]:
@@ -225,40 +254,64 @@ def find_shards(folder: Path, load_format: str) -> list[Shard]:
             return _read_index(index, Path(name).suffix)
     raise CheckpointError(
         f"[load_model] there are no weights in {folder}; looked for "
-        f"{', '.join(f'{name} and {name}.index.json' for name in wanted)}; pass "
-        "load_format='dummy' for random weights"
+        f"{', '.join(f'{name} and {name}.index.json' for name in wanted)}; "
+        + (describe_folder(folder) or "pass load_format='dummy' for random weights")
     )
 
 
 def _read_index(index: Path, suffix: str) -> list[Shard]:
-    weight_map = read_json(index).get("weight_map")
+    content = read_json(index)
+    weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"[load_model] {index} has no weight_map")
     by_file: dict[str, set[str]] = {}
     for tensor, name in weight_map.items():
-        if not isinstance(name, str):
-            raise CheckpointError(f"[load_model] {index} maps {tensor} to {name!r}, no file name")
         # The name decides, not what it links to: hub snapshots consist of links to elsewhere.
-        if not re.fullmatch(r"[\w-][\w.-]*", name) or not name.endswith(suffix):
+        is_name = isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*", name)
+        if not is_name or not name.endswith(suffix):
             raise CheckpointError(
-                f"[load_model] {index} maps {tensor} to {name!r}; allowed: the name of a "
-                f"{suffix} file in the same folder"
+                f"[load_model] {index} maps {_shown(tensor)} to {brief(name)}; allowed: the name "
+                f"of a {suffix} file in the same folder"
             )
         by_file.setdefault(name, set()).add(tensor)
-    missing = sorted(name for name in by_file if not (index.parent / name).is_file())
+    missing = [name for name in by_file if not (index.parent / name).is_file()]
     if missing:
         raise CheckpointError(
-            f"[load_model] {index} names files that are not there: {', '.join(missing)}; download "
+            f"[load_model] {index} names files that are not there: {_list(missing)}; download "
             "the checkpoint again"
         )
-    return [Shard(index.parent / name, frozenset(by_file[name])) for name in sorted(by_file)]
+    metadata = content.get("metadata")
+    dtype = metadata.get("dtype") if isinstance(metadata, dict) else None
+    return [
+        Shard(index.parent / name, frozenset(by_file[name]), None if dtype is None else str(dtype))
+        for name in sorted(by_file)
+    ]
+
+
+def dtype_of_weights(shards: list[Shard]) -> str:
+    """Return the dtype that weights were stored in: what the index says, or the first tensor's.
+
+    As in transformers, integers do not count; without weights it is float32.
+    """
+    if not shards:
+        return "float32"
+    if shards[0].dtype is not None:
+        return shards[0].dtype.removeprefix("torch.")
+    with open_weights(shards[0].file) as opened:
+        for name in opened.names:
+            stored = opened.dtype(name)
+            if stored in _FLOATING:
+                return str(_FLOATING[stored]).removeprefix("torch.")
+    return "float32"
 
 
 @dataclass(frozen=True)
 class OpenFile:
-    """A weight file while it is open: the names in it, and a way to read one tensor."""
+    """A weight file while it is open: the names in it, in order, and ways to read one tensor."""
 
-    names: frozenset[str]
+    names: tuple[str, ...]
+    dtype: Callable[[str], str]
+    """Returns the stored dtype of a tensor, in the spelling of safetensors where it has one."""
     read: Callable[[str], torch.Tensor]
 
 
@@ -267,7 +320,11 @@ def open_weights(file: Path) -> Iterator[OpenFile]:
     """Open a ``.safetensors`` or ``.bin`` file, memory-mapped; errors name file and tensor."""
     if file.suffix == ".bin":
         tensors = _open_pickle(file)
-        yield OpenFile(frozenset(tensors), lambda name: _checked(file, name, tensors[name]))
+        yield OpenFile(
+            tuple(tensors),
+            lambda name: _dtype_name(tensors[name]),
+            lambda name: _checked(file, name, tensors[name]),
+        )
         return
     try:
         handle = safe_open(file, framework="pt", device="cpu")
@@ -277,14 +334,16 @@ def open_weights(file: Path) -> Iterator[OpenFile]:
             "or incomplete, download it again"
         ) from error
 
+    def dtype(name: str) -> str:
+        return str(handle.get_slice(name).get_dtype())
+
     def read(name: str) -> torch.Tensor:
-        stored = handle.get_slice(name).get_dtype()
-        if stored not in _READABLE.values():
-            raise _dtype_error(file, name, stored)
+        if dtype(name) not in _READABLE:
+            raise _dtype_error(file, name, dtype(name))
         return handle.get_tensor(name)
 
     with handle:
-        yield OpenFile(frozenset(handle.keys()), read)
+        yield OpenFile(tuple(handle.keys()), dtype, read)
 
 
 def _open_pickle(file: Path) -> dict[str, Any]:
@@ -302,19 +361,45 @@ def _open_pickle(file: Path) -> dict[str, Any]:
     return content
 
 
+def _dtype_name(tensor: object) -> str:
+    if not isinstance(tensor, torch.Tensor):
+        return type(tensor).__name__
+    known = (name for name, dtype in _FLOATING.items() if dtype == tensor.dtype)
+    return next(known, str(tensor.dtype).removeprefix("torch."))
+
+
 def _checked(file: Path, name: str, tensor: object) -> torch.Tensor:
     if not isinstance(tensor, torch.Tensor):
         kind = type(tensor).__name__
         raise CheckpointError(f"[load_model] {name} in {file} is {kind}, no tensor")
-    if tensor.dtype not in _READABLE:
+    layout = str(tensor.layout).removeprefix("torch.")
+    kinds = {
+        "nested": tensor.is_nested,
+        "quantized": tensor.is_quantized,
+        "on the meta device, without data": tensor.is_meta,
+        f"of layout {layout}": tensor.layout != torch.strided,
+    }
+    for kind, holds in kinds.items():
+        if holds:
+            raise CheckpointError(
+                f"[load_model] {name} in {file} is {kind}; allowed: dense tensors; save the model "
+                "again with dense tensors, as safetensors"
+            )
+    if tensor.dtype not in _READABLE.values():
         raise _dtype_error(file, name, str(tensor.dtype).removeprefix("torch."))
     return tensor
 
 
 def _dtype_error(file: Path, name: str, stored: str) -> CheckpointError:
+    way_out = (
+        "convert the checkpoint once: from_pretrained(folder, dtype='float32') of transformers, "
+        "then save_pretrained(new_folder)"
+        if stored in ("F64", "float64")
+        else "take the unquantized checkpoint"
+    )
     return CheckpointError(
         f"[load_model] {name} in {file} has dtype {stored}; allowed: float32, bfloat16, float16; "
-        "take the unquantised checkpoint"
+        f"{way_out}"
     )
 
 
@@ -327,7 +412,7 @@ def _unknown_dtype(file: Path) -> str:
                 return ""
             header = json.loads(stream.read(size))
         for name, entry in header.items():
-            if name != "__metadata__" and entry["dtype"] not in _READABLE.values():
+            if name != "__metadata__" and entry["dtype"] not in _READABLE:
                 return f" ({name} has dtype {entry['dtype']})"
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
@@ -340,22 +425,26 @@ def _load_weights(model: Any, family: Family, config: dict[str, Any], shards: li
         name: tuple(shape) for name, shape in model.expected_tensors()
     }
     present: dict[str, Path] = {}
-    lost: list[str] = []
+    lost: dict[str, str] = {}
     for shard in shards:
         with open_weights(shard.file) as opened:
-            absent = (shard.names or frozenset()) - opened.names
-            lost += [f"{name} (in {shard.file.name})" for name in absent]
+            for name in (shard.names or frozenset()) - set(opened.names):
+                lost[name] = f"{name} (in {shard.file.name})"
             # A tensor that is in two files is read from the one the index names.
             for name in opened.names:
                 if shard.names is None or name in shard.names or name not in present:
                     present[name] = shard.file
-    if lost:
+    tied = bool(config["tie_embeddings"])
+    needed = [
+        text for name, text in lost.items() if name not in present and not follows(name, tied)
+    ]
+    if needed:
         raise CheckpointError(
-            f"[load_model] the index names tensors that are not in their file: {_list(lost)}; "
+            f"[load_model] the index names tensors that are not in their file: {_list(needed)}; "
             "download the checkpoint again"
         )
 
-    plan = _match_names(family, list(shapes), set(present), bool(config["tie_embeddings"]))
+    plan = _match_names(family, list(shapes), set(present), tied)
     for shard in shards:
         wanted = {source: name for source, name in plan.items() if present[source] == shard.file}
         if not wanted:
@@ -375,7 +464,10 @@ def _load_tensor(
 ) -> None:
     try:
         tensor = opened.read(source)
-    except (SafetensorError, OSError, RuntimeError) as error:
+    except HybridGenError:
+        raise
+    # Both readers report damage as almost any exception.
+    except Exception as error:
         raise CheckpointError(f"[load_model] cannot read {source} in {file}: {error}") from error
     if tuple(tensor.shape) != shapes[name]:
         raise CheckpointError(
@@ -386,6 +478,12 @@ def _load_tensor(
         model.load_tensor(name, tensor)
     except CheckpointError as error:
         raise CheckpointError(f"{error} ({source} in {file})") from error
+
+
+def follows(name: str, tied: bool) -> bool:
+    """Say whether a tensor follows from the config or from another tensor, so that none is read."""
+    ignored = [*IGNORED_TENSORS, *([r"lm_head\.weight"] if tied else [])]
+    return any(re.fullmatch(pattern, name) for pattern in ignored)
 
 
 def _match_names(
@@ -404,12 +502,14 @@ def _match_names(
             plan[found[0]] = name
         else:
             missing.append(spellings[0])
-    ignored = [*IGNORED_TENSORS, *([r"lm_head\.weight"] if tied else [])]
-    extra = [
-        name
-        for name in present - set(plan)
-        if not any(re.fullmatch(pattern, name) for pattern in ignored)
-    ]
+    extra = [name for name in present - set(plan) if not follows(name, tied)]
+    quantized = quantized_tensors(extra)
+    if missing and quantized:
+        raise UnsupportedModelError(
+            f"[load_model] the weights are quantized (GPTQ, AWQ or another way): {len(quantized)} "
+            f"tensors such as {brief(quantized[0])}; allowed: weights in float32, bfloat16 or "
+            "float16; take the unquantized checkpoint that this one was made from"
+        )
     if missing or extra:
         parts = [f"missing: {_list(missing)}"] if missing else []
         parts += [f"unexpected: {_list(extra)}"] if extra else []
@@ -420,7 +520,11 @@ def _match_names(
     return plan
 
 
+def _shown(name: str) -> str:
+    return brief(name, 150).strip("'")
+
+
 def _list(names: list[str]) -> str:
-    shown = sorted(names)[:_LISTED]
+    shown = [_shown(name) for name in sorted(names)[:_LISTED]]
     more = len(names) - len(shown)
     return ", ".join(shown) + (f", and {more} more" if more > 0 else "")

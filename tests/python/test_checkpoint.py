@@ -408,7 +408,7 @@ def test_an_unsupported_architecture_is_refused_before_any_weight_is_read(
     checkpoint: Checkpoint, copy_of: Copy
 ) -> None:
     folder = copy_of(checkpoint("llama"))
-    edit_config(folder, architectures=["MixtralForCausalLM"])
+    edit_config(folder, architectures=["MixtralForCausalLM"], model_type="mixtral")
     (folder / "model.safetensors").unlink()
     with pytest.raises(UnsupportedModelError, match="MixtralForCausalLM"):
         load_model(folder)
