@@ -38,6 +38,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "scripts")]
 import hybridgen as hg  # noqa: E402
 from decode import Case, load_transformers, prompt, smollm2, time_transformers  # noqa: E402
 from hybridgen import _core  # noqa: E402
+from hybridgen._files import unwound_by_sigterm  # noqa: E402
 from report import Report  # noqa: E402
 
 EXECUTABLE = ROOT / "build" / "benchmarks" / "cpp" / "cpu_benchmarks"
@@ -305,4 +306,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with unwound_by_sigterm():
+        main()

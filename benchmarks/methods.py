@@ -29,6 +29,7 @@ sys.path[:0] = [str(ROOT / "benchmarks")]
 
 import hybridgen as hg  # noqa: E402
 from hybridgen import _core  # noqa: E402
+from hybridgen._files import unwound_by_sigterm  # noqa: E402
 from hybridgen.method_options import MethodOptions  # noqa: E402
 from report import Report  # noqa: E402
 
@@ -291,4 +292,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with unwound_by_sigterm():
+        main()

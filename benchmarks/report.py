@@ -14,6 +14,7 @@ import torch
 
 import hybridgen
 from hybridgen import _core
+from hybridgen._files import write_whole
 
 
 @dataclass
@@ -92,4 +93,4 @@ class Report:
         elif path:
             target = Path(path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text)
+            write_whole(target, text)

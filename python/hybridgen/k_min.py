@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._checks import as_float, as_int, one_of
+from ._files import replacing, write_whole
 from .config import DEFAULT_K, KVConfig, SchedulerConfig, is_auto
 from .errors import ConfigError
 from .sampling import SamplingParams
@@ -73,9 +74,15 @@ class KMinProfile:
     fingerprint: str
 
     def save(self, path: str | Path) -> None:
-        """Write ``k_min.json``."""
+        """Write ``k_min.json``; if that fails, a file that was there stays as it was.
+
+        Raises
+        ------
+        ConfigError, DeviceError
+            If there can be no such file, or the system cannot write it.
+        """
         content = {"format": FORMAT, **vars(self), "curve": [list(point) for point in self.curve]}
-        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(content, indent=1) + "\n", "k_min")
 
     @classmethod
     def load(cls, path: str | Path) -> KMinProfile:
@@ -124,7 +131,8 @@ class KMinProfile:
         axes.set_ylabel(self.metric.replace("_", " "))
         axes.set_title(f"{self.model}: {self.num_prompts} prompts, measured")
         axes.legend()
-        figure.savefig(path, dpi=150, format="png")
+        with replacing(path, "k_min") as temporary:
+            figure.savefig(temporary, dpi=150, format="png")
 
 
 def find_k_min(

@@ -438,7 +438,13 @@ class LLM:
         Parameters
         ----------
         path : str or Path
-            The JSON file to write, also if the block fails.
+            The JSON file to write, also if the block fails. It is written whole or not at all; if
+            it cannot be written after the block failed, the block's exception carries a note.
+
+        Raises
+        ------
+        ConfigError, DeviceError
+            If the file cannot be written.
         """
         if self._tracing:
             raise ConfigError("[tracing] a trace is being recorded; leave its block first")
@@ -447,9 +453,15 @@ class LLM:
         self._tracing = True
         try:
             yield
-        finally:
+        except BaseException as error:
             self._tracing = False
-            write_chrome_trace(path, engine.stop_trace())
+            try:
+                write_chrome_trace(path, engine.stop_trace())
+            except Exception as failure:
+                error.add_note(f"[tracing] and no trace was written: {failure}")
+            raise
+        self._tracing = False
+        write_chrome_trace(path, engine.stop_trace())
 
     def close(self) -> None:
         """Free the model and its memory; the object cannot be used afterwards."""

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ._files import write_whole
+
 _PROCESS = 1
 _LANES = {"device": "device", "link": "link (host to device)", "cpu": "cpu worker"}
 
@@ -71,5 +73,5 @@ def chrome_trace(spans: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def write_chrome_trace(path: str | Path, spans: Iterable[Mapping[str, Any]]) -> None:
-    """Write spans of the engine to a JSON file."""
-    Path(path).write_text(json.dumps(chrome_trace(spans)), encoding="utf-8")
+    """Write spans of the engine to a JSON file; if that fails, one that was there stays."""
+    write_whole(path, json.dumps(chrome_trace(spans)), "tracing")
