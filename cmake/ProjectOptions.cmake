@@ -16,7 +16,7 @@ if(NOT HYBRIDGEN_SANITIZE IN_LIST HYBRIDGEN_SANITIZE_CHOICES)
 endif()
 if(HYBRIDGEN_SANITIZE)
   target_compile_options(hybridgen_options INTERFACE -fsanitize=${HYBRIDGEN_SANITIZE}
-                                                     -fno-omit-frame-pointer -g)
+                                                     -fno-omit-frame-pointer)
   target_link_options(hybridgen_options INTERFACE -fsanitize=${HYBRIDGEN_SANITIZE})
 endif()
 if(HYBRIDGEN_SANITIZE MATCHES "undefined")

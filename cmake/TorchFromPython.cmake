@@ -34,6 +34,8 @@ add_library(hybridgen_torch INTERFACE)
 target_include_directories(
   hybridgen_torch SYSTEM INTERFACE "${torch_root}/include"
                                    "${torch_root}/include/torch/csrc/api/include")
+# LibTorch's headers then include each operator's own header, not the one that declares all of them.
+target_compile_definitions(hybridgen_torch INTERFACE AT_PER_OPERATOR_HEADERS)
 foreach(name c10 torch_cpu torch)
   target_link_libraries(hybridgen_torch INTERFACE "${torch_root}/lib/lib${name}.so")
 endforeach()

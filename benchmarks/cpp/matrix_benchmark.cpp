@@ -2,8 +2,12 @@
 // Our few-row kernels by turns with the matrix products of LibTorch and oneDNN over the same
 // weights, from one row to hundreds: where the one takes over from the other. Counters are
 // microseconds, medians.
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/bmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/softmax.h>
 #include <c10/core/InferenceMode.h>
 
 #include <chrono>

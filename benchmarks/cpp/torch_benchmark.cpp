@@ -2,8 +2,14 @@
 // The CPU stage of one layer by turns with what LibTorch makes of it, on the same keys, values,
 // queries and threads: logits by matmul in the keys' dtype, topk, the chosen rows of V by
 // index_select. `ratio` is LibTorch over ours; `agreement` the share of our tokens that it chose.
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/searchsorted.h>
+#include <ATen/ops/tensor.h>
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>

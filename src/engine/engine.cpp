@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hybridgen/engine/engine.h"
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>

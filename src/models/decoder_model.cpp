@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hybridgen/models/decoder_model.h"
 
-#include <ATen/ATen.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 
 #include "hybridgen/models/torch_types.h"
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hybridgen/models/device_context.h"
 
-#include <ATen/ATen.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "hybridgen/core/error.h"

@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hybridgen/models/rope_table.h"
 
-#include <ATen/ATen.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cos.h>
+#include <ATen/ops/logical_and.h>
+#include <ATen/ops/outer.h>
+#include <ATen/ops/pow.h>
+#include <ATen/ops/sin.h>
+#include <ATen/ops/where.h>
 
 #include <numbers>
 

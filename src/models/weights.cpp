@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hybridgen/models/weights.h"
 
-#include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/isfinite.h>
 
 #include <algorithm>
 

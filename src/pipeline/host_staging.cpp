@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hybridgen/pipeline/host_staging.h"
 
-#include <ATen/ATen.h>
+#include <ATen/ops/empty_like.h>
 
 #include <algorithm>
 #include <numeric>

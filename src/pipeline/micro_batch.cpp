@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hybridgen/pipeline/micro_batch.h"
 
-#include <ATen/ATen.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 
 #include <utility>
 

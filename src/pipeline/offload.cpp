@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hybridgen/pipeline/offload.h"
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
 
 #include <algorithm>
 

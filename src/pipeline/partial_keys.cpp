@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hybridgen/pipeline/partial_keys.h"
 
-#include <ATen/ATen.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linalg_eigh.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/topk.h>
 
 #include <algorithm>
 #include <cmath>

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hybridgen/pipeline/prefill.h"
 
-#include <ATen/ATen.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <numeric>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hybridgen/pipeline/request_state.h"
 
-#include <ATen/ATen.h>
+#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <cmath>

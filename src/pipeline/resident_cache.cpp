@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hybridgen/pipeline/resident_cache.h"
 
-#include <ATen/ATen.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 
 #include <algorithm>
 #include <cstring>

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sparse_values.h"
 
-#include <ATen/ATen.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/softmax.h>
 
 #include <algorithm>
 #include <cmath>

@@ -2,7 +2,12 @@
 // How the CPU's operations are spread over threads must not show in their results. What they
 // compute is the business of the kernels' tests and of the examples that both implementations
 // share.
-#include <ATen/ATen.h>
+#include <ATen/Context.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/randn.h>
 #include <gtest/gtest.h>
 
 #include <vector>

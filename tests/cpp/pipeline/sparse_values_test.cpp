@@ -4,7 +4,7 @@
 // (1, 2, 4, 1) / 8.
 #include "pipeline/sparse_values.h"
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 #include <gtest/gtest.h>
 
 #include <cmath>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Results do not depend on when the two stages run; steady state allocates nothing; errors of host
 // jobs reach the caller and leave the engine usable.
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
