@@ -15,6 +15,7 @@ from typing import Any, cast
 from ._checks import MAX_INT64, as_bool, as_float, as_int, options_class
 from .errors import CheckpointError, ConfigError
 from .generation_defaults import translate
+from .sampling_names import ELSEWHERE
 
 # Each text of a prompt is a request of its own.
 _MAX_TEXTS = 16384
@@ -39,7 +40,8 @@ class SamplingParams:
     min_tokens : int
         New tokens before an ending token or a stop string may end the text.
     stop : str or sequence of str
-        Strings that end the text; they are not part of it.
+        Strings that end the text, at the token that completes one; they are not part of it. Special
+        tokens count, and so does the end of the prompt.
     stop_token_ids : sequence of int
         Tokens that end the text, besides the model's own.
     ignore_eos : bool
@@ -185,8 +187,16 @@ class SamplingParams:
         return cls(**(fields | overrides))
 
     def replace(self, **changes: Any) -> SamplingParams:
-        """Return a copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
+        """Return a copy with some fields changed; ``max_new_tokens`` and ``do_sample`` too."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if changes.get("max_new_tokens") is not None:
+            del fields["max_tokens"]
+        do_sample = changes.get("do_sample")
+        if do_sample is not None and as_bool("SamplingParams", "do_sample", do_sample) == (
+            self.temperature == 0
+        ):
+            del fields["temperature"]
+        return type(self)(**(fields | changes))
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -228,6 +238,8 @@ def _apply_aliases(init: Any) -> Any:
 
     @functools.wraps(init)
     def with_aliases(self: SamplingParams, **fields: Any) -> None:
+        for name in fields.keys() & ELSEWHERE.keys():
+            raise ConfigError(f"[SamplingParams] unknown option {name!r}; {ELSEWHERE[name]}")
         limit, do_sample = fields.pop("max_new_tokens", None), fields.pop("do_sample", None)
         if limit is not None and fields.setdefault("max_tokens", limit) != limit:
             raise ConfigError(

@@ -231,3 +231,43 @@ def test_replace_checks_again() -> None:
     assert (params.max_tokens, params.temperature) == (4, 0.5)
     with pytest.raises(ConfigError):
         params.replace(top_p=2.0)
+
+
+def test_replace_resolves_aliases_first() -> None:
+    params = SamplingParams(max_tokens=100, temperature=0.7, stop="a")
+    assert params.replace(max_new_tokens=5) == params.replace(max_tokens=5)
+    assert params.replace(do_sample=False).temperature == 0.0
+    assert params.replace(do_sample=True).temperature == 0.7
+    assert SamplingParams().replace(do_sample=True).temperature == 1.0
+    assert SamplingParams().replace(do_sample=True, temperature=0.3).temperature == 0.3
+    assert params.replace(max_new_tokens=None, do_sample=None) == params
+    with pytest.raises(ConfigError, match="max_tokens is 6 and max_new_tokens is 5"):
+        params.replace(max_new_tokens=5, max_tokens=6)
+    with pytest.raises(ConfigError, match="do_sample is True and temperature is 0"):
+        params.replace(do_sample=True, temperature=0)
+    with pytest.raises(ConfigError, match="do_sample is 'yes'"):
+        params.replace(do_sample="yes")
+    with pytest.raises(ConfigError, match="unknown option 'max_tokns'; did you mean 'max_tokens'"):
+        params.replace(max_tokns=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("max_length", "max_tokens=..., which counts new tokens and not the prompt"),
+        ("max_completion_tokens", "write max_tokens="),
+        ("min_new_tokens", "write min_tokens="),
+        ("stop_strings", "write stop="),
+        ("num_return_sequences", "write n="),
+        ("best_of", "there is no beam search"),
+        ("length_penalty", "there is no beam search"),
+        ("presence_penalty", "repetition_penalty"),
+        ("logit_bias", "cannot be weighted"),
+        ("prompt_logprobs", r"LLM\.score"),
+    ],
+)
+def test_names_of_other_libraries_are_refused_with_what_to_write(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown option {name!r}; .*{hint}"):
+        SamplingParams(**{name: 1})
+    with pytest.raises(ConfigError, match=f"unknown option {name!r}; .*{hint}"):
+        SamplingParams().replace(**{name: 1})
