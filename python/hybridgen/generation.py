@@ -47,12 +47,11 @@ class Sequence:
         """Text and token of every step that nobody has read yet."""
         if params.logprobs is not None:
             self.output.logprobs = []
+        self._parts: list[str] = []
         self._matcher = StopMatcher(params.stop_strings)
         self._detokenizer = None
         if tokenizer is not None:
-            self._detokenizer = Detokenizer(
-                tokenizer, prompt_ids, skip_special_tokens=params.skip_special_tokens
-            )
+            self._detokenizer = self._read_prompt(tokenizer)
 
     @property
     def finished(self) -> bool:
@@ -76,25 +75,37 @@ class Sequence:
         # After a stop string nothing follows; otherwise what was held back is text after all.
         if reason is not None and not isinstance(output.stop_reason, str):
             text += self._rest()
-        output.text += text
+        self._parts.append(text)
         output.finish_reason = reason
+        if reason is not None:
+            output.text = "".join(self._parts)
         self.pieces.append((text, event.token_id))
 
     def end(self, reason: str) -> None:
         """Finish from outside, keeping the text there is."""
         if not self.finished:
-            self.output.text += self._rest()
+            self.output.text = "".join(self._parts) + self._rest()
             self.output.finish_reason = reason
+
+    def _read_prompt(self, tokenizer: Any) -> Detokenizer:
+        """Return a detokenizer behind the prompt, in the end of which a stop string may begin."""
+        skip = self.params.skip_special_tokens
+        longest = max(map(len, self.params.stop_strings), default=0)
+        # No token is shorter than a byte, and no character longer than four.
+        start = max(0, len(self.prompt_ids) - 4 * longest)
+        detokenizer = Detokenizer(tokenizer, self.prompt_ids[:start], skip_special_tokens=skip)
+        for token_id in self.prompt_ids[start:]:
+            self._matcher.push("", seen=detokenizer.piece(token_id).seen, armed=False)
+        detokenizer.begin()
+        return detokenizer
 
     def _text_of(self, token_id: int, *, ended: bool) -> str:
         # An ending token belongs to the tokens, not to the text.
         if self._detokenizer is None or ended:
             return ""
-        return self._match(self._detokenizer.push(token_id))
-
-    def _match(self, piece: str) -> str:
+        piece = self._detokenizer.piece(token_id)
         armed = len(self.output.token_ids) >= self.params.min_tokens
-        text, stop = self._matcher.push(piece, armed=armed)
+        text, stop = self._matcher.push(piece.shown, seen=piece.seen, armed=armed)
         if stop is not None:
             self.output.stop_reason = stop
         return text
@@ -102,7 +113,8 @@ class Sequence:
     def _rest(self) -> str:
         if self._detokenizer is None:
             return ""
-        return self._matcher.push(self._detokenizer.flush(), armed=False)[0]
+        text, _ = self._matcher.push(self._detokenizer.flush(), armed=False)
+        return text + self._matcher.flush()
 
 
 class EngineLoop:

@@ -16,6 +16,7 @@ import torch
 from . import _core
 from ._checks import MAX_INT64, as_int, brief, check_keywords, one_of
 from .checkpoint import LOAD_FORMATS, LoadedModel, load_model
+from .codec import Codec
 from .config import (
     QUERY_MODES,
     CpuConfig,
@@ -34,7 +35,7 @@ from .outputs import RequestMetrics, RequestOutput, RunStats, StreamChunk
 from .progress import ProgressBar
 from .prompts import Prompt, PromptReader
 from .sampling import SamplingParams
-from .tokenizer import load_tokenizer, vocabulary_size
+from .tokenizer import check_tokenizer, load_tokenizer, vocabulary_size
 from .tracing import write_chrome_trace
 
 _MAX_SEED = MAX_INT64
@@ -62,7 +63,8 @@ class LLM:
         A local folder, a hub id, or with ``load_format="dummy"`` the content of a config.json.
         Another LLM shares its weights and tokenizer: the way to compare methods on one model.
     tokenizer : str, Path or object, optional
-        By default the one in the model's folder; without any, token ids still work.
+        A folder, a hub id, or an object with encode and decode as in transformers. By default the
+        one in the model's folder; without any, token ids still work.
     revision : str, optional
         Branch, tag or commit of a hub id.
     dtype : str
@@ -146,6 +148,8 @@ class LLM:
         one_of("CpuConfig", "isa", cpu.isa, ["auto", *_core.build_info()["isas"]])
         if max_model_len is not None:
             max_model_len = as_int("LLM", "max_model_len", max_model_len, 1)
+        if not (tokenizer is None or isinstance(tokenizer, str | Path)):
+            check_tokenizer(tokenizer)
         options = partial(
             _core.EngineOptions,
             method="hybridgen" if composition else method,
@@ -212,9 +216,10 @@ class LLM:
         self.partial_outputs: list[RequestOutput] = []
         """What an interrupted `generate` had so far, in input order."""
         self._valid_vocab = 0
-        if self.tokenizer is not None:
+        self._codec = None if self.tokenizer is None else Codec(self.tokenizer)
+        if self._codec is not None:
             self.eos_token_ids = read_eos_ids(
-                {"eos_token_id": [*loaded.eos_token_ids, self.tokenizer.eos_token_id]}
+                {"eos_token_id": [*loaded.eos_token_ids, self._codec.special_id("eos_token_id")]}
             )
             # Embeddings are padded to a round number of rows; the padding means nothing.
             size = vocabulary_size(self.tokenizer)
@@ -252,6 +257,7 @@ class LLM:
         ----------
         prompts : str, list of int, dict, or a list of these
             Text, token ids, or a dict with ``prompt`` or ``prompt_token_ids``. Lengths may differ.
+            Text gets the special tokens that the tokenizer puts around it, those before it once.
         sampling_params : SamplingParams or list of them, optional
             For all prompts, or one each; greedy with 16 tokens by default.
         progress : bool
@@ -271,7 +277,7 @@ class LLM:
         params = _per_prompt(sampling_params, len(texts_and_ids))
         groups = [
             [
-                Sequence(ids, p, self.tokenizer if self._has_text(p) else None, index)
+                Sequence(ids, p, self._codec if self._has_text(p) else None, index)
                 for index in range(p.n)
             ]
             for (_, ids), p in zip(texts_and_ids, params, strict=True)
@@ -311,7 +317,7 @@ class LLM:
             if p.n != 1:
                 raise ConfigError(f"[generate_ids] n is {p.n}; allowed: 1; use generate for more")
         sequences = [
-            Sequence(prompt, p, self.tokenizer if self._needs_text(p) else None)
+            Sequence(prompt, p, self._codec if self._needs_text(p) else None)
             for prompt, p in zip(ids, params, strict=True)
         ]
         self._run(sequences, progress=progress, decode_prompt_tokens=decode_prompt_tokens)
@@ -344,8 +350,8 @@ class LLM:
         params = _per_prompt(sampling_params, 1)[0]
         if params.n != 1:
             raise ConfigError(f"[stream] n is {params.n}; allowed: 1; use generate for more")
-        tokenizer = self.tokenizer if self._has_text(params) else None
-        return self._stream(Sequence(found[0][1], params, tokenizer), decode_prompt_tokens)
+        codec = self._codec if self._has_text(params) else None
+        return self._stream(Sequence(found[0][1], params, codec), decode_prompt_tokens)
 
     def chat(
         self,
@@ -359,9 +365,15 @@ class LLM:
         Parameters
         ----------
         messages : list of dict, or list of such lists
-            Each dict with ``role`` and ``content``.
+            Each dict with ``role`` and ``content``: a string, or a list of OpenAI's text parts.
+
+        Raises
+        ------
+        ConfigError
+            If there is no template, messages are malformed, or the template refuses them, breaks
+            or exceeds 10 s, 512 MiB or 16 Mi characters; and as for `generate`.
         """
-        tokenizer = self._reader.require_tokenizer("chat")
+        tokenizer = self._reader.require_codec("chat").tokenizer
         if not getattr(tokenizer, "chat_template", None):
             raise ConfigError(
                 "[chat] the tokenizer has no chat template; use generate with a prompt in the form "
@@ -387,8 +399,9 @@ class LLM:
         Parameters
         ----------
         pairs : list of tuples
-            Two strings or two lists of token ids. Spaces at the end of a context count as the
-            beginning of the continuation; an empty context stands for the tokenizer's BOS.
+            Strings or lists of token ids. Two strings are encoded as one, without EOS: spaces at
+            the end of the context and a token that reaches into the continuation belong to the
+            continuation. A context without a token is the tokenizer's BOS, else its EOS.
 
         Examples
         --------
@@ -571,11 +584,11 @@ class LLM:
 
     @property
     def _reader(self) -> PromptReader:
-        return PromptReader(self.tokenizer, self.model_config["vocab_size"] - 1)
+        return PromptReader(self._codec, self.model_config["vocab_size"] - 1)
 
     def _needs_text(self, params: SamplingParams) -> bool:
         if params.stop_strings:
-            self._reader.require_tokenizer("stop strings")
+            self._reader.require_codec("stop strings")
         return bool(params.stop_strings)
 
     def _has_text(self, params: SamplingParams) -> bool:

@@ -6,10 +6,13 @@ from __future__ import annotations
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from ._checks import as_int, brief
+from .codec import Codec
 from .errors import ConfigError
+from .tokenizer import Detokenizer
 
 Prompt = str | list[int] | dict[str, Any]
 
@@ -20,13 +23,13 @@ class PromptReader:
 
     Parameters
     ----------
-    tokenizer : object or None
-        With ``encode`` as in transformers; None if there are token ids only.
+    codec : Codec or None
+        Of the tokenizer; None if there are token ids only.
     last_id : int
         The largest token id that the model knows.
     """
 
-    tokenizer: Any
+    codec: Codec | None
     last_id: int
 
     def read(self, prompts: Any) -> list[tuple[str | None, list[int]]]:
@@ -44,6 +47,14 @@ class PromptReader:
 
     def read_one(self, prompt: Any) -> tuple[str | None, list[int]]:
         """Return (text or None, token ids) of one prompt."""
+        text, ids = self._parts(prompt)
+        if ids is None:
+            assert text is not None
+            ids = self._known(self.require_codec("generate").closed(text))
+        return text, ids
+
+    def _parts(self, prompt: Any) -> tuple[str | None, list[int] | None]:
+        """Return text and ids of a prompt as they were given; one of them may be None."""
         if isinstance(prompt, Mapping):
             keys = {"prompt", "prompt_token_ids"}
             if not prompt or not set(prompt) <= keys:
@@ -52,11 +63,9 @@ class PromptReader:
                     "allowed: prompt, prompt_token_ids"
                 )
             text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
-            if ids is None:
-                return self.read_one(text)
-            return text, self.read_one(ids)[1]
+            return (text, self._parts(ids)[1]) if ids is not None else self._parts(text)
         if isinstance(prompt, str):
-            return prompt, self._encode(prompt)
+            return prompt, None
         if hasattr(prompt, "tolist"):
             prompt = prompt.tolist()
         if isinstance(prompt, list | tuple) and (not prompt or is_token_ids(prompt)):
@@ -66,49 +75,106 @@ class PromptReader:
             "a dict with prompt or prompt_token_ids"
         )
 
-    def _encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        tokenizer = self.require_tokenizer("generate")
-        return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))
+    def _known(self, ids: list[int]) -> list[int]:
+        largest = max(ids, default=0)
+        if largest > self.last_id:
+            raise ConfigError(
+                f"[generate] the tokenizer gives the token id {largest}, but the model knows ids "
+                f"up to {self.last_id}; pass the tokenizer= that belongs to the model"
+            )
+        return ids
 
     def read_pair(self, context: Any, continuation: Any) -> tuple[list[int], list[int]]:
-        """Return the ids of both, neither empty; see `LLM.score` for spaces between them."""
-        if not isinstance(context, str) or not isinstance(continuation, str):
-            pair = self.read_one(context)[1], self.read_one(continuation)[1]
+        """Return the ids of both, neither empty; see `LLM.score` for where they are divided."""
+        text, ids = self._parts(context)
+        next_text, next_ids = self._parts(continuation)
+        if ids is None and next_ids is None:
+            assert text is not None
+            assert next_text is not None
+            pair = self._divide(text, next_text)
         else:
-            kept = context.rstrip()
-            continuation = context[len(kept) :] + continuation
-            if kept:
-                whole, start = self._encode(kept + continuation), self._encode(kept)
-                pair = start, whole[len(start) :]
-            else:
-                tokens = self._encode(continuation, add_special_tokens=False)
-                pair = [self._prefix_token()], tokens
+            if ids is None:
+                assert text is not None
+                ids = self.require_codec("score").opened(text) or [self._prefix_token()]
+            if next_ids is None:
+                assert next_text is not None
+                next_ids = self._continue(ids, next_text)
+            pair = ids, next_ids
         if not pair[0] or not pair[1]:
             which = "context" if not pair[0] else "continuation"
             raise ConfigError(
                 f"[score] the {which} has no tokens; allowed: at least one token in each of "
                 "context and continuation"
             )
-        return pair
+        return self._known(pair[0]), self._known(pair[1])
+
+    def _divide(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Encode two texts as one; a token that holds some of the second belongs to it."""
+        codec = self.require_codec("score")
+        kept = context.rstrip()
+        whole = codec.opened(context + continuation)
+        start = codec.opened(kept) if kept else codec.frame[0]
+        if whole[: len(start)] != start:
+            start = whole[: _tokens_within(codec, whole, start, kept)]
+        if not start:
+            start = [self._prefix_token()]
+            return start, whole[1:] if whole[:1] == start else whole
+        return start, whole[len(start) :]
+
+    def _continue(self, ids: list[int], text: str) -> list[int]:
+        """Encode a text that follows ids, with no space before it that it does not have."""
+        codec = self.require_codec("score")
+        alone = codec.encode(text, special=False)
+        # Some tokenizers put a space before every text, but none before the second line of one.
+        line, both = codec.encode("\n", special=False), codec.encode("\n" + text, special=False)
+        for found in (alone, both[len(line) :]):
+            detokenizer = Detokenizer(codec, ids, skip_special_tokens=False)
+            pieces = [detokenizer.push(token_id) for token_id in found]
+            if "".join(pieces) + detokenizer.flush() == text:
+                return found
+        return alone
 
     def _prefix_token(self) -> int:
-        tokenizer = self.require_tokenizer("score")
-        for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        codec = self.require_codec("score")
+        for name in ("bos_token_id", "eos_token_id"):
+            token = codec.special_id(name)
             if token is not None:
-                return int(token)
+                return token
         raise ConfigError(
             "[score] the context is empty and the tokenizer has neither a BOS nor an EOS token to "
             "stand for it; pass a context"
         )
 
-    def require_tokenizer(self, operation: str) -> Any:
-        """Return the tokenizer; ConfigError in the name of `operation` if there is none."""
-        if self.tokenizer is None:
+    def require_codec(self, operation: str) -> Codec:
+        """Return the codec; ConfigError in the name of `operation` if there is no tokenizer."""
+        if self.codec is None:
             raise ConfigError(
                 f"[{operation}] there is no tokenizer in the model's folder; pass token ids, or "
                 "tokenizer= to LLM"
             )
-        return self.tokenizer
+        return self.codec
+
+
+def _tokens_within(codec: Codec, whole: list[int], start: list[int], text: str) -> int:
+    """Return how many of the first tokens spell no more than `text`, with which all begin.
+
+    `start` are the tokens of this text alone. Where the tokenizer changes texts, so that lengths
+    say nothing, the tokens count that both begin with.
+    """
+    common = sum(
+        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(whole, start, strict=False))
+    )
+    begin = len(codec.frame[0])
+    detokenizer = Detokenizer(codec, whole[:begin], skip_special_tokens=False)
+    spelled, count = 0, begin
+    for token_id in whole[begin:]:
+        piece = detokenizer.push(token_id)
+        spelled += len(piece)
+        is_beyond = spelled == len(text) and detokenizer.is_within_character
+        if is_beyond or not text.startswith(piece, spelled - len(piece)):
+            break
+        count += 1
+    return max(common, count)
 
 
 def is_token_ids(value: object) -> bool:

@@ -17,6 +17,9 @@ from transformers import PreTrainedTokenizerFast
 from conftest import TEXTS
 from hybridgen import CheckpointError
 from hybridgen.tokenizer import Detokenizer, StopMatcher, load_tokenizer, vocabulary_size
+from tokenizer_kinds import panicking, tokenizer_of
+
+REPLACE_ALL = {"type": "Replace", "pattern": {"Regex": ".+"}, "content": " "}
 
 
 def pieces_of(tokenizer: Any, prompt: list[int], ids: list[int]) -> list[str]:
@@ -176,3 +179,102 @@ def test_a_declared_plain_tokenizer_is_used_as_it_stands() -> None:
     folder = Path(__file__).resolve().parents[1] / "models" / "tiny-qwen2"
     tokenizer = load_tokenizer(folder)
     assert tokenizer.decode(tokenizer("<s> w12 k17 v3 Q k17").input_ids) == "<s> w12 k17 v3 Q k17"
+
+
+def edited(folder: Path, **fields: Any) -> Path:
+    """Change fields of a folder's tokenizer_config.json; None removes one."""
+    file = folder / "tokenizer_config.json"
+    content = json.loads(file.read_text(encoding="utf-8")) | fields
+    file.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    return folder
+
+
+@pytest.mark.parametrize("own", [{"AutoTokenizer": ["other.Other", None]}, ["other.Other", None]])
+@pytest.mark.parametrize("whole", [True, False])
+def test_code_of_a_checkpoint_is_refused_by_the_files_name(
+    tokenizer: Any, tmp_path: Path, own: Any, whole: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    ran = tmp_path / "ran"
+    (tmp_path / "other.py").write_text(f"open({str(ran)!r}, 'w')\nclass Other: pass\n")
+    edited(tmp_path, tokenizer_class="Other", auto_map=own)
+    if not whole:
+        (tmp_path / "tokenizer.json").rename(tmp_path / "vocab.json")
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json asks for .*other\.Other"):
+        load_tokenizer(tmp_path)
+    assert not ran.exists()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["LlamaTokenizer", "PreTrainedTokenizerFast", None])
+def test_the_librarys_own_class_is_used_instead_of_the_checkpoints(
+    tokenizer: Any, tmp_path: Path, name: str | None
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    edited(tmp_path, tokenizer_class=name, auto_map={"AutoTokenizer": [None, "other.Other"]})
+    assert load_tokenizer(tmp_path).encode(TEXTS[1]) == tokenizer.encode(TEXTS[1])
+
+
+@pytest.mark.parametrize(
+    "name", ["GPT2Tokenizer", "LlamaTokenizerFast", "Qwen2Tokenizer", "LlamaForCausalLM", None]
+)
+@pytest.mark.parametrize("model_type", ["qwen2", "llama", "opt"])
+def test_a_tokenizer_json_is_used_whatever_stands_beside_it(
+    tmp_path: Path, name: str | None, model_type: str
+) -> None:
+    made = tokenizer_of("split_digits")
+    made.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    edited(tmp_path, tokenizer_class=name)
+    text = "items in 2023: 650841823"
+    right = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids
+    assert load_tokenizer(tmp_path).encode(text) == right
+
+
+def test_a_model_class_is_no_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text("{}")
+    for file in ("config.json", "tokenizer_config.json"):
+        (tmp_path / file).write_text(json.dumps({"tokenizer_class": "LlamaForCausalLM"}))
+        with pytest.raises(CheckpointError, match="'LlamaForCausalLM', which is no tokenizer"):
+            load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_max_length": "x"},
+        {"model_max_length": [1]},
+        {"padding_side": 3},
+        {"bos_token": 5},
+        {"added_tokens_decoder": {"x": 1}},
+    ],
+)
+def test_a_tokenizer_whose_files_cannot_work_is_refused_at_load(
+    tokenizer: Any, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    edited(tmp_path, **fields)
+    with pytest.raises(CheckpointError, match="load_tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", "{'a': 1}", "\ud800", "9" * 6000])
+def test_a_damaged_tokenizer_config_is_an_error_of_ours(
+    tokenizer: Any, tmp_path: Path, content: str
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_panic_while_loading_is_an_error_of_ours(tmp_path: Path) -> None:
+    panicking().save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    # Every token is a space, which this decoder cannot strip on both sides.
+    content["decoder"]["decoders"].insert(0, REPLACE_ALL)
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="PanicException"):
+        load_tokenizer(tmp_path)

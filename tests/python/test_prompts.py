@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts and pairs as token ids: special tokens once, joins where a token decides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybridgen import LLM, CheckpointError, ConfigError
+from hybridgen.codec import Codec
+from hybridgen.prompts import PromptReader
+from hybridgen.tokenizer import Detokenizer
+from tokenizer_kinds import KINDS, panicking, tokenizer_of, with_template
+
+drawn = settings(derandomize=True, deadline=None, database=None, max_examples=60)
+
+TEXTS = st.text(alphabet="the cat. 日é🙂\n", min_size=2, max_size=12)
+TEMPLATES = ["$A", "<s> $A", "$A </s>", "<s> $A </s>"]
+
+
+def reader_of(tokenizer: Any) -> PromptReader:
+    return PromptReader(Codec(tokenizer), 10_000)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback", "metaspace_first"])
+def test_the_ids_scored_spell_the_text_wherever_it_is_divided(kind: str, template: str) -> None:
+    tokenizer = with_template(tokenizer_of(kind), template)
+    reader = reader_of(tokenizer)
+    begin = [tokenizer.bos_token_id] if template.startswith("<s>") else []
+
+    @drawn
+    @given(text=TEXTS)
+    def check(text: str) -> None:
+        whole = tokenizer.encode(text, add_special_tokens=False)
+        for cut in range(1, len(text)):
+            context, continuation = reader.read_pair(text[:cut], text[cut:])
+            if not begin and context == [tokenizer.bos_token_id] and continuation == whole:
+                continue  # no token ends before the join, so BOS stands for the context
+            assert context + continuation == begin + whole
+
+    check()
+
+
+def test_a_token_across_the_join_belongs_to_the_continuation() -> None:
+    tokenizer = tokenizer_of("byte_level")
+    reader = reader_of(tokenizer)
+
+    @drawn
+    @given(text=TEXTS, data=st.data())
+    def check(text: str, data: st.DataObject) -> None:
+        cut = data.draw(st.integers(1, len(text)))
+        kept = text[:cut].rstrip()
+        whole = tokenizer.encode(text)
+        sizes, size = [], 0
+        for i in whole:
+            size += len(tokenizer.convert_ids_to_tokens(i))  # one letter for each byte
+            sizes.append(size)
+        within = sum(size <= len(kept.encode()) for size in sizes)
+        if cut < len(text):
+            context, continuation = reader.read_pair(text[:cut], text[cut:])
+            assert context == (whole[:within] or [tokenizer.bos_token_id])
+            assert continuation == whole[within:]
+
+    check()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "word" not in kind])
+def test_text_behind_ids_is_spelled_as_it_is(kind: str) -> None:
+    tokenizer = tokenizer_of(kind)
+    reader = reader_of(tokenizer)
+    ids = tokenizer.encode("the cat", add_special_tokens=False)
+    for text in ("the", " the", "cat", " cat"):
+        context, continuation = reader.read_pair(ids, text)
+        assert context == ids
+        detokenizer = Detokenizer(tokenizer, ids)
+        if kind == "metaspace_always":
+            continue  # this one cannot spell a word without a space before it
+        assert "".join(map(detokenizer.push, continuation)) == text
+
+
+def test_ids_behind_text_follow_its_tokens_without_eos() -> None:
+    tokenizer = with_template(tokenizer_of("byte_level"), "<s> $A </s>")
+    ids = tokenizer.encode("the", add_special_tokens=False)
+    bos = tokenizer.bos_token_id
+    assert reader_of(tokenizer).read_pair("the", [7]) == ([bos, *ids], [7])
+    assert reader_of(tokenizer).read_pair("", [7]) == ([bos], [7])
+    assert reader_of(tokenizer).read_pair({"prompt": "the"}, {"prompt_token_ids": [7]}) == (
+        [bos, *ids],
+        [7],
+    )
+
+
+def test_text_that_begins_with_bos_has_one() -> None:
+    tokenizer = with_template(tokenizer_of("byte_level"), "<s> $A")
+    reader, bos = reader_of(tokenizer), tokenizer.bos_token_id
+    ids = tokenizer.encode("[user]hi", add_special_tokens=False)
+    assert reader.read_one("[user]hi")[1] == [bos, *ids]
+    assert reader.read_one("<s>[user]hi")[1] == [bos, *ids]
+    assert reader.read_pair("<s>[user]hi", "!")[0] == [bos, *ids]
+    assert reader.read_pair("", "<s>[user]hi") == ([bos], ids)
+    assert reader.read_one("<s><s>")[1] == [bos, bos]
+    plain = reader_of(tokenizer_of("byte_level"))
+    assert plain.read_one("<s><s>")[1] == [bos, bos]
+
+
+def test_a_prompt_is_what_the_tokenizer_makes_of_it() -> None:
+    tokenizer = with_template(tokenizer_of("byte_level"), "<s> $A </s>")
+    assert reader_of(tokenizer).read_one("the cat")[1] == tokenizer("the cat").input_ids
+
+
+def test_nothing_to_score_is_refused() -> None:
+    reader = reader_of(tokenizer_of("byte_level"))
+    for pair in (("the", ""), ("", ""), ([5], ""), ([5], []), ("the", [])):
+        with pytest.raises(ConfigError, match="continuation has no tokens"):
+            reader.read_pair(*pair)
+    with pytest.raises(ConfigError, match="context has no tokens"):
+        reader.read_pair([], "the")
+
+
+def test_ids_that_the_model_does_not_know_are_named() -> None:
+    reader = PromptReader(Codec(tokenizer_of("byte_level")), 10)
+    with pytest.raises(ConfigError, match=r"gives the token id \d+, but the model knows .* 10"):
+        reader.read_one("the cat")
+    with pytest.raises(ConfigError, match="lone surrogate at 1"):
+        reader.read_one("a\ud800")
+
+
+class Odd:
+    """A tokenizer of a user's own that does one thing wrong."""
+
+    bos_token_id = eos_token_id = None
+
+    def __init__(self, **methods: Any) -> None:
+        self.__dict__.update(methods)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        return "".join(map(chr, ids))
+
+
+def fail(*_: Any, **__: Any) -> Any:
+    raise ZeroDivisionError("of my own")
+
+
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [
+        ({"encode": fail}, "encode failed on 'Hello.*ZeroDivisionError: of my own"),
+        ({"decode": fail}, "decode failed .*ZeroDivisionError: of my own"),
+        ({"encode": lambda text, **_: "abc"}, "encode gives 'abc'"),
+        ({"encode": lambda text, **_: [1.5]}, r"encode gives \[1.5\]"),
+        ({"encode": lambda text, **_: [-1]}, r"encode gives \[-1\]"),
+        ({"encode": lambda text: [1]}, "encode failed .*add_special_tokens"),
+        ({"decode": lambda ids, **_: b"x"}, "decode gives b'x'"),
+        ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'"),
+        ({"get_vocab": fail}, "get_vocab failed: ZeroDivisionError"),
+        ({"get_vocab": lambda: [1]}, "get_vocab failed: AttributeError"),
+        ({"encode": None}, "cannot encode"),
+    ],
+)
+def test_a_tokenizer_that_cannot_work_is_refused_before_anything_is_loaded(
+    methods: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        LLM("no/such/folder", tokenizer=Odd(**methods))
+    with pytest.raises(CheckpointError, match="no folder"):
+        LLM("/no/such/folder", tokenizer=Odd())
+
+
+def test_a_panic_of_the_tokenizers_library_is_an_error_of_ours() -> None:
+    codec = Codec(panicking())
+    with pytest.raises(ConfigError, match=r"decode failed on .*PanicException"):
+        codec.decode(codec.tokenizer.convert_tokens_to_ids(["▁"]), skip_special_tokens=True)
