@@ -15,6 +15,7 @@ import torch
 
 from . import _core
 from ._checks import MAX_INT64, as_int, brief, check_keywords, one_of
+from .chat import chat_prompts
 from .checkpoint import LOAD_FORMATS, LoadedModel, load_model
 from .codec import Codec
 from .config import (
@@ -373,22 +374,9 @@ class LLM:
             If there is no template, messages are malformed, or the template refuses them, breaks
             or exceeds 10 s, 512 MiB or 16 Mi characters; and as for `generate`.
         """
-        tokenizer = self._reader.require_codec("chat").tokenizer
-        if not getattr(tokenizer, "chat_template", None):
-            raise ConfigError(
-                "[chat] the tokenizer has no chat template; use generate with a prompt in the form "
-                "the model was trained on"
-            )
-        if not messages:
-            raise ConfigError("[chat] messages is empty; allowed: at least one message")
-        one = isinstance(messages[0], Mapping)
-        prompts = [
-            tokenizer.apply_chat_template(
-                conversation, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-            for conversation in ([messages] if one else messages)
-        ]
-        return self.generate([list(ids) for ids in prompts], sampling_params, progress=progress)
+        codec = self._reader.require_codec("chat")
+        prompts = [{"prompt_token_ids": ids} for ids in chat_prompts(codec, messages)]
+        return self.generate(prompts, sampling_params, progress=progress)
 
     def score(self, pairs: list[tuple[Any, Any]]) -> list[tuple[float, bool]]:
         """Return for each (context, continuation) its log-probability and whether it is greedy.
