@@ -126,7 +126,7 @@ void DecodePipeline::run_layers(std::span<const std::unique_ptr<MicroBatch>> bat
     model_.head(ops_, batch->ws, batch->logits);
     timer_.end();
     if (!model_.device().is_cpu()) {
-      batch->host_logits.copy_(batch->logits);  // the step's only wait of the host for the device
+      batch->host_logits.copy_(batch->logits);  // the host waits for the device
     }
     trace_device("head", -1, begin_ns);
   }
