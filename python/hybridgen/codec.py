@@ -47,7 +47,7 @@ class Codec:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._spellings: dict[int, Spelling] = {}
-        kinds, self._decode_options = _decoder_kinds(tokenizer)
+        self._decode, kinds = _decoder_of(tokenizer)
         self.is_byte_level: bool = "ByteLevel" in kinds and kinds <= {"ByteLevel", "Fuse"}
         """Whether every token is bytes, and the text is nothing but these."""
         self.has_raw_bytes: bool = "ByteFallback" in kinds and "ByteLevel" not in kinds
@@ -93,13 +93,7 @@ class Codec:
         """Return the text of ids; of none, the empty text."""
         if not ids:
             return ""
-        text = self._call(
-            "decode",
-            self.tokenizer.decode,
-            ids,
-            skip_special_tokens=skip_special_tokens,
-            **self._decode_options,
-        )
+        text = self._call("decode", self._decode, ids, skip_special_tokens=skip_special_tokens)
         if not isinstance(text, str):
             raise ConfigError(
                 f"[detokenize] the tokenizer's decode gives {brief(text)}; allowed: a string"
@@ -204,27 +198,33 @@ def _is_id(value: object) -> bool:
     return is_int and int(cast("int", value)) >= 0
 
 
-def _decoder_kinds(tokenizer: Any) -> tuple[set[str], dict[str, Any]]:
-    """Return the kinds of decoders of a transformers tokenizer, and options of its decode.
+def _decoder_of(tokenizer: Any) -> tuple[Callable[..., Any], set[str]]:
+    """Return what decodes, and the kinds of decoders of the tokenizers library that it applies.
 
     The kinds are empty where they cannot be known: other objects may do anything in decode.
     """
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        return set(), {}
+        return tokenizer.decode, set()
     # Streaming cannot take back a space that has been given out.
-    options = {"clean_up_tokenization_spaces": False}
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or not type(tokenizer).__module__.startswith("transformers."):
-        return set(), options
+    decode = functools.partial(tokenizer.decode, clean_up_tokenization_spaces=False)
+    kind = type(tokenizer)
+    is_plain = (
+        isinstance(tokenizer, PreTrainedTokenizerFast)
+        and kind.decode is PreTrainedTokenizerBase.decode
+        and kind._decode is PreTrainedTokenizerFast._decode
+    )
+    if not is_plain:
+        return decode, set()
+    backend = tokenizer.backend_tokenizer
     if backend.decoder is None:
-        return {"none"}, options
+        return backend.decode, {"none"}
     try:
         state = json.loads(backend.decoder.__getstate__())
     except (AttributeError, TypeError, ValueError):
-        return set(), options
-    return set(_kinds_in(state)), options
+        return decode, set()
+    return backend.decode, set(_kinds_in(state))
 
 
 def _kinds_in(decoder: dict[str, Any]) -> Iterator[str]:

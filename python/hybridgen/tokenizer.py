@@ -17,7 +17,8 @@ from .errors import CheckpointError, ConfigError
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 _REPLACEMENT = "\ufffd"
-_CONTEXT_TOKENS = 6
+_PROMPT_TOKENS = 6
+_CONTEXT_TOKENS = 2
 _MAX_HELD_TOKENS = 8
 
 
@@ -169,6 +170,7 @@ class Detokenizer:
         # held back.
         self._context = deque([self._end_of(prompt_ids)])
         self._held: list[int] = []
+        self._before = "" if self._codec.is_byte_level else self._decode(self._context[0])
         for token_id in self._context[0]:
             data = self._codec.spelling(token_id).data
             # Bytes find their place in a character again after three at most.
@@ -179,9 +181,9 @@ class Detokenizer:
     def _end_of(self, prompt_ids: list[int]) -> list[int]:
         """Return the last tokens that have text, from the beginning of a character on."""
         kept = (i for i in reversed(prompt_ids) if not self._is_left_out(i))
-        ids = list(islice(kept, _CONTEXT_TOKENS + 3))[::-1]
+        ids = list(islice(kept, _PROMPT_TOKENS + 3))[::-1]
         if not self._codec.may_split_characters:
-            return ids[-_CONTEXT_TOKENS:]
+            return ids[-_PROMPT_TOKENS:]
         ends = [ids[start:] for start in range(min(len(ids), 4))] or [ids]
         return min(ends, key=lambda end: self._decode(end).count(_REPLACEMENT))
 
@@ -228,8 +230,7 @@ class Detokenizer:
         """Return the text of a token that only the tokenizer can spell."""
         ids = [*self._held, token_id]
         if self._codec.may_split_characters and len(ids) < _MAX_HELD_TOKENS:
-            text = self._decoded_after_context(ids)
-            if text.endswith(_REPLACEMENT):
+            if self._decode([*self._context_ids, *ids])[len(self._before) :].endswith(_REPLACEMENT):
                 self._held = ids
                 return ""
         return self._release(ids)
@@ -262,19 +263,24 @@ class Detokenizer:
 
     def _release(self, ids: list[int]) -> str:
         """Return the text of tokens, which are context from now on."""
-        text = self._decoded_after_context(ids)
-        self._let_go(ids)
+        decoded = self._decode([*self._context_ids, *ids])
+        text = decoded[len(self._before) :]
+        self._let_go(ids, decoded)
         return text
 
-    def _let_go(self, ids: list[int]) -> None:
+    def _let_go(self, ids: list[int], decoded: str | None = None) -> None:
+        """Make tokens context; `decoded` is what the whole context then decodes to, if known."""
         self._context.append(ids)
         self._held = []
-        while sum(map(len, self._context)) - len(self._context[0]) >= _CONTEXT_TOKENS:
-            self._context.popleft()
+        if sum(map(len, self._context)) > 2 * _CONTEXT_TOKENS:
+            while sum(map(len, self._context)) - len(self._context[0]) >= _CONTEXT_TOKENS:
+                self._context.popleft()
+            decoded = None
+        self._before = self._decode(self._context_ids) if decoded is None else decoded
 
-    def _decoded_after_context(self, ids: list[int]) -> str:
-        context = [i for part in self._context for i in part]
-        return self._decode([*context, *ids])[len(self._decode(context)) :]
+    @property
+    def _context_ids(self) -> list[int]:
+        return [i for part in self._context for i in part]
 
     def _decode(self, ids: list[int]) -> str:
         return self._codec.decode(ids, skip_special_tokens=self._skip_special_tokens)

@@ -117,13 +117,8 @@ def test_the_work_for_a_token_does_not_grow(kind: str, opaque: bool) -> None:
     byte = vocab.get("<0xFF>", vocab.get("\u00ff", vocab["▁the"] if "▁the" in vocab else 0))
     for token in (tokenizer.eos_token_id, byte):
         counting = Counting(tokenizer)
-        codec = Codec(tokenizer)
-        # What the codec knows of the tokenizer, with every decode counted.
-        codec.tokenizer = counting
-        if opaque:
-            codec = Codec(counting)
-        else:
-            counting.convert_ids_to_tokens = tokenizer.convert_ids_to_tokens  # type: ignore
+        codec = Codec(counting if opaque else tokenizer)
+        codec._decode = counting.decode
         streamed(codec, [], [token])
         counting.ids = 0
         streamed(codec, [], [token] * 100)
