@@ -396,7 +396,7 @@ class LLM:
         >>> llm.score([("The sky is", " blue")])  # doctest: +SKIP
         [(-1.25, True)]
         """
-        encoded = [self._reader.read_pair(*pair) for pair in pairs]
+        encoded = self._reader.read_pairs(pairs)
         sequences = []
         for context, continuation in encoded:
             params = SamplingParams(max_tokens=len(continuation), ignore_eos=True)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -63,13 +63,16 @@ class PromptReader:
                     "allowed: prompt, prompt_token_ids"
                 )
             text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
-            return (text, self._parts(ids)[1]) if ids is not None else self._parts(text)
-        if isinstance(prompt, str):
-            return prompt, None
+            if not isinstance(text, str) and (text is not None or ids is None):
+                raise ConfigError(f"[generate] prompt is {brief(text)}; allowed: a string")
+            return text, None if ids is None else self._ids(ids)
+        return (prompt, None) if isinstance(prompt, str) else (None, self._ids(prompt))
+
+    def _ids(self, prompt: Any) -> list[int]:
         if hasattr(prompt, "tolist"):
             prompt = prompt.tolist()
         if isinstance(prompt, list | tuple) and (not prompt or is_token_ids(prompt)):
-            return None, [as_int("generate", "a token id", i, 0, self.last_id) for i in prompt]
+            return [as_int("generate", "a token id", i, 0, self.last_id) for i in prompt]
         raise ConfigError(
             f"[generate] a prompt is {brief(prompt)}; allowed: a string, a list of token ids, or "
             "a dict with prompt or prompt_token_ids"
@@ -83,6 +86,17 @@ class PromptReader:
                 f"up to {self.last_id}; pass the tokenizer= that belongs to the model"
             )
         return ids
+
+    def read_pairs(self, pairs: Any) -> list[tuple[list[int], list[int]]]:
+        """Return the ids of every (context, continuation)."""
+        found = None
+        if isinstance(pairs, Iterable) and not isinstance(pairs, str | Mapping):
+            found = list(pairs)
+        if found is None or not all(isinstance(p, list | tuple) and len(p) == 2 for p in found):
+            raise ConfigError(
+                f"[score] pairs is {brief(pairs)}; allowed: a list of (context, continuation)"
+            )
+        return [self.read_pair(*pair) for pair in found]
 
     def read_pair(self, context: Any, continuation: Any) -> tuple[list[int], list[int]]:
         """Return the ids of both, neither empty; see `LLM.score` for where they are divided."""

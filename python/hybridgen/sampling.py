@@ -12,13 +12,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
-from ._checks import MAX_INT64, as_bool, as_float, as_int, options_class
+from ._checks import MAX_INT64, as_bool, as_float, as_int, brief, options_class
 from .errors import CheckpointError, ConfigError
 from .generation_defaults import translate
 from .sampling_names import ELSEWHERE
 
 # Each text of a prompt is a request of its own.
 _MAX_TEXTS = 16384
+_MAX_STOP_LETTERS = 65536
 # The engine computes with float32; what lies outside would become infinity or zero there.
 _MIN_FACTOR, _MAX_FACTOR = 1e-30, 1e30
 
@@ -214,13 +215,21 @@ def _stop_strings(operation: str, value: object) -> tuple[str, ...]:
         return ()
     strings = (value,) if isinstance(value, str) else value
     if not isinstance(strings, Iterable):
-        raise ConfigError(f"[{operation}] stop is {value!r}; allowed: a string or a list of them")
+        raise ConfigError(
+            f"[{operation}] stop is {brief(value)}; allowed: a string or a list of them"
+        )
     found = tuple(strings)
     for text in found:
         if not isinstance(text, str) or not text:
             raise ConfigError(
-                f"[{operation}] stop contains {text!r}; allowed: strings that are not empty"
+                f"[{operation}] stop contains {brief(text)}; allowed: strings that are not empty"
             )
+    size = sum(map(len, found))
+    if size > _MAX_STOP_LETTERS:
+        raise ConfigError(
+            f"[{operation}] the strings in stop have {size} letters; allowed: "
+            f"{_MAX_STOP_LETTERS} in all"
+        )
     return cast("tuple[str, ...]", found)
 
 

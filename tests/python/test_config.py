@@ -224,6 +224,8 @@ def test_stop_takes_one_string_or_several() -> None:
     assert SamplingParams(stop="ab").stop == ("ab",)
     assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
     assert SamplingParams(stop=None).stop == ()
+    with pytest.raises(ConfigError, match="stop have 65537 letters; allowed: 65536 in all"):
+        SamplingParams(stop=["x" * 65536, "y"])
 
 
 def test_replace_checks_again() -> None:

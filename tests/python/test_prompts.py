@@ -177,3 +177,17 @@ def test_a_panic_of_the_tokenizers_library_is_an_error_of_ours() -> None:
     codec = Codec(panicking())
     with pytest.raises(ConfigError, match=r"decode failed on .*PanicException"):
         codec.decode(codec.tokenizer.convert_tokens_to_ids(["▁"]), skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    "pairs", [5, "ab", {"a": "b"}, ["ab"], [("a", "b", "c")], [("a",)], ("a", "b"), None]
+)
+def test_pairs_are_a_list_of_pairs(pairs: Any) -> None:
+    with pytest.raises(ConfigError, match=r"\[score\] pairs is .*\(context, continuation\)"):
+        reader_of(tokenizer_of("byte_level")).read_pairs(pairs)
+
+
+@pytest.mark.parametrize("prompt", [{"prompt": 5}, {"prompt": None}, {"prompt": {"prompt": "a"}}])
+def test_the_prompt_in_a_dict_is_a_string(prompt: Any) -> None:
+    with pytest.raises(ConfigError, match=r"prompt is .*; allowed: a string"):
+        reader_of(tokenizer_of("byte_level")).read(prompt)
