@@ -143,9 +143,21 @@ def load_model(
 
 def resolve_folder(path_or_id: str | Path, revision: str | None, load_format: str) -> Path:
     """Return the local folder of a model, downloading it only if the name is a hub id."""
+    if not isinstance(path_or_id, str | Path):
+        raise ConfigError(
+            f"[load_model] the model is {brief(path_or_id)}; allowed: a folder or a hub id"
+        )
     text = str(path_or_id)
-    folder = Path(text).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(text).expanduser()
+        is_folder = folder.is_dir()
+    # A name that is too long, a folder that may not be entered, the home of an unknown user.
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(
+            f"[load_model] there is no folder {brief(text, 300)}: {reason}"
+        ) from error
+    if is_folder:
         if revision is not None:
             raise ConfigError(
                 f"[load_model] revision is {revision!r} but {text} is a local folder; allowed: "
@@ -161,7 +173,7 @@ def resolve_folder(path_or_id: str | Path, revision: str | None, load_format: st
         r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text
     )
     if not is_hub_id:
-        raise CheckpointError(f"[load_model] there is no folder {text}")
+        raise CheckpointError(f"[load_model] there is no folder {brief(text, 300)}")
     return _download(text, revision, load_format)
 
 
@@ -210,6 +222,8 @@ def _download(repo: str, revision: str | None, load_format: str) -> Path:
 def read_json(file: Path) -> dict[str, Any]:
     """Return the JSON object in a file; CheckpointError if there is none."""
     try:
+        if file.exists() and not file.is_file():
+            raise OSError("it is no regular file")
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(

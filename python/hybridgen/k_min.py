@@ -98,7 +98,7 @@ class KMinProfile:
         )
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"[k_min] cannot read {path}: {error}; {way_out}") from error
         try:
             if content.pop("format") != FORMAT:
@@ -106,7 +106,7 @@ class KMinProfile:
             curve = tuple((int(k), float(accuracy)) for k, accuracy in content.pop("curve"))
             profile = cls(curve=curve, **content)
             as_int("k_min", "k_min", profile.k_min, 1)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ConfigError(
                 f"[k_min] {path} is not a profile of K_min: {error}; {way_out}"
             ) from error

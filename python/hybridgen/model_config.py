@@ -274,7 +274,7 @@ def resolve_dtype(
     of_weights : callable
         Returns the dtype of the weights, for a config.json that names none.
     """
-    name = str(requested).removeprefix("torch.")
+    name = _dtype_name(requested)
     if name in DTYPES:
         return name
     if name != "auto":
@@ -282,7 +282,7 @@ def resolve_dtype(
     named = hf_config.get("dtype")
     if named is None:
         named = hf_config.get("torch_dtype")
-    stored = of_weights() if named is None else str(named).removeprefix("torch.")
+    stored = of_weights() if named is None else _dtype_name(named)
     stored = _DTYPE_ALIASES.get(stored, stored)
     if stored not in DTYPES:
         raise UnsupportedModelError(
@@ -290,6 +290,12 @@ def resolve_dtype(
             "convert the weights while they are loaded"
         )
     return stored
+
+
+def _dtype_name(value: object) -> str:
+    """Return the name of a dtype that is given as text or as torch's object."""
+    is_name = isinstance(value, str) or type(value).__name__ == "dtype"
+    return str(value).removeprefix("torch.") if is_name else brief(value)
 
 
 def read_eos_ids(*configs: dict[str, Any] | None) -> tuple[int, ...]:

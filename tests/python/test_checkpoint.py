@@ -436,6 +436,29 @@ def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(tmp_path: Path) 
             load_model(path)
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "~nobody-of-this-name/x", "a/\0b", "x/" * 3000])
+def test_a_name_that_can_be_no_folder_is_refused_shortly(name: str) -> None:
+    with pytest.raises(CheckpointError, match="there is no folder") as caught:
+        load_model(name)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("model", [None, 5, 10**5000, b"x", ["a"]], ids=lambda m: type(m).__name__)
+def test_a_model_that_is_no_name_is_refused(model: Any) -> None:
+    with pytest.raises(ConfigError, match="allowed: a folder or a hub id"):
+        load_model(model)
+
+
+def test_a_config_that_is_no_regular_file_is_not_waited_for(
+    checkpoint: Checkpoint, copy_of: Copy
+) -> None:
+    folder = copy_of(checkpoint("llama"))
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(CheckpointError, match=r"config\.json: it is no regular file"):
+        load_model(folder)
+
+
 def test_a_file_is_not_a_folder(checkpoint: Checkpoint) -> None:
     with pytest.raises(CheckpointError, match="is a file; pass the folder"):
         load_model(checkpoint("llama") / "config.json")
