@@ -3,11 +3,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "hybridgen/core/error.h"
 
 namespace hybridgen {
 namespace {
+
+constexpr std::int64_t kMaxTokens = std::numeric_limits<std::int32_t>::max();
 
 void require(bool holds, const char* name, const std::string& value, const char* allowed) {
   if (!holds) {
@@ -18,8 +21,10 @@ void require(bool holds, const char* name, const std::string& value, const char*
 }  // namespace
 
 TokenCount TokenCount::count(std::int64_t tokens) {
-  require(
-      tokens >= 1, "k", std::to_string(tokens), "an integer >= 1, a share in (0, 1) or \"all\"");
+  require(tokens >= 1 && tokens <= kMaxTokens,
+          "k",
+          std::to_string(tokens),
+          "an integer in [1, 2^31 - 1], a share in (0, 1) or \"all\"");
   TokenCount result;
   result.count_ = tokens;
   return result;
@@ -57,10 +62,10 @@ std::string TokenCount::text() const {
 
 void EngineOptions::validate() const {
   if (device_tokens.count) {
-    require(*device_tokens.count >= 0,
+    require(*device_tokens.count >= 0 && *device_tokens.count <= kMaxTokens,
             "device_tokens",
             std::to_string(*device_tokens.count),
-            "an integer >= 0, a share of the prompt in [0, 1] or \"auto\"");
+            "an integer in [0, 2^31 - 1], a share of the prompt in [0, 1] or \"auto\"");
   }
   if (device_tokens.share) {
     require(*device_tokens.share >= 0.0 && *device_tokens.share <= 1.0,
@@ -78,7 +83,10 @@ void EngineOptions::validate() const {
   at_least("threads", threads, 0, "an integer >= 1, or 0 for automatic");
   at_least("device_threads", device_threads, 0, "an integer >= 1, or 0 for automatic");
   at_least("numa_node", numa_node, -1, "an integer >= 0, or -1 for automatic");
-  at_least("max_model_len", max_model_len, 0, "an integer >= 1, or 0 for the model's positions");
+  require(max_model_len >= 0 && max_model_len <= kMaxTokens,
+          "max_model_len",
+          std::to_string(max_model_len),
+          "an integer in [1, 2^31 - 1], or 0 for the model's positions");
   at_least("prefill_chunk", prefill_chunk, 1, "an integer >= 1");
   at_least("micro_batch", micro_batch, 1, "an integer >= 1");
   at_least("max_batch", max_batch, 1, "an integer >= 1");

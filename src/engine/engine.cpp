@@ -215,7 +215,6 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
     const std::int64_t all = std::min<std::int64_t>(options.device_threads + options.threads,
                                                     default_intra_op_threads());
     prefill_threads = static_cast<int>(std::max(options.device_threads, all));
-    model->prepare_positions(std::min(options.max_model_len, model->config().max_positions));
   });
 }
 
@@ -241,6 +240,7 @@ bool Engine::Impl::admit_next() {
   }
   waiting.pop_front();
   try {
+    model->prepare_positions(needed.shape.max_tokens);
     request.state = std::make_unique<RequestState>(*model,
                                                    method,
                                                    attended,
@@ -506,7 +506,6 @@ std::int64_t Engine::add(std::vector<std::int64_t> prompt,
   request->max_tokens =
       std::min(length + request->sampling.max_tokens, impl.options.max_model_len + 1);
   request->tokens = std::move(prompt);
-  request->tokens.reserve(static_cast<std::size_t>(request->max_tokens));
   request->forced = std::move(forced);
   request->added_ns = TraceRecorder::now_ns();
   request->statistics.prompt_tokens = length;
@@ -514,6 +513,7 @@ std::int64_t Engine::add(std::vector<std::int64_t> prompt,
   request->statistics.strategy = chooses ? std::string(name_of(impl.method.strategy)) : "none";
   impl.admission.check_positions(request->shape(), request->prefill_tokens);
   impl.admission.check_fits(request->shape());
+  request->tokens.reserve(static_cast<std::size_t>(request->max_tokens));
   impl.waiting.push_back(request.get());
   impl.num_requests += 1;
   impl.prompt_tokens += length;

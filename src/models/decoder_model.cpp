@@ -5,9 +5,16 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
+
 #include "hybridgen/models/torch_types.h"
 
 namespace hybridgen {
+namespace {
+
+constexpr std::int64_t kFirstPositions = 4096;
+
+}  // namespace
 
 BlockWorkspace::BlockWorkspace(const ModelConfig& config,
                                DType dtype,
@@ -49,10 +56,20 @@ DecoderModel::DecoderModel(const ModelConfig& config, DType dtype, const std::st
     : config_(config), dtype_(dtype), device_(device), weights_(config_, dtype, device_.device()) {}
 
 void DecoderModel::prepare_positions(std::int64_t positions) {
-  if (positions > rope_positions_) {
-    rope_ = build_rope_table(config_, positions, device_.device());
-    rope_positions_ = positions;
+  const std::int64_t wanted = std::min(positions, config_.max_positions);
+  const std::scoped_lock lock(rope_mutex_);
+  if (wanted > rope_positions_) {
+    // At least doubled, so that ever longer requests do not build it again each time.
+    const std::int64_t grown = std::max({wanted, 2 * rope_positions_, kFirstPositions});
+    const std::int64_t count = std::min(grown, config_.max_positions);
+    rope_ = build_rope_table(config_, count, device_.device());
+    rope_positions_ = count;
   }
+}
+
+RopeTable DecoderModel::rope() const {
+  const std::scoped_lock lock(rope_mutex_);
+  return rope_;
 }
 
 void DecoderModel::embed(const DeviceOps& ops, const at::Tensor& tokens, BlockWorkspace& ws) const {
@@ -86,7 +103,7 @@ void DecoderModel::project_query(const DeviceOps& ops,
   const LayerWeights& norm = weights_.layers[static_cast<std::size_t>(norm_layer)];
   ops.linear(attention_input(ops, norm, ws), w.query_weight, w.query_bias, ws.guess);
   if (config_.position == PositionKind::kRotary) {
-    ops.rotate(rope_, ws.positions, ws.guess_heads);
+    ops.rotate(rope(), ws.positions, ws.guess_heads);
   }
 }
 
@@ -97,9 +114,10 @@ void DecoderModel::attention_inputs(const DeviceOps& ops,
   const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
   ops.linear(attention_input(ops, w, ws), w.qkv_weight, w.qkv_bias, ws.qkv);
   if (config_.position == PositionKind::kRotary) {
-    ops.rotate(rope_, ws.positions, ws.query);
+    const RopeTable table = rope();
+    ops.rotate(table, ws.positions, ws.query);
     if (rotate_key) {
-      ops.rotate(rope_, ws.positions, ws.key);
+      ops.rotate(table, ws.positions, ws.key);
     }
   }
 }
@@ -108,9 +126,9 @@ void DecoderModel::rotate_keys(const DeviceOps& ops,
                                at::Tensor& keys,
                                const at::Tensor& places,
                                bool backwards) const {
-  RopeTable table = rope_;
+  RopeTable table = rope();
   if (backwards) {
-    table.sines = rope_.sines.neg();
+    table.sines = table.sines.neg();
   }
   for (std::int64_t g = 0; g < keys.size(0); ++g) {
     at::Tensor rows = keys.select(0, g).narrow(0, 0, places.size(0)).unsqueeze(1);

@@ -7,6 +7,8 @@
 #include <ATen/core/Tensor.h>
 
 #include <memory>
+#include <mutex>
+#include <string>
 
 #include "hybridgen/core/model_config.h"
 #include "hybridgen/models/device_context.h"
@@ -52,7 +54,8 @@ class DecoderModel {
   Weights& weights() { return weights_; }
   const Weights& weights() const { return weights_; }
 
-  /// Largest position + 1 that the rotary table covers; call before decoding.
+  /// Lets the rotary table cover positions 0 to `positions` - 1, as far as the model has them; call
+  /// before rows at such positions are computed. Other threads may compute meanwhile.
   void prepare_positions(std::int64_t positions);
 
   /// x of the workspace from token ids [rows] (int64, on the host) and the workspace's positions.
@@ -93,10 +96,14 @@ class DecoderModel {
                                     const LayerWeights& weights,
                                     BlockWorkspace& ws) const;
 
+  /// The table as it is now; both its tensors stay valid while it grows.
+  RopeTable rope() const;
+
   ModelConfig config_;
   DType dtype_;
   DeviceContext device_;
   Weights weights_;
+  mutable std::mutex rope_mutex_;  ///< requests of several engines may share the model
   RopeTable rope_;
   std::int64_t rope_positions_ = 0;
 };

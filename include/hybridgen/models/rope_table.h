@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Cosines and sines of rotary positions, built once per model.
+// Cosines and sines of rotary positions, as many as the model's requests have needed so far.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -46,6 +46,29 @@ TEST_P(ModelConfigRejects, AndNamesTheField) {
 
 const BadField kBadFields[] = {
     {"num_layers", [](ModelConfig& c) { c.num_layers = 0; }},
+    {"num_layers", [](ModelConfig& c) { c.num_layers = 4097; }},
+    {"hidden_size", [](ModelConfig& c) { c.hidden_size = std::int64_t{1} << 62; }},
+    // Times head_dim it wraps to the rows of 4 heads.
+    {"num_heads", [](ModelConfig& c) { c.num_heads = 4 + (std::int64_t{1} << 59); }},
+    {"num_kv_heads", [](ModelConfig& c) { c.num_kv_heads = (std::int64_t{1} << 16) + 1; }},
+    {"head_dim", [](ModelConfig& c) { c.head_dim = std::int64_t{1} << 60; }},
+    {"ffn_size", [](ModelConfig& c) { c.ffn_size = (std::int64_t{1} << 24) + 1; }},
+    {"vocab_size", [](ModelConfig& c) { c.vocab_size = std::int64_t{1} << 31; }},
+    {"max_positions", [](ModelConfig& c) { c.max_positions = std::int64_t{1} << 31; }},
+    {"embedding_size", [](ModelConfig& c) { c.embedding_size = (std::int64_t{1} << 24) + 1; }},
+    {"the number of weights",
+     [](ModelConfig& c) {
+       c.hidden_size = c.ffn_size = 1 << 24;
+       c.num_layers = 4096;
+     }},
+    {"keys and values",
+     [](ModelConfig& c) {
+       c.num_heads = c.num_kv_heads = 1 << 16;
+       c.head_dim = 1 << 12;
+     }},
+    {"norm_eps", [](ModelConfig& c) { c.norm_eps = 1e200; }},
+    {"position_offset", [](ModelConfig& c) { c.position_offset = std::int64_t{1} << 40; }},
+    {"rope_theta", [](ModelConfig& c) { c.rope_theta = 1e200; }},
     {"hidden_size", [](ModelConfig& c) { c.hidden_size = -1; }},
     {"num_heads", [](ModelConfig& c) { c.num_heads = 0; }},
     {"num_kv_heads", [](ModelConfig& c) { c.num_kv_heads = 0; }},
