@@ -61,9 +61,11 @@ def check_keywords(
             if name in known:
                 continue
             if homes and name in homes:
-                raise ConfigError(f"[{operation}] unknown option {name!r}; write {homes[name]}")
+                raise ConfigError(
+                    f"[{operation}] unknown option {brief(name)}; write {homes[name]}"
+                )
             raise ConfigError(
-                f"[{operation}] unknown option {name!r}{did_you_mean(name, known)} "
+                f"[{operation}] unknown option {brief(name)}{did_you_mean(name, known)} "
                 f"(options: {', '.join(known)})"
             )
         return function(*args, **kwargs)

@@ -108,7 +108,7 @@ def load_model(
     """
     if load_format not in LOAD_FORMATS:
         raise ConfigError(
-            f"[load_model] load_format is {load_format!r}; allowed: {', '.join(LOAD_FORMATS)}"
+            f"[load_model] load_format is {brief(load_format)}; allowed: {', '.join(LOAD_FORMATS)}"
         )
     path: Path | None = None
     if isinstance(path_or_id, dict):
@@ -160,8 +160,8 @@ def resolve_folder(path_or_id: str | Path, revision: str | None, load_format: st
     if is_folder:
         if revision is not None:
             raise ConfigError(
-                f"[load_model] revision is {revision!r} but {text} is a local folder; allowed: "
-                "revision with a hub id only"
+                f"[load_model] revision is {brief(revision)} but {text} is a local folder; "
+                "allowed: revision with a hub id only"
             )
         return folder
     if folder.exists():

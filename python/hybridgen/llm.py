@@ -637,15 +637,15 @@ def _free_device_bytes(device: str) -> int:
 
 
 def _resolve_device(device: object) -> str:
-    name = str(device)
+    name = str(device) if isinstance(device, str | torch.device) else brief(device)
     count = _core.cuda_device_count()
     if name == "auto":
         return "cuda:0" if count else "cpu"
     if name == "cpu":
         return name
-    match = re.fullmatch(r"cuda(?::(\d+))?", name)
+    match = re.fullmatch(r"cuda(?::([0-9]{1,9}))?", name)
     if not match:
-        raise ConfigError(f"[LLM] device is {name!r}; allowed: auto, cpu, cuda:0")
+        raise ConfigError(f"[LLM] device is {brief(name)}; allowed: auto, cpu, cuda:0")
     index = int(match[1] or 0)
     if index >= count:
         raise ConfigError(

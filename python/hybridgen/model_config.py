@@ -232,7 +232,11 @@ def reject_windows(reader: ConfigReader, num_layers: int, first_layer: int, slid
                 f"[config.json] layer_types is {brief(kinds)}; allowed: a list of {num_layers} "
                 "strings"
             )
-        odd = {str(kind) for kind in kinds if kind not in ("full_attention", "attention")}
+        odd = {
+            kind if isinstance(kind, str) else brief(kind)
+            for kind in kinds
+            if kind not in ("full_attention", "attention")
+        }
     else:
         odd = {"sliding_attention"} if sliding and window and first_layer < num_layers else set()
     if odd == {"sliding_attention"} and sliding and window is not None:

@@ -238,7 +238,9 @@ def _stop_ids(operation: str, value: object) -> tuple[int, ...]:
         return ()
     ids = (value,) if isinstance(value, numbers.Integral) else value
     if not isinstance(ids, Iterable) or isinstance(ids, str):
-        raise ConfigError(f"[{operation}] stop_token_ids is {value!r}; allowed: a list of ints")
+        raise ConfigError(
+            f"[{operation}] stop_token_ids is {brief(value)}; allowed: a list of ints"
+        )
     return tuple(as_int(operation, "stop_token_ids", i, 0) for i in ids)
 
 
@@ -248,12 +250,12 @@ def _apply_aliases(init: Any) -> Any:
     @functools.wraps(init)
     def with_aliases(self: SamplingParams, **fields: Any) -> None:
         for name in fields.keys() & ELSEWHERE.keys():
-            raise ConfigError(f"[SamplingParams] unknown option {name!r}; {ELSEWHERE[name]}")
+            raise ConfigError(f"[SamplingParams] unknown option {brief(name)}; {ELSEWHERE[name]}")
         limit, do_sample = fields.pop("max_new_tokens", None), fields.pop("do_sample", None)
         if limit is not None and fields.setdefault("max_tokens", limit) != limit:
             raise ConfigError(
-                f"[SamplingParams] max_tokens is {fields['max_tokens']!r} and max_new_tokens is "
-                f"{limit!r}; they mean the same, so give one of them"
+                f"[SamplingParams] max_tokens is {brief(fields['max_tokens'])} and max_new_tokens "
+                f"is {brief(limit)}; they mean the same, so give one of them"
             )
         if do_sample is not None:
             do_sample = as_bool("SamplingParams", "do_sample", do_sample)
@@ -261,7 +263,7 @@ def _apply_aliases(init: Any) -> Any:
             if do_sample == (temperature == 0):
                 raise ConfigError(
                     f"[SamplingParams] do_sample is {do_sample} and temperature is "
-                    f"{temperature!r}; sampling needs a temperature above 0, greedy decoding 0"
+                    f"{brief(temperature)}; sampling needs a temperature above 0, greedy decoding 0"
                 )
         init(self, **fields)
 

@@ -97,6 +97,37 @@ def test_the_largest_allowed_numbers_still_work(trained: Callable[[str], LLM]) -
     assert llm.generate_ids([[5, 6, 7]], params) == llm.generate_ids([[5, 6, 7]], params)
 
 
+UNPRINTABLE = 10**5000
+UNPRINTABLE_VALUES: dict[str, Callable[[], object]] = {
+    "max_tokens": lambda: SamplingParams(max_tokens=UNPRINTABLE, max_new_tokens=5),
+    "do_sample": lambda: SamplingParams(do_sample=UNPRINTABLE),  # type: ignore[arg-type]
+    "stop": lambda: SamplingParams(stop=[UNPRINTABLE]),  # type: ignore[list-item]
+    "placement": lambda: KVConfig(placement=UNPRINTABLE),  # type: ignore[arg-type]
+    "device": lambda: LLM({}, load_format="dummy", device=UNPRINTABLE),  # type: ignore[arg-type]
+    "cuda": lambda: LLM({}, load_format="dummy", device="cuda:" + "9" * 5000),
+    "dtype": lambda: LLM(_config(), load_format="dummy", dtype=UNPRINTABLE),  # type: ignore[arg-type]
+    "revision": lambda: load_model(".", revision=UNPRINTABLE),  # type: ignore[arg-type]
+    "load_format": lambda: load_model(".", load_format=UNPRINTABLE),  # type: ignore[arg-type]
+    "method": lambda: LLM({}, method=UNPRINTABLE),  # type: ignore[arg-type]
+    "architectures": lambda: read(architectures=UNPRINTABLE),
+    "model_type": lambda: read(model_type=UNPRINTABLE),
+    "layer_types": lambda: read(layer_types=[UNPRINTABLE]),
+    "rope_type": lambda: read(rope_parameters={"rope_type": UNPRINTABLE}),
+    "eos_token_id": lambda: read(eos_token_id=[[UNPRINTABLE]]),
+}
+
+
+def read(**fields: object) -> object:
+    return load_model(_config() | fields, load_format="dummy")
+
+
+@pytest.mark.parametrize("name", UNPRINTABLE_VALUES)
+def test_a_number_that_python_does_not_print_is_refused_all_the_same(name: str) -> None:
+    with pytest.raises(HybridGenError) as caught:
+        UNPRINTABLE_VALUES[name]()
+    assert len(str(caught.value)) < 500
+
+
 CONFIG_SIZES = [
     "hidden_size",
     "num_hidden_layers",
