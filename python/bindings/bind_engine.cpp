@@ -65,6 +65,54 @@ py::object to_python(const WindowSetting& window) {
   return window.share ? py::object(py::float_(*window.share)) : py::none();
 }
 
+FinishReason parse_reason(const std::string& name) {
+  for (const auto reason :
+       {FinishReason::kStop, FinishReason::kLength, FinishReason::kAbort, FinishReason::kError}) {
+    if (name_of(reason) == name) {
+      return reason;
+    }
+  }
+  throw ConfigError(
+      message("[finish] reason is '", name, "'; allowed: stop, length, abort, error"));
+}
+
+// The exception that Python would have got had `error` been thrown; one of a user's own code is
+// the very object, with its traceback.
+py::object to_python(const std::exception_ptr& error) {
+  if (error == nullptr) {
+    return py::none();
+  }
+  try {
+    try {
+      std::rethrow_exception(error);
+    } catch (const py::error_already_set&) {
+      throw;
+    } catch (...) {
+      py::cpp_function([] { throw; })();  // through the translators of all modules
+    }
+  } catch (const py::error_already_set& raised) {
+    if (raised.trace()) {
+      PyException_SetTraceback(raised.value().ptr(), raised.trace().ptr());
+    }
+    return raised.value();
+  }
+  return py::none();
+}
+
+// Into `events`, one by one: an interrupt on the way back to the caller then loses none of them.
+py::list step(Engine& engine, std::optional<py::list> events) {
+  std::vector<TokenEvent> found;
+  {
+    const py::gil_scoped_release released;
+    found = engine.step();
+  }
+  py::list all = events ? *std::move(events) : py::list();
+  for (TokenEvent& event : found) {
+    all.append(py::cast(std::move(event)));
+  }
+  return all;
+}
+
 void register_options(py::module_& module) {
   py::class_<EngineOptions>(module, "EngineOptions", "What is decided when an engine is built.")
       .def(py::init([](const std::string& method,
@@ -231,13 +279,20 @@ void register_options(py::module_& module) {
            py::arg("num_logprobs") = -1,
            py::arg("valid_vocab") = 0);
 
-  py::class_<TokenEvent>(module, "TokenEvent", "One generated token of one request.")
+  py::class_<TokenEvent>(module, "TokenEvent", "A new token of a request, or its failure.")
       .def_readonly("request_id", &TokenEvent::request_id)
       .def_readonly("token_id", &TokenEvent::token_id)
       .def_readonly("logprob", &TokenEvent::logprob)
       .def_readonly("is_greedy", &TokenEvent::is_greedy)
       .def_readonly("top_logprobs", &TokenEvent::top_logprobs)
-      .def_readonly("finish_reason", &TokenEvent::finish_reason);
+      .def_property_readonly(
+          "finish_reason",
+          [](const TokenEvent& event) { return std::string(name_of(event.finish_reason)); },
+          "\"\", \"stop\", \"length\" or \"error\".")
+      .def_property_readonly(
+          "error",
+          [](const TokenEvent& event) { return to_python(event.error); },
+          "The exception that ended the request; None unless finish_reason is \"error\".");
 }
 
 py::dict to_dict(const RequestStatistics& s) {
@@ -256,7 +311,7 @@ py::dict to_dict(const RequestStatistics& s) {
   d["scheduler_decisions"] = s.scheduler_decisions;
   d["last_decision"] = s.last_decision;
   d["attended_offloaded_share"] = s.attended_offloaded_share;
-  d["finish_reason"] = s.finish_reason;
+  d["finish_reason"] = std::string(name_of(s.finish_reason));
   return d;
 }
 
@@ -329,15 +384,19 @@ void register_engine(py::module_& module) {
            "Queues a request and returns its id.")
       .def("has_work", &Engine::has_work, "Whether step() has anything to do.")
       .def("step",
-           &Engine::step,
-           py::call_guard<py::gil_scoped_release>(),
-           "One prefill chunk, or one decode step of all running requests; the GIL is released.")
-      .def("finish",
-           &Engine::finish,
-           py::arg("request_id"),
-           py::arg("reason"),
-           py::call_guard<py::gil_scoped_release>(),
-           "Ends a request now.")
+           &step,
+           py::arg("events") = py::none(),
+           "One prefill chunk, or one decode step of all running requests; the GIL is released. "
+           "Appends to `events`, or to a new list, and returns it.")
+      .def(
+          "finish",
+          [](Engine& engine, std::int64_t id, const std::string& reason) {
+            engine.finish(id, parse_reason(reason));
+          },
+          py::arg("request_id"),
+          py::arg("reason"),
+          py::call_guard<py::gil_scoped_release>(),
+          "Ends a request now, for the reason stop, length, abort or error.")
       .def("release",
            &Engine::release,
            py::arg("request_id"),

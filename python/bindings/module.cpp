@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "bindings.h"
+#include "engine/own_error.h"
 #include "hybridgen/core/error.h"
 #include "hybridgen/device/worker_pool.h"
 #include "hybridgen/kvcache/scoring_shadow.h"
@@ -145,7 +146,7 @@ void register_errors(py::module_& /*module*/) {
   py::register_exception_translator([](std::exception_ptr pointer) {
     try {
       if (pointer) {
-        std::rethrow_exception(pointer);
+        std::rethrow_exception(own_error(pointer));
       }
     } catch (const UnsupportedModelError& error) {
       raise_python("UnsupportedModelError", error.what());

@@ -308,10 +308,18 @@ class SamplingOptions:
 
 class TokenEvent:
     """
-    One generated token of one request.
+    A new token of a request, or its failure.
     """
     @property
-    def finish_reason(self) -> str: ...
+    def error(self) -> typing.Any:
+        """
+        The exception that ended the request; None unless finish_reason is "error".
+        """
+    @property
+    def finish_reason(self) -> str:
+        """
+        "", "stop", "length" or "error".
+        """
     @property
     def is_greedy(self) -> bool: ...
     @property
@@ -344,7 +352,7 @@ class Engine:
         """
     def finish(self, request_id: typing.SupportsInt | typing.SupportsIndex, reason: str) -> None:
         """
-        Ends a request now.
+        Ends a request now, for the reason stop, length, abort or error.
         """
     def has_work(self) -> bool:
         """
@@ -378,9 +386,9 @@ class Engine:
         """
         Starts recording spans.
         """
-    def step(self) -> list[TokenEvent]:
+    def step(self, events: list | None = None) -> list:
         """
-        One prefill chunk, or one decode step of all running requests; the GIL is released.
+        One prefill chunk, or one decode step of all running requests; the GIL is released. Appends to `events`, or to a new list, and returns it.
         """
     def stop_trace(self) -> list:
         """

@@ -7,6 +7,10 @@ compiled module raises the same classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 MAX_MESSAGE = 2000
 """Characters of a message at most; a longer one loses its middle."""
 
@@ -21,7 +25,15 @@ def shortened(text: str, limit: int = MAX_MESSAGE) -> str:
 
 
 class HybridGenError(Exception):
-    """Base of all exceptions of this package; no message is longer than ``MAX_MESSAGE``."""
+    """Base of all exceptions of this package; no message is longer than ``MAX_MESSAGE``.
+
+    Attributes
+    ----------
+    outputs : list or None
+        What a call had when it failed, in the order of its prompts; None if nothing was run.
+    """
+
+    outputs: list[Any] | None = None
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(shortened(arg) if isinstance(arg, str) else arg for arg in args))
@@ -49,3 +61,100 @@ class DeviceError(HybridGenError, RuntimeError):
 
 class NumericError(HybridGenError, ArithmeticError):
     """A computed value that must never occur, such as a NaN logit."""
+
+
+# How a lack of memory is worded by libraries that have no type of their own for it.
+_LACK_OF_MEMORY = (
+    "not enough memory",
+    "unable to mmap",
+    "cannot allocate memory",
+    "out of memory",
+    "unable to allocate",
+)
+
+
+def own_error(error: BaseException, operation: str) -> BaseException:
+    """Return a failed allocation as OutOfMemoryError, whoever reports it; others as they are.
+
+    Who reads files or calls a tokenizer may have taken the lack of memory for a fault of these: the
+    cause of a CheckpointError or ConfigError counts too.
+    """
+    if isinstance(error, CheckpointError | ConfigError):
+        if error.__cause__ is None:
+            return error
+        found = own_error(error.__cause__, operation)
+        return found if isinstance(found, OutOfMemoryError) else error
+    if isinstance(error, HybridGenError):
+        return error
+    text = str(error)
+    is_worded_so = any(words in text.lower() for words in _LACK_OF_MEMORY)
+    may_be_worded_so = isinstance(error, RuntimeError | OSError)
+    if not (isinstance(error, MemoryError) or (may_be_worded_so and is_worded_so)):
+        return error
+    reason = shortened(text, 600) or type(error).__name__
+    own = OutOfMemoryError(
+        f"[{operation}] an allocation failed: {reason}; allowed: what the system has free; lower "
+        "the memory settings, or run fewer or shorter requests at a time"
+    )
+    own.__cause__ = error
+    return own
+
+
+@contextmanager
+def own_errors(operation: str) -> Iterator[None]:
+    """Raise lacks of memory in the block as OutOfMemoryError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError, CheckpointError, ConfigError) as error:
+        own = own_error(error, operation)
+        if own is error:
+            raise
+        raise own from error
+
+
+class GenerationError(HybridGenError):
+    """Some prompts of a call failed; the others ran to their end.
+
+    If all failures are of one class, it is of that class too: ``except OutOfMemoryError`` also
+    catches a call that had no memory for some of its prompts, and ``except LookupError`` one in
+    which a selector of the user's own raised that. Its ``__cause__`` is the first failure.
+
+    Attributes
+    ----------
+    outputs : list
+        What the call would have returned, in the order of its prompts; of the failed ones what
+        they had.
+    errors : dict of int to BaseException
+        The failures, by the number of the prompt in the call, from 0.
+    """
+
+    outputs: list[Any]
+    errors: dict[int, BaseException]
+
+    @staticmethod
+    def of(message: str, errors: dict[int, BaseException], outputs: list[Any]) -> GenerationError:
+        """Make one of the class that `errors` share."""
+        kinds = {type(error) for error in errors.values()}
+        kind = _generation_error_like(kinds.pop()) if len(kinds) == 1 else GenerationError
+        error = kind(message)
+        error.errors = errors
+        error.outputs = outputs
+        return error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return GenerationError.of, (str(self), self.errors, self.outputs)
+
+
+_LIKE: dict[type[BaseException], type[GenerationError]] = {}
+"""GenerationError that is also of another class, made when it is first wanted."""
+
+
+def _generation_error_like(kind: type[BaseException]) -> type[GenerationError]:
+    if kind not in _LIKE:
+        namespace = {"__doc__": GenerationError.__doc__, "__module__": __name__}
+        try:
+            _LIKE[kind] = type("GenerationError", (GenerationError, kind), namespace)
+            _LIKE[kind]("")
+        except TypeError:  # a base of ours, or a class that is made of more than a message
+            _LIKE[kind] = GenerationError
+    return _LIKE[kind]

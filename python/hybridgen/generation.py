@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import closing, suppress
 from typing import Any
 
 from . import _core
-from .errors import ConfigError, HybridGenError
+from .errors import ConfigError, HybridGenError, own_error
 from .outputs import CompletionOutput, RequestMetrics
 from .sampling import SamplingParams
 from .tokenizer import Detokenizer, StopMatcher
@@ -32,14 +33,34 @@ class Sequence:
         None leaves the text empty.
     index : int
         Number among the texts of one prompt.
+    options : _core.SamplingOptions
+        The engine's form of the parameters.
+    forced : list of int, optional
+        Tokens that are taken instead of sampled ones.
+    decode_prompt_tokens : int
+        So many last prompt tokens pass through decode steps.
     """
 
     def __init__(
-        self, prompt_ids: list[int], params: SamplingParams, tokenizer: Any, index: int = 0
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        tokenizer: Any,
+        index: int = 0,
+        *,
+        options: Any = None,
+        forced: list[int] | None = None,
+        decode_prompt_tokens: int = 0,
     ) -> None:
         self.prompt_ids = prompt_ids
         self.params = params
+        self.options = options
+        self.forced = forced or []
+        self.decode_prompt_tokens = decode_prompt_tokens
         self.request_id = -1
+        self.call: Call | None = None
+        self.error: BaseException | None = None
+        """What kept it from being finished."""
         self.metrics = RequestMetrics(prompt_tokens=len(prompt_ids))
         self.output = CompletionOutput(index)
         self.all_greedy = True
@@ -81,11 +102,18 @@ class Sequence:
             output.text = "".join(self._parts)
         self.pieces.append((text, event.token_id))
 
-    def end(self, reason: str) -> None:
-        """Finish from outside, keeping the text there is."""
+    def end(self, reason: str, error: BaseException | None = None) -> None:
+        """Finish from outside, keeping the text there is, even where making text is what failed."""
         if not self.finished:
-            self.output.text = "".join(self._parts) + self._rest()
+            self.error = self.error or error
             self.output.finish_reason = reason
+            self.output.text = "".join(self._parts)
+            try:
+                self.output.text += self._rest()
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException:
+                pass  # what was held back cannot be made text
 
     def _read_prompt(self, tokenizer: Any) -> Detokenizer:
         """Return a detokenizer behind the prompt, in the end of which a stop string may begin."""
@@ -117,8 +145,19 @@ class Sequence:
         return text + self._matcher.flush()
 
 
+class Call:
+    """What the caller of some sequences has yet to hear of; whoever steps the engine fills it."""
+
+    def __init__(self) -> None:
+        self.has_news = False
+        self.ended: deque[Sequence] = deque()
+
+
 class EngineLoop:
-    """Owns an engine, hands out its events, and lets one thread at a time use it.
+    """Owns an engine, runs sequences through it, and lets one thread at a time use it.
+
+    A sequence's failure is its own: it is kept in `Sequence.error` for whoever asked for it, and
+    everything else in flight goes on.
 
     Parameters
     ----------
@@ -129,6 +168,8 @@ class EngineLoop:
     def __init__(self, engine: Any) -> None:
         self._engine = engine
         self._live: dict[int, Sequence] = {}
+        self._events: list[Any] = []
+        """Of the last step, not yet given to their sequences."""
         self._lock = threading.RLock()
 
     @property
@@ -143,56 +184,67 @@ class EngineLoop:
         """Whether no request is in flight."""
         return not self._live
 
-    def add(
-        self,
-        sequence: Sequence,
-        options: Any,
-        *,
-        forced: list[int] | None = None,
-        decode_prompt_tokens: int = 0,
-    ) -> None:
-        """Queue a sequence; raises what the engine finds wrong with it."""
-        with self._lock:
-            sequence.request_id = self.engine.add(
-                sequence.prompt_ids,
-                options,
-                forced=forced or [],
-                decode_prompt_tokens=decode_prompt_tokens,
-            )
-            self._live[sequence.request_id] = sequence
+    def run(self, sequences: list[Sequence]) -> Generator[list[Sequence], None, None]:
+        """Queue sequences, all or none, and yield after every step those that ended in it.
+
+        Each ends with a `finish_reason` and, if it could not be finished, with an `error`. Closing
+        the iterator ends those that still run. What the engine finds wrong with a sequence before
+        anything runs is raised.
+        """
+        call = Call()
+        remaining = len(sequences)
+        try:
+            self._add_all(sequences, call)
+            while remaining:
+                if not call.has_news:
+                    self.step()
+                call.has_news = False
+                done = [call.ended.popleft() for _ in range(len(call.ended))]
+                remaining -= len(done)
+                yield done
+        finally:
+            for sequence in sequences:
+                self.abort(sequence)
+
+    def stream(self, sequence: Sequence) -> Generator[tuple[str, int], None, None]:
+        """Run one sequence, yielding the text and id of every token; raises what ended it early."""
+        with closing(self.run([sequence])) as steps:
+            for _ in steps:
+                while sequence.pieces:
+                    yield sequence.pieces.popleft()
+        if sequence.error is not None:
+            raise sequence.error
 
     def step(self) -> list[Sequence]:
-        """Advance all requests once; return those that finished."""
+        """Advance all requests once; return those that ended."""
+        ended: list[Sequence] = []
         with self._lock:
-            if not self.engine.has_work():
-                # A failed step has ended these; their own callers have yet to hear of it.
-                lost = list(self._live.values())
-                for sequence in lost:
-                    self._forget(sequence, "error")
-                return lost
-            finished = []
-            for event in self.engine.step():
-                live = self._live.get(event.request_id)
-                if live is None:
-                    continue
-                live.accept(event)
-                if live.finished:
-                    if not event.finish_reason:
-                        self.engine.finish(live.request_id, "stop")
-                    self._forget(live, "")
-                    finished.append(live)
-            return finished
+            if not self._events:
+                try:
+                    # Filled in place: an interrupt on the way back must not lose others' tokens.
+                    self.engine.step(self._events)
+                    if not self._events and not self.engine.has_work():
+                        raise HybridGenError("[step] the engine has lost requests; this is a bug")
+                except Exception as error:
+                    kind = type(error) if isinstance(error, HybridGenError) else HybridGenError
+                    for sequence in list(self._live.values()):
+                        own = kind(f"[step] {error}")
+                        own.__cause__ = error
+                        self._forget(sequence, "error", own)
+                        ended.append(sequence)
+            while self._events:
+                reached = self._deliver(self._events.pop(0))
+                if reached is not None and reached.finished:
+                    ended.append(reached)
+        return ended
 
     def abort(self, sequence: Sequence) -> None:
         """End a sequence that may or may not be in flight; never raises."""
         with self._lock:
-            if sequence.request_id not in self._live:
+            if sequence.request_id in self._live:
+                self._forget(sequence, "abort")
+            else:
                 sequence.end("abort")
-                return
-            if self._engine is not None:
-                with suppress(HybridGenError):
-                    self._engine.finish(sequence.request_id, "abort")
-            self._forget(sequence, "abort")
 
     def refresh_metrics(self, sequence: Sequence) -> None:
         """Read the engine's statistics of a sequence in flight."""
@@ -201,21 +253,91 @@ class EngineLoop:
                 stats = self.engine.request_stats(sequence.request_id)
                 sequence.metrics = RequestMetrics.from_stats(stats)
 
+    def device_bytes(self) -> int:
+        """Return how much the device's part of the cache holds now; 0 once closed."""
+        with self._lock, suppress(HybridGenError):
+            return int(self.engine.memory().get("device", {}).get("used", 0))
+        return 0
+
     def close(self) -> None:
         """End everything and let go of the engine."""
         with self._lock:
             for sequence in list(self._live.values()):
-                self.abort(sequence)
+                self._forget(
+                    sequence,
+                    "abort",
+                    ConfigError(
+                        "[close] the LLM was closed before the text ended; close it when all calls "
+                        "have returned"
+                    ),
+                )
             self._engine = None
 
-    def _forget(self, sequence: Sequence, reason: str) -> None:
-        self.refresh_metrics(sequence)
-        del self._live[sequence.request_id]
+    def _add_all(self, sequences: list[Sequence], call: Call) -> None:
+        # Under the lock as a whole: nobody steps the first ones while a later one is refused.
+        with self._lock:
+            if self.idle:
+                self.engine.reset_stats()
+            for sequence in sequences:
+                try:
+                    sequence.call = call
+                    sequence.request_id = self.engine.add(
+                        sequence.prompt_ids,
+                        sequence.options,
+                        forced=sequence.forced,
+                        decode_prompt_tokens=sequence.decode_prompt_tokens,
+                    )
+                    self._live[sequence.request_id] = sequence
+                except BaseException as error:
+                    sequence.error = error
+                    for each in sequences:
+                        self.abort(each)
+                    raise
+
+    def _deliver(self, event: Any) -> Sequence | None:
+        """Give an event to its sequence, which it may end."""
+        sequence = self._live.get(event.request_id)
+        if sequence is None:  # its caller left while it was on the way
+            self._release(event.request_id)
+            return None
+        if event.error is not None:
+            self._forget(sequence, "error", event.error)
+            return sequence
+        try:
+            sequence.accept(event)
+        except (KeyboardInterrupt, SystemExit, GeneratorExit) as error:
+            # It came while the token was being turned into text, which cannot be taken up again.
+            self._forget(sequence, "error", HybridGenError(f"[step] interrupted by {error!r}"))
+            raise
+        except BaseException as error:  # panics of the tokenizers library are no Exceptions
+            self._forget(sequence, "error", own_error(error, "text"))
+            return sequence
+        if sequence.finished:
+            self._forget(sequence)
+        elif sequence.call is not None:
+            sequence.call.has_news = True
+        return sequence
+
+    def _forget(
+        self, sequence: Sequence, reason: str = "", error: BaseException | None = None
+    ) -> None:
+        """End a sequence in flight, in the engine too, and let its caller know."""
         if reason:
-            sequence.end(reason)
+            sequence.end(reason, error)
         if self._engine is not None:
             with suppress(HybridGenError):
-                self._engine.release(sequence.request_id)
+                self._engine.finish(sequence.request_id, sequence.output.finish_reason)
+        self.refresh_metrics(sequence)
+        del self._live[sequence.request_id]
+        self._release(sequence.request_id)
+        if sequence.call is not None:
+            sequence.call.ended.append(sequence)
+            sequence.call.has_news = True
+
+    def _release(self, request_id: int) -> None:
+        if self._engine is not None:
+            with suppress(HybridGenError):
+                self._engine.release(request_id)
 
 
 def sampling_options(

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -27,7 +27,8 @@ from .config import (
     WeightConfig,
     is_auto,
 )
-from .errors import ConfigError
+from .errors import ConfigError, own_errors
+from .failures import attach_outputs, name_prompt, raise_failures
 from .generation import EngineLoop, Sequence, sampling_options
 from .k_min import resolve_k_min
 from .method_options import MethodOptions, resolve_method
@@ -38,6 +39,8 @@ from .prompts import Prompt, PromptReader
 from .sampling import SamplingParams
 from .tokenizer import check_tokenizer, load_tokenizer, vocabulary_size
 from .tracing import write_chrome_trace
+
+T = TypeVar("T")
 
 _MAX_SEED = MAX_INT64
 
@@ -191,14 +194,15 @@ class LLM:
             loaded: LoadedModel = model._loaded
             tokenizer = model.tokenizer if tokenizer is None else tokenizer
         else:
-            loaded = load_model(
-                model,
-                dtype=dtype,
-                device=_resolve_device(device),
-                load_format=load_format,
-                revision=revision,
-                seed=self._seed,
-            )
+            with own_errors("load_model"):
+                loaded = load_model(
+                    model,
+                    dtype=dtype,
+                    device=_resolve_device(device),
+                    load_format=load_format,
+                    revision=revision,
+                    seed=self._seed,
+                )
         self._loaded: LoadedModel = loaded
         self.tokenizer: Any = tokenizer
         if tokenizer is None and loaded.path is not None:
@@ -271,14 +275,25 @@ class LLM:
         ------
         ConfigError, OutOfMemoryError
             If a prompt or its parameters cannot be run; then nothing is run.
+        GenerationError
+            If some of several prompts failed while they ran: all others ran to their end, and its
+            ``outputs`` has what there is of each. The failure of a single prompt comes as it is
+            (NumericError, OutOfMemoryError, what a selector of yours raised), with ``outputs``.
         KeyboardInterrupt
-            Results so far, finished or not, are in ``partial_outputs``.
+            Results so far, finished or not, are in its ``outputs`` and in ``partial_outputs``.
         """
+        decode_prompt_tokens = as_int("generate", "decode_prompt_tokens", decode_prompt_tokens, 0)
         texts_and_ids = self._reader.read(prompts)
         params = _per_prompt(sampling_params, len(texts_and_ids))
         groups = [
             [
-                Sequence(ids, p, self._codec if self._has_text(p) else None, index)
+                self._sequence(
+                    ids,
+                    p,
+                    self._codec if self._has_text(p) else None,
+                    index,
+                    decode_prompt_tokens=decode_prompt_tokens,
+                )
                 for index in range(p.n)
             ]
             for (_, ids), p in zip(texts_and_ids, params, strict=True)
@@ -289,16 +304,12 @@ class LLM:
                 _output(text, group) for (text, _), group in zip(texts_and_ids, groups, strict=True)
             ]
 
+        shown = [ids if text is None else text for text, ids in texts_and_ids]
         try:
-            self._run(
-                [sequence for group in groups for sequence in group],
-                progress=progress,
-                decode_prompt_tokens=decode_prompt_tokens,
-            )
+            return self._run("generate", groups, shown, outputs, progress=progress)
         except BaseException:
             self.partial_outputs = outputs()
             raise
-        return outputs()
 
     def generate_ids(
         self,
@@ -311,18 +322,30 @@ class LLM:
         """Continue token ids; returns the new ids only, one list per prompt, in order.
 
         No text is made unless stop strings ask for it. An ending token is part of the result.
+        Raises as `generate`; ``outputs`` are then such lists.
         """
+        name = "decode_prompt_tokens"
+        decode_prompt_tokens = as_int("generate_ids", name, decode_prompt_tokens, 0)
         ids = [self._reader.read_one(prompt)[1] for prompt in prompts]
         params = _per_prompt(sampling_params, len(ids))
         for p in params:
             if p.n != 1:
                 raise ConfigError(f"[generate_ids] n is {p.n}; allowed: 1; use generate for more")
         sequences = [
-            Sequence(prompt, p, self._codec if self._needs_text(p) else None)
+            self._sequence(
+                prompt,
+                p,
+                self._codec if self._needs_text(p) else None,
+                decode_prompt_tokens=decode_prompt_tokens,
+            )
             for prompt, p in zip(ids, params, strict=True)
         ]
-        self._run(sequences, progress=progress, decode_prompt_tokens=decode_prompt_tokens)
-        return [sequence.output.token_ids for sequence in sequences]
+
+        def outputs() -> list[list[int]]:
+            return [sequence.output.token_ids for sequence in sequences]
+
+        groups = [[sequence] for sequence in sequences]
+        return self._run("generate_ids", groups, ids, outputs, progress=progress)
 
     def stream(
         self,
@@ -333,7 +356,8 @@ class LLM:
     ) -> Iterator[StreamChunk]:
         """Continue one prompt token by token.
 
-        Leaving the loop early ends the request. Other calls may run between two tokens.
+        Leaving the loop early ends the request. Other calls may run between two tokens. A text
+        that cannot be finished raises what ended it, behind the tokens there were.
 
         Parameters
         ----------
@@ -352,7 +376,9 @@ class LLM:
         if params.n != 1:
             raise ConfigError(f"[stream] n is {params.n}; allowed: 1; use generate for more")
         codec = self._codec if self._has_text(params) else None
-        return self._stream(Sequence(found[0][1], params, codec), decode_prompt_tokens)
+        text, ids = found[0]
+        sequence = self._sequence(ids, params, codec, decode_prompt_tokens=decode_prompt_tokens)
+        return self._stream(sequence, ids if text is None else text)
 
     def chat(
         self,
@@ -382,7 +408,9 @@ class LLM:
         """Return for each (context, continuation) its log-probability and whether it is greedy.
 
         The context but its last token is prefilled; that token and the continuation pass through
-        decode steps, so that scores see the same attention as generated text.
+        decode steps, so that scores see the same attention as generated text. Never a sum over a
+        part of the continuation: a pair that fails raises as in `generate`, with None in its place
+        in ``outputs``.
 
         Parameters
         ----------
@@ -400,11 +428,20 @@ class LLM:
         sequences = []
         for context, continuation in encoded:
             params = SamplingParams(max_tokens=len(continuation), ignore_eos=True)
-            sequences.append(Sequence(context, params, None))
-        self._run(
-            sequences, forced=[continuation for _, continuation in encoded], decode_prompt_tokens=1
-        )
-        return [(s.output.cumulative_logprob, s.all_greedy) for s in sequences]
+            sequences.append(
+                self._sequence(context, params, None, forced=continuation, decode_prompt_tokens=1)
+            )
+
+        def scores() -> list[Any]:
+            return [
+                (s.output.cumulative_logprob, s.all_greedy)
+                if s.output.finish_reason == "length"
+                else None
+                for s in sequences
+            ]
+
+        groups = [[sequence] for sequence in sequences]
+        return self._run("score", groups, [context for context, _ in pairs], scores)
 
     # ----------------------------------------------------------------------------- observation
 
@@ -491,42 +528,57 @@ class LLM:
 
     def _run(
         self,
-        sequences: list[Sequence],
+        operation: str,
+        groups: list[list[Sequence]],
+        prompts: list[Any],
+        outputs: Callable[[], list[T]],
         *,
-        forced: list[list[int]] | None = None,
         progress: bool = False,
-        decode_prompt_tokens: int = 0,
-    ) -> None:
-        """Run sequences to their end; on any exception all of them are ended."""
-        decode_prompt_tokens = as_int("LLM", "decode_prompt_tokens", decode_prompt_tokens, 0)
-        loop = self._loop
-        if loop.idle:
-            loop.engine.reset_stats()
-        waiting = set(map(id, sequences))
-        try:
-            for i, sequence in enumerate(sequences):
-                self._add(sequence, forced[i] if forced else None, decode_prompt_tokens)
-            with ProgressBar(len(sequences), loop, progress) as bar:
-                while waiting:
-                    loop.step()
-                    done = [s for s in sequences if s.finished and id(s) in waiting]
-                    waiting.difference_update(map(id, done))
-                    bar.update(done, sequences)
-        except BaseException:
-            for sequence in sequences:
-                loop.abort(sequence)
-            raise
+    ) -> list[T]:
+        """Run the sequences of every prompt to their end and return `outputs()`.
 
-    def _add(
-        self, sequence: Sequence, forced: list[int] | None = None, decode_prompt_tokens: int = 0
-    ) -> None:
-        params = sequence.params
-        room = self._loop.engine.options.max_model_len - len(sequence.prompt_ids)
+        Raises what the failed ones come to, or what interrupted the call; `outputs()` goes with it.
+        """
+        sequences = [sequence for group in groups for sequence in group]
+        try:
+            with (
+                closing(self._loop.run(sequences)) as steps,
+                ProgressBar(len(sequences), self._loop, progress) as bar,
+            ):
+                for done in steps:
+                    bar.update(done, sequences)
+            results = outputs()
+        except BaseException as error:
+            for index, group in enumerate(groups):
+                if any(sequence.error is error for sequence in group):  # refused: nothing was run
+                    name_prompt(error, operation, index, prompts[index])
+            attach_outputs(error, outputs())
+            raise
+        failures = {
+            index: next(s.error for s in group if s.error is not None)
+            for index, group in enumerate(groups)
+            if any(s.error is not None for s in group)
+        }
+        raise_failures(operation, prompts, failures, results)
+        return results
+
+    def _sequence(
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        tokenizer: Any,
+        index: int = 0,
+        *,
+        forced: list[int] | None = None,
+        decode_prompt_tokens: int = 0,
+    ) -> Sequence:
+        """Return one text to be, with the engine's form of its parameters."""
+        room = self._loop.engine.options.max_model_len - len(prompt_ids)
         seed = params.seed
         if seed is None:
             seed = self._seed + self._num_requests
         else:
-            seed += sequence.output.index
+            seed += index
         self._num_requests += 1
         eos = () if params.ignore_eos else self.eos_token_ids
         options = sampling_options(
@@ -536,24 +588,24 @@ class LLM:
             stop_ids=sorted({*eos, *params.extra_stop_ids}),
             valid_vocab=self._valid_vocab,
         )
-        self._loop.add(sequence, options, forced=forced, decode_prompt_tokens=decode_prompt_tokens)
+        return Sequence(
+            prompt_ids,
+            params,
+            tokenizer,
+            index,
+            options=options,
+            forced=forced,
+            decode_prompt_tokens=decode_prompt_tokens,
+        )
 
-    def _stream(self, sequence: Sequence, decode_prompt_tokens: int) -> Iterator[StreamChunk]:
-        loop = self._loop
-        if loop.idle:
-            loop.engine.reset_stats()
+    def _stream(self, sequence: Sequence, prompt: object) -> Iterator[StreamChunk]:
         start = time.perf_counter()
         first = 0.0
         peak = 0
-        index = 0
         try:
-            self._add(sequence, decode_prompt_tokens=decode_prompt_tokens)
-            while sequence.pieces or not sequence.finished:
-                if not sequence.pieces:
-                    loop.step()
-                    peak = max(peak, loop.engine.memory().get("device", {}).get("used", 0))
-                while sequence.pieces:
-                    text, token_id = sequence.pieces.popleft()
+            with closing(self._loop.stream(sequence)) as tokens:
+                for index, (text, token_id) in enumerate(tokens):
+                    peak = max(peak, self._loop.device_bytes())
                     now = time.perf_counter()
                     first = first or now
                     is_last = sequence.finished and not sequence.pieces
@@ -566,9 +618,10 @@ class LLM:
                         peak_memory=peak,
                         finish_reason=sequence.output.finish_reason if is_last else None,
                     )
-                    index += 1
-        finally:
-            loop.abort(sequence)
+        except BaseException as error:
+            if error is sequence.error:
+                name_prompt(error, "stream", 0, prompt)
+            raise
 
     @property
     def _reader(self) -> PromptReader:

@@ -107,7 +107,9 @@ class CompletionOutput:
     logprobs : list of dict, optional
         Per new token, token id to log-probability; only if asked for.
     finish_reason : str or None
-        "stop", "length", "abort", or None while unfinished.
+        "stop" (the model's ending token, or one of `stop`), "length" (as many tokens as were asked
+        for or fit), "abort" (the call was left early), "error" (it failed; the call raised why), or
+        None while unfinished.
     stop_reason : int, str or None
         The stop string or extra stop token that ended the text; None for the model's own.
     """
@@ -136,7 +138,7 @@ class RequestOutput:
     outputs : list of CompletionOutput
         ``SamplingParams.n`` of them.
     finished : bool
-        False only in ``LLM.partial_outputs`` after an interruption.
+        False only in the ``outputs`` of an exception and in ``LLM.partial_outputs``.
     metrics : RequestMetrics
         What it cost.
     """

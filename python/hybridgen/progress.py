@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 from .generation import EngineLoop, Sequence
@@ -11,7 +12,10 @@ from .outputs import RunStats
 
 
 class ProgressBar:
-    """A bar over finished requests, with speed, K and overlap behind it."""
+    """A bar over finished requests, with speed, K and overlap behind it.
+
+    It never costs a result: where it cannot be drawn (a closed or broken terminal) it stops.
+    """
 
     def __init__(self, total: int, loop: EngineLoop, enabled: bool) -> None:
         self._loop = loop
@@ -27,17 +31,26 @@ class ProgressBar:
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with suppress(Exception):
+                self._bar.close()
 
     def update(self, done: list[Sequence], sequences: list[Sequence]) -> None:
         """Count finished requests; refresh the numbers a few times a second."""
         if self._bar is None:
             return
+        try:
+            self._draw(done, sequences)
+        except Exception:
+            self._bar = None
+
+    def _draw(self, done: list[Sequence], sequences: list[Sequence]) -> None:
         now = time.perf_counter()
         if done or now - self._shown > 0.3:
             self._shown = now
             stats = RunStats(self._loop.engine.run_stats())
-            shown = (done or [s for s in sequences if not s.finished] or sequences)[0]
+            shown = done[0] if done else next((s for s in sequences if not s.finished), None)
+            if shown is None:
+                return
             self._loop.refresh_metrics(shown)
             metrics = shown.metrics
             postfix = {

@@ -5,7 +5,6 @@
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
-#include <deque>
 #include <map>
 
 #include "admission.h"
@@ -21,6 +20,7 @@
 #include "hybridgen/pipeline/prefill.h"
 #include "kernels/cpu_kernels.h"
 #include "method_checks.h"
+#include "own_error.h"
 
 namespace hybridgen {
 namespace {
@@ -45,7 +45,7 @@ struct Request {
     return static_cast<std::int64_t>(tokens.size()) - prompt_tokens;
   }
   RequestShape shape() const { return {id, prompt_tokens, max_tokens}; }
-  bool finished() const { return !statistics.finish_reason.empty(); }
+  bool finished() const { return statistics.finish_reason != FinishReason::kNone; }
 };
 
 double seconds_since(std::int64_t begin_ns) {
@@ -73,7 +73,8 @@ void describe(const Method& method, const RequestState& state, RequestStatistics
 struct Engine::Impl {
   Impl(std::shared_ptr<DecoderModel> model_, EngineOptions options_, std::optional<Method> method_);
 
-  bool admit_next();
+  /// Whether there is a request to prefill now. One that cannot be admitted ends.
+  bool admit_next(std::vector<TokenEvent>& events);
   /// Which cores and how many OpenMP threads the driver uses; cheap when nothing changes.
   enum class Phase : std::uint8_t { kNone, kPrefill, kDecode };
   void enter(Phase phase);
@@ -81,7 +82,9 @@ struct Engine::Impl {
   void decode(std::vector<TokenEvent>& events);
   void rebuild_batches();
   void emit(Request& request, std::span<float> logits, std::vector<TokenEvent>& events);
-  void end(Request& request, const std::string& reason);
+  void end(Request& request, FinishReason reason);
+  /// Ends it by a failure of its own, which an event hands over.
+  void fail(Request& request, std::exception_ptr error, std::vector<TokenEvent>& events);
   Request& find(std::int64_t id) const;
 
   std::shared_ptr<DecoderModel> model;
@@ -103,7 +106,7 @@ struct Engine::Impl {
   std::unique_ptr<DecodePipeline> pipeline;
 
   std::map<std::int64_t, std::unique_ptr<Request>> requests;
-  std::deque<Request*> waiting;
+  std::map<std::int64_t, Request*> waiting;  ///< by id, which is the order of their coming
   Request* prefilling = nullptr;
   std::vector<Request*> running;
   std::vector<Request*> stepped;  ///< those of the current step
@@ -227,19 +230,19 @@ Request& Engine::Impl::find(std::int64_t id) const {
   return *found->second;
 }
 
-bool Engine::Impl::admit_next() {
+bool Engine::Impl::admit_next(std::vector<TokenEvent>& events) {
   if (waiting.empty() || static_cast<std::int64_t>(running.size()) >= options.max_batch) {
     return false;
   }
-  Request& request = *waiting.front();
-  const RequestPlan needed = admission.plan(request.shape(), device_budget.free_bytes());
-  const bool is_alone = running.empty();
-  if (!is_alone && (needed.device_bytes + needed.prompt_device_bytes > device_budget.free_bytes() ||
-                    needed.dram_bytes > dram_budget.free_bytes())) {
-    return false;  // when others finish there will be room
-  }
-  waiting.pop_front();
+  Request& request = *waiting.begin()->second;
   try {
+    const RequestPlan needed = admission.plan(request.shape(), device_budget.free_bytes());
+    const bool is_alone = running.empty();
+    if (!is_alone &&
+        (needed.device_bytes + needed.prompt_device_bytes > device_budget.free_bytes() ||
+         needed.dram_bytes > dram_budget.free_bytes())) {
+      return false;  // when others finish there will be room
+    }
     model->prepare_positions(needed.shape.max_tokens);
     request.state = std::make_unique<RequestState>(*model,
                                                    method,
@@ -253,9 +256,10 @@ bool Engine::Impl::admit_next() {
       cpu_stage->reserve(needed.max_offloaded, needed.max_candidates);
     }
   } catch (...) {
-    end(request, "error");
-    throw;
+    fail(request, std::current_exception(), events);
+    return false;
   }
+  waiting.erase(request.id);
   prefilling = &request;
   return true;
 }
@@ -316,8 +320,7 @@ void Engine::Impl::prefill_chunk(std::vector<TokenEvent>& events) {
            events);
     }
   } catch (...) {
-    end(request, "error");
-    throw;
+    fail(request, std::current_exception(), events);
   }
 }
 
@@ -343,8 +346,9 @@ void Engine::Impl::rebuild_batches() {
 
 void Engine::Impl::decode(std::vector<TokenEvent>& events) {
   const std::int64_t begin_ns = TraceRecorder::now_ns();
-  enter(Phase::kDecode);
+  stepped = running;  // a request that ends leaves `running`
   try {
+    enter(Phase::kDecode);
     if (batches_stale) {
       rebuild_batches();
     }
@@ -357,17 +361,16 @@ void Engine::Impl::decode(std::vector<TokenEvent>& events) {
       }
     }
     pipeline->step(batches);
-  } catch (...) {
-    for (Request* request : std::vector<Request*>(running)) {
-      end(*request, "error");
+  } catch (...) {  // nobody's own failure: all caches are undefined now
+    for (Request* request : stepped) {
+      fail(*request, std::current_exception(), events);
     }
-    throw;
+    return;
   }
   const double step_s = seconds_since(begin_ns);
-  stepped = running;  // a request that ends leaves `running`
+  stepped = running;  // in the order of the batches
   events.reserve(stepped.size());
   std::size_t next = 0;
-  std::exception_ptr error;
   for (const auto& batch : batches) {
     auto* logits = batch->host_logits.mutable_data_ptr<float>();
     const std::int64_t vocab = batch->host_logits.size(1);
@@ -375,6 +378,10 @@ void Engine::Impl::decode(std::vector<TokenEvent>& events) {
       Request& request = *stepped[next];
       request.statistics.decode_steps += 1;
       request.statistics.decode_s += step_s;
+      if (request.state->failure != nullptr) {
+        fail(request, request.state->failure, events);
+        continue;
+      }
       const auto position = request.state->tokens.num_tokens();
       if (position < static_cast<std::int64_t>(request.tokens.size())) {
         continue;  // still feeding the prompt
@@ -382,13 +389,9 @@ void Engine::Impl::decode(std::vector<TokenEvent>& events) {
       try {
         emit(request, {logits + row * vocab, static_cast<std::size_t>(vocab)}, events);
       } catch (...) {
-        end(request, "error");
-        error = std::current_exception();
+        fail(request, std::current_exception(), events);
       }
     }
-  }
-  if (error) {
-    std::rethrow_exception(error);
   }
 }
 
@@ -405,21 +408,35 @@ void Engine::Impl::emit(Request& request,
   }
   request.tokens.push_back(sampled.token);
   generated_tokens += 1;
-  TokenEvent event{
-      request.id, sampled.token, sampled.logprob, sampled.is_greedy, sampled.top_logprobs, ""};
+  TokenEvent event;
+  event.request_id = request.id;
+  event.token_id = sampled.token;
+  event.logprob = sampled.logprob;
+  event.is_greedy = sampled.is_greedy;
+  event.top_logprobs = sampled.top_logprobs;
   const auto& stops = request.sampling.stop_token_ids;
   if (!is_forced && std::ranges::find(stops, sampled.token) != stops.end()) {
-    event.finish_reason = "stop";
+    event.finish_reason = FinishReason::kStop;
   } else if (static_cast<std::int64_t>(request.tokens.size()) >= request.max_tokens) {
-    event.finish_reason = "length";
+    event.finish_reason = FinishReason::kLength;
   }
-  if (!event.finish_reason.empty()) {
+  if (event.finish_reason != FinishReason::kNone) {
     end(request, event.finish_reason);
   }
   events.push_back(std::move(event));
 }
 
-void Engine::Impl::end(Request& request, const std::string& reason) {
+void Engine::Impl::fail(Request& request,
+                        std::exception_ptr error,
+                        std::vector<TokenEvent>& events) {
+  end(request, FinishReason::kError);
+  TokenEvent& event = events.emplace_back();
+  event.request_id = request.id;
+  event.finish_reason = FinishReason::kError;
+  event.error = own_error(std::move(error));
+}
+
+void Engine::Impl::end(Request& request, FinishReason reason) {
   if (request.finished()) {
     return;
   }
@@ -434,7 +451,7 @@ void Engine::Impl::end(Request& request, const std::string& reason) {
                                        : static_cast<double>(state.attended_offloaded) /
                                              static_cast<double>(state.available_offloaded);
   }
-  std::erase(waiting, &request);
+  waiting.erase(request.id);
   if (prefilling == &request) {
     prefilling = nullptr;
   }
@@ -444,6 +461,22 @@ void Engine::Impl::end(Request& request, const std::string& reason) {
     batches_stale = true;
   }
   request.state.reset();
+}
+
+std::string_view name_of(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kAbort:
+      return "abort";
+    case FinishReason::kError:
+      return "error";
+    case FinishReason::kNone:
+      break;
+  }
+  return "";
 }
 
 Engine::Engine(std::shared_ptr<DecoderModel> model, EngineOptions options)
@@ -514,11 +547,17 @@ std::int64_t Engine::add(std::vector<std::int64_t> prompt,
   impl.admission.check_positions(request->shape(), request->prefill_tokens);
   impl.admission.check_fits(request->shape());
   request->tokens.reserve(static_cast<std::size_t>(request->max_tokens));
-  impl.waiting.push_back(request.get());
+  const std::int64_t id = request->id;
+  impl.waiting.emplace(id, request.get());
+  try {
+    impl.requests.emplace(id, std::move(request));
+  } catch (...) {
+    impl.waiting.erase(id);
+    throw;
+  }
   impl.num_requests += 1;
   impl.prompt_tokens += length;
-  const std::int64_t id = impl.next_id++;
-  impl.requests.emplace(id, std::move(request));
+  impl.next_id += 1;
   return id;
 }
 
@@ -531,7 +570,7 @@ std::vector<TokenEvent> Engine::step() {
   std::vector<TokenEvent> events;
   impl.driver->run([&] {
     const at::NoGradGuard no_grad;
-    if (impl.prefilling != nullptr || impl.admit_next()) {
+    if (impl.prefilling != nullptr || impl.admit_next(events)) {
       impl.prefill_chunk(events);
     } else if (!impl.running.empty()) {
       impl.decode(events);
@@ -540,13 +579,15 @@ std::vector<TokenEvent> Engine::step() {
   return events;
 }
 
-void Engine::finish(std::int64_t request_id, const std::string& reason) {
+void Engine::finish(std::int64_t request_id, FinishReason reason) {
   Request& request = impl_->find(request_id);
-  impl_->driver->run([&] { impl_->end(request, reason); });
+  if (!request.finished()) {
+    impl_->driver->run([&] { impl_->end(request, reason); });
+  }
 }
 
 void Engine::release(std::int64_t request_id) {
-  finish(request_id, "abort");
+  finish(request_id, FinishReason::kAbort);
   impl_->requests.erase(request_id);
 }
 

@@ -65,14 +65,8 @@ class CpuOps final : public DeviceOps {
     args.in_features = x.size(1);
     args.x_stride = x.stride(0);
     args.y_stride = y.stride(0);
-    if (rows > max_streamed_rows_ && y.scalar_type() == x.scalar_type()) {
-      if (args.dtype == DType::kFloat32 && kernels::has_onednn()) {
-        kernels::onednn_linear(args, weight.size(0));
-      } else if (bias.defined()) {
-        at::addmm_out(y, bias, x, weight.t());
-      } else {
-        at::mm_out(y, x, weight.t());
-      }
+    if (rows > max_streamed_rows_ && y.scalar_type() == x.scalar_type() &&
+        multiply_by_library(x, weight, bias, y, args)) {
       return;
     }
     for_ranges(
@@ -415,6 +409,28 @@ class CpuOps final : public DeviceOps {
   static Pointer* offset(Pointer* data, std::int64_t elements, std::int64_t element_size) {
     using Byte = std::conditional_t<std::is_const_v<Pointer>, const std::byte, std::byte>;
     return static_cast<Byte*>(data) + elements * element_size;
+  }
+
+  /// Whether a library did linear(). Both want memory for code and scratch, and one of oneDNN's
+  /// kernels that once got none refuses for as long as the process lives: then ours, which wants
+  /// none, takes over, here and for every later call that fails.
+  static bool multiply_by_library(const at::Tensor& x,
+                                  const at::Tensor& weight,
+                                  const at::Tensor& bias,
+                                  at::Tensor& y,
+                                  const kernels::LinearArgs& args) {
+    try {
+      if (args.dtype == DType::kFloat32 && kernels::has_onednn()) {
+        kernels::onednn_linear(args, weight.size(0));
+      } else if (bias.defined()) {
+        at::addmm_out(y, bias, x, weight.t());
+      } else {
+        at::mm_out(y, x, weight.t());
+      }
+      return true;
+    } catch (const std::exception&) {
+      return false;
+    }
   }
 
   /// Calls function(begin, end) for ranges of `grain` that cover [0, count), on all threads of the

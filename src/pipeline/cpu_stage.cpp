@@ -93,6 +93,7 @@ void CpuStage::cut(HostJobBatch& batch) const {
   batch.tasks.clear();
   batch.tasks.reserve(num_heads + static_cast<std::size_t>(wanted));  // at most so many
   batch.unscored.assign(num_heads, 0);
+  batch.failures.assign(batch.jobs.size(), {});
   const std::vector<NumaPart>& parts = division_.parts;
   batch.queues.resize(parts.size());
   for (std::size_t i = 0; i < parts.size(); ++i) {
@@ -174,7 +175,25 @@ void CpuStage::wait(HostJobBatch& batch) {
 void CpuStage::run_task(void* context, std::int64_t task, int worker) {
   auto& batch = *static_cast<HostJobBatch*>(context);
   CpuStage& stage = *batch.stage;
-  stage.run(batch, stage.division_.parts.empty() ? task : stage.claim(batch, worker), worker);
+  const std::int64_t index = stage.division_.parts.empty() ? task : stage.claim(batch, worker);
+  try {
+    stage.run(batch, index, worker);
+  } catch (...) {
+    note_failure(batch, index);
+  }
+}
+
+void CpuStage::note_failure(HostJobBatch& batch, std::int64_t task) {
+  HostJobBatch::Task& failed = batch.tasks[static_cast<std::size_t>(task)];
+  failed.result.end_ns = TraceRecorder::now_ns();
+  if (failed.result.begin_ns == 0) {
+    failed.result.begin_ns = failed.result.end_ns;
+  }
+  const std::lock_guard lock(batch.failures_mutex);
+  HostJobBatch::Failure& first = batch.failures[static_cast<std::size_t>(failed.job)];
+  if (first.error == nullptr || task < first.task) {
+    first = {task, std::current_exception()};
+  }
 }
 
 void CpuStage::run(HostJobBatch& batch, std::int64_t index, int worker) {

@@ -49,6 +49,15 @@ void note_attended(const Method& method,
   request.last_chosen = attended / num_kv_heads;
 }
 
+// A request that failed attends to whatever was left of it: its row is not to overflow on the way.
+void clear_failed_rows(MicroBatch& batch) {
+  for (std::size_t row = 0; row < batch.requests.size(); ++row) {
+    if (batch.requests[row]->failure != nullptr) {
+      batch.ws.attended.select(0, static_cast<std::int64_t>(row)).zero_();
+    }
+  }
+}
+
 const std::byte* row_of(const at::Tensor& staging, std::size_t row) {
   return static_cast<const std::byte*>(staging.const_data_ptr()) +
          static_cast<std::int64_t>(row) * staging.stride(0) *
@@ -79,18 +88,17 @@ void DecodePipeline::step(std::span<const std::unique_ptr<MicroBatch>> batches) 
   const std::int64_t begin_ns = TraceRecorder::now_ns();
   try {
     for (const auto& batch : batches) {
-      std::ranges::for_each(batch->requests, [](RequestState* each) { fill_shadow(*each); });
+      for (RequestState* request : batch->requests) {
+        contain(*request, [&] { fill_shadow(*request); });
+      }
     }
     run_layers(batches);
   } catch (...) {
     // Workers may still write into the requests' staging: let them finish before it goes away.
     for (const auto& batch : batches) {
       for (MicroBatch::HostSlot& slot : batch->slots) {
-        try {
-          if (cpu_stage_ != nullptr) {
-            cpu_stage_->wait(slot.batch);
-          }
-        } catch (...) {  // NOLINT(bugprone-empty-catch): the first error is on its way already
+        if (cpu_stage_ != nullptr) {
+          cpu_stage_->wait(slot.batch);
         }
       }
     }
@@ -191,6 +199,7 @@ void DecodePipeline::finish_layer(std::int64_t layer, MicroBatch& batch) {
   } else {
     ops_.merge(batch.ws.query, batch.items, batch.ws.attended_heads);  // 5
   }
+  clear_failed_rows(batch);
   feed_back(layer, batch);
   model_.finish_block(ops_, layer, batch.ws);  // 5, 6
   timer_.end();
@@ -201,29 +210,36 @@ void DecodePipeline::begin_step(MicroBatch& batch) {
   auto* positions = batch.ws.positions.mutable_data_ptr<std::int64_t>();
   for (std::size_t row = 0; row < batch.requests.size(); ++row) {
     RequestState& request = *batch.requests[row];
-    make_room(request);
-    request.tokens.append(1);
     AttentionItem& item = batch.items[row];
-    item.row = static_cast<std::int64_t>(row);
-    if (method_.residency == Residency::kNone) {
-      const std::int64_t newest = request.tokens.num_tokens() - 1;
-      request.tokens.offload({newest, newest + 1});
-    } else {
-      [[maybe_unused]] const std::int64_t slot = request.resident.append_slot();
-      HYBRIDGEN_DCHECK(slot + 1 == request.resident.first_slot() + request.resident.size(), slot);
-    }
-    item.first_slot = request.resident.first_slot();
-    item.num_resident = request.resident.size();
-    item.resident_logits = &request.resident_logits;
-    item.merged_logits = &request.merged_logits;
-    HYBRIDGEN_DCHECK(item.num_resident == request.tokens.num_resident(), item.num_resident);
-    HYBRIDGEN_DCHECK(
-        request.tokens.num_resident() <= std::max<std::int64_t>(request.plan.window, 1),
-        request.tokens.num_resident());
-    positions[row] = position_of(request);
+    item = {.row = static_cast<std::int64_t>(row),
+            .resident_logits = &request.resident_logits,
+            .merged_logits = &request.merged_logits};
+    positions[row] = 0;
+    contain(request, [&] {
+      add_token(request);
+      positions[row] = position_of(request);
+      item.first_slot = request.resident.first_slot();
+      item.num_resident = request.resident.size();
+    });
   }
   model_.embed(ops_, batch.tokens, batch.ws);
   statistics_.decode_tokens += batch.rows();
+}
+
+void DecodePipeline::add_token(RequestState& request) {
+  make_room(request);
+  request.tokens.append(1);
+  if (method_.residency == Residency::kNone) {
+    const std::int64_t newest = request.tokens.num_tokens() - 1;
+    request.tokens.offload({newest, newest + 1});
+  } else {
+    [[maybe_unused]] const std::int64_t slot = request.resident.append_slot();
+    HYBRIDGEN_DCHECK(slot + 1 == request.resident.first_slot() + request.resident.size(), slot);
+  }
+  HYBRIDGEN_DCHECK(request.resident.size() == request.tokens.num_resident(),
+                   request.resident.size());
+  HYBRIDGEN_DCHECK(request.tokens.num_resident() <= std::max<std::int64_t>(request.plan.window, 1),
+                   request.tokens.num_resident());
 }
 
 void DecodePipeline::make_room(RequestState& request) {
@@ -289,8 +305,11 @@ void DecodePipeline::shift_keys(std::int64_t layer, MicroBatch& batch) {
     return;
   }
   for (std::size_t row = 0; row < batch.requests.size(); ++row) {
-    shift_to_cache_places(model_, ops_, layer, *batch.requests[row]);
-    batch.items[row].keys = &batch.requests[row]->shifted_keys;
+    RequestState& request = *batch.requests[row];
+    contain(request, [&] {
+      shift_to_cache_places(model_, ops_, layer, request);
+      batch.items[row].keys = &request.shifted_keys;
+    });
   }
 }
 
@@ -311,7 +330,7 @@ void DecodePipeline::start_host_jobs(std::int64_t layer,
   for (std::size_t row = 0; row < batch.requests.size(); ++row) {
     RequestState& request = *batch.requests[row];
     const std::int64_t num_offloaded = request.tokens.num_offloaded();
-    if (num_offloaded == 0) {
+    if (num_offloaded == 0 || request.failure != nullptr) {
       continue;
     }
     HostJob job;
@@ -333,7 +352,12 @@ void DecodePipeline::start_host_jobs(std::int64_t layer,
       }
     }
     if (rule.choice != HostChoice::kAll && job.selector == nullptr) {
-      plan_by_partial_keys(layer, request, query.select(0, static_cast<std::int64_t>(row)), job);
+      contain(request, [&] {
+        plan_by_partial_keys(layer, request, query.select(0, static_cast<std::int64_t>(row)), job);
+      });
+      if (request.failure != nullptr) {
+        continue;
+      }
     }
     // Where the device chose and will score, the host only copies rows.
     const bool only_copies = rule.payload == PayloadKind::kKeysAndValues && job.selector == nullptr;
@@ -421,11 +445,16 @@ void DecodePipeline::receive_payloads(std::int64_t layer, MicroBatch& batch) {
     timer_.begin_link();
     for (std::size_t i = 0; i < slot.batch.jobs.size(); ++i) {
       const auto row = static_cast<std::size_t>(slot.rows[i]);
-      HostStaging& staging = batch.requests[row]->staging[static_cast<std::size_t>(layer % 2)];
-      bytes += staging.ship(model_.device(), slot.batch.jobs[i]);
-      note_attended(
-          method_, slot.batch.jobs[i], model_.config().num_kv_heads, *batch.requests[row]);
-      batch.items[row].payload = &staging.payload();
+      RequestState& request = *batch.requests[row];
+      HostStaging& staging = request.staging[static_cast<std::size_t>(layer % 2)];
+      contain(request, [&] {
+        if (const std::exception_ptr& error = slot.batch.error(i)) {
+          std::rethrow_exception(error);
+        }
+        bytes += staging.ship(model_.device(), slot.batch.jobs[i]);
+        note_attended(method_, slot.batch.jobs[i], model_.config().num_kv_heads, request);
+        batch.items[row].payload = &staging.payload();
+      });
     }
     timer_.end_link();
     model_.device().record_copy(slot.payload_ready);
@@ -468,19 +497,21 @@ void DecodePipeline::feed_back(std::int64_t layer, MicroBatch& batch) {
   for (std::size_t row = 0; row < batch.requests.size(); ++row) {
     RequestState& request = *batch.requests[row];
     const AttentionItem& item = batch.items[row];
-    const bool has_job = job < slot.rows.size() && item.payload != nullptr &&
-                         slot.rows[job] == static_cast<std::int64_t>(row);
-    const HostJob* host_job = has_job ? &slot.batch.jobs[job++] : nullptr;
-    const FeedbackBytes bytes =
-        give_weights_to_selectors(model_.config(), layer, request, item, host_job);
-    statistics_.d2h_bytes += bytes.weights;
-    has_state |= bytes.weights > 0;
-    if (request.retention != nullptr) {
-      has_state = true;
-      const FeedbackBytes retained = retain_new_token(model_.config(), pool_, layer, request, item);
-      statistics_.d2h_bytes += retained.weights;
-      statistics_.evicted_bytes += retained.rows;
-    }
+    const bool has_job = job < slot.rows.size() && slot.rows[job] == static_cast<std::int64_t>(row);
+    const HostJob* own_job = has_job ? &slot.batch.jobs[job++] : nullptr;
+    contain(request, [&] {
+      const FeedbackBytes bytes = give_weights_to_selectors(
+          model_.config(), layer, request, item, item.payload == nullptr ? nullptr : own_job);
+      statistics_.d2h_bytes += bytes.weights;
+      has_state |= bytes.weights > 0;
+      if (request.retention != nullptr) {
+        has_state = true;
+        const FeedbackBytes retained =
+            retain_new_token(model_.config(), pool_, layer, request, item);
+        statistics_.d2h_bytes += retained.weights;
+        statistics_.evicted_bytes += retained.rows;
+      }
+    });
   }
   if (has_state) {
     trace_device("selection state", layer, begin_ns);
@@ -496,13 +527,15 @@ void DecodePipeline::end_step(std::span<const std::unique_ptr<MicroBatch>> batch
   sample_.device_s = std::max(times.paired_s, 0.0);
   for (const auto& batch : batches) {
     for (RequestState* request : batch->requests) {
-      end_retention_step(*request);
-      if (request->pool != nullptr) {
-        request->pool->end_step();
-      }
-      if (request->scheduler) {
-        request->scheduler->end_step(sample_, request->tokens.num_offloaded());
-      }
+      contain(*request, [&] {
+        end_retention_step(*request);
+        if (request->pool != nullptr) {
+          request->pool->end_step();
+        }
+        if (request->scheduler) {
+          request->scheduler->end_step(sample_, request->tokens.num_offloaded());
+        }
+      });
       if (trace_.enabled() && request->tokens.num_offloaded() > 0) {
         const std::int64_t now_ns = TraceRecorder::now_ns();
         trace_.record({.name = request->strategy() == SelectionStrategy::kPreQkt ? "pre" : "post",

@@ -126,7 +126,7 @@ void Prefill::for_offloaded_blocks(
     return;
   }
   const ModelConfig& config = model_.config();
-  if (!block_keys_.defined()) {
+  if (!block_values_.defined()) {  // the second of two allocations, of which each may fail
     const std::int64_t elements = config.num_kv_heads * kStreamedBlock * config.head_dim;
     block_keys_ = model_.device().host_staging({elements}, to_scalar_type(model_.dtype()));
     block_values_ = model_.device().host_staging({elements}, to_scalar_type(model_.dtype()));

@@ -68,6 +68,44 @@ std::vector<at::Tensor> fetch_values(const at::Tensor& weights,
   return in_use;
 }
 
+// One request's row of attended_heads.
+LinkBytes attend_row(const DeviceContext& device,
+                     const Method& method,
+                     std::int64_t layer,
+                     const BlockWorkspace& ws,
+                     const AttentionItem& item,
+                     RequestState& request) {
+  LinkBytes bytes;
+  at::Tensor out = ws.attended_heads.select(0, item.row);  // [H, D]
+  at::Tensor weights = all_weights(ws.query.select(0, item.row), item);
+  const std::int64_t groups = weights.size(0);
+  const std::int64_t resident = item.num_resident;
+  const std::int64_t offloaded = weights.size(-1) - resident;
+  const auto keep =
+      static_cast<std::int64_t>(method.value_share * static_cast<double>(weights.size(-1) - 1));
+  drop_small_weights(weights, keep);
+  at::Tensor sum = at::matmul(weights.narrow(-1, offloaded, resident),
+                              item.values->narrow(1, item.first_slot, resident).to(at::kFloat));
+  if (offloaded > 0) {
+    HostStaging& staging = request.staging[static_cast<std::size_t>(layer % 2)];
+    HostJobBuffers buffers = staging.buffers();
+    const at::Tensor host_weights = weights.narrow(-1, 0, offloaded);
+    bytes.to_host += static_cast<std::int64_t>(sizeof(std::int32_t)) *
+                     (host_weights > 0).sum().item<std::int64_t>();
+    const std::vector<at::Tensor> in_use =
+        fetch_values(host_weights, *request.host, layer, buffers);
+    bytes.to_device += staging.ship_values(device);
+    for (std::int64_t g = 0; g < groups; ++g) {
+      const at::Tensor& own = in_use[static_cast<std::size_t>(g)];
+      const at::Tensor values =
+          item.payload->values.select(0, g).narrow(0, 0, own.size(1)).to(at::kFloat);
+      sum.select(0, g).add_(at::matmul(own, values));
+    }
+  }
+  out.copy_(sum.view(out.sizes()));
+  return bytes;
+}
+
 }  // namespace
 
 LinkBytes attend_with_some_values(const DeviceContext& device,
@@ -77,34 +115,11 @@ LinkBytes attend_with_some_values(const DeviceContext& device,
   LinkBytes bytes;
   for (std::size_t row = 0; row < batch.requests.size(); ++row) {
     RequestState& request = *batch.requests[row];
-    const AttentionItem& item = batch.items[row];
-    at::Tensor out = batch.ws.attended_heads.select(0, item.row);  // [H, D]
-    at::Tensor weights = all_weights(batch.ws.query.select(0, item.row), item);
-    const std::int64_t groups = weights.size(0);
-    const std::int64_t resident = item.num_resident;
-    const std::int64_t offloaded = weights.size(-1) - resident;
-    const auto keep =
-        static_cast<std::int64_t>(method.value_share * static_cast<double>(weights.size(-1) - 1));
-    drop_small_weights(weights, keep);
-    at::Tensor sum = at::matmul(weights.narrow(-1, offloaded, resident),
-                                item.values->narrow(1, item.first_slot, resident).to(at::kFloat));
-    if (offloaded > 0) {
-      HostStaging& staging = request.staging[static_cast<std::size_t>(layer % 2)];
-      HostJobBuffers buffers = staging.buffers();
-      const at::Tensor host_weights = weights.narrow(-1, 0, offloaded);
-      bytes.to_host += static_cast<std::int64_t>(sizeof(std::int32_t)) *
-                       (host_weights > 0).sum().item<std::int64_t>();
-      const std::vector<at::Tensor> in_use =
-          fetch_values(host_weights, *request.host, layer, buffers);
-      bytes.to_device += staging.ship_values(device);
-      for (std::int64_t g = 0; g < groups; ++g) {
-        const at::Tensor& own = in_use[static_cast<std::size_t>(g)];
-        const at::Tensor values =
-            item.payload->values.select(0, g).narrow(0, 0, own.size(1)).to(at::kFloat);
-        sum.select(0, g).add_(at::matmul(own, values));
-      }
-    }
-    out.copy_(sum.view(out.sizes()));
+    contain(request, [&] {
+      const LinkBytes own = attend_row(device, method, layer, batch.ws, batch.items[row], request);
+      bytes.to_device += own.to_device;
+      bytes.to_host += own.to_host;
+    });
   }
   return bytes;
 }

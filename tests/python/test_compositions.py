@@ -7,6 +7,7 @@ pipeline knows none by name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -247,8 +248,12 @@ def check_refusal(
     option = "selector" if strategy == "post" else "pre_selector"
     scheduler = SIX if strategy == "post" else SIX_PRE
     with variant(base, kv=FEW, query="exact", scheduler=scheduler, **{option: name}) as llm:
-        with pytest.raises(kind, match=message):
+        with pytest.raises(kind) as caught:
             llm.generate(PROMPTS, new_tokens(COUNT))
+        assert isinstance(caught.value, hg.GenerationError)
+        assert list(caught.value.errors) == [0, 1, 2]
+        assert [type(error) for error in caught.value.errors.values()] == [kind] * 3
+        assert re.search(message, str(caught.value.errors[0]))
         assert llm._loop.idle
         assert not llm._loop.engine.has_work()
         assert all(tier["used"] == 0 for tier in llm.memory.values())

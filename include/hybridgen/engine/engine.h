@@ -3,13 +3,15 @@
 // requests over one model, by one method.
 //
 // Not thread-safe: one caller at a time. Work runs on the engine's own driver thread and worker
-// pool; step() blocks until it is done. After any exception the engine stays usable; requests whose
-// state was touched by the failure are ended with finish reason "error".
+// pool; step() blocks until it is done. A request's failure is its own: it ends with an event that
+// carries the error, and all others go on. After any exception the engine stays usable.
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -23,13 +25,21 @@
 
 namespace hybridgen {
 
+/// Why no more tokens of a request come.
+enum class FinishReason : std::uint8_t { kNone, kStop, kLength, kAbort, kError };
+
+/// "", "stop", "length", "abort" or "error".
+std::string_view name_of(FinishReason reason);
+
+/// A new token of a request, or its failure: then finish_reason is kError and there is no token.
 struct TokenEvent {
   std::int64_t request_id = 0;
-  std::int64_t token_id = 0;
+  std::int64_t token_id = -1;
   float logprob = 0.0F;  ///< natural logarithm, of the raw distribution
   bool is_greedy = false;
   std::vector<std::pair<std::int64_t, float>> top_logprobs;
-  std::string finish_reason;  ///< "", "stop" or "length"
+  FinishReason finish_reason = FinishReason::kNone;
+  std::exception_ptr error;  ///< kError: what ended the request; one of error.h where it can be
 };
 
 struct RequestStatistics {
@@ -47,7 +57,7 @@ struct RequestStatistics {
   std::int64_t scheduler_decisions = 0;
   std::string last_decision;              ///< of the scheduler, if there is one
   double attended_offloaded_share = 0.0;  ///< chosen / offloaded, over all decode steps
-  std::string finish_reason;
+  FinishReason finish_reason = FinishReason::kNone;
 };
 
 struct RunStatistics {
@@ -92,11 +102,13 @@ class Engine {
 
   bool has_work() const;
 
-  /// One prefill chunk of one request, or one decode step of all running ones.
+  /// One prefill chunk of one request, or one decode step of all running ones. What fails for one
+  /// request (its admission, its chunk, its host jobs, its logits) ends that one, by an event; what
+  /// fails for all of them together (say, an allocation for a batch) ends each that took part.
   std::vector<TokenEvent> step();
 
   /// Ends a request now; its statistics stay until release(). ConfigError for an unknown id.
-  void finish(std::int64_t request_id, const std::string& reason);
+  void finish(std::int64_t request_id, FinishReason reason);
   void release(std::int64_t request_id);
 
   RequestStatistics request_statistics(std::int64_t request_id) const;

@@ -6,7 +6,9 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <functional>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -85,8 +87,16 @@ struct HostJobBatch {
   std::int64_t key_bytes_read = 0;
   std::int64_t value_bytes_read = 0;
 
+  /// What a job threw, or null; then its buffers hold nothing of use. Of several tasks that failed
+  /// it is the first one's, whatever the timing.
+  const std::exception_ptr& error(std::size_t job) const { return failures[job].error; }
+
  private:
   friend class CpuStage;
+  struct Failure {
+    std::int64_t task = 0;
+    std::exception_ptr error;
+  };
   struct TaskResult {
     std::int64_t begin_ns = 0;
     std::int64_t end_ns = 0;
@@ -113,6 +123,8 @@ struct HostJobBatch {
   std::vector<Task> tasks;
   std::vector<std::int32_t> unscored;  ///< ranges that each (job, KV head) still waits for
   std::vector<NodeQueue> queues;       ///< one per part of the stage's division
+  std::vector<Failure> failures;       ///< one per job
+  std::mutex failures_mutex;           ///< of the line above, while tasks run
   bool in_flight = false;
 };
 
@@ -139,7 +151,8 @@ class CpuStage {
   /// until wait().
   void submit(HostJobBatch& batch);
 
-  /// Blocks until the batch is done and rethrows a task's error. At once if nothing was submitted.
+  /// Blocks until the batch is done. At once if nothing was submitted. A job that throws leaves
+  /// the others alone: see HostJobBatch::error().
   void wait(HostJobBatch& batch);
 
  private:
@@ -177,6 +190,7 @@ class CpuStage {
                  std::int64_t num_heads) const;
   std::int64_t claim(HostJobBatch& batch, int worker) const;
   void run(HostJobBatch& batch, std::int64_t task, int worker);
+  static void note_failure(HostJobBatch& batch, std::int64_t task);
   void scale_query(const Task& task) const;
   void append_new_token(const Task& task) const;
   const char* run_whole(const Task& task) const;

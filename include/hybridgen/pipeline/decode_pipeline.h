@@ -46,13 +46,15 @@ class DecodePipeline {
                  const TestSwitches& test);
 
   /// One step of all rows: feeds batch.tokens, leaves float32 logits in batch.host_logits (ready
-  /// for the host when this returns). Errors of host jobs are rethrown after all jobs have ended;
-  /// the requests' caches are then in an undefined state.
+  /// for the host when this returns). What fails for one request becomes its `failure`: its logits
+  /// then mean nothing, those of all others are as without it. Throws what concerns all of them,
+  /// after all host jobs have ended; the requests' caches are then in an undefined state.
   void step(std::span<const std::unique_ptr<MicroBatch>> batches);
 
  private:
   void run_layers(std::span<const std::unique_ptr<MicroBatch>> batches);
   void begin_step(MicroBatch& batch);
+  void add_token(RequestState& request);
   void make_room(RequestState& request);
   std::int64_t position_of(const RequestState& request) const;
   void start_layer(std::int64_t layer, MicroBatch& batch);

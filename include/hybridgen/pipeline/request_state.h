@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -101,10 +102,27 @@ struct RequestState {
   std::vector<std::int32_t> ranked_positions;  ///< what `ranks` was made from
   at::Tensor ranks;                            ///< int64 [n_g]: place of every slot's token
 
+  /// The first failure of its own in a step. From there on nothing more is done for the request,
+  /// whose caches are undefined; its row stays in the batch, so that no other row changes.
+  std::exception_ptr failure;
+
   // Sums over decode steps, layers and KV heads, for statistics.
   std::int64_t attended_offloaded = 0;   ///< offloaded tokens that took part
   std::int64_t available_offloaded = 0;  ///< n_c
   std::int64_t last_chosen = 0;          ///< tokens per head that took part in the last host job
 };
+
+/// Does `work` for `request` alone, unless it has failed; what is thrown becomes its failure.
+template <typename Work>
+void contain(RequestState& request, const Work& work) {
+  if (request.failure != nullptr) {
+    return;
+  }
+  try {
+    work();
+  } catch (...) {
+    request.failure = std::current_exception();
+  }
+}
 
 }  // namespace hybridgen

@@ -47,7 +47,7 @@ TEST(EngineInput, IsRefusedWithTheWayOutAndTheEngineStaysUsable) {
                             {"257", "at most 256", "max_model_len"});
   expect_error<ConfigError>([&] { engine.add(prompt(4), tokens(4), {}, -1); },
                             {"decode_prompt_tokens", "-1"});
-  expect_error<ConfigError>([&] { engine.finish(12345, "stop"); }, {"12345"});
+  expect_error<ConfigError>([&] { engine.finish(12345, FinishReason::kStop); }, {"12345"});
   EXPECT_FALSE(engine.has_work());
   EXPECT_EQ(generate(engine, {prompt(20)}, 5), expected);
 }
@@ -181,14 +181,14 @@ TEST(EngineRequests, EndAtStopTokensAtTheirLengthAndOnDemand) {
   const auto first = static_cast<std::size_t>(
       std::find(expected.begin(), expected.end(), expected[2]) - expected.begin());
   ASSERT_EQ(events.size(), first + 1);
-  EXPECT_EQ(events.back().finish_reason, "stop");
-  EXPECT_EQ(engine.request_statistics(id).finish_reason, "stop");
+  EXPECT_EQ(events.back().finish_reason, FinishReason::kStop);
+  EXPECT_EQ(engine.request_statistics(id).finish_reason, FinishReason::kStop);
 
   const std::int64_t aborted = engine.add(prompt(20), tokens(50));
   engine.step();
-  engine.finish(aborted, "abort");
+  engine.finish(aborted, FinishReason::kAbort);
   EXPECT_FALSE(engine.has_work());
-  EXPECT_EQ(engine.request_statistics(aborted).finish_reason, "abort");
+  EXPECT_EQ(engine.request_statistics(aborted).finish_reason, FinishReason::kAbort);
   engine.release(aborted);
   EXPECT_THROW(engine.request_statistics(aborted), ConfigError);
 }

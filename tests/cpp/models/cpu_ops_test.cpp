@@ -47,6 +47,21 @@ TEST_P(CpuOpsOnAPool, LinearLayersAreTheSameBitByBit) {
   }
 }
 
+TEST_P(CpuOpsOnAPool, MatrixProductsThatALibraryRefusesAreOurs) {
+  const at::Tensor x = at::randn({80, 96}, at::kBFloat16);
+  const at::Tensor weight = at::randn({40, 96}, at::kBFloat16);
+  const at::Tensor bias = at::randn({40}, at::kBFloat16);
+  for (const at::Tensor& added : {bias, at::Tensor()}) {
+    at::Tensor expected = at::empty({80, 40}, at::kBFloat16);
+    alone_->linear(x, weight, added, expected);
+    // LibTorch computes into no tensor that wants a gradient, as it does into none without memory.
+    at::Tensor y = at::full({80, 40}, 7.0, at::kBFloat16).set_requires_grad(true);
+    ASSERT_THROW(at::_ops::mm_out::call(x, weight.t(), y), std::exception);
+    spread_->linear(x, weight, added, y);
+    EXPECT_TRUE(y.to(at::kFloat).allclose(expected.to(at::kFloat), 2e-2, 2e-1));
+  }
+}
+
 TEST_P(CpuOpsOnAPool, ElementwiseOperationsAreTheSameBitByBit) {
   // Wide enough that they are cut into several pieces.
   const at::Tensor gate = at::randn({4, 60000});

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <atomic>
 #include <barrier>
+#include <exception>
 #include <limits>
 #include <memory>
 #include <random>
@@ -125,6 +126,7 @@ struct Counted {
   std::int64_t key_bytes = 0;
   std::int64_t value_bytes = 0;
   std::vector<TraceSpan> spans;
+  std::vector<std::exception_ptr> errors;  ///< one per request
 };
 Counted run(std::vector<std::unique_ptr<Request>>& requests,
             int workers,
@@ -150,7 +152,11 @@ Counted run(std::vector<std::unique_ptr<Request>>& requests,
   }
   trace.stop();
   EXPECT_LE(batch.begin_ns, batch.end_ns);
-  return {batch.key_bytes_read, batch.value_bytes_read, trace.spans()};
+  Counted counted{batch.key_bytes_read, batch.value_bytes_read, trace.spans(), {}};
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    counted.errors.push_back(batch.error(i));
+  }
+  return counted;
 }
 
 std::vector<std::unique_ptr<Request>> ragged(KeyLayout layout) {
@@ -263,16 +269,30 @@ TEST(Ranges, OfALongRequestAreManyEvenIfItHasFewHeads) {
             3 * 3 * kKvHeads);
 }
 
-TEST(Ranges, WithANaNLogitEndInAnErrorThatNamesLayerAndHead) {
+TEST(AJobThatFails, NamesItsFirstFailureAndLeavesAllOthersAsTheyAre) {
+  auto expected = ragged(KeyLayout::kBlocked);
+  run(expected, 1, /*is_cut=*/false);
+  expected.erase(expected.begin());
   for (const NumaDivision& division : {NumaDivision{}, division_of({1, 1}, 3)}) {
-    auto requests = ragged(KeyLayout::kBlocked);
-    requests[0]->query[5 * kDim] = std::numeric_limits<float>::quiet_NaN();
-    try {
-      run(requests, 3, /*is_cut=*/true, division);
-      FAIL() << "NaN logits went unnoticed";
-    } catch (const NumericError& error) {
-      EXPECT_NE(std::string(error.what()).find("layer 0, query head 5"), std::string::npos)
-          << error.what();
+    for (const bool is_cut : {false, true}) {
+      auto requests = ragged(KeyLayout::kBlocked);
+      for (const std::int64_t head : {5, 2, 4}) {  // of both KV heads
+        requests[0]->query[static_cast<std::size_t>(head * kDim)] =
+            std::numeric_limits<float>::quiet_NaN();
+      }
+      const Counted counted = run(requests, 3, is_cut, division);
+      ASSERT_EQ(counted.errors.size(), requests.size());
+      EXPECT_EQ(counted.errors[1], nullptr);
+      EXPECT_EQ(counted.errors[2], nullptr);
+      ASSERT_NE(counted.errors[0], nullptr) << "NaN logits went unnoticed";
+      try {
+        std::rethrow_exception(counted.errors[0]);
+      } catch (const NumericError& error) {
+        EXPECT_NE(std::string(error.what()).find("layer 0, query head 2"), std::string::npos)
+            << error.what();
+      }
+      requests.erase(requests.begin());
+      expect_same(requests, expected);
     }
   }
 }

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <exception>
+#include <iterator>
 #include <limits>
 #include <new>
 #include <string_view>
@@ -194,11 +196,14 @@ TEST(Errors, NaNLogitsOfAHostJobNameLayerAndHeadAndLeaveTheEngineUsable) {
   engine.add(testing::prompt(40), sampling, {}, 4);
   engine.step();  // prefill
   weight.fill_(std::numeric_limits<double>::quiet_NaN());
+  std::vector<TokenEvent> events;
+  while (engine.has_work()) {
+    std::ranges::move(engine.step(), std::back_inserter(events));
+  }
+  ASSERT_EQ(events.size(), 1U) << "NaN logits went unnoticed";
+  EXPECT_EQ(events.front().finish_reason, FinishReason::kError);
   try {
-    while (engine.has_work()) {
-      engine.step();
-    }
-    FAIL() << "NaN logits went unnoticed";
+    std::rethrow_exception(events.front().error);
   } catch (const NumericError& error) {
     EXPECT_NE(std::string(error.what()).find("layer 3"), std::string::npos) << error.what();
     EXPECT_NE(std::string(error.what()).find("head"), std::string::npos) << error.what();
