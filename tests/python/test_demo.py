@@ -39,6 +39,7 @@ def test_the_same_seed_draws_the_same_codes() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("smollm2")
 def test_a_tenth_on_the_device_finds_what_the_window_misses(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

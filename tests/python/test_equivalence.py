@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,6 @@ import hybridgen as hg
 from hybridgen import LLM, CpuConfig, KVConfig, SamplingParams, SchedulerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from get_smollm2 import ensure_smollm2  # noqa: E402
-
 CPU = CpuConfig(threads=1, device_threads=1)
 TRAINED = [
     pytest.param(folder, id=folder.name)
@@ -168,8 +163,8 @@ def test_256_greedy_tokens_of_the_trained_models(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_256_greedy_tokens_of_smollm2() -> None:
-    folder = ensure_smollm2()
+def test_256_greedy_tokens_of_smollm2(smollm2: Path) -> None:
+    folder = smollm2
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     text = (ROOT / "LICENSE").read_text()

@@ -8,13 +8,13 @@ import itertools
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import hybridgen as hg
-from get_smollm2 import ensure_smollm2
 from hybridgen import LLM, ConfigError, KVConfig
 from hybridgen.method_options import OPTIONS
 from hybridgen.outputs import RequestMetrics
@@ -209,13 +209,15 @@ def test_the_prompts_need_their_far_context(exact_case: tuple[LLM, Any, Any]) ->
     assert not any(ids == answer for ids, answer in zip(found, answers, strict=True))
 
 
-def test_a_method_in_its_exact_setting_equals_full_attention_on_a_pretrained_model() -> None:
+def test_a_method_in_its_exact_setting_equals_full_attention_on_a_pretrained_model(
+    smollm2: Path,
+) -> None:
     document = (ROOT / "README.md").read_text(encoding="utf-8")
     names = [name for name in EXACT if name in NAMES] + [
         "hybridgen-topk",
         "hybridgen-topk-rescored",
     ]
-    with LLM(ensure_smollm2(), dtype="float32", method="full", cpu=CPU) as base:
+    with LLM(smollm2, dtype="float32", method="full", cpu=CPU) as base:
         prompt = base.tokenizer(document)["input_ids"][:300]
         expected = base.generate_ids([prompt], new_tokens(COUNT))
         for name in names:

@@ -16,7 +16,6 @@ import transformers
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import hybridgen as hg
-from get_smollm2 import ensure_smollm2
 from hybridgen import _core
 from trained import MODELS, folder_of, new_tokens, prompts_of, variant
 
@@ -111,11 +110,12 @@ def test_trained_models_lose_less_than_one_percent_of_the_top_k(
 
 @pytest.mark.parametrize("share", [0.01, 0.05])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_smollm2_loses_less_than_one_percent_of_the_top_k(precision: str, share: float) -> None:
-    folder = ensure_smollm2()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+def test_smollm2_loses_less_than_one_percent_of_the_top_k(
+    smollm2: Path, precision: str, share: float
+) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
     text = (Path(__file__).parents[2] / "LICENSE").read_text()
-    layers = queries_and_keys(folder, tuple(tokenizer(text)["input_ids"][:1500]))
+    layers = queries_and_keys(smollm2, tuple(tokenizer(text)["input_ids"][:1500]))
     assert recall_of_top_k(layers, precision, share) >= 0.99
 
 
