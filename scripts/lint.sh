@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Checks format, style, types and spelling; changes nothing. Needs `bash scripts/setup.sh --lint`.
 #
-#   bash scripts/lint.sh          everything; clang-tidy on the sources without Torch and on those
-#                                 that differ from the main branch (Torch's headers take it long)
+#   bash scripts/lint.sh          everything; clang-tidy as scripts/clang_tidy.py says
 #   bash scripts/lint.sh --all    clang-tidy on all sources
 #   bash scripts/lint.sh --fix    first let clang-format and ruff put right what they can
 set -uo pipefail
@@ -11,11 +10,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 # shellcheck source=scripts/build_env.sh
 source scripts/build_env.sh
 
-tidy_all=false
+tidy=(python scripts/clang_tidy.py --jobs "$(hybridgen_jobs)")
 fix=false
 for argument in "$@"; do
   case "$argument" in
-    --all) tidy_all=true ;;
+    --all) tidy+=(--all) ;;
     --fix) fix=true ;;
     *)
       echo "lint.sh: unknown argument '$argument'; allowed: --all, --fix" >&2
@@ -58,39 +57,6 @@ licence_headers() {
   return $missing
 }
 
-# Files that clang-tidy knows how to compile: those in the build's compilation database.
-tidy_files() {
-  local changed
-  changed="$(git diff --name-only --diff-filter=d "$(git merge-base HEAD origin/main 2>/dev/null ||
-    git rev-parse HEAD)" -- '*.cpp'; git ls-files --others --exclude-standard -- '*.cpp')"
-  CHANGED="$changed" TIDY_ALL="$tidy_all" python - <<'SCRIPT'
-import json, os
-from pathlib import Path
-
-root = Path.cwd()
-changed = set(os.environ["CHANGED"].split())
-for entry in json.loads(Path("build/compile_commands.json").read_text()):
-    file = Path(entry["file"])
-    if file.suffix != ".cpp" or not file.is_relative_to(root):
-        continue
-    name = str(file.relative_to(root))
-    includes_torch = "/torch/include" in entry["command"]
-    if os.environ["TIDY_ALL"] == "true" or not includes_torch or name in changed:
-        print(name)
-SCRIPT
-}
-
-tidy() {
-  local -a files
-  mapfile -t files < <(tidy_files)
-  echo "clang-tidy: ${#files[@]} files"
-  # Flags that only g++ knows may be in the database; clang must not fail on them, nor on omp.h,
-  # which comes with each compiler and may not be there for this one.
-  printf '%s\0' "${files[@]}" |
-    xargs -0 -P "$(hybridgen_jobs)" -n 1 clang-tidy -p build --quiet \
-      --extra-arg=-Wno-unknown-warning-option --extra-arg=-fno-openmp 2> >(grep -v 'warnings generated\|Suppressed\|Use -header-filter' >&2)
-}
-
 check "clang-format" clang-format --dry-run -Werror "${cpp_files[@]}"
 check "ruff" ruff check -q .
 check "ruff format" ruff format -q --check .
@@ -99,7 +65,7 @@ check "codespell" codespell
 check "shellcheck" shellcheck "${shell_files[@]}"
 check "licence headers" licence_headers
 if [[ -f build/compile_commands.json ]]; then
-  check "clang-tidy" tidy
+  check "clang-tidy" "${tidy[@]}"
 else
   echo "lint.sh: no build/compile_commands.json; run scripts/setup.sh first" >&2
   failed+=("clang-tidy")
