@@ -1,11 +1,26 @@
 # shellcheck shell=bash
 # SPDX-License-Identifier: Apache-2.0
 # Sourced by the other scripts from the root of the clone: the tools of .venv first on PATH, and the
-# function `hybridgen_build PRESET [cmake options]`, which configures when needed and builds.
+# function `hybridgen_build PRESET [targets]`, which configures when needed and builds.
 
 export VIRTUAL_ENV="$PWD/.venv"
 export PATH="$VIRTUAL_ENV/bin:$PATH"
 unset PYTHONHOME
+
+# CMake's own choice by name, so that the build that pip starts makes the same one, not Python's.
+if [[ -z "${CXX:-}" ]] && command -v c++ >/dev/null; then
+  export CXX=c++
+fi
+
+# ccache, where there is one, also for the build that pip starts. Paths in the clone are made relative
+# and its place is not hashed, so that another clone, and the wheel, find the objects of this one.
+if command -v ccache >/dev/null; then
+  export CMAKE_CXX_COMPILER_LAUNCHER=ccache CMAKE_CUDA_COMPILER_LAUNCHER=ccache
+  export CCACHE_BASEDIR="$PWD" CCACHE_NOHASHDIR=1
+  if [[ -n "${HYBRIDGEN_CCACHE_DIR:-}" ]]; then
+    export CCACHE_DIR="$HYBRIDGEN_CCACHE_DIR"
+  fi
+fi
 
 # A file that includes Torch takes up to 2 GB to compile.
 hybridgen_jobs() {
@@ -21,14 +36,14 @@ hybridgen_build() {
   shift
   folder=build
   [[ "$preset" == default ]] || folder="build-$preset"
-  # Configured anew when Python, torch or the options changed, or the clone was moved; changes to
-  # CMake files are found by the build itself.
-  key="$PWD $* $(python -c 'import sys; print(sys.version)') $(cat \
+  # Configured anew when Python, torch or ccache changed, or the clone was moved; changes
+  # to CMake files are found by the build itself.
+  key="$PWD ${CMAKE_CXX_COMPILER_LAUNCHER:-} $(python -c 'import sys; print(sys.version)') $(cat \
     "$(python -c 'import importlib.util as u; print(u.find_spec("torch").origin)' |
       sed 's/__init__.py$/version.py/')" | sha256sum)"
   if [[ ! -f "$folder/build.ninja" || "$(cat "$folder/.configured" 2>/dev/null)" != "$key" ]]; then
-    cmake --preset "$preset" --fresh -DPython_EXECUTABLE="$VIRTUAL_ENV/bin/python" "$@"
+    cmake --preset "$preset" --fresh -DPython_EXECUTABLE="$VIRTUAL_ENV/bin/python" || return
     echo "$key" >"$folder/.configured"
   fi
-  cmake --build "$folder" -j "$(hybridgen_jobs)"
+  cmake --build "$folder" -j "$(hybridgen_jobs)" --target "${@:-all}"
 }

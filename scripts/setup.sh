@@ -13,6 +13,7 @@
 #   HYBRIDGEN_BASE_PYTHON  Python >= 3.11 to make .venv from (default: the first one on PATH)
 #   HYBRIDGEN_TORCH        what to install when .venv has no torch, e.g. "torch==2.13.0"
 #   HYBRIDGEN_JOBS         compilations at a time (default: one per core, fewer if memory is small)
+#   HYBRIDGEN_CCACHE_DIR   where ccache keeps objects (default: ccache's own folder of the user)
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -68,6 +69,7 @@ sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || ec
   has_header gtest/gtest.h || echo libgtest-dev
   has_header numaif.h || echo libnuma-dev
   has_header benchmark/benchmark.h || echo libbenchmark-dev
+  command -v ccache >/dev/null || echo ccache
 }
 
 install_packages() {
@@ -92,6 +94,7 @@ install_packages() {
   for package in "${missing[@]}"; do
     case "$package" in
       libnuma-dev) say "libnuma-dev is missing: building without binding memory to NUMA nodes" ;;
+      ccache) say "ccache is missing: every build compiles everything" ;;
       libbenchmark-dev) say "libbenchmark-dev is missing: building without the C++ benchmarks" ;;
       *) demanded+=("$package") ;;
     esac

@@ -2,60 +2,82 @@
 # SPDX-License-Identifier: Apache-2.0
 # Sets up, builds and tests.
 #
-#   bash scripts/test.sh         all C++ and Python tests
-#   bash scripts/test.sh --all   also lint, the stubs, both sanitizers and the wheel; CI=true too
+#   bash scripts/test.sh          all C++ and Python tests
+#   bash scripts/test.sh --all    also lint, the stubs, the wheel and both sanitizers; .ci/run is this
+#   bash scripts/test.sh --long   the longer form of every test that has one (HYBRIDGEN_LONG=1)
 #
-# Every check runs even if one before it failed; the exit status is 0 only if all passed.
+# Every check runs even if one before it failed; the exit status is 0 only if all passed. A table at
+# the end says what each took.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 all=false
-case "${1:-}" in
-  --all) all=true ;;
-  "") [[ "${CI:-}" != true ]] || all=true ;;
-  *)
-    echo "test.sh: unknown argument '$1'; allowed: --all" >&2
-    exit 2
-    ;;
-esac
-
-if $all; then
-  bash scripts/setup.sh --lint || exit 1
-else
-  bash scripts/setup.sh || exit 1
-fi
-# shellcheck source=scripts/build_env.sh
-source scripts/build_env.sh
+for argument in "$@"; do
+  case "$argument" in
+    --all) all=true ;;
+    --long) export HYBRIDGEN_LONG=1 ;;
+    *)
+      echo "test.sh: unknown argument '$argument'; allowed: --all, --long" >&2
+      exit 2
+      ;;
+  esac
+done
 
 failed=()
+table=()
 check() {
-  local name="$1" start=$SECONDS
+  local name="$1" start=$SECONDS result=ok
   shift
   printf '\n==== %s\n' "$name"
-  "$@" || failed+=("$name")
-  echo "==== $name took $((SECONDS - start)) s"
+  if ! "$@"; then
+    result=FAILED
+    failed+=("$name")
+  fi
+  table+=("$(printf '%-6s %5d s  %s' "$result" $((SECONDS - start)) "$name")")
+  echo "==== ${table[-1]}"
 }
 
-sanitized_tests() {
-  local -a without_randomization=()
-  hybridgen_build "$1" || return 1
+summary() {
+  printf '\n==== summary\n'
+  printf '%s\n' "${table[@]}"
+  printf '%-6s %5d s  %s\n' "" $SECONDS "all together"
+  if ((${#failed[@]} > 0)); then
+    printf 'failed: %s\n' "${failed[@]}" >&2
+  fi
+  ((${#failed[@]} == 0))
+}
+
+# tests/cpp/sanitized.sh says what the sanitizers leave out.
+build_sanitized() {
+  local -a targets=(all)
+  if [[ "$1" == tsan && -z "${HYBRIDGEN_LONG:-}" ]]; then
+    targets=("${thread_folders[@]/%/_tests}")
+  fi
+  hybridgen_build "$1" "${targets[@]}"
+}
+
+run_sanitized() {
+  local -a labels=() without_randomization=()
+  if [[ "$1" == tsan && -z "${HYBRIDGEN_LONG:-}" ]]; then
+    labels=(-L "^($(IFS='|' && echo "${thread_folders[*]}"))\$")
+  fi
   # Where the kernel randomizes addresses strongly, g++ 12's thread sanitizer cannot start.
-  if ! "build-$1/tests/cpp/core_tests" --gtest_list_tests >/dev/null 2>&1; then
+  if ! "build-$1/tests/cpp/device_tests" --gtest_list_tests >/dev/null 2>&1; then
     without_randomization=(setarch -R)
   fi
-  "${without_randomization[@]}" ctest --preset "$1"
+  GTEST_FILTER="$(sanitized_filter "$1")" "${without_randomization[@]}" \
+    ctest --preset "$1" -j "$(nproc)" "${labels[@]}"
 }
 
-# The wheel holds all that `import hybridgen` needs, wherever it is installed.
+# The wheel holds all that `import hybridgen` needs, wherever it is installed. It is configured like
+# the default build, so that ccache has its objects.
 wheel() {
   local folder
   folder="$(mktemp -d)"
   # shellcheck disable=SC2064
   trap "rm -rf '$folder'" RETURN
-  # The CUDA sources are compiled by the build of the tests.
   python -m pip wheel -q --disable-pip-version-check --no-build-isolation --no-deps \
-    --config-settings=build-dir=build-wheel \
-    --config-settings=cmake.define.HYBRIDGEN_CUDA=OFF -w "$folder" . &&
+    --config-settings=build-dir=build-wheel -w "$folder" . &&
     python -m pip install -q --disable-pip-version-check --no-deps --target "$folder/site" \
       "$folder"/hybridgen-*.whl &&
     (cd / && PYTHONPATH="$folder/site" python -c "
@@ -64,17 +86,30 @@ assert hybridgen.__file__.startswith('$folder/site'), hybridgen.__file__
 print('wheel imports:', hybridgen.__version__)")
 }
 
+set_up=(bash scripts/setup.sh)
+if $all; then
+  set_up+=(--lint)
+fi
+check "set-up and build" "${set_up[@]}"
+if ((${#failed[@]} > 0)); then
+  summary
+  exit 1
+fi
+# shellcheck source=scripts/build_env.sh
+source scripts/build_env.sh
+# shellcheck source=tests/cpp/sanitized.sh
+source tests/cpp/sanitized.sh
+
 if $all; then
   check "lint" bash scripts/lint.sh
   check "stubs" bash scripts/build_stubs.sh --check
   check "wheel" wheel
-  check "C++ tests, address and undefined behaviour sanitizers" sanitized_tests asan
-  check "C++ tests, thread sanitizer" sanitized_tests tsan
+  for sanitizers in asan tsan; do
+    check "build, $sanitizers" build_sanitized "$sanitizers"
+    check "C++ tests, $sanitizers" run_sanitized "$sanitizers"
+  done
 fi
-check "C++ tests" ctest --preset default
-check "Python tests" python -m pytest
-
-if ((${#failed[@]} > 0)); then
-  printf 'failed: %s\n' "${failed[@]}" >&2
-  exit 1
-fi
+check "C++ tests" ctest --preset default -j "$(nproc)"
+check "Python tests" python -m pytest -n "$(nproc)" -m "not fetches"
+check "Python tests that fetch" python -m pytest -m fetches
+summary
