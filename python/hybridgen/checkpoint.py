@@ -21,7 +21,13 @@ from safetensors import SafetensorError, safe_open
 
 from . import _core
 from ._checks import brief
-from .errors import CheckpointError, ConfigError, HybridGenError, UnsupportedModelError
+from .errors import (
+    CheckpointError,
+    ConfigError,
+    HybridGenError,
+    OutOfMemoryError,
+    UnsupportedModelError,
+)
 from .families import IGNORED_TENSORS, Family, family_of
 from .foreign_formats import adapter_file, describe_file, describe_folder, quantized_tensors
 from .model_config import read_eos_ids, resolve_dtype
@@ -105,6 +111,8 @@ def load_model(
         If the checkpoint is missing or damaged, or does not fit its configuration.
     UnsupportedModelError
         If the engine cannot run this model.
+    OutOfMemoryError
+        If the weights do not fit.
     """
     if load_format not in LOAD_FORMATS:
         raise ConfigError(
@@ -133,12 +141,24 @@ def load_model(
         shards = find_shards(path, load_format)
     dtype = resolve_dtype(dtype, hf_config, lambda: dtype_of_weights(shards))
     model = _core.Model(_core.ModelConfig(**config), dtype=dtype, device=device)
+    _require_memory(model)
     if load_format == "dummy":
         model.load_dummy(seed)
     else:
         _load_weights(model, family, config, shards)
     model.finish()
     return LoadedModel(model, config, hf_config, path, eos_token_ids, generation)
+
+
+def _require_memory(model: _core.Model) -> None:
+    """Refuse weights that the host cannot hold, before they are written and the system ends us."""
+    available = _core.available_host_bytes()
+    if not model.device.startswith("cuda") and model.weight_bytes > available:
+        raise OutOfMemoryError(
+            f"[load_model] the weights take {model.weight_bytes / 1e9:.1f} GB in {model.dtype}; "
+            f"the host has {available / 1e9:.1f} GB left; free memory, or pass dtype='bfloat16' or "
+            "a smaller model"
+        )
 
 
 def resolve_folder(path_or_id: str | Path, revision: str | None, load_format: str) -> Path:

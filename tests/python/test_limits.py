@@ -18,8 +18,10 @@ from hybridgen import (
     ConfigError,
     HybridGenError,
     KVConfig,
+    OutOfMemoryError,
     SamplingParams,
     SchedulerConfig,
+    _core,
     errors,
 )
 from hybridgen._checks import brief
@@ -157,6 +159,16 @@ def test_a_number_of_a_model_beyond_float32_is_refused(name: str, value: float) 
         load_model(_config() | {name: value}, load_format="dummy")
 
 
+def test_weights_that_the_host_cannot_hold_are_refused_before_they_are_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_core, "available_host_bytes", lambda: 20_000)
+    with pytest.raises(OutOfMemoryError, match=r"the host has 0\.0 GB left"):
+        load_model(_config(), load_format="dummy", dtype="float32")
+    monkeypatch.setattr(_core, "available_host_bytes", lambda: 100_000)
+    assert 20_000 < load_model(_config(), load_format="dummy").model.weight_bytes <= 100_000
+
+
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
 @pytest.mark.parametrize(
     "text",
@@ -209,8 +221,6 @@ def test_no_message_is_longer_than_two_thousand_characters(kind: type[Exception]
 
 
 def test_messages_of_the_compiled_module_are_shortened_too() -> None:
-    from hybridgen import _core
-
     with pytest.raises(ConfigError) as caught:
         _core.EngineOptions(method="x" * 100_000)
     assert len(str(caught.value)) <= errors.MAX_MESSAGE
