@@ -136,7 +136,11 @@ def _mutate_safetensors(file: Path, draw: random.Random) -> str:
         header = json.loads(data[8 : 8 + size])
         names = sorted(name for name in header if name != "__metadata__")
         entry = header[draw.choice(names)]
-    except (ValueError, struct.error, IndexError, KeyError):
+        # What was damaged before is damaged further as bytes.
+        for name in names:
+            list(header[name]["shape"])
+            _, _ = header[name]["data_offsets"]
+    except (ValueError, TypeError, struct.error, IndexError, KeyError):
         return _mutate_bytes(file, draw)
     kind = draw.choice(
         [
@@ -156,7 +160,7 @@ def _mutate_safetensors(file: Path, draw: random.Random) -> str:
         entry["dtype"] = draw.choice(["F64", "F16", "BF16", "I8", "BOOL", "F8_E4M3", "X", "", 7])
     elif kind == "shape":
         entry["shape"] = draw.choice(
-            [[], [0], [1], entry["shape"][::-1], [2**63], [2**32, 2**32], [-1], "x", [1.5]]
+            [[], [0], [1], list(entry["shape"])[::-1], [2**63], [2**32, 2**32], [-1], "x", [1.5]]
         )
     elif kind == "offsets":
         begin, end = entry["data_offsets"]
