@@ -31,7 +31,6 @@ import transformers
 import hybridgen as hg
 from demo import DOCUMENT
 from get_smollm2 import ensure_smollm2
-from hybridgen import generation
 from hybridgen._files import unwound_by_sigterm, write_whole
 from hybridgen.config import QUERY_MODES
 from hybridgen.method_options import MethodOptions
@@ -192,19 +191,6 @@ def variants(tokens: int, budgets: Sequence[float], steered_tokens: int) -> list
 # ----------------------------------------------------------------------------------- measurement
 
 
-class ForcedSequence(generation.Sequence):
-    """Notes at which places of a given text the model would have chosen the same token."""
-
-    def __init__(self, prompt_ids: list[int], params: hg.SamplingParams) -> None:
-        super().__init__(prompt_ids, params, None)
-        self.same: list[float] = []
-
-    def accept(self, event: Any) -> None:
-        """Take one token from the engine."""
-        self.same.append(float(event.is_greedy))
-        super().accept(event)
-
-
 def recall(
     llm: hg.LLM, samples: list[Sample], decode_prompt_tokens: int
 ) -> tuple[list[float], list[hg.RequestMetrics]]:
@@ -229,12 +215,18 @@ def agreement(
     The text after the prompt is given, so that one difference does not spoil what follows.
     """
     sequences = [
-        ForcedSequence(ids, hg.SamplingParams(max_tokens=len(text), ignore_eos=True))
+        llm._sequence(
+            ids,
+            hg.SamplingParams(max_tokens=len(text), ignore_eos=True),
+            None,
+            forced=text,
+            decode_prompt_tokens=decode_prompt_tokens,
+        )
         for ids, text in zip(prompts, texts, strict=True)
     ]
     # LLM.score does the same, but says only whether all tokens are equal.
-    llm._run(list(sequences), forced=texts, decode_prompt_tokens=decode_prompt_tokens)
-    return [hit for s in sequences for hit in s.same], [s.metrics for s in sequences]
+    llm._run("agreement", [[s] for s in sequences], prompts, lambda: sequences)
+    return [float(same) for s in sequences for same in s.greedy], [s.metrics for s in sequences]
 
 
 def attended_offloaded(llm: hg.LLM, method: str, metrics: list[hg.RequestMetrics]) -> float:

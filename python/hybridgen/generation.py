@@ -63,7 +63,8 @@ class Sequence:
         """What kept it from being finished."""
         self.metrics = RequestMetrics(prompt_tokens=len(prompt_ids))
         self.output = CompletionOutput(index)
-        self.all_greedy = True
+        self.greedy: list[bool] = []
+        """Of each token, whether the model would have chosen it."""
         self.pieces: deque[tuple[str, int]] = deque()
         """Text and token of every step that nobody has read yet."""
         if params.logprobs is not None:
@@ -84,7 +85,7 @@ class Sequence:
         output = self.output
         output.token_ids.append(event.token_id)
         output.cumulative_logprob += event.logprob
-        self.all_greedy = self.all_greedy and event.is_greedy
+        self.greedy.append(event.is_greedy)
         if output.logprobs is not None:
             output.logprobs.append({event.token_id: event.logprob} | dict(event.top_logprobs))
         reason = event.finish_reason or None

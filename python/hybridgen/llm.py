@@ -434,7 +434,7 @@ class LLM:
 
         def scores() -> list[Any]:
             return [
-                (s.output.cumulative_logprob, s.all_greedy)
+                (s.output.cumulative_logprob, all(s.greedy))
                 if s.output.finish_reason == "length"
                 else None
                 for s in sequences

@@ -533,3 +533,18 @@ def test_lacks_of_memory_while_loading_are_called_that(
         monkeypatch.setattr("hybridgen.llm.load_model", make)
         with pytest.raises(OutOfMemoryError, match="an allocation failed"):
             LLM(CONFIG, load_format="dummy")
+
+
+def test_the_accuracy_script_counts_the_given_tokens_that_the_model_would_choose(llm: LLM) -> None:
+    import methods_accuracy
+
+    prompts = HEALTHY[:2]
+    texts = llm.generate_ids(prompts, GREEDY)
+    hits, metrics = methods_accuracy.agreement(llm, prompts, texts, 1)
+    assert hits == [1.0] * 12
+    assert [m.generated_tokens for m in metrics] == [6, 6]
+    other = (texts[0][2] + 1) % BROKEN
+    changed = [[*texts[0][:2], other, *texts[0][3:]], texts[1]]
+    hits, _ = methods_accuracy.agreement(llm, prompts, changed, 1)
+    assert hits[:3] == [1.0, 1.0, 0.0]
+    assert hits[6:] == [1.0] * 6
