@@ -85,8 +85,8 @@ class Codec:
         if not isinstance(ids, list | tuple) or not all(map(_is_id, ids)):
             raise ConfigError(
                 f"[tokenize] the tokenizer's encode gives {brief(ids)}; allowed: a list of token "
-                "ids, as transformers' tokenizers give; one of the tokenizers library is wrapped by "
-                "PreTrainedTokenizerFast(tokenizer_object=...)"
+                "ids, as transformers' tokenizers give; one of the tokenizers library needs "
+                "PreTrainedTokenizerFast(tokenizer_object=...) around it"
             )
         return [int(i) for i in ids]
 
