@@ -281,7 +281,9 @@ def measure(base: hg.LLM, name: str, variant: Variant, task: Any) -> Row:
 @torch.no_grad()
 def layer_similarity(model: Path, prompts: list[list[int]]) -> list[float]:
     """Return the mean cosine similarity of the inputs of layers i and i+1, for each i."""
-    reference = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    reference = transformers.AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, trust_remote_code=False
+    ).eval()
     layers = reference.config.num_hidden_layers
     total = torch.zeros(layers - 1, dtype=torch.float64)
     for ids in prompts:
@@ -297,7 +299,7 @@ def layer_similarity(model: Path, prompts: list[list[int]]) -> list[float]:
 def held_weights(model: Path, prompts: list[list[int]], budgets: Sequence[float]) -> list[Held]:
     """Return what the window and the best K tokens hold of the last token's attention."""
     reference = transformers.AutoModelForCausalLM.from_pretrained(
-        model, attn_implementation="eager", dtype=torch.float32
+        model, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
     ).eval()
     sums = torch.zeros(len(budgets), reference.config.num_hidden_layers)
     for ids in prompts:
