@@ -539,7 +539,7 @@ def test_the_accuracy_script_counts_the_given_tokens_that_the_model_would_choose
     import methods_accuracy
 
     prompts = HEALTHY[:2]
-    texts = llm.generate_ids(prompts, GREEDY)
+    texts = llm.generate_ids(prompts, GREEDY, decode_prompt_tokens=1)
     hits, metrics = methods_accuracy.agreement(llm, prompts, texts, 1)
     assert hits == [1.0] * 12
     assert [m.generated_tokens for m in metrics] == [6, 6]
