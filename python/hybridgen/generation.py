@@ -71,9 +71,8 @@ class Sequence:
             self.output.logprobs = []
         self._parts: list[str] = []
         self._matcher = StopMatcher(params.stop_strings)
-        self._detokenizer = None
-        if tokenizer is not None:
-            self._detokenizer = self._read_prompt(tokenizer)
+        self._tokenizer = tokenizer
+        self._detokenizer: Detokenizer | None = None
 
     @property
     def finished(self) -> bool:
@@ -116,13 +115,14 @@ class Sequence:
             except BaseException:
                 pass  # what was held back cannot be made text
 
-    def _read_prompt(self, tokenizer: Any) -> Detokenizer:
+    def _read_prompt(self) -> Detokenizer:
         """Return a detokenizer behind the prompt, in the end of which a stop string may begin."""
         skip = self.params.skip_special_tokens
         longest = max(map(len, self.params.stop_strings), default=0)
         # No token is shorter than a byte, and no character longer than four.
         start = max(0, len(self.prompt_ids) - 4 * longest)
-        detokenizer = Detokenizer(tokenizer, self.prompt_ids[:start], skip_special_tokens=skip)
+        before = self.prompt_ids[:start]
+        detokenizer = Detokenizer(self._tokenizer, before, skip_special_tokens=skip)
         for token_id in self.prompt_ids[start:]:
             self._matcher.push("", seen=detokenizer.piece(token_id).seen, armed=False)
         detokenizer.begin()
@@ -130,8 +130,11 @@ class Sequence:
 
     def _text_of(self, token_id: int, *, ended: bool) -> str:
         # An ending token belongs to the tokens, not to the text.
-        if self._detokenizer is None or ended:
+        if self._tokenizer is None or ended:
             return ""
+        # Not before: what the tokenizer cannot decode is the failure of this sequence alone.
+        if self._detokenizer is None:
+            self._detokenizer = self._read_prompt()
         piece = self._detokenizer.piece(token_id)
         armed = len(self.output.token_ids) >= self.params.min_tokens
         text, stop = self._matcher.push(piece.shown, seen=piece.seen, armed=armed)

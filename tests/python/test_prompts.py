@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridgen import LLM, CheckpointError, ConfigError
+from hybridgen import LLM, CheckpointError, ConfigError, HybridGenError, SamplingParams
 from hybridgen.codec import Codec
 from hybridgen.prompts import PromptReader
 from hybridgen.tokenizer import Detokenizer
@@ -191,3 +192,18 @@ def test_pairs_are_a_list_of_pairs(pairs: Any) -> None:
 def test_the_prompt_in_a_dict_is_a_string(prompt: Any) -> None:
     with pytest.raises(ConfigError, match=r"prompt is .*; allowed: a string"):
         reader_of(tokenizer_of("byte_level")).read(prompt)
+
+
+def test_a_prompt_that_cannot_be_decoded_fails_alone(trained: Callable[[str], LLM]) -> None:
+    def decode(ids: list[int], **_: Any) -> str:
+        if 5 in ids:
+            raise ArithmeticError("no five")
+        return "x" * len(ids)
+
+    params = SamplingParams(max_tokens=3, ignore_eos=True)
+    with LLM(trained("tiny-llama"), tokenizer=Odd(decode=decode)) as llm:
+        with pytest.raises(HybridGenError, match="ArithmeticError: no five") as caught:
+            llm.generate([[7, 8], [6, 5]], params)
+        fine, failed = caught.value.outputs  # type: ignore[attr-defined]
+    assert (fine.text, fine.finish_reason) == ("xxx", "length")
+    assert failed.finish_reason == "error"
