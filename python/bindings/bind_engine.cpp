@@ -5,7 +5,7 @@
 
 #include "bindings.h"
 #include "hybridgen/core/error.h"
-#include "hybridgen/device/worker_pool.h"
+#include "hybridgen/device/cpus.h"
 #include "hybridgen/engine/engine.h"
 #include "hybridgen/memory/numa.h"
 
@@ -448,7 +448,9 @@ void register_engine(py::module_& module) {
             return parts;
           },
           "Memory nodes that KV heads are divided over, with their workers' CPUs.")
-      .def_property_readonly("options", &Engine::options);
+      // A copy: a reference would keep the engine, and so the weights, as long as it is held.
+      .def_property_readonly("options",
+                             [](const Engine& engine) { return EngineOptions(engine.options()); });
 }
 
 }  // namespace hybridgen::bindings

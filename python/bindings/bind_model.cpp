@@ -7,12 +7,33 @@
 
 #include "bindings.h"
 #include "hybridgen/core/error.h"
+#include "hybridgen/device/process.h"
+#include "hybridgen/engine/driver_thread.h"
 #include "hybridgen/models/decoder_model.h"
 
 namespace py = pybind11;
 
 namespace hybridgen::bindings {
 namespace {
+
+const MakerProcess importer;
+
+// While it lives, LibTorch works in the calling thread alone if this is a forked child: there the
+// thread may have an OpenMP team of the parent's, and would wait for its threads for ever.
+class AloneIfForked {
+ public:
+  AloneIfForked() {
+    if (!importer.is_this_one()) {
+      set_intra_op_threads(1);
+    }
+  }
+  ~AloneIfForked() { set_intra_op_threads(threads_); }
+  AloneIfForked(const AloneIfForked&) = delete;
+  AloneIfForked& operator=(const AloneIfForked&) = delete;
+
+ private:
+  int threads_ = default_intra_op_threads();
+};
 
 template <typename Enum, std::size_t N>
 Enum parse(const std::string& name,
@@ -182,6 +203,8 @@ void register_model(py::module_& module) {
       module, "Model", "Weights of one model on one device.")
       .def(py::init(
                [](const ModelConfig& config, const std::string& dtype, const std::string& device) {
+                 // LibTorch copies weights with OpenMP, in the calling thread's team.
+                 check_threads_can_start(default_intra_op_threads() - 1, "load model");
                  return std::make_shared<DecoderModel>(config, dtype_from_name(dtype), device);
                }),
            py::arg("config"),
@@ -203,6 +226,7 @@ void register_model(py::module_& module) {
           [](DecoderModel& model, const std::string& name, const at::Tensor& tensor) {
             const py::gil_scoped_release release;
             const at::NoGradGuard no_grad;
+            const AloneIfForked alone;
             model.weights().load_tensor(name, tensor);
           },
           py::arg("name"),
@@ -213,6 +237,7 @@ void register_model(py::module_& module) {
           [](DecoderModel& model, std::uint64_t seed) {
             const py::gil_scoped_release release;
             const at::NoGradGuard no_grad;
+            const AloneIfForked alone;
             model.weights().load_dummy(seed);
           },
           py::arg("seed") = 0,
@@ -223,7 +248,8 @@ void register_model(py::module_& module) {
           "Raises CheckpointError naming the tensors that were not loaded.")
       .def_property_readonly("weight_bytes",
                              [](const DecoderModel& model) { return model.weights().bytes(); })
-      .def_property_readonly("config", &DecoderModel::config)
+      .def_property_readonly("config",
+                             [](const DecoderModel& model) { return ModelConfig(model.config()); })
       .def_property_readonly(
           "dtype", [](const DecoderModel& model) { return std::string(name_of(model.dtype())); })
       .def_property_readonly("device",

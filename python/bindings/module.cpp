@@ -5,6 +5,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -13,7 +17,8 @@
 #include "bindings.h"
 #include "engine/own_error.h"
 #include "hybridgen/core/error.h"
-#include "hybridgen/device/worker_pool.h"
+#include "hybridgen/device/cpus.h"
+#include "hybridgen/device/process.h"
 #include "hybridgen/kvcache/scoring_shadow.h"
 #include "hybridgen/memory/host_buffer.h"
 #include "hybridgen/memory/memory_budget.h"
@@ -102,14 +107,15 @@ double read_bandwidth(int threads, std::int64_t bytes) {
   std::vector<double> rates;
   for (int pass = 0; pass < 6; ++pass) {
     const auto begin = std::chrono::steady_clock::now();
-    std::vector<std::thread> readers;
+    check_threads_can_start(threads, "read_bandwidth");
+    std::vector<std::jthread> readers;
     std::vector<std::uint64_t> sums(static_cast<std::size_t>(threads));
     for (int i = 0; i < threads; ++i) {
       readers.emplace_back([&, i] {
         sums[static_cast<std::size_t>(i)] = kernels::read_all(buffer.data() + i * part, part);
       });
     }
-    for (std::thread& reader : readers) {
+    for (std::jthread& reader : readers) {
       reader.join();
     }
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
@@ -168,9 +174,21 @@ void register_errors(py::module_& /*module*/) {
 
 void register_info(py::module_& module) {
   module.def("build_info", &build_info, "Facts about this build and what this CPU supports.");
-  module.def("cuda_device_count", &kernels::cuda_device_count, "CUDA devices; 0 without a driver.");
   module.def(
       "available_host_bytes", &available_host_bytes, "Host memory that could still be taken.");
+  module.def(
+      "release_free_memory",
+      [] {
+#if defined(__GLIBC__)
+        malloc_trim(0);
+#endif
+      },
+      py::call_guard<py::gil_scoped_release>(),
+      "Gives what the allocator holds and nobody uses back to the operating system.");
+  module.def(
+      "is_engine_thread",
+      &is_engine_thread,
+      "Whether the calling thread belongs to an engine: it runs work that somebody waits for.");
   module.def("available_parallelism",
              &available_parallelism,
              "CPUs' worth of time this process may use (affinity and cgroup quota).");

@@ -24,12 +24,13 @@ __all__: list[str] = [
     "available_host_bytes",
     "available_parallelism",
     "build_info",
-    "cuda_device_count",
+    "is_engine_thread",
     "method_table",
     "nearest_name",
     "numa_nodes",
     "read_bandwidth",
     "register_selector",
+    "release_free_memory",
     "scheduler_preset",
     "scheduler_preset_names",
     "selector_names",
@@ -412,9 +413,9 @@ def build_info() -> dict:
     Facts about this build and what this CPU supports.
     """
 
-def cuda_device_count() -> int:
+def is_engine_thread() -> bool:
     """
-    CUDA devices; 0 without a driver.
+    Whether the calling thread belongs to an engine: it runs work that somebody waits for.
     """
 
 def method_table() -> list:
@@ -443,6 +444,11 @@ def read_bandwidth(
 def register_selector(name: str, strategy: str, make: typing.Any) -> None:
     """
     Adds a selector; `make(**shape)` is called once per request.
+    """
+
+def release_free_memory() -> None:
+    """
+    Gives what the allocator holds and nobody uses back to the operating system.
     """
 
 def scheduler_preset(name: str) -> dict:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from . import _core
 from ._checks import brief
+from ._lifetime import rest
 from .errors import (
     CheckpointError,
     ConfigError,
@@ -485,6 +486,7 @@ def _load_weights(model: Any, family: Family, config: dict[str, Any], shards: li
             continue
         with open_weights(shard.file) as opened:
             for source in sorted(wanted):
+                rest()  # the interpreter's end does not wait for all of them
                 _load_tensor(model, wanted[source], shapes, source, shard.file, opened)
 
 

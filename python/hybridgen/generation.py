@@ -7,13 +7,13 @@ may pause while another call runs.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Generator
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from typing import Any
 
 from . import _core
+from ._lifetime import Guard, rest
 from .errors import ConfigError, HybridGenError, own_error
 from .outputs import CompletionOutput, RequestMetrics
 from .sampling import SamplingParams
@@ -174,14 +174,23 @@ class EngineLoop:
         self._live: dict[int, Sequence] = {}
         self._events: list[Any] = []
         """Of the last step, not yet given to their sequences."""
-        self._lock = threading.RLock()
+        self._guard = Guard()
 
     @property
     def engine(self) -> Any:
-        """The engine; ConfigError once it is closed."""
+        """The engine; ConfigError once it is closed, and in a forked process."""
+        rest()
+        self._guard.refuse_if_forked()
         if self._engine is None:
-            raise ConfigError("[LLM] the engine is closed; make a new LLM")
+            raise ConfigError(
+                "[LLM] the engine is closed; allowed: an LLM that is open; make a new one, or "
+                "close this one later"
+            )
         return self._engine
+
+    @property
+    def _lock(self) -> Any:
+        return self._guard.lock
 
     @property
     def idle(self) -> bool:
@@ -244,7 +253,11 @@ class EngineLoop:
 
     def abort(self, sequence: Sequence) -> None:
         """End a sequence that may or may not be in flight; never raises."""
+        if self._guard.is_forked:
+            sequence.end("abort")
+            return
         with self._lock:
+            rest()
             if sequence.request_id in self._live:
                 self._forget(sequence, "abort")
             else:
@@ -264,9 +277,10 @@ class EngineLoop:
         return 0
 
     def close(self) -> None:
-        """End everything and let go of the engine."""
-        with self._lock:
-            for sequence in list(self._live.values()):
+        """Let go of the engine and its requests, whose callers get an error."""
+        # In a forked child another thread may have held the lock, which nobody gives up there.
+        with nullcontext() if self._guard.is_forked else self._lock:
+            for sequence in [] if self._guard.is_forked else list(self._live.values()):
                 self._forget(
                     sequence,
                     "abort",
@@ -275,6 +289,7 @@ class EngineLoop:
                         "have returned"
                     ),
                 )
+            self._live.clear()
             self._engine = None
 
     def _add_all(self, sequences: list[Sequence], call: Call) -> None:

@@ -111,9 +111,9 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def _gpu() -> dict[str, Any]:
-    count = _core.cuda_device_count()
+    count = torch.cuda.device_count()
     found: dict[str, Any] = {"devices": count}
-    if count and torch.cuda.is_available():
+    if count:
         properties = torch.cuda.get_device_properties(0)
         found |= {"name": properties.name, "bytes": properties.total_memory}
         found["cuda"] = torch.version.cuda

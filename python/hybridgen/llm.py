@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ import torch
 
 from . import _core
 from ._checks import MAX_INT64, as_int, brief, check_keywords, one_of
+from ._lifetime import guarded
 from .chat import chat_prompts
 from .checkpoint import LOAD_FORMATS, LoadedModel, load_model
 from .codec import Codec
@@ -66,6 +68,7 @@ class LLM:
     model : str, Path, dict or LLM
         A local folder, a hub id, or with ``load_format="dummy"`` the content of a config.json.
         Another LLM shares its weights and tokenizer: the way to compare methods on one model.
+        Each of them is closed for itself, and the weights go with the last.
     tokenizer : str, Path or object, optional
         A folder, a hub id, or an object with encode and decode as in transformers. By default the
         one in the model's folder; without any, token ids still work.
@@ -117,6 +120,10 @@ class LLM:
     >>> llm.generate("Once upon a time", SamplingParams(max_tokens=8))[0].text  # doctest: +SKIP
     """
 
+    _loaded: LoadedModel
+    _loop: EngineLoop
+
+    @guarded
     def __init__(
         self,
         model: str | Path | dict[str, Any] | LLM,
@@ -191,7 +198,8 @@ class LLM:
                         f"[LLM] {name} is {value!r} for a model that is loaded already; allowed: "
                         "'auto'; pass its path to load it again"
                     )
-            loaded: LoadedModel = model._loaded
+            loaded = replace(model._loaded)  # closing one leaves the other its own
+            _ = model._loop.engine  # refuses one that is closed
             tokenizer = model.tokenizer if tokenizer is None else tokenizer
         else:
             with own_errors("load_model"):
@@ -203,7 +211,7 @@ class LLM:
                     revision=revision,
                     seed=self._seed,
                 )
-        self._loaded: LoadedModel = loaded
+        self._loaded = loaded
         self.tokenizer: Any = tokenizer
         if tokenizer is None and loaded.path is not None:
             self.tokenizer = load_tokenizer(loaded.path)
@@ -248,6 +256,7 @@ class LLM:
 
     # ------------------------------------------------------------------------------ generation
 
+    @guarded
     def generate(
         self,
         prompts: Any,
@@ -311,6 +320,7 @@ class LLM:
             self.partial_outputs = outputs()
             raise
 
+    @guarded
     def generate_ids(
         self,
         prompts: list[list[int]],
@@ -347,6 +357,7 @@ class LLM:
         groups = [[sequence] for sequence in sequences]
         return self._run("generate_ids", groups, ids, outputs, progress=progress)
 
+    @guarded
     def stream(
         self,
         prompt: Prompt,
@@ -380,6 +391,7 @@ class LLM:
         sequence = self._sequence(ids, params, codec, decode_prompt_tokens=decode_prompt_tokens)
         return self._stream(sequence, ids if text is None else text)
 
+    @guarded
     def chat(
         self,
         messages: list[dict[str, Any]] | list[list[dict[str, Any]]],
@@ -404,6 +416,7 @@ class LLM:
         prompts = [{"prompt_token_ids": ids} for ids in chat_prompts(codec, messages)]
         return self.generate(prompts, sampling_params, progress=progress)
 
+    @guarded
     def score(self, pairs: list[tuple[Any, Any]]) -> list[tuple[float, bool]]:
         """Return for each (context, continuation) its log-probability and whether it is greedy.
 
@@ -501,11 +514,26 @@ class LLM:
         self._tracing = False
         write_chrome_trace(path, engine.stop_trace())
 
+    @guarded
     def close(self) -> None:
-        """Free the model and its memory; the object cannot be used afterwards."""
+        """Free what this object holds; calling it again does nothing.
+
+        The weights go back to the system with the last LLM that shares them; the others work on.
+        Requests that are running end, in other threads too: their next token raises ConfigError, as
+        does every later call. What was read from the checkpoint (``path``, ``model_config``,
+        ``tokenizer`` and so on) stays.
+        """
+        device = "cpu" if self._loaded.model is None else self._loaded.model.device
         self._loop.close()
+        if self._loaded.model is None:
+            return
+        self._loaded.model = None
+        _core.release_free_memory()
+        if device.startswith("cuda"):
+            torch.cuda.empty_cache()
 
     def __enter__(self) -> LLM:
+        _ = self._loop.engine  # refuses one that is closed
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -515,6 +543,13 @@ class LLM:
         # The constructor may have failed before there was anything to close.
         with suppress(Exception):
             self.close()
+
+    def __reduce_ex__(self, _protocol: object) -> Any:
+        raise ConfigError(
+            "[LLM] an LLM owns threads and memory of this process and cannot be copied or pickled; "
+            "LLM(llm) makes another one on the same weights; in another process make one from the "
+            "same path"
+        )
 
     def __repr__(self) -> str:
         config = self.model_config
@@ -691,7 +726,7 @@ def _free_device_bytes(device: str) -> int:
 
 def _resolve_device(device: object) -> str:
     name = str(device) if isinstance(device, str | torch.device) else brief(device)
-    count = _core.cuda_device_count()
+    count = torch.cuda.device_count()
     if name == "auto":
         return "cuda:0" if count else "cpu"
     if name == "cpu":
@@ -702,7 +737,8 @@ def _resolve_device(device: object) -> str:
     index = int(match[1] or 0)
     if index >= count:
         raise ConfigError(
-            f"[LLM] device is {name!r}, but this build sees {count} CUDA devices; allowed: "
-            "auto, cpu" + (f", cuda:0 to cuda:{count - 1}" if count else "")
+            f"[LLM] device is {name!r}, but torch {torch.__version__} sees {count} CUDA "
+            "devices; allowed: auto, cpu"
+            + (f", cuda:0 to cuda:{count - 1}" if count else "; a GPU needs a CUDA build of torch")
         )
     return f"cuda:{index}"

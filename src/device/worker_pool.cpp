@@ -19,11 +19,8 @@
 #include "hybridgen/device/worker_pool.h"
 
 #include <pthread.h>
-#include <sched.h>
 
-#include <algorithm>
 #include <array>
-#include <cerrno>
 #include <cstddef>
 #include <limits>
 #include <mutex>
@@ -37,8 +34,8 @@
 #include <immintrin.h>
 #endif
 
-#include "core/control_group.h"
 #include "hybridgen/core/error.h"
+#include "hybridgen/device/cpus.h"
 
 namespace hybridgen {
 
@@ -80,63 +77,6 @@ bool spin_until(const Condition& condition, std::chrono::microseconds limit) {
     }
   } while (Clock::now() < end);
   return false;
-}
-
-/// A CPU set of any size; cpu_set_t itself ends at 1024.
-class CpuSet {
- public:
-  explicit CpuSet(std::size_t num_cpus) : num_cpus_(num_cpus), set_(CPU_ALLOC(num_cpus)) {
-    if (set_ == nullptr) throw std::bad_alloc();
-    CPU_ZERO_S(size_bytes(), set_);
-  }
-  ~CpuSet() { CPU_FREE(set_); }
-  CpuSet(const CpuSet&) = delete;
-  CpuSet& operator=(const CpuSet&) = delete;
-
-  std::size_t num_cpus() const { return num_cpus_; }
-  std::size_t size_bytes() const { return CPU_ALLOC_SIZE(num_cpus_); }
-  cpu_set_t* get() { return set_; }
-  void add(int cpu) { CPU_SET_S(static_cast<std::size_t>(cpu), size_bytes(), set_); }
-  bool contains(int cpu) const {
-    return CPU_ISSET_S(static_cast<std::size_t>(cpu), size_bytes(), set_) != 0;
-  }
-
- private:
-  std::size_t num_cpus_;
-  cpu_set_t* set_;
-};
-
-void pin_thread(pthread_t thread, const std::vector<int>& cpus, const char* operation) {
-  std::string listed;
-  int largest = 0;
-  int smallest = 0;
-  for (const int cpu : cpus) {
-    listed += (listed.empty() ? "" : ", ") + std::to_string(cpu);
-    largest = std::max(largest, cpu);
-    smallest = std::min(smallest, cpu);
-  }
-  constexpr int kMostCpus = 1 << 20;  // bounds the allocation; far above any kernel's limit
-  int error = EINVAL;
-  if (smallest >= 0 && largest < kMostCpus) {
-    CpuSet set(static_cast<std::size_t>(largest) + 1);
-    for (const int cpu : cpus) set.add(cpu);
-    error = pthread_setaffinity_np(thread, set.size_bytes(), set.get());
-  }
-  if (error == 0) return;
-
-  std::string usable;
-  for (const int cpu : available_cpus()) {
-    usable += (usable.empty() ? "" : ", ") + std::to_string(cpu);
-  }
-  throw DeviceError(message("[",
-                            operation,
-                            "] pinning to CPUs {",
-                            listed,
-                            "} failed: ",
-                            std::generic_category().message(error),
-                            "; allowed: non-empty subsets of {",
-                            usable,
-                            "}; choose among these or do not pin"));
 }
 
 }  // namespace
@@ -239,6 +179,7 @@ void WorkerPool::State::execute(const Claim& claimed, int worker) {
 }
 
 void WorkerPool::State::work(int worker) {
+  mark_engine_thread();
   flush_denormals_in_current_thread();
   const auto has_work = [this] {
     return head.load(std::memory_order_relaxed) != tail.load(std::memory_order_seq_cst);
@@ -346,7 +287,11 @@ WorkerPool::WorkerPool(Options options) : state_(std::make_unique<State>(options
       state->threads.emplace_back([state, worker] { state->work(worker); });
       const pthread_t handle = state->threads.back().native_handle();
       static_cast<void>(pthread_setname_np(handle, message("hybridgen-", worker).c_str()));
-      if (options.cpus[i] >= 0) pin_thread(handle, {options.cpus[i]}, "worker pool");
+      if (options.cpus[i] >= 0) {
+        pin_thread(handle, {options.cpus[i]}, "worker pool");
+      } else if (openmp_binds_threads()) {
+        pin_thread(handle, available_cpus(), "worker pool");  // not the creator's place
+      }
     }
   } catch (const std::system_error& error) {
     const std::size_t started = state->threads.size();
@@ -357,15 +302,21 @@ WorkerPool::WorkerPool(Options options) : state_(std::make_unique<State>(options
                               options.cpus.size(),
                               " could not be created: ",
                               error.what(),
-                              "; allowed: what the system's limits on threads permit; use fewer "
-                              "threads"));
+                              "; allowed: ",
+                              thread_limits()));
   } catch (...) {
     state->stop_and_join();
     throw;
   }
 }
 
-WorkerPool::~WorkerPool() { state_->stop_and_join(); }
+WorkerPool::~WorkerPool() {
+  if (!maker_.is_this_one()) {
+    static_cast<void>(state_.release());
+    return;
+  }
+  state_->stop_and_join();
+}
 
 int WorkerPool::size() const { return static_cast<int>(state_->threads.size()); }
 
@@ -392,47 +343,6 @@ void WorkerPool::finish(TaskGroup& group) {
 void WorkerPool::run(TaskGroup& group) {
   submit(group);
   finish(group);
-}
-
-std::vector<int> available_cpus() {
-  constexpr std::size_t kMostCpus = std::size_t{1} << 20;
-  for (std::size_t num_cpus = 1024; num_cpus <= kMostCpus; num_cpus *= 2) {
-    CpuSet set(num_cpus);
-    if (sched_getaffinity(0, set.size_bytes(), set.get()) == 0) {
-      std::vector<int> cpus;
-      for (int cpu = 0; cpu < static_cast<int>(set.num_cpus()); ++cpu) {
-        if (set.contains(cpu)) cpus.push_back(cpu);
-      }
-      return cpus;
-    }
-    if (errno != EINVAL) break;  // EINVAL: the kernel's own mask is larger
-  }
-  throw DeviceError(message("[available_cpus] reading the affinity mask failed: ",
-                            std::generic_category().message(errno),
-                            "; allowed: a readable mask; pass CPUs explicitly"));
-}
-
-int available_parallelism() {
-  const auto cpus = static_cast<std::int64_t>(available_cpus().size());
-  return static_cast<int>(
-      std::max<std::int64_t>(1, std::min(cpus, control_group_cpus().value_or(cpus))));
-}
-
-void pin_current_thread(const std::vector<int>& cpus) {
-  pin_thread(pthread_self(), cpus, "pin_current_thread");
-}
-
-void flush_denormals_in_current_thread() {
-#if defined(__x86_64__) || defined(__i386__)
-  constexpr unsigned kFlushToZero = 0x8000;
-  constexpr unsigned kDenormalsAreZero = 0x0040;
-  _mm_setcsr(_mm_getcsr() | kFlushToZero | kDenormalsAreZero);
-#elif defined(__aarch64__)
-  constexpr std::uint64_t kFlushToZero = std::uint64_t{1} << 24;
-  std::uint64_t control = 0;
-  asm volatile("mrs %0, fpcr" : "=r"(control));
-  asm volatile("msr fpcr, %0" : : "r"(control | kFlushToZero));
-#endif
 }
 
 }  // namespace hybridgen

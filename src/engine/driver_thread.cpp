@@ -6,11 +6,20 @@
 
 #include <utility>
 
+#include "hybridgen/core/error.h"
+
 namespace hybridgen {
 
-DriverThread::DriverThread() : thread_([this] { loop(); }) {}
+DriverThread::DriverThread() {
+  check_threads_can_start(1, "driver thread");
+  thread_ = std::thread([this] { loop(); });
+}
 
 DriverThread::~DriverThread() {
+  if (!maker_.is_this_one()) {
+    static_cast<void>(new std::thread(std::move(thread_)));  // neither joined nor destroyed
+    return;
+  }
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
@@ -20,6 +29,11 @@ DriverThread::~DriverThread() {
 }
 
 void DriverThread::run(const std::function<void()>& work) {
+  if (!maker_.is_this_one()) {
+    throw DeviceError(
+        "[engine] this process was forked from the one that made the engine, whose threads are "
+        "not here; make the engine in this process, or start it with spawn instead of fork");
+  }
   std::unique_lock lock(mutex_);
   work_ = &work;
   changed_.notify_all();
@@ -30,6 +44,7 @@ void DriverThread::run(const std::function<void()>& work) {
 }
 
 void DriverThread::loop() {
+  mark_engine_thread();
   std::unique_lock lock(mutex_);
   for (;;) {
     changed_.wait(lock, [this] { return stopping_ || work_ != nullptr; });
@@ -57,6 +72,14 @@ void set_intra_op_threads(int threads) {
   // at::set_num_threads would change the default of every thread of the process.
   at::init_num_threads();
   omp_set_num_threads(threads);
+}
+
+void start_intra_op_threads(int threads) {
+  check_threads_can_start(threads - 1, "OpenMP");
+  set_intra_op_threads(threads);
+#pragma omp parallel
+  {
+  }
 }
 
 }  // namespace hybridgen

@@ -10,6 +10,7 @@
 #include "admission.h"
 #include "host_threads.h"
 #include "hybridgen/core/error.h"
+#include "hybridgen/device/cpus.h"
 #include "hybridgen/device/worker_pool.h"
 #include "hybridgen/engine/driver_thread.h"
 #include "hybridgen/memory/memory_budget.h"
@@ -116,6 +117,7 @@ struct Engine::Impl {
   std::vector<int> pool_cpus;  ///< pinned cores of the pool's workers; empty if they are not pinned
   std::vector<int> available_cores = available_cpus();
   NumaDivision division;
+  MakerProcess maker;
   int prefill_threads = 1;
   std::int64_t next_id = 0;
   // Last: joins before anything its work refers to is destroyed.
@@ -211,6 +213,9 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
       *model, *ops, method, cpu_stage.get(), pool.get(), trace, statistics, options.test);
   driver = std::make_unique<DriverThread>();
   driver->run([this] {
+    if (openmp_binds_threads()) {
+      pin_current_thread(available_cores);  // not the place of the thread that made this one
+    }
     if (model->device().is_cpu()) {
       flush_denormals_in_current_thread();  // as the workers, which share its operations
     }
@@ -218,6 +223,9 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
     const std::int64_t all = std::min<std::int64_t>(options.device_threads + options.threads,
                                                     default_intra_op_threads());
     prefill_threads = static_cast<int>(std::max(options.device_threads, all));
+    if (model->device().is_cpu()) {
+      start_intra_op_threads(prefill_threads);
+    }
   });
 }
 
@@ -286,7 +294,7 @@ void Engine::Impl::enter(Phase next) {
     std::erase_if(cpus,
                   [&](int cpu) { return std::ranges::find(pool_cpus, cpu) != pool_cpus.end(); });
   }
-  if (!pool_cpus.empty()) {
+  if (!pool_cpus.empty() || openmp_binds_threads()) {
     pin_current_thread(cpus);
   }
   set_intra_op_threads(next == Phase::kPrefill ? prefill_threads
@@ -485,7 +493,11 @@ Engine::Engine(std::shared_ptr<DecoderModel> model, EngineOptions options)
 Engine::Engine(std::shared_ptr<DecoderModel> model, EngineOptions options, Method method)
     : impl_(std::make_unique<Impl>(std::move(model), std::move(options), std::move(method))) {}
 
-Engine::~Engine() = default;
+Engine::~Engine() {
+  if (!impl_->maker.is_this_one()) {
+    static_cast<void>(impl_.release());  // it ends with the forked child
+  }
+}
 
 const EngineOptions& Engine::options() const { return impl_->options; }
 

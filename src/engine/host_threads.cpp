@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "hybridgen/core/error.h"
-#include "hybridgen/device/worker_pool.h"
+#include "hybridgen/device/cpus.h"
 
 namespace hybridgen {
 

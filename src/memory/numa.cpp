@@ -15,7 +15,7 @@
 #include <utility>
 
 #include "hybridgen/core/error.h"
-#include "hybridgen/device/worker_pool.h"
+#include "hybridgen/device/cpus.h"
 #include "hybridgen/memory/memory_budget.h"
 
 #if defined(HYBRIDGEN_HAS_NUMA)

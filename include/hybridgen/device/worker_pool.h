@@ -6,7 +6,7 @@
 // any worker; groups start in submission order; of a group's exceptions wait() rethrows the one of
 // the task with the lowest index, whatever the timing. Workers set flush-to-zero and
 // denormals-are-zero, spin for a bounded time when idle and then sleep on a futex. The destructor
-// finishes queued groups, then joins.
+// finishes queued groups, then joins; in a forked child, where no worker is, it lets go of them.
 #pragma once
 
 #include <atomic>
@@ -17,6 +17,8 @@
 #include <memory>
 #include <mutex>
 #include <vector>
+
+#include "hybridgen/device/process.h"
 
 namespace hybridgen {
 
@@ -57,7 +59,8 @@ class WorkerPool {
   static constexpr std::chrono::microseconds kDecodeSpin{1000};
 
   struct Options {
-    std::vector<int> cpus;  ///< one pinned thread per entry; an entry < 0 is not pinned
+    /// One pinned thread per entry; one < 0 may run on all of available_cpus().
+    std::vector<int> cpus;
     std::chrono::microseconds spin{50};  ///< idle time before a worker (or a waiter) sleeps
   };
 
@@ -105,19 +108,7 @@ class WorkerPool {
  private:
   struct State;
   std::unique_ptr<State> state_;
+  MakerProcess maker_;
 };
-
-/// CPUs this process may use (affinity mask), ascending.
-std::vector<int> available_cpus();
-
-/// CPUs' worth of time this process may use: min(affinity mask, cgroup v1/v2 quota rounded up),
-/// >= 1.
-int available_parallelism();
-
-/// Restricts the calling thread to `cpus`. Throws DeviceError with errno text.
-void pin_current_thread(const std::vector<int>& cpus);
-
-/// Sets FTZ and DAZ for the calling thread: denormals cost 2-4x in the scan (microcode assists).
-void flush_denormals_in_current_thread();
 
 }  // namespace hybridgen

@@ -9,16 +9,21 @@
 #include <mutex>
 #include <thread>
 
+#include "hybridgen/device/process.h"
+
 namespace hybridgen {
 
 class DriverThread {
  public:
+  /// Throws DeviceError if the thread cannot be created.
   DriverThread();
+  /// In a forked child, where the thread is not, it lets go of it.
   ~DriverThread();
   DriverThread(const DriverThread&) = delete;
   DriverThread& operator=(const DriverThread&) = delete;
 
   /// Runs `work` on the thread, waits for it and rethrows its exception. One caller at a time.
+  /// Throws DeviceError in a forked child.
   void run(const std::function<void()>& work);
 
  private:
@@ -29,6 +34,7 @@ class DriverThread {
   const std::function<void()>* work_ = nullptr;
   std::exception_ptr error_;
   bool stopping_ = false;
+  MakerProcess maker_;
   std::thread thread_;
 };
 
@@ -38,5 +44,8 @@ int default_intra_op_threads();
 /// OpenMP (and so LibTorch's intra-op) threads of work started from the calling thread, and only
 /// there.
 void set_intra_op_threads(int threads);
+
+/// The same, and starts the threads now. Throws DeviceError if the system does not allow so many.
+void start_intra_op_threads(int threads);
 
 }  // namespace hybridgen

@@ -3,8 +3,9 @@
 // requests over one model, by one method.
 //
 // Not thread-safe: one caller at a time. Work runs on the engine's own driver thread and worker
-// pool; step() blocks until it is done. A request's failure is its own: it ends with an event that
-// carries the error, and all others go on. After any exception the engine stays usable.
+// pool; step() blocks until it is done. In a forked child it throws DeviceError. A request's failure
+// is its own: it ends with an event that carries the error, and all others go on. After any
+// exception the engine stays usable.
 #pragma once
 
 #include <cstdint>
@@ -80,6 +81,7 @@ class Engine {
   Engine(std::shared_ptr<DecoderModel> model, EngineOptions options);
   /// The same for a composition of the user's own instead of a named method.
   Engine(std::shared_ptr<DecoderModel> model, EngineOptions options, Method method);
+  /// Ends the engine's threads. In a forked child, which has none of them, it only lets go.
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;

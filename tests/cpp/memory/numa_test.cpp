@@ -14,7 +14,7 @@
 #include <string>
 
 #include "hybridgen/core/error.h"
-#include "hybridgen/device/worker_pool.h"
+#include "hybridgen/device/cpus.h"
 #include "hybridgen/memory/host_buffer.h"
 #include "hybridgen/memory/memory_budget.h"
 
