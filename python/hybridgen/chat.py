@@ -304,6 +304,14 @@ _lock = threading.Lock()
 _renderers: list[_Renderer] = []
 
 
+def _begin_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()  # another thread of the parent may have held it
+
+
+os.register_at_fork(after_in_child=_begin_in_child)
+
+
 def _renderer() -> _Renderer:
     """Return the process's renderer, started at the first call and after one was lost."""
     if not _renderers or not _renderers[0].is_usable:
