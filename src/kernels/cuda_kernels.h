@@ -18,11 +18,12 @@ struct MergeSegment {
   const float* resident_logits = nullptr;  ///< [num_queries, resident_count] contiguous
   std::int64_t resident_count = 0;
   float* logits = nullptr;  ///< [num_queries, host_count + resident_count] contiguous, written
-  const std::int32_t* host_index = nullptr;
+  const std::int32_t* host_index = nullptr;  ///< null: row j of host_values is token j's
   const void* host_values = nullptr;
   const void* resident_values = nullptr;
   std::int64_t resident_stride = 0;
-  void* out = nullptr;  ///< [num_queries, D] contiguous
+  void* out = nullptr;   ///< [num_queries, D] contiguous
+  float* lse = nullptr;  ///< [num_queries] natural log-sum-exp of the logits, or null
 };
 
 /// Whether this build holds CUDA kernels.

@@ -100,6 +100,9 @@ __global__ void softmax_values_kernel(const MergeSegment* segments,
     sum += e;
   }
   sum = combine_block(sum, shared, Sum{});
+  if (segment.lse != nullptr && thread == 0) {
+    segment.lse[query] = sum == 0.0F ? -INFINITY : peak + logf(sum);
+  }
   const float inverse = sum == 0.0F ? 0.0F : 1.0F / sum;
   for (std::int64_t i = thread; i < total; i += kThreads) logits[i] *= inverse;
   __syncthreads();
@@ -110,7 +113,9 @@ __global__ void softmax_values_kernel(const MergeSegment* segments,
   while (columns < head_dim && columns < kThreads) columns *= 2;
   const int groups = kThreads / columns;
   const int group = thread / columns;
-  const std::int32_t* index = segment.host_index + query * segment.host_count;
+  const std::int32_t* index = segment.host_index == nullptr
+                                  ? nullptr  // one choice for all query rows
+                                  : segment.host_index + query * segment.host_count;
   const T* host = static_cast<const T*>(segment.host_values);
   const T* resident = static_cast<const T*>(segment.resident_values);
   T* out = static_cast<T*>(segment.out) + query * head_dim;
@@ -119,7 +124,7 @@ __global__ void softmax_values_kernel(const MergeSegment* segments,
     float value = 0.0F;
     if (d < head_dim) {
       for (std::int64_t j = group; j < segment.host_count; j += groups) {
-        const std::int64_t row = index[j];
+        const std::int64_t row = index == nullptr ? j : index[j];
         value = fmaf(logits[j], to_float(host[row * head_dim + d]), value);
       }
       for (std::int64_t t = group; t < segment.resident_count; t += groups) {

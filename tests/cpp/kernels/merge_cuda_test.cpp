@@ -63,6 +63,10 @@ DeviceCopy copy_of(const Array& values) {
                     static_cast<std::size_t>(values.count()) * size_of(values.dtype()));
 }
 
+/// Whether the query rows of a segment share the host's tokens, as every Pre-QKT payload says by
+/// sending no index.
+enum class Choices : std::uint8_t { kOwn, kShared };
+
 struct Counts {
   std::int64_t host;
   std::int64_t resident;
@@ -72,7 +76,8 @@ void expect_agreement(DType dtype,
                       std::int64_t head_dim,
                       std::int64_t num_queries,
                       Counts counts,
-                      std::size_t masked_every) {
+                      std::size_t masked_every,
+                      Choices choices) {
   const std::int64_t total = counts.host + counts.resident;
   std::vector<float> host_logits = random_floats(num_queries * counts.host, 80);
   std::vector<float> resident_logits = random_floats(num_queries * counts.resident, 81);
@@ -101,6 +106,8 @@ void expect_agreement(DType dtype,
                 total,
                 num_queries);
   const std::vector<float> logits = weights;
+  const bool has_index = choices == Choices::kOwn;
+  std::vector<float> lse(static_cast<std::size_t>(num_queries));
   Array out(dtype, num_queries * head_dim);
   cpu_kernels(Isa::kPortable)
       .softmax_values({.dtype = dtype,
@@ -109,13 +116,14 @@ void expect_agreement(DType dtype,
                        .num_queries = num_queries,
                        .head_dim = head_dim,
                        .host_count = counts.host,
-                       .host_index = index.data(),
+                       .host_index = has_index ? index.data() : nullptr,
                        .host_values = host_values.data(),
                        .resident_count = counts.resident,
                        .resident_values = resident_values.data(),
                        .resident_stride = head_dim + 3,
                        .out = out.data(),
-                       .out_stride = head_dim});
+                       .out_stride = head_dim,
+                       .lse = lse.data()});
 
   const DeviceCopy device_host_logits = copy_of(host_logits);
   const DeviceCopy device_resident_logits = copy_of(resident_logits);
@@ -124,17 +132,19 @@ void expect_agreement(DType dtype,
   const DeviceCopy device_host_values = copy_of(host_values);
   const DeviceCopy device_resident_values = copy_of(resident_values);
   const DeviceCopy device_out = copy_of(random_array(dtype, out.count(), 84));
+  const DeviceCopy device_lse = copy_of(std::vector<float>(lse.size(), 5.0F));
   const std::vector<MergeSegment> segments = {
       {.host_logits = static_cast<const float*>(device_host_logits.get()),
        .host_count = counts.host,
        .resident_logits = static_cast<const float*>(device_resident_logits.get()),
        .resident_count = counts.resident,
        .logits = static_cast<float*>(device_logits.get()),
-       .host_index = static_cast<const std::int32_t*>(device_index.get()),
+       .host_index = has_index ? static_cast<const std::int32_t*>(device_index.get()) : nullptr,
        .host_values = device_host_values.get(),
        .resident_values = device_resident_values.get(),
        .resident_stride = head_dim + 3,
-       .out = device_out.get()}};
+       .out = device_out.get(),
+       .lse = static_cast<float*>(device_lse.get())}};
   const DeviceCopy device_segments = copy_of(segments);
   const auto* segment = static_cast<const MergeSegment*>(device_segments.get());
 
@@ -147,7 +157,16 @@ void expect_agreement(DType dtype,
   device_logits.copy_to(device_weights.data());
   Array device_result(dtype, out.count());
   device_out.copy_to(device_result.data());
+  std::vector<float> device_lse_values(lse.size());
+  device_lse.copy_to(device_lse_values.data());
   const double error = 2.0 * sum_error(total + 40);
+  for (std::size_t i = 0; i < lse.size(); ++i) {
+    if (std::isinf(lse[i])) {
+      ASSERT_EQ(device_lse_values[i], lse[i]);  // every logit is -inf
+    } else {
+      ASSERT_NEAR(device_lse_values[i], lse[i], error * (1.0 + std::abs(double{lse[i]})));
+    }
+  }
   for (std::size_t i = 0; i < weights.size(); ++i) {
     ASSERT_NEAR(device_weights[i], weights[i], static_cast<double>(weights[i]) * error);
   }
@@ -166,9 +185,11 @@ TEST(MergeCuda, AgreesWithTheCpuTwin) {
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
     for (const std::int64_t head_dim : {5, 64, 128, 300}) {
       for (const Counts counts : {Counts{40, 700}, Counts{0, 33}, Counts{17, 0}}) {
-        expect_agreement(dtype, head_dim, 3, counts, 0);
-        expect_agreement(dtype, head_dim, 3, counts, 4);
-        expect_agreement(dtype, head_dim, 1, counts, 1);
+        for (const Choices choices : {Choices::kOwn, Choices::kShared}) {
+          expect_agreement(dtype, head_dim, 3, counts, 0, choices);
+          expect_agreement(dtype, head_dim, 3, counts, 4, choices);
+          expect_agreement(dtype, head_dim, 1, counts, 1, choices);
+        }
       }
     }
   }
