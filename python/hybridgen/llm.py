@@ -402,6 +402,8 @@ class LLM:
         """Answer one conversation or several, through the tokenizer's chat template.
 
         Parameters
+        The log-probability is of the model's own distribution, as `CompletionOutput` says.
+
         ----------
         messages : list of dict, or list of such lists
             Each dict with ``role`` and ``content``: a string, or a list of OpenAI's text parts.

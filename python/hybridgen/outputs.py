@@ -103,9 +103,11 @@ class CompletionOutput:
     token_ids : list of int
         All new tokens, an ending token included.
     cumulative_logprob : float
-        Sum over the new tokens, of the distribution they were drawn from.
+        Sum over the new tokens of what the model itself gives them: the softmax of its logits as
+        they are, before temperature, penalty, top-k, top-p and min-p choose among them. At any
+        other setting than temperature 1 alone this is not the distribution that was sampled.
     logprobs : list of dict, optional
-        Per new token, token id to log-probability; only if asked for.
+        Per new token, token id to log-probability, of the same softmax; only if asked for.
     finish_reason : str or None
         "stop" (the model's ending token, or one of `stop`), "length" (as many tokens as were asked
         for or fit), "abort" (the call was left early), "error" (it failed; the call raised why), or

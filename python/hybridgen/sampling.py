@@ -50,7 +50,8 @@ class SamplingParams:
     seed : int, optional
         Makes this request's samples repeatable; by default they follow from the engine's seed.
     logprobs : int, optional
-        Report the log-probability of each new token and of this many likeliest ones.
+        Report the log-probability of each new token and of this many likeliest ones, of the
+        model's own distribution: before temperature, penalty and the restrictions above.
     repetition_penalty : float
         Above 1.0 makes tokens that occurred before less likely.
     skip_special_tokens : bool

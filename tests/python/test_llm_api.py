@@ -321,6 +321,29 @@ def test_logprobs_hold_the_sampled_token_and_the_likeliest(llm: LLM, reference: 
     assert output.cumulative_logprob == pytest.approx(total)
 
 
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 0.3},
+        {"temperature": 2.0, "top_k": 3},
+        {"temperature": 1.0, "top_p": 0.5, "repetition_penalty": 1.5},
+    ],
+)
+def test_logprobs_are_the_models_own_however_tokens_are_drawn(
+    llm: LLM, reference: Reference, sampling: dict[str, Any]
+) -> None:
+    params = NO_EOS.replace(logprobs=0, seed=4, **sampling)
+    output = llm.generate(PROMPTS[0], params)[0].outputs[0]
+    assert output.logprobs is not None
+    table = reference_logprobs(reference("llama"), PROMPTS[0] + output.token_ids)
+    rows = table[len(PROMPTS[0]) - 1 : -1]
+    own = [float(row[token]) for token, row in zip(output.token_ids, rows, strict=True)]
+    found = [entry[token] for token, entry in zip(output.token_ids, output.logprobs, strict=True)]
+    assert found == pytest.approx(own, abs=1e-3)
+    assert output.cumulative_logprob == pytest.approx(sum(own), abs=1e-2)
+    assert "before temperature" in (hg.CompletionOutput.__doc__ or "")
+
+
 def test_logprobs_are_absent_unless_asked_for(llm: LLM) -> None:
     assert llm.generate(PROMPTS[0])[0].outputs[0].logprobs is None
 
