@@ -72,6 +72,7 @@ class PythonSelector final : public TokenSelector {
                                      context.queries.data());
     take(object_.attr("plan")(
              context.layer, context.kv_head, queries, context.num_offloaded, context.k),
+         context.num_offloaded,
          scratch);
     return scratch;
   }
@@ -85,7 +86,9 @@ class PythonSelector final : public TokenSelector {
     const py::gil_scoped_acquire gil;
     const py::array_t<float> array(static_cast<py::ssize_t>(logits.size()), logits.data());
     std::vector<std::int32_t> chosen;
-    take(object_.attr("select")(layer, query_head, array, positions.size()), chosen);
+    take(object_.attr("select")(layer, query_head, array, positions.size()),
+         static_cast<std::int64_t>(logits.size()),
+         chosen);
     if (chosen.size() != positions.size()) {
       throw ConfigError(message("[selector ",
                                 name_,
@@ -96,14 +99,16 @@ class PythonSelector final : public TokenSelector {
     }
     for (std::size_t i = 0; i < chosen.size(); ++i) {
       positions[i] = chosen[i];
-      // Out-of-range positions are refused by the caller, which knows the request.
-      const bool is_inside = chosen[i] >= 0 && static_cast<std::size_t>(chosen[i]) < logits.size();
-      values[i] = is_inside ? logits[static_cast<std::size_t>(chosen[i])] : 0.0F;
+      values[i] = logits[static_cast<std::size_t>(chosen[i])];
     }
   }
 
  private:
-  void take(const py::object& returned, std::vector<std::int32_t>& out) const {
+  // Positions out of [0, num_offloaded) are refused here, before they lose their upper half; their
+  // order and number by the caller.
+  void take(const py::object& returned,
+            std::int64_t num_offloaded,
+            std::vector<std::int32_t>& out) const {
     std::vector<std::int64_t> wide;
     try {
       wide = returned.cast<std::vector<std::int64_t>>();
@@ -114,7 +119,18 @@ class PythonSelector final : public TokenSelector {
                                 std::string(py::str(py::type::of(returned))),
                                 "; allowed: a sequence of integers"));
     }
-    out.assign(wide.begin(), wide.end());
+    out.clear();
+    for (const std::int64_t position : wide) {
+      if (position < 0 || position >= num_offloaded) {
+        throw ConfigError(message("[selector ",
+                                  name_,
+                                  "] position ",
+                                  position,
+                                  " was chosen; allowed: from 0 to ",
+                                  num_offloaded - 1));
+      }
+      out.push_back(static_cast<std::int32_t>(position));
+    }
   }
 
   std::string name_;

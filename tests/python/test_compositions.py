@@ -230,7 +230,13 @@ BAD_ANSWERS: dict[str, tuple[Callable[[int, int], Any], str]] = {
     "descending": (lambda n, k: list(range(k))[::-1], "position 4 was chosen after 5"),
     "negative": (lambda n, k: [-1, *range(k - 1)], "position -1 was chosen"),
     "out-of-range": (lambda n, k: [*range(k - 1), n], r"position \d+ was chosen"),
-    "far-out-of-range": (lambda n, k: [*range(k - 1), 1 << 32], "chosen|allowed"),
+    # A 32 bit integer would make 2^32 the first token, and 2^32 + 5 the sixth, in its right place.
+    "far-out-of-range": (lambda n, k: [1 << 32, *range(1, k)], "position 4294967296 was chosen"),
+    "far-out-at-the-end": (
+        lambda n, k: [*range(k - 1), (1 << 32) + k],
+        r"position 42949673\d\d was chosen",
+    ),
+    "far-below": (lambda n, k: [-(1 << 32), *range(1, k)], "position -4294967296 was chosen"),
     "too-many": (lambda n, k: list(range(k + 1)), "7 positions"),
     "a-number": (lambda n, k: 3, "returned .*int.*; allowed: a sequence of integers"),
     "nothing": (lambda n, k: None, "returned .*NoneType.*; allowed: a sequence of integers"),
