@@ -34,6 +34,7 @@ struct Request {
   std::vector<std::int64_t> tokens;  ///< prompt, then generated
   std::int64_t prompt_tokens = 0;
   std::int64_t max_tokens = 0;  ///< prompt plus generated, at most
+  std::uint64_t content = 0;    ///< content_of the prompt
   std::vector<std::int64_t> forced;
   std::int64_t prefill_tokens = 0;  ///< of the prompt; the rest passes through decode steps
   Sampler sampler;
@@ -45,7 +46,7 @@ struct Request {
   std::int64_t generated() const {
     return static_cast<std::int64_t>(tokens.size()) - prompt_tokens;
   }
-  RequestShape shape() const { return {id, prompt_tokens, max_tokens}; }
+  RequestShape shape() const { return {id, prompt_tokens, max_tokens, content}; }
   bool finished() const { return statistics.finish_reason != FinishReason::kNone; }
 };
 
@@ -547,9 +548,8 @@ std::int64_t Engine::add(std::vector<std::int64_t> prompt,
   request->id = impl.next_id;
   request->prompt_tokens = length;
   request->prefill_tokens = length - std::min(decode_prompt_tokens, length);
-  // One token more than the model's positions may be generated: it is never fed back.
-  request->max_tokens =
-      std::min(length + request->sampling.max_tokens, impl.options.max_model_len + 1);
+  request->content = content_of(prompt);
+  request->max_tokens = std::min(length + request->sampling.max_tokens, impl.options.max_model_len);
   request->tokens = std::move(prompt);
   request->forced = std::move(forced);
   request->added_ns = TraceRecorder::now_ns();

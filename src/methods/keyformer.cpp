@@ -49,7 +49,7 @@ Method keyformer_method(const EngineOptions& options) {
         1, static_cast<std::int64_t>(recent_share * static_cast<double>(tokens)));
     KeyformerScore own = score;
     own.num_steps = std::max<std::int64_t>(1, request.max_tokens - request.prompt_tokens);
-    own.request = static_cast<std::uint64_t>(request.request_id);
+    own.request = request.content;
     return make_keyformer_retention(shape, std::max<std::int64_t>(0, tokens - recent), recent, own);
   };
   return method;

@@ -48,6 +48,14 @@ Method make_method(const EngineOptions& options) {
     names.push_back(name);
   }
   const std::string nearest = nearest_name(options.method, names);
+std::uint64_t content_of(std::span<const std::int64_t> prompt) {
+  std::uint64_t hash = 0xCBF29CE484222325ULL;  // FNV-1a, an id at a time
+  for (const std::int64_t id : prompt) {
+    hash = (hash ^ static_cast<std::uint64_t>(id)) * 0x100000001B3ULL;
+  }
+  return hash;
+}
+
   throw ConfigError(message("[method] '",
                             options.method,
                             "' is not known; allowed: ",

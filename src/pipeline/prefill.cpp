@@ -213,7 +213,7 @@ void Prefill::add_prompt_sums(RequestState& request,
   std::vector<at::Tensor> sums;
   if (method_.prompt_score) {
     KeyformerScore score = *method_.prompt_score;
-    score.request = static_cast<std::uint64_t>(request.plan.shape.request_id);
+    score.request = request.plan.shape.content;
     sums = keyformer_sums(ws_.query, parts, score, layer, first_row);
   } else {
     for (const ScoredKeys& part : parts) {

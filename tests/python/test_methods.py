@@ -254,8 +254,8 @@ APPROXIMATE: dict[str, dict[str, Any]] = {
     "h2o": {"method_config": M.H2O(heavy=0.1, recent=7)},
     "h2o-shift": {"method_config": M.H2O(heavy=6, recent=7, positions="shift")},
     "h2o-host": {"method_config": M.H2O(heavy=6, recent=7, home="host")},
-    "keyformer": {"method_config": M.Keyformer(kv_cache=0.3, noise=False)},
-    "keyformer-host": {"method_config": M.Keyformer(kv_cache=14, noise=False, home="host")},
+    "keyformer": {"method_config": M.Keyformer(kv_cache=0.3)},
+    "keyformer-host": {"method_config": M.Keyformer(kv_cache=14, home="host")},
     "infinigen": {"method_config": M.InfiniGen(alpha=2.0, max_fetch=0.1, first_layer=1)},
     "infinigen-pool": {"method_config": M.InfiniGen(max_fetch=5, capacity=0.5, policy="lru")},
     "hgca": {"method_config": M.HGCA(block=1, blocks=8, beta=2.0, keep_min=0)},
@@ -311,15 +311,40 @@ def test_a_request_leaves_nothing_behind(trained: Trained, name: str) -> None:
         assert all(tier["used"] == 0 for tier in llm.memory.values())
 
 
-def test_noise_repeats_with_the_same_seed(trained: Trained) -> None:
-    runs = []
-    for seed in (0, 0, 1, 2, 3):
-        config = M.Keyformer(kv_cache=14, seed=seed)
-        with engine_of(trained("tiny-llama"), {"method_config": config}) as llm:
-            output = llm.generate(MIX[0], new_tokens(20).replace(logprobs=0))[0].outputs[0]
-            runs.append((tuple(output.token_ids), output.cumulative_logprob))
-    assert runs[0] == runs[1]
-    assert len(set(runs)) > 1
+def noisy(base: LLM, seed: int) -> LLM:
+    return engine_of(base, {"method_config": M.Keyformer(kv_cache=14, seed=seed)})
+
+
+def test_noise_belongs_to_the_seed_and_the_prompt(trained: Trained) -> None:
+    params = new_tokens(20).replace(logprobs=0)
+    scores: dict[int, list[list[float]]] = {}
+    for seed in (0, 1, 2):
+        scores[seed] = []
+        for _ in range(2):
+            with noisy(trained("tiny-llama"), seed) as llm:
+                for _ in range(2):
+                    outputs = llm.generate(MIX[:1] + MIX[2:4], params)
+                    scores[seed].append([o.outputs[0].cumulative_logprob for o in outputs])
+        # Engines, calls and neighbours play no part.
+        assert scores[seed][1:] == scores[seed][:1] * 3
+    first, second, third = (scores[seed][0] for seed in (0, 1, 2))
+    assert first != second != third != first
+
+
+def test_a_stream_a_batch_and_a_repetition_draw_the_same_noise(trained: Trained) -> None:
+    with noisy(trained("tiny-llama"), 0) as llm:
+        expected = llm.generate_ids(MIX[:1], new_tokens(20))
+        assert llm.generate_ids([*MIX[1:], MIX[0]], new_tokens(20))[-1:] == expected
+        assert [[c.token_id for c in llm.stream(MIX[0], new_tokens(20))]] == expected
+        assert llm.generate_ids(MIX[:1] * 3, new_tokens(20)) == expected * 3
+
+
+def test_scores_repeat_whoever_else_is_scored(trained: Trained) -> None:
+    pairs = [(prompt[:-4], prompt[-4:]) for prompt in (MIX[0], MIX[2], MIX[3])]
+    with noisy(trained("tiny-llama"), 0) as llm:
+        alone = [llm.score([pair])[0] for pair in pairs]
+        assert llm.score(pairs) == alone
+        assert llm.score(pairs[::-1]) == alone[::-1]
 
 
 # ------------------------------------------------------------------------------------- statistics

@@ -53,7 +53,7 @@ CONFIGS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         recent=SHARES,
         tau_init=st.sampled_from([0.5, 1.0]),
         tau_end=st.sampled_from([1.0, 3.0]),
-        noise=st.just(False),  # draws belong to a request's number in its engine
+        noise=st.booleans(),
     ),
     "infinigen": st.fixed_dictionaries(
         {

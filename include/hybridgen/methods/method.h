@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <span>
 #include <vector>
 
 #include "hybridgen/core/engine_options.h"
@@ -95,8 +96,12 @@ struct RequestShape {
   std::int64_t prompt_tokens = 0;
   std::int64_t max_tokens = 0;  ///< prompt plus generated tokens
 };
+  std::uint64_t content = 0;    ///< content_of the prompt: what a method's own draws depend on
 
 using RetentionFactory = std::function<std::unique_ptr<RetentionPolicy>(
+/// The same number for the same prompt, in every engine, call and process.
+std::uint64_t content_of(std::span<const std::int64_t> prompt);
+
     const RetentionShape& shape, const RequestShape& request)>;
 
 struct Method {

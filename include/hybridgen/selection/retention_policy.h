@@ -82,7 +82,7 @@ struct KeyformerScore {
   std::int64_t num_steps = 1;  ///< T: tau reaches tau_end at forward number T and stays there
   bool noise = true;           ///< standard Gumbel noise on the logits
   std::uint64_t seed = 0;
-  std::uint64_t request = 0;  ///< draws differ between requests and do not depend on the batch
+  std::uint64_t request = 0;  ///< the prompt's content: equal prompts get equal draws
 
   /// Of forward number `forward` (0: the prompt, 1: the first decode step).
   double tau(std::int64_t forward) const;

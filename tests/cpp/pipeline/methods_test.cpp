@@ -178,14 +178,10 @@ TEST_P(ApproximateMethods, DoNotDependOnTheBatch) {
   const auto together = run(options);
   options.micro_batch = 2;
   EXPECT_EQ(run(options), together);
-  if (options.method == "keyformer") {
-    options.method_config["noise"] = false;  // draws belong to a request's number in its engine
-  }
-  const auto quiet = run(options);
   const auto prompts = ragged_prompts();
   for (std::size_t i = 0; i < prompts.size(); ++i) {
     Engine engine(tiny_model(), options);
-    EXPECT_EQ(generate(engine, {prompts[i]}, kSteps).front(), quiet[i]) << "request " << i;
+    EXPECT_EQ(generate(engine, {prompts[i]}, kSteps).front(), together[i]) << "request " << i;
   }
 }
 
@@ -203,11 +199,7 @@ TEST_P(ApproximateMethods, DoNotDependOnTheImplementationOrOnTiming) {
 }
 
 TEST_P(ApproximateMethods, LeaveTheEngineReadyForTheNextRequest) {
-  EngineOptions options = GetParam().options;
-  if (options.method == "keyformer") {
-    options.method_config["noise"] = false;
-  }
-  Engine engine(tiny_model(), options);
+  Engine engine(tiny_model(), GetParam().options);
   const auto first = generate(engine, {testing::prompt(40, 8)}, kSteps);
   generate(engine, ragged_prompts(), kSteps);
   EXPECT_EQ(generate(engine, {testing::prompt(40, 8)}, kSteps), first);
