@@ -79,8 +79,9 @@ class LLM:
     device : str
         "auto", "cpu" or "cuda:0".
     max_model_len : int, optional
-        Prompt and new tokens at most; by default the model's own limit. More than that with
-        ``positions="shift"`` or ``"clamp"`` of streaming_llm or h2o, which stream on without end.
+        Prompt and new tokens of a request at most, of a score context and continuation; by default
+        the model's own limit. More than that with ``positions="shift"`` or ``"clamp"`` of
+        streaming_llm or h2o, which stream on without end.
     seed : int
         Of samples without a seed of their own, and of dummy weights.
     load_format : str

@@ -526,11 +526,11 @@ std::int64_t Engine::add(std::vector<std::int64_t> prompt,
     }
   }
   const auto num_forced = static_cast<std::int64_t>(forced.size());
-  if (length + std::max<std::int64_t>(num_forced - 1, 0) > impl.options.max_model_len) {
+  if (length + std::max<std::int64_t>(num_forced, 1) > impl.options.max_model_len) {
     throw ConfigError(message("[add request] the prompt has ",
                               length + num_forced,
                               " tokens",
-                              num_forced > 0 ? " with its continuation" : "",
+                              num_forced > 0 ? " with its continuation" : " and needs one more",
                               "; allowed: at most ",
                               impl.options.max_model_len,
                               " (max_model_len); shorten it"));

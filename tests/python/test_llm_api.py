@@ -352,9 +352,28 @@ def test_tokens_end_where_the_context_does(checkpoint: Checkpoint) -> None:
     with LLM(checkpoint("llama"), max_model_len=20, **EXACT) as engine:
         output = engine.generate(PROMPTS[0], SamplingParams(max_tokens=None, ignore_eos=True))[0]
         assert output.finish_reason == "length"
-        assert 20 - len(PROMPTS[0]) <= len(output.token_ids) <= 21 - len(PROMPTS[0])
+        assert len(output.token_ids) == 20 - len(PROMPTS[0])
         with pytest.raises(ConfigError, match="20"):
             engine.generate(PROMPTS[2])
+
+
+@pytest.mark.parametrize("options", [{"method": "full"}, EXACT], ids=["full", "offloaded"])
+def test_prompt_and_new_tokens_never_exceed_max_model_len(
+    checkpoint: Checkpoint, options: dict[str, Any]
+) -> None:
+    with LLM(checkpoint("llama"), max_model_len=20, **options) as engine:
+        for length in (1, 12, 19):
+            for limit in (None, 20 - length, 1000):
+                params = SamplingParams(max_tokens=limit, ignore_eos=True)
+                output = engine.generate([5] * length, params)[0]
+                assert (len(output.token_ids), output.finish_reason) == (20 - length, "length")
+        message = "has 20 tokens and needs one more; allowed: at most 20 .*max_model_len"
+        with pytest.raises(ConfigError, match=message):
+            engine.generate([5] * 20)
+        # A score's continuation counts as new tokens do.
+        assert len(engine.score([([5] * 12, [7] * 8)])) == 1
+        with pytest.raises(ConfigError, match="21 tokens with its continuation; allowed: at most"):
+            engine.score([([5] * 12, [7] * 9)])
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,9 @@ struct EngineOptions {
   bool divides_heads = true;        ///< over all memory nodes with workers, if numa_node is -1
   std::string isa = "auto";
   std::string math = "auto";  ///< "kernels", "aten"; auto: kernels on the CPU
-  /// Prompt and new tokens at most; 0: the model's positions. More only with a method that gives
-  /// tokens other positions than those in the text (PositionMode).
+  /// Prompt and new tokens of a request at most, the last one, which is never fed back, included;
+  /// 0: the model's positions. More only with a method that gives tokens other positions than those
+  /// in the text (PositionMode).
   std::int64_t max_model_len = 0;
   std::int64_t prefill_chunk = 1024;  ///< prompt tokens per pass, >= 1
   std::int64_t micro_batch = 16;      ///< decode rows that pass through a layer together, >= 1

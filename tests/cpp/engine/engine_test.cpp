@@ -45,6 +45,8 @@ TEST(EngineInput, IsRefusedWithTheWayOutAndTheEngineStaysUsable) {
   expect_error<ConfigError>([&] { engine.add({-1}, tokens(4)); }, {"-1", "0 to 60"});
   expect_error<ConfigError>([&] { engine.add(prompt(257), tokens(4)); },
                             {"257", "at most 256", "max_model_len"});
+  expect_error<ConfigError>([&] { engine.add(prompt(256), tokens(4)); },
+                            {"256", "one more", "at most 256", "max_model_len"});
   expect_error<ConfigError>([&] { engine.add(prompt(4), tokens(4), {}, -1); },
                             {"decode_prompt_tokens", "-1"});
   expect_error<ConfigError>([&] { engine.finish(12345, FinishReason::kStop); }, {"12345"});
@@ -195,8 +197,23 @@ TEST(EngineRequests, EndAtStopTokensAtTheirLengthAndOnDemand) {
 
 TEST(EngineRequests, AllPositionsOfTheModelCanBeUsed) {
   Engine engine(tiny_model(), testing::options("full"));
-  EXPECT_EQ(generate(engine, {prompt(250)}, 100).front().tokens.size(), 7U);
-  EXPECT_EQ(generate(engine, {prompt(256)}, 100).front().tokens.size(), 1U);
+  EXPECT_EQ(generate(engine, {prompt(250)}, 100).front().tokens.size(), 6U);
+  EXPECT_EQ(generate(engine, {prompt(255)}, 100).front().tokens.size(), 1U);
+}
+
+TEST(EngineRequests, PromptAndNewTokensNeverExceedTheMaximum) {
+  EngineOptions options = testing::options("hybridgen");
+  options.device_tokens.count = 3;
+  options.max_model_len = 20;
+  Engine engine(tiny_model(), options);
+  for (const int count : {1, 7, 8, 9, 1000}) {
+    EXPECT_EQ(generate(engine, {prompt(12)}, count).front().tokens.size(), std::min(count, 8));
+  }
+  // A score's continuation counts as new tokens do.
+  engine.add(prompt(12), tokens(1), prompt(8, 2));
+  while (engine.has_work()) engine.step();
+  expect_error<ConfigError>([&] { engine.add(prompt(12), tokens(1), prompt(9, 2)); },
+                            {"21 tokens with its continuation", "at most 20", "max_model_len"});
 }
 
 using MethodOptions = std::map<std::string, MethodValue>;
