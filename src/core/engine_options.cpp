@@ -60,6 +60,17 @@ std::string TokenCount::text() const {
   return share_ ? message(*share_) : "all";
 }
 
+std::optional<std::int64_t> WindowSetting::resolve(std::int64_t prompt_tokens) const {
+  if (count || !share) {
+    return count;
+  }
+  if (*share == 0.0) {
+    return 0;
+  }
+  return std::max(kFewestOfAShare,
+                  static_cast<std::int64_t>(*share * static_cast<double>(prompt_tokens)));
+}
+
 void EngineOptions::validate() const {
   if (device_tokens.count) {
     require(*device_tokens.count >= 0 && *device_tokens.count <= kMaxTokens,

@@ -9,29 +9,44 @@
 
 namespace hybridgen {
 
-RequestPlan Admission::plan(const RequestShape& shape, std::int64_t free_device_bytes) const {
-  const ModelConfig& config = model.config();
-  const WindowSetting& setting = options.device_tokens;
-  std::int64_t window = -1;
-  if (setting.count) {
-    window = *setting.count;
-  } else if (setting.share) {
-    window = static_cast<std::int64_t>(*setting.share * static_cast<double>(shape.prompt_tokens));
-  } else if (method.window) {
+RequestPlan Admission::plan(const RequestShape& shape) const {
+  std::optional<std::int64_t> window = options.device_tokens.resolve(shape.prompt_tokens);
+  if (!window && method.window) {
     window = method.window(shape);
-  } else {
-    // As many as fit; what a window needs is linear in its rows.
-    const std::int64_t row = ResidentCache::required_bytes(config, model.dtype(), 1);
-    const std::int64_t rows = free_device_bytes / row;
-    window = rows >= shape.max_tokens ? shape.max_tokens
-                                      : rows - ResidentCache::capacity_for(0, shape.max_tokens);
   }
-  return plan_request(
-      config, model.dtype(), method, attended, shape, std::max<std::int64_t>(window, 1));
+  if (!window && method.residency == Residency::kWindow) {
+    window = largest_window(shape);
+  }
+  return plan_with(shape, window.value_or(shape.max_tokens));
+}
+
+RequestPlan Admission::plan_with(const RequestShape& shape, std::int64_t window) const {
+  return plan_request(model.config(),
+                      model.dtype(),
+                      model.device().is_cpu(),
+                      method,
+                      attended,
+                      shape,
+                      std::max<std::int64_t>(window, 1));
+}
+
+std::int64_t Admission::largest_window(const RequestShape& shape) const {
+  const auto fits = [&](std::int64_t window) {
+    return plan_with(shape, window).device_bytes <= device_budget.capacity_bytes();
+  };
+  if (fits(shape.max_tokens)) {
+    return shape.max_tokens;
+  }
+  std::int64_t fitting = 0;  // below: fits, from `beyond` on: does not
+  for (std::int64_t beyond = shape.max_tokens; beyond - fitting > 1;) {
+    const std::int64_t middle = fitting + (beyond - fitting) / 2;
+    (fits(middle) ? fitting : beyond) = middle;
+  }
+  return fitting;
 }
 
 void Admission::check_fits(const RequestShape& shape) const {
-  const RequestPlan needed = plan(shape, device_budget.capacity_bytes());
+  const RequestPlan needed = plan(shape);
   const auto too_large =
       [&](std::int64_t bytes, const MemoryBudget& budget, const std::string& way_out) {
         if (bytes > budget.capacity_bytes()) {
@@ -54,14 +69,19 @@ void Admission::check_fits(const RequestShape& shape) const {
                                          way_out));
         }
       };
-  const std::int64_t row = ResidentCache::required_bytes(model.config(), model.dtype(), 1);
-  const std::int64_t fitting = std::max<std::int64_t>(
-      0, device_budget.capacity_bytes() / row - ResidentCache::capacity_for(0, shape.max_tokens));
-  too_large(needed.device_bytes + needed.prompt_device_bytes,
-            device_budget,
-            method.residency == Residency::kWindow
-                ? message("KVConfig(device_tokens=", fitting, ")")
-                : message("method='hybridgen' with KVConfig(device_tokens=", fitting, ")"));
+  const std::int64_t device_bytes = needed.device_bytes + needed.prompt_device_bytes;
+  std::string smaller;
+  if (method.residency == Residency::kWindow && device_bytes > device_budget.capacity_bytes()) {
+    smaller = message("KVConfig(device_tokens=", largest_window(shape), ")");
+  } else {
+    const std::int64_t row = ResidentCache::required_bytes(model.config(), model.dtype(), 1);
+    const std::int64_t rows = device_budget.capacity_bytes() / row;
+    smaller =
+        message("method='hybridgen' with KVConfig(device_tokens=",
+                std::max<std::int64_t>(0, rows - ResidentCache::capacity_for(0, shape.max_tokens)),
+                ")");
+  }
+  too_large(device_bytes, device_budget, smaller);
   too_large(needed.dram_bytes,
             dram_budget,
             message("KVConfig(dram=", needed.dram_bytes, ") or a larger device_tokens"));
@@ -82,7 +102,7 @@ void Admission::check_positions(const RequestShape& shape, std::int64_t prefill_
                               prefill_tokens - known,
                               " or more"));
   }
-  const RequestPlan needed = plan(shape, device_budget.capacity_bytes());
+  const RequestPlan needed = plan(shape);
   const std::int64_t cached = std::max(needed.window, needed.max_offloaded + 1);
   if (cached > known) {
     throw ConfigError(message("[add request] ",

@@ -21,8 +21,9 @@ struct Admission {
   const MemoryBudget& device_budget;
   const MemoryBudget& dram_budget;
 
-  /// Sizes of a request; an automatic window takes what fits into `free_device_bytes`.
-  RequestPlan plan(const RequestShape& shape, std::int64_t free_device_bytes) const;
+  /// Sizes of a request. An automatic window takes what fits into the device's whole budget: what
+  /// other requests hold at that moment decides when a request runs, never what it says.
+  RequestPlan plan(const RequestShape& shape) const;
 
   /// OutOfMemoryError, with the nearest setting that fits, if the tiers are too small even when
   /// they are empty.
@@ -31,6 +32,11 @@ struct Admission {
   /// ConfigError unless the model knows all positions that a request meets: those of its
   /// `prefill_tokens` first tokens, and of the others those that the method gives them.
   void check_positions(const RequestShape& shape, std::int64_t prefill_tokens) const;
+
+ private:
+  RequestPlan plan_with(const RequestShape& shape, std::int64_t window) const;
+  /// The largest window whose plan fits into an empty device; 0 if none does.
+  std::int64_t largest_window(const RequestShape& shape) const;
 };
 
 }  // namespace hybridgen

@@ -245,7 +245,7 @@ bool Engine::Impl::admit_next(std::vector<TokenEvent>& events) {
   }
   Request& request = *waiting.begin()->second;
   try {
-    const RequestPlan needed = admission.plan(request.shape(), device_budget.free_bytes());
+    const RequestPlan needed = admission.plan(request.shape());
     const bool is_alone = running.empty();
     if (!is_alone &&
         (needed.device_bytes + needed.prompt_device_bytes > device_budget.free_bytes() ||

@@ -69,10 +69,21 @@ HostStaging::HostStaging(const ModelConfig& config,
 std::int64_t HostStaging::required_bytes(const ModelConfig& config,
                                          DType dtype,
                                          const StagingShape& shape) {
-  const std::int64_t rows = shape.union_rows * config.kv_row_bytes(dtype);
-  return rows * (shape.has_keys ? 2 : 1) + config.num_kv_heads * shape.union_rows * 4 +
-         config.num_heads * shape.max_chosen * (shape.has_own_choices ? 12 : 4) +
+  // Not sent: the union's positions, every head's own ones and all logits.
+  return payload_bytes(config, dtype, shape) + config.num_kv_heads * shape.union_rows * 4 +
+         (shape.has_own_choices ? config.num_heads * shape.max_chosen * 4 : 0) +
          score_bytes(config, shape);
+}
+
+std::int64_t HostStaging::payload_bytes(const ModelConfig& config,
+                                        DType dtype,
+                                        const StagingShape& shape) {
+  const std::int64_t rows = shape.union_rows * config.kv_row_bytes(dtype);
+  const std::int64_t output =
+      config.num_heads * (config.head_dim * static_cast<std::int64_t>(size_of(dtype)) + 4);
+  return rows * (shape.has_keys ? 2 : 1) +
+         config.num_heads * shape.max_chosen * (shape.has_own_choices ? 8 : 4) +
+         (shape.has_output ? output : 0);
 }
 
 HostJobBuffers HostStaging::buffers() {

@@ -71,6 +71,7 @@ ShadowShape shadow_of(const ModelConfig& config,
 
 RequestPlan plan_request(const ModelConfig& config,
                          DType dtype,
+                         bool device_is_host,
                          const Method& method,
                          const AttendedTokens& attended,
                          const RequestShape& shape,
@@ -107,6 +108,9 @@ RequestPlan plan_request(const ModelConfig& config,
                                     ? plan.window
                                     : ResidentCache::capacity_for(plan.window, shape.max_tokens);
   plan.device_bytes = ResidentCache::required_bytes(config, dtype, capacity);
+  if (method.positions == PositionMode::kCacheIndex) {
+    plan.device_bytes += plan.window * config.kv_row_bytes(dtype);  // shifted_keys
+  }
   if (plan.max_offloaded > 0) {
     plan.staging =
         merge(staging_of(method.rule, method, config, attended, plan.max_offloaded),
@@ -121,6 +125,9 @@ RequestPlan plan_request(const ModelConfig& config,
                            .key_layout = method.key_layout};
     plan.dram_bytes = HostKvStore::required_bytes(host) +
                       2 * HostStaging::required_bytes(config, dtype, plan.staging);
+    if (!device_is_host) {
+      plan.device_bytes += 2 * HostStaging::payload_bytes(config, dtype, plan.staging);
+    }
     if (method.shadow) {
       plan.max_candidates =
           candidates_of(method.candidates_per_k, plan.staging.max_chosen, plan.max_offloaded);
@@ -132,6 +139,9 @@ RequestPlan plan_request(const ModelConfig& config,
           PartialKeys::required_bytes(config, dtype, method.partial_keys, plan.max_offloaded);
     }
   }
+  // resident_logits and merged_logits
+  plan.device_bytes += config.num_heads * (2 * plan.window + plan.staging.max_chosen) *
+                       static_cast<std::int64_t>(sizeof(float));
   return plan;
 }
 

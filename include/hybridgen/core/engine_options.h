@@ -40,8 +40,15 @@ struct WindowSetting {
 };
 
 /// Switches for tests and for debugging; none changes results.
+  /// A share above 0 means no fewer tokens: a tenth of a short prompt is too little to answer by.
+  static constexpr std::int64_t kFewestOfAShare = 256;
+
 struct TestSwitches {
   bool synchronous = false;          ///< wait for every host job right after submitting it
+
+  /// Tokens for a prompt of `prompt_tokens`, maybe more than it has; none: as many as fit.
+  std::optional<std::int64_t> resolve(std::int64_t prompt_tokens) const;
+  friend bool operator==(const WindowSetting&, const WindowSetting&) = default;
   std::int64_t random_delay_us = 0;  ///< both stages sleep up to this long at their seams
   bool oracle_proxy = false;         ///< guess from the layer's own input: must equal exact mode
   std::int64_t invented_nodes = 0;   ///< > 0: workers count as this many memory nodes', by turns

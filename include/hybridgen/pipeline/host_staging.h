@@ -37,9 +37,14 @@ class HostStaging {
               const DeviceContext& device,
               const StagingShape& shape);
 
+  /// What a slot takes of host memory.
   static std::int64_t required_bytes(const ModelConfig& config,
                                      DType dtype,
                                      const StagingShape& shape);
+  /// What of it may be sent; a device that is not the host holds as much again.
+  static std::int64_t payload_bytes(const ModelConfig& config,
+                                    DType dtype,
+                                    const StagingShape& shape);
 
   HostJobBuffers buffers();
 

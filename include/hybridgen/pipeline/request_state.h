@@ -44,9 +44,11 @@ struct RequestPlan {
   std::int64_t dram_bytes = 0;
 };
 
-/// `window`: tokens that stay on the device (kWindow only); < 0: all of them.
+/// `window`: tokens that stay on the device (kWindow only); < 0: all of them. `device_is_host`:
+/// what the host sends is read where it wrote it, so that it takes no memory of the device.
 RequestPlan plan_request(const ModelConfig& config,
                          DType dtype,
+                         bool device_is_host,
                          const Method& method,
                          const AttendedTokens& attended,
                          const RequestShape& shape,

@@ -31,8 +31,13 @@ Result attend(double attn_sparsity) {
   options.method_config["attn_sparsity"] = attn_sparsity;
   const Method method = make_method(options);
   const AttendedTokens attended{TokenCount::all(), std::nullopt};
-  const RequestPlan plan =
-      plan_request(config, DType::kFloat32, method, attended, {0, 3, 8}, /*window=*/1);
+  const RequestPlan plan = plan_request(config,
+                                        DType::kFloat32,
+                                        /*device_is_host=*/true,
+                                        method,
+                                        attended,
+                                        {0, 3, 8},
+                                        /*window=*/1);
   MemoryBudget device(TierKind::kDevice, 1 << 20, "device");
   MemoryBudget dram(TierKind::kDram, 1 << 20, "dram");
   RequestState request(model, method, attended, plan, device, dram, /*numa_node=*/-1);
