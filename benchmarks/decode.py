@@ -180,7 +180,8 @@ def measure(case: Case, report: Report, steps: int, count: int) -> None:
     report.add(f"{label}: full decode, share of ceiling", floor / ours[1], "share")
     report.add(f"{label}: full prefill / transformers", theirs[0] / ours[0], "x", case.prefill_bar)
     if case.hybrid:
-        kv, scheduler = hg.KVConfig(device_tokens=0.1), hg.SchedulerConfig(k=0.05)
+        kv = hg.KVConfig(device_tokens=case.tokens // 10)
+        scheduler = hg.SchedulerConfig(k=0.05)
         with load_hybridgen(case, "hybridgen", kv=kv, scheduler=scheduler) as llm:
             time_hybridgen(llm, ids[:64], 2)
             hybrid = rounds(lambda: time_hybridgen(llm, ids, steps), count)

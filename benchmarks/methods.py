@@ -97,24 +97,19 @@ class Figures:
         return text + "work per step that no byte explains"
 
 
-def hybrid(query: str, pre_selector: str = "", selector: str = "topk") -> dict[str, Any]:
-    """Return hybridgen's options."""
+def hybrid(tokens: int, query: str, strategy: str = "post", **selector: str) -> dict[str, Any]:
+    """Return hybridgen's options for a prompt of ``tokens``, a tenth of it on the device."""
     return {
         "query": query,
-        "selector": selector,
-        "pre_selector": pre_selector or "sinks_recent",
-        "kv": hg.KVConfig(device_tokens=0.1),
-        "scheduler": hg.SchedulerConfig(k=0.01, strategy="pre" if pre_selector else "post"),
+        "kv": hg.KVConfig(device_tokens=tokens // 10),
+        "scheduler": hg.SchedulerConfig(k=0.01, strategy=strategy),
+        **selector,
     }
 
 
 def named(options: MethodOptions) -> dict[str, Any]:
-    """Return the options of a method that nothing steers from outside."""
-    return {
-        "method": options.method,
-        "method_config": options,
-        "scheduler": hg.SchedulerConfig(k="all"),
-    }
+    """Return what asks for a method by its options."""
+    return {"method": options.method, "method_config": options}
 
 
 def cases(tokens: int) -> list[Case]:
@@ -132,11 +127,15 @@ def cases(tokens: int) -> list[Case]:
         Case("hgca", named(methods.HGCA(block=BLOCK, blocks=BLOCKS)), BLOCK * BLOCKS),
     ]
     found += [
-        Case(f"hybridgen {query}, post", hybrid(query), 0.1 * tokens)
+        Case(f"hybridgen {query}, post", hybrid(tokens, query), tokens // 10)
         for query in ("exact", "speculative", "rescore")
     ]
     found += [
-        Case(f"hybridgen speculative, pre {name}", hybrid("speculative", name), 0.1 * tokens)
+        Case(
+            f"hybridgen speculative, pre {name}",
+            hybrid(tokens, "speculative", "pre", pre_selector=name),
+            tokens // 10,
+        )
         for name in ("sinks_recent", "block_digests", "partial_keys")
     ]
     return found
@@ -246,8 +245,8 @@ def selection_state(report: Report, base: hg.LLM, tokens: int, steps: int) -> No
         Case("h2o", named(methods.H2O(heavy=kept // 2, recent=kept - kept // 2))),
         Case("keyformer without noise", named(methods.Keyformer(kv_cache=kept, noise=False))),
         Case("keyformer", named(methods.Keyformer(kv_cache=kept))),
-        Case("hybridgen exact, h2o", hybrid("exact", selector="h2o")),
-        Case("hybridgen exact, keyformer", hybrid("exact", selector="keyformer")),
+        Case("hybridgen exact, h2o", hybrid(tokens, "exact", selector="h2o")),
+        Case("hybridgen exact, keyformer", hybrid(tokens, "exact", selector="keyformer")),
         Case("hgca", named(methods.HGCA(block=BLOCK, blocks=BLOCKS))),
     ]
     for case in cases:

@@ -179,9 +179,9 @@ def hide(fact: Fact, paragraphs: Sequence[str]) -> str:
     return "\n\n".join([*paragraphs, fact.sentence])
 
 
-def contenders(k: int | float, share: float) -> list[Contender]:
-    """Return the three ways to generate, first the reference."""
-    kv = hg.KVConfig(device_tokens=share)
+def contenders(k: int | float, share: float, tokens: int) -> list[Contender]:
+    """Return the three ways to generate from ``tokens``, first the reference."""
+    kv = hg.KVConfig(device_tokens=max(1, round(share * tokens)))
     tenth = f"{100 * share:.0f} %"
     return [
         Contender(
@@ -302,7 +302,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
     facts = draw_facts(options.facts, options.seed)
-    ways = contenders(int(options.k) if options.k >= 1 else options.k, options.device_tokens)
+    k = int(options.k) if options.k >= 1 else options.k
+    ways = contenders(k, options.device_tokens, options.tokens)
     results: list[Result] = []
     paragraphs: list[str] = []
     for way in ways:

@@ -5,7 +5,7 @@ Answers are scored through decode: the last prompt token always passes through a
 that already the first answer token is computed with hybrid attention.
 
     python scripts/eval_recall.py --model tiny-recall --task kv --distance 512 1024 \
-        --seed 1 --n 100 --device-tokens 0.1 --k 0.05 --query exact
+        --seed 1 --n 100 --device-tokens 100 --k 0.05 --query exact
 """
 
 from __future__ import annotations

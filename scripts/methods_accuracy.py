@@ -121,16 +121,7 @@ def variants(tokens: int, budgets: Sequence[float], steered_tokens: int) -> list
             "hgca": methods.HGCA(block=BLOCK, blocks=window, beta=0.2 / budget, keep_min=1),
         }
         found += [
-            # Nothing is steered here: the method knows its own number of tokens.
-            Variant(
-                name,
-                budget,
-                {
-                    "method": name,
-                    "method_config": config,
-                    "scheduler": hg.SchedulerConfig(k="all"),
-                },
-            )
+            Variant(name, budget, {"method": name, "method_config": config})
             for name, config in of_methods.items()
         ]
         found += [

@@ -37,11 +37,18 @@ TokenCount parse_token_count(const py::object& value) {
   if (value.is_none()) {
     return TokenCount::all();
   }
+  if (py::isinstance<py::tuple>(value)) {
+    const auto [tokens, share] = value.cast<std::pair<std::int64_t, double>>();
+    return TokenCount::larger_of(tokens, share);
+  }
   return py::isinstance<py::int_>(value) ? TokenCount::count(value.cast<std::int64_t>())
                                          : TokenCount::share(value.cast<double>());
 }
 
 py::object to_python(const TokenCount& count) {
+  if (count.as_count() && count.as_share()) {
+    return py::make_tuple(*count.as_count(), *count.as_share());
+  }
   if (count.as_count()) {
     return py::int_(*count.as_count());
   }
@@ -114,6 +121,14 @@ py::list step(Engine& engine, std::optional<py::list> events) {
 }
 
 void register_options(py::module_& module) {
+  module.def(
+      "device_window",
+      [](const py::object& device_tokens, std::int64_t prompt_tokens) {
+        return parse_window(device_tokens).resolve(prompt_tokens);
+      },
+      py::arg("device_tokens"),
+      py::arg("prompt_tokens"),
+      "Tokens of a prompt that may stay on the device; None if as many as fit.");
   py::class_<EngineOptions>(module, "EngineOptions", "What is decided when an engine is built.")
       .def(py::init([](const std::string& method,
                        const std::map<std::string, MethodValue>& method_config,
@@ -144,7 +159,8 @@ void register_options(py::module_& module) {
                        bool synchronous,
                        std::int64_t random_delay_us,
                        bool oracle_proxy,
-                       std::int64_t invented_nodes) {
+                       std::int64_t invented_nodes,
+                       const Method* composition) {
              EngineOptions options;
              options.method = method;
              options.method_config = method_config;
@@ -174,9 +190,13 @@ void register_options(py::module_& module) {
              options.max_batch = max_batch;
              options.test = {synchronous, random_delay_us, oracle_proxy, invented_nodes};
              options.validate();
-             static_cast<void>(
-                 make_method(options));  // bad method options, before a model is loaded
-             if (numa_node >= 0) {       // refused now, before a model is loaded
+             // What cannot be is refused now, before a model is loaded.
+             if (composition != nullptr) {
+               refuse_unread(*composition, options);
+             } else {
+               static_cast<void>(make_method(options));
+             }
+             if (numa_node >= 0) {
                cpus_of_node(find_numa_node(numa_node), available_cpus());
              }
              return options;
@@ -187,11 +207,11 @@ void register_options(py::module_& module) {
            py::arg("scheduler") = py::none(),
            py::arg("guess_norm") = "next",
            py::arg("guess_source") = "next_weights",
-           py::arg("query") = "speculative",
+           py::arg("query") = "rescore",
            py::arg("selector") = "topk",
            py::arg("pre_selector") = "partial_keys",
            py::arg("strategy") = "post",
-           py::arg("k") = 128,
+           py::arg("k") = py::make_tuple(256, 0.125),
            py::arg("scoring") = "full",
            py::arg("candidates_per_k") = 0.0,
            py::arg("device_tokens") = py::none(),
@@ -211,7 +231,8 @@ void register_options(py::module_& module) {
            py::arg("synchronous") = false,
            py::arg("random_delay_us") = 0,
            py::arg("oracle_proxy") = false,
-           py::arg("invented_nodes") = 0)
+           py::arg("invented_nodes") = 0,
+           py::arg("composition") = py::none())
       .def_readonly("method", &EngineOptions::method)
       .def_readonly("selector", &EngineOptions::selector)
       .def_readonly("pre_selector", &EngineOptions::pre_selector)

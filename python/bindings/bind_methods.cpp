@@ -275,7 +275,8 @@ void register_methods(py::module_& module) {
            py::arg("selector") = "",
            py::arg("pre_selector") = "",
            py::arg("window") = py::none())
-      .def_readonly("name", &Method::name);
+      .def_readonly("name", &Method::name)
+      .def_property_readonly("reads", &options_read_by);
   module.def(
       "register_selector",
       [](const std::string& name, const std::string& strategy, py::object make) {

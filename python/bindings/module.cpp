@@ -220,6 +220,7 @@ void register_info(py::module_& module) {
           row["drops"] = info.drops;
           row["link"] = info.link;
           row["tunables"] = tunables;
+          row["reads"] = info.reads;
           table.append(row);
         }
         return table;

@@ -8,6 +8,7 @@ stderr. Characters that standard output has no code for are printed as escapes.
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
 import os
@@ -46,45 +47,18 @@ def _method_option(text: str) -> tuple[str, Any]:
     return name, words.get(value.lower(), number_or_word(value))
 
 
-def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how an engine is built; read them with `engine_from`."""
+def _k(text: str) -> Any:
+    """Return K as `SchedulerConfig` takes it; what leaves it to stage times has a word here."""
+    return None if text == "steered" else number_or_word(text)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which model runs on what; every method reads them."""
     parser.add_argument("--model", required=True, help="folder or hub id")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0")
     parser.add_argument("--load-format", default="auto", help="auto, safetensors, bin, dummy")
     parser.add_argument("--max-model-len", type=int, help="prompt and new tokens at most")
-    parser.add_argument("--method", default="hybridgen", help="see: python -m hybridgen methods")
-    parser.add_argument(
-        "--method-config",
-        type=_method_option,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an option of the method; may be given several times",
-    )
-    parser.add_argument("--query", default="speculative", help="exact, speculative, rescore")
-    parser.add_argument(
-        "--spec-first-layer", type=int, default=2, metavar="N", help="first layer that is guessed"
-    )
-    parser.add_argument("--selector", default="topk", help="of the post strategy")
-    parser.add_argument("--pre-selector", default="partial_keys", help="of the pre strategy")
-    parser.add_argument("--strategy", default="post", help="post, pre")
-    parser.add_argument(
-        "--k", type=number_or_word, help="offloaded tokens attended to: 128, 0.05 (share), all"
-    )
-    parser.add_argument(
-        "--scoring",
-        default="full",
-        choices=["full", "int8", "int4"],
-        help="copy of the offloaded keys that proposes tokens",
-    )
-    parser.add_argument(
-        "--device-tokens",
-        type=number_or_word,
-        default="auto",
-        help="newest tokens kept on the device: 64, 0.1 (share of the prompt), auto",
-    )
-    parser.add_argument("--dram", default="auto", help="host memory: auto, 64GiB")
     parser.add_argument("--threads", type=number_or_word, default="auto")
     parser.add_argument("--device-threads", type=number_or_word, default="auto")
     parser.add_argument(
@@ -97,35 +71,85 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
 
 
-def engine_from(arguments: argparse.Namespace) -> LLM:
-    """Build the engine that the options of `add_engine_arguments` describe."""
-    dram = number_or_word(arguments.dram)
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how an engine is built; read them with `engine_from`."""
+    add_model_arguments(parser)
+    parser.add_argument("--method", default="hybridgen", help="see: python -m hybridgen methods")
+    parser.add_argument(
+        "--method-config",
+        type=_method_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the method; may be given several times",
+    )
+    parser.add_argument("--query", default="rescore", help="exact, speculative, rescore")
+    parser.add_argument(
+        "--spec-first-layer", type=int, default=2, metavar="N", help="first layer that is guessed"
+    )
+    parser.add_argument("--selector", default="topk", help="of the post strategy")
+    parser.add_argument("--pre-selector", default="partial_keys", help="of the pre strategy")
+    parser.add_argument("--strategy", default="post", help="post, pre")
+    parser.add_argument(
+        "--k",
+        type=_k,
+        default="auto",
+        help="offloaded tokens attended to: auto, 128, 0.05 (share), all, steered (by stage times)",
+    )
+    parser.add_argument(
+        "--scoring",
+        default="full",
+        choices=["full", "int8", "int4"],
+        help="copy of the offloaded keys that proposes tokens",
+    )
+    parser.add_argument(
+        "--device-tokens",
+        type=number_or_word,
+        default="auto",
+        help="newest tokens kept on the device: 64, 0.1 (share of the prompt, 256 at least), auto",
+    )
+    parser.add_argument("--dram", default="auto", help="host memory: auto, 64GiB")
+
+
+def model_from(arguments: argparse.Namespace, **options: Any) -> LLM:
+    """Load the model that the options of `add_model_arguments` name; more options are LLM's."""
     return LLM(
         arguments.model,
         dtype=arguments.dtype,
         device=arguments.device,
         load_format=arguments.load_format,
         max_model_len=arguments.max_model_len,
-        method=arguments.method,
-        method_config=dict(arguments.method_config) or None,
-        query=QueryConfig(mode=arguments.query, first_layer=arguments.spec_first_layer),
-        selector=arguments.selector,
-        pre_selector=arguments.pre_selector,
         seed=arguments.seed,
-        kv=KVConfig(device_tokens=arguments.device_tokens, dram=dram, scoring=arguments.scoring),
-        scheduler=SchedulerConfig(k=arguments.k, strategy=arguments.strategy),
         cpu=CpuConfig(
             threads=arguments.threads,
             device_threads=arguments.device_threads,
             numa=arguments.numa,
             isa=arguments.isa,
         ),
+        **options,
+    )
+
+
+def engine_from(arguments: argparse.Namespace) -> LLM:
+    """Build the engine that the options of `add_engine_arguments` describe."""
+    dram = number_or_word(arguments.dram)
+    return model_from(
+        arguments,
+        method=arguments.method,
+        method_config=dict(arguments.method_config) or None,
+        query=QueryConfig(mode=arguments.query, first_layer=arguments.spec_first_layer),
+        selector=arguments.selector,
+        pre_selector=arguments.pre_selector,
+        kv=KVConfig(device_tokens=arguments.device_tokens, dram=dram, scoring=arguments.scoring),
+        scheduler=SchedulerConfig(k=arguments.k, strategy=arguments.strategy),
     )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hybridgen", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
+    # No abbreviations: --k of one command would be --k-values of another.
+    strict = functools.partial(argparse.ArgumentParser, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=strict)
 
     generate = commands.add_parser("generate", help="continue a prompt")
     add_engine_arguments(generate)
@@ -148,13 +172,19 @@ def _parser() -> argparse.ArgumentParser:
     about.set_defaults(run=_info)
 
     profile = commands.add_parser("calibrate", help="find K_min of a model and write k_min.json")
-    add_engine_arguments(profile)
+    add_model_arguments(profile)
     profile.add_argument("--data", required=True, help="jsonl of prompts, maybe with answers")
     profile.add_argument("--out", help="default: k_min.json in the model's folder")
     profile.add_argument("--metric", default="auto", help="auto, agreement, exact_match")
     profile.add_argument("--k-values", type=int, nargs="+", default=list(DEFAULT_TOKENS))
     profile.add_argument("--tolerance", type=float, default=0.02, help="accepted share of loss")
     profile.add_argument("--max-tokens", type=int, default=16)
+    profile.add_argument(
+        "--device-tokens",
+        type=number_or_word,
+        default=0.1,
+        help="newest tokens kept on the device, which K does not count: 64, 0.1 (256 at least)",
+    )
     profile.add_argument("--plot", help="png file for the curve; needs matplotlib")
     profile.add_argument("--json", action="store_true")
     profile.set_defaults(run=_calibrate)
@@ -254,7 +284,7 @@ def _methods(arguments: argparse.Namespace) -> None:
 
 def _calibrate(arguments: argparse.Namespace) -> None:
     dataset = read_dataset(arguments.data)
-    with engine_from(arguments) as llm:
+    with model_from(arguments, method="full") as llm:
         profile = calibrate(
             llm,
             dataset,
@@ -262,7 +292,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
             k_values=arguments.k_values,
             tolerance=arguments.tolerance,
             max_tokens=arguments.max_tokens,
-            device_tokens=0.1 if arguments.device_tokens == "auto" else arguments.device_tokens,
+            device_tokens=arguments.device_tokens,
             progress=not arguments.json,
         )
         out = Path(arguments.out) if arguments.out else (llm.path or Path()) / FILE_NAME

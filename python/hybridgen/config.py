@@ -7,6 +7,7 @@ version cannot honour is refused with a ConfigError, never ignored.
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
 import re
 from fractions import Fraction
@@ -17,6 +18,9 @@ from typing_extensions import TypeIs
 from . import _core
 from ._checks import MAX_COUNT, as_bool, as_float, as_int, brief, one_of, options_class, to_float
 from .errors import ConfigError
+
+USUAL_K = (256, 0.125)
+"""A fixed K without a profile of its model: so many tokens, or this share of them if it is more."""
 
 DEFAULT_K = 128
 """First and smallest K of a steered request without a profile of its model."""
@@ -65,9 +69,11 @@ class KVConfig:
     ----------
     device_tokens : "auto", int or float
         The newest tokens of a request that stay on the device: a number of tokens, a share of its
-        prompt from 0.0 to 1.0, or as many as fit. ``1`` is one token, ``1.0`` the whole prompt.
+        prompt from 0.0 to 1.0, or as many as fit. ``1`` is one token, ``1.0`` the whole prompt. A
+        share above 0.0 never means fewer than 256 tokens. What fits follows from the prompt, the
+        new tokens and the device's whole budget; while others hold it, a request waits.
     dram : "auto", int or str
-        Host memory for offloaded tokens: bytes, or text such as ``"64GiB"``.
+        Host memory for offloaded tokens at most: bytes, or text such as ``"64GiB"``.
     cxl, cxl_node : None
         Reserved; this version keeps all host data in DRAM.
     placement : "semantic"
@@ -145,23 +151,26 @@ def _device_tokens(operation: str, value: object) -> str | int | float:
 class SchedulerConfig:
     """How many offloaded tokens a step attends to (K), and when they are chosen.
 
-    With ``k=None`` the feedback scheduler steers both (paper §4.3): it compares the host's time
-    with the device's every few steps, lets K rise while the host keeps up, lets it fall to
-    ``k_min`` otherwise, and then chooses tokens before their logits are known. So generated text
-    may depend on the machine's speed. Any other ``k`` fixes K and the strategy, and the same input
-    gives the same text.
+    By default K is fixed, and so large that answers stay those of full attention; the same input
+    gives the same text. With ``k=None`` the feedback scheduler steers both (paper §4.3): it
+    compares the host's time with the device's every few steps, lets K rise while the host keeps
+    up, lets it fall to ``k_min`` otherwise, and then chooses tokens before their logits are known.
+    So generated text may depend on the machine's speed. Only a steered K reads the options after
+    ``strategy``.
 
     Parameters
     ----------
-    k : None, int, float or "all"
-        Offloaded tokens attended to per head: steered, a number, a share of the offloaded tokens
-        between 0.0 and 1.0, or all of them.
+    k : "auto", int, float, "all" or None
+        Offloaded tokens attended to per head. "auto": the value in the ``k_min.json`` beside the
+        checkpoint (see `calibrate`), or without one the larger of 256 and an eighth of the
+        offloaded tokens. A number; a share of the offloaded tokens between 0.0 and 1.0; all of
+        them. None: as many as stage times allow.
     strategy : "post" or "pre"
         Choose tokens after their logits are known (Post-QKT), or before (Pre-QKT); what a steered
         request starts with.
     k_min : "auto" or int
-        First and smallest K of a steered request; "auto" is the value in the ``k_min.json`` beside
-        the checkpoint (see `calibrate`), or 128 without one.
+        First and smallest K of a steered request; "auto" is the value in ``k_min.json``, or 128
+        without one.
     k_max : None or int
         Largest K of a steered request; None: all offloaded tokens.
     adapt_k, adapt_strategy : bool
@@ -184,7 +193,7 @@ class SchedulerConfig:
     False
     """
 
-    k: int | float | str | None = None
+    k: int | float | str | None = "auto"
     strategy: str = "post"
     k_min: str | int = "auto"
     k_max: int | None = None
@@ -216,11 +225,22 @@ class SchedulerConfig:
         _set(self, "interval", as_int(name, "interval", self.interval, 1))
         _set(self, "warmup", as_int(name, "warmup", self.warmup, 0))
         _set(self, "deadband", as_float(name, "deadband", self.deadband, 0.0, _MAX_FACTOR))
+        if not self.is_steered:
+            self._refuse_what_only_steering_reads()
         self.options(DEFAULT_K if isinstance(self.k_min, str) else self.k_min)
+
+    def _refuse_what_only_steering_reads(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in ("k", "strategy") and value != field.default:
+                raise ConfigError(
+                    f"[SchedulerConfig] {field.name} is {value!r} with k {self.k!r}; allowed: "
+                    f"{field.default!r}, as only a steered K reads it; set k=None"
+                )
 
     @classmethod
     def preset(cls, name: str, **options: Any) -> SchedulerConfig:
-        """Return one of the six schedules of the paper's ablation.
+        """Return one of the six schedules of the paper's ablation; all are steered (``k=None``).
 
         Parameters
         ----------
@@ -230,7 +250,7 @@ class SchedulerConfig:
         **options
             Any other option of this class.
         """
-        return cls(**(dict(_core.scheduler_preset(name)) | options))
+        return cls(**({"k": None} | dict(_core.scheduler_preset(name)) | options))
 
     @property
     def is_steered(self) -> bool:
@@ -238,11 +258,11 @@ class SchedulerConfig:
         return self.k is None
 
     @property
-    def resolved_k(self) -> int | float | None:
-        """A fixed K as the engine takes it: None means every offloaded token."""
+    def resolved_k(self) -> int | float | tuple[int, float] | None:
+        """A fixed K as the engine takes it: None is every offloaded token, a pair the larger."""
         if self.k == "all":
             return None
-        return DEFAULT_K if self.k is None or isinstance(self.k, str) else self.k
+        return USUAL_K if self.k is None or isinstance(self.k, str) else self.k
 
     def options(self, k_min: int) -> _core.SchedulerOptions | None:
         """Return what steers a request whose ``k_min`` is known; None if nothing does."""
@@ -270,7 +290,7 @@ def _fraction(factor: float) -> tuple[int, int]:
 
 
 def _tokens_to_attend(operation: str, value: object) -> int | float | str | None:
-    if value is None or (isinstance(value, str) and value == "all"):
+    if value is None or (isinstance(value, str) and value in ("auto", "all")):
         return value
     if isinstance(value, numbers.Integral):
         if not isinstance(value, bool) and 1 <= int(value) <= MAX_COUNT:
@@ -278,8 +298,8 @@ def _tokens_to_attend(operation: str, value: object) -> int | float | str | None
     elif isinstance(value, numbers.Real) and 0.0 < to_float(value) < 1.0:
         return float(value)
     raise ConfigError(
-        f"[{operation}] k is {brief(value)}; allowed: None, an int in [1, {MAX_COUNT}] (tokens), "
-        "a float in (0.0, 1.0) (share of the offloaded tokens), or 'all'"
+        f"[{operation}] k is {brief(value)}; allowed: 'auto', an int in [1, {MAX_COUNT}] (tokens), "
+        "a float in (0.0, 1.0) (share of the offloaded tokens), 'all', or None (steered)"
     )
 
 
@@ -355,8 +375,8 @@ class QueryConfig:
     Parameters
     ----------
     mode : str
-        "speculative" guesses it one layer ahead and uses the guessed logits, "rescore" guesses only
-        to select, "exact" waits for the layer's own.
+        "rescore" guesses it one layer ahead, but only to choose tokens; "speculative" uses the
+        guessed logits, too; "exact" waits for the layer's own.
     first_layer : int
         First layer whose query is guessed, at least 1; the layers before it are exact. Their
         inputs resemble each other least, so 2 is the default.
@@ -368,7 +388,7 @@ class QueryConfig:
         query of the layer before as it is.
     """
 
-    mode: str = "speculative"
+    mode: str = "rescore"
     first_layer: int = 2
     norm: str = "next"
     source: str = "next_weights"

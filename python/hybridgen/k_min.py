@@ -8,8 +8,8 @@ at several K, with exact queries so that nothing but K is measured, and
     K_min = the smallest K from which on every measured accuracy is at least
             (1 - tolerance) of the accuracy with all tokens.
 
-The result lies in ``k_min.json`` beside the checkpoint, with the curve and where it comes from;
-``SchedulerConfig(k_min="auto")`` reads it.
+The result lies in ``k_min.json`` beside the checkpoint, with the curve and where it comes from. By
+default it is K; where K is steered, ``SchedulerConfig(k_min="auto")`` reads it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import _core
 from ._checks import as_float, as_int, one_of
 from ._files import replacing, write_whole
-from .config import DEFAULT_K, KVConfig, SchedulerConfig, is_auto
+from .config import DEFAULT_K, USUAL_K, KVConfig, SchedulerConfig, is_auto
 from .errors import ConfigError
 from .sampling import SamplingParams
 
@@ -94,7 +95,8 @@ class KMinProfile:
             If it cannot be read or is something else.
         """
         way_out = (
-            "make it again with `python -m hybridgen calibrate`, or pass SchedulerConfig(k_min=...)"
+            "make it again with `python -m hybridgen calibrate`, or pass SchedulerConfig(k=...), "
+            "or k=None with k_min=..."
         )
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -186,14 +188,15 @@ def calibrate(
     max_tokens : int
         Tokens generated for each prompt.
     device_tokens : int or float
-        Tokens that stay on the device: those that K does not count.
+        Tokens that stay on the device, as in `KVConfig`: those that K does not count.
     progress : bool
         Show a progress bar.
 
     Raises
     ------
     ConfigError
-        If the data set is empty or no measured K suffices.
+        If the data set is empty, a prompt is so short that nothing of it is offloaded, or no
+        measured K suffices.
     """
     from .llm import LLM
 
@@ -209,6 +212,8 @@ def calibrate(
         metric = "exact_match" if has_answers else "agreement"
     if metric == "exact_match" and not has_answers:
         raise ConfigError("[calibrate] exact_match needs an answer for every prompt")
+    kv = KVConfig(device_tokens=device_tokens)
+    _refuse_short(llm, prompts, kv.device_tokens)
     params = SamplingParams(max_tokens=max_tokens, temperature=0.0)
     reference: list[Any] = []
 
@@ -226,15 +231,16 @@ def calibrate(
             reference.extend(ids)
         return sum(_agreement(a, b) for a, b in zip(ids, reference, strict=True)) / len(ids)
 
-    with LLM(llm, method="full") as full:
+    with LLM(llm, method="full", cpu=llm._cpu) as full:
         all_tokens = accuracy(full)
     curve = []
     for k in ks:
         with LLM(
             llm,
             query="exact",
-            kv=KVConfig(device_tokens=device_tokens),
+            kv=kv,
             scheduler=SchedulerConfig(k=k),
+            cpu=llm._cpu,
         ) as variant:
             curve.append((k, accuracy(variant)))
     k_min = find_k_min(curve, all_tokens, tolerance)
@@ -283,6 +289,23 @@ def read_dataset(path: str | Path) -> list[Any]:
     return items
 
 
+def _refuse_short(llm: LLM, prompts: list[Any], device_tokens: str | int | float) -> None:
+    """Refuse prompts of which nothing would be offloaded: no K can be told from another by them."""
+    if isinstance(device_tokens, str):
+        raise ConfigError(
+            f"[calibrate] device_tokens is {device_tokens!r}; allowed: an int (tokens) or a share "
+            "of the prompt; with as many as fit, nothing may be offloaded"
+        )
+    for index, (_, ids) in enumerate(llm._reader.read(prompts)):
+        window = _core.device_window(device_tokens, len(ids))
+        if len(ids) <= max(1, window):
+            raise ConfigError(
+                f"[calibrate] prompt {index} has {len(ids)} tokens, and device_tokens="
+                f"{device_tokens!r} keeps up to {window} on the device; allowed: longer prompts, "
+                "of which some are offloaded; pass longer ones, or fewer device_tokens as an int"
+            )
+
+
 def _read(dataset: Iterable[Any]) -> tuple[list[Any], list[Any]]:
     prompts, answers = [], []
     for item in dataset:
@@ -327,6 +350,21 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
+def resolve_k(
+    scheduler: SchedulerConfig, path: Path | None
+) -> int | float | tuple[int, float] | None:
+    """Return a fixed K as the engine takes it; "auto" is K_min where a profile of the model lies.
+
+    Raises
+    ------
+    ConfigError
+        If the k_min.json beside the checkpoint is broken or belongs to another model.
+    """
+    if is_auto(scheduler.k):
+        return _profiled_k_min(path) or USUAL_K
+    return scheduler.resolved_k
+
+
 def resolve_k_min(scheduler: SchedulerConfig, path: Path | None) -> int:
     """Return K_min of a steered request: the user's, the one in k_min.json, or the default.
 
@@ -337,13 +375,18 @@ def resolve_k_min(scheduler: SchedulerConfig, path: Path | None) -> int:
     """
     if not is_auto(scheduler.k_min):
         return int(scheduler.k_min)
+    return _profiled_k_min(path) or DEFAULT_K
+
+
+def _profiled_k_min(path: Path | None) -> int | None:
+    """Return what the k_min.json beside a checkpoint says; None without one."""
     file = None if path is None else path / FILE_NAME
-    if not scheduler.is_steered or path is None or file is None or not file.is_file():
-        return DEFAULT_K
+    if path is None or file is None or not file.is_file():
+        return None
     profile = KMinProfile.load(file)
     if profile.fingerprint != fingerprint(path):
         raise ConfigError(
             f"[k_min] {file} was made for another checkpoint ({profile.model or 'unnamed'}); make "
-            "it again with `python -m hybridgen calibrate`, or pass SchedulerConfig(k_min=...)"
+            "it again with `python -m hybridgen calibrate`, or pass SchedulerConfig(k=...)"
         )
     return profile.k_min

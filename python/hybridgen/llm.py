@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +20,6 @@ from .chat import chat_prompts
 from .checkpoint import LOAD_FORMATS, LoadedModel, load_model
 from .codec import Codec
 from .config import (
-    QUERY_MODES,
     CpuConfig,
     KVConfig,
     QueryConfig,
@@ -29,11 +27,11 @@ from .config import (
     WeightConfig,
     is_auto,
 )
+from .engine_options import EngineSetup, instance
 from .errors import ConfigError, own_errors
 from .failures import attach_outputs, name_prompt, raise_failures
 from .generation import EngineLoop, Sequence, sampling_options
-from .k_min import resolve_k_min
-from .method_options import MethodOptions, resolve_method
+from .method_options import MethodOptions
 from .model_config import read_eos_ids
 from .outputs import RequestMetrics, RequestOutput, RunStats, StreamChunk
 from .progress import ProgressBar
@@ -94,13 +92,14 @@ class LLM:
     kv : KVConfig, optional
         Where keys and values live.
     query : str or QueryConfig
-        "speculative" scores with a query guessed one layer ahead, "exact" waits for the layer's
-        own, "rescore" guesses only to select.
+        "rescore" chooses tokens by a query guessed one layer ahead and scores them with the layer's
+        own, "speculative" (the paper's) takes the guessed scores as well, "exact" waits for the
+        layer's own query.
     selector, pre_selector : str
         Names from ``hybridgen.selectors("post")`` and ``hybridgen.selectors("pre")``.
     scheduler : SchedulerConfig, optional
-        How many offloaded tokens count (K) and when they are chosen; steered by stage times unless
-        K is set.
+        How many offloaded tokens count (K) and when they are chosen: a fixed K that keeps the
+        answers of full attention, unless it says otherwise.
     weights : WeightConfig, optional
         Where the weights live.
     cpu : CpuConfig, optional
@@ -109,7 +108,8 @@ class LLM:
     Raises
     ------
     ConfigError
-        For an option that is not allowed; checked before anything is loaded.
+        For an option that is not allowed or that the method does not read
+        (``hybridgen.methods.reads``); checked before anything is loaded.
     UnsupportedModelError, CheckpointError
         If the model cannot be run or read.
     OutOfMemoryError
@@ -117,7 +117,7 @@ class LLM:
 
     Examples
     --------
-    >>> llm = LLM("path/to/model", kv=KVConfig(device_tokens=0.1))  # doctest: +SKIP
+    >>> llm = LLM("path/to/model", kv=KVConfig(device_tokens=1024))  # doctest: +SKIP
     >>> llm.generate("Once upon a time", SamplingParams(max_tokens=8))[0].text  # doctest: +SKIP
     """
 
@@ -139,59 +139,36 @@ class LLM:
         method: str = "hybridgen",
         method_config: MethodOptions | Mapping[str, Any] | None = None,
         kv: KVConfig | None = None,
-        query: str | QueryConfig = "speculative",
+        query: str | QueryConfig = "rescore",
         selector: str = "topk",
         pre_selector: str = "partial_keys",
         scheduler: SchedulerConfig | None = None,
         weights: WeightConfig | None = None,
         cpu: CpuConfig | None = None,
     ) -> None:
-        kv = _instance("kv", kv, KVConfig)
-        scheduler = _instance("scheduler", scheduler, SchedulerConfig)
-        _instance("weights", weights, WeightConfig)
-        cpu = _instance("cpu", cpu, CpuConfig)
+        instance("weights", weights, WeightConfig)
         self._seed = as_int("LLM", "seed", seed, 0, _MAX_SEED)
-        values, composition = resolve_method(method, method_config)
-        if not isinstance(query, QueryConfig):
-            query = QueryConfig(mode=one_of("LLM", "query", query, QUERY_MODES))
-        one_of("LLM", "selector", selector, _core.selector_names("post"))
-        one_of("LLM", "pre_selector", pre_selector, _core.selector_names("pre"))
         one_of("LLM", "load_format", load_format, LOAD_FORMATS)
-        one_of("CpuConfig", "isa", cpu.isa, ["auto", *_core.build_info()["isas"]])
-        if max_model_len is not None:
-            max_model_len = as_int("LLM", "max_model_len", max_model_len, 1)
         if not (tokenizer is None or isinstance(tokenizer, str | Path)):
             check_tokenizer(tokenizer)
-        options = partial(
-            _core.EngineOptions,
-            method="hybridgen" if composition else method,
-            method_config=values,
-            query=query.mode,
-            spec_first_layer=query.first_layer,
-            guess_norm=query.norm,
-            guess_source=query.source,
+        setup = EngineSetup(
+            method=method,
+            method_config=method_config,
+            kv=kv,
+            query=query,
             selector=selector,
             pre_selector=pre_selector,
-            strategy=scheduler.strategy,
-            k=scheduler.resolved_k,
-            scoring=kv.scoring,
-            candidates_per_k=kv.candidates_per_k or 0.0,
-            device_tokens=None if is_auto(kv.device_tokens) else kv.device_tokens,
-            dram_bytes=0 if is_auto(kv.dram) else kv.dram,
-            threads=0 if is_auto(cpu.threads) else cpu.threads,
-            device_threads=0 if is_auto(cpu.device_threads) else cpu.device_threads,
-            numa_node=cpu.numa if isinstance(cpu.numa, int) else -1,
-            divides_heads=is_auto(cpu.numa),
-            isa=cpu.isa,
-            max_model_len=max_model_len or 0,
+            scheduler=scheduler,
+            cpu=cpu,
+            max_model_len=max_model_len,
         )
-        if composition is not None and kv.scoring != "full":
+        self._cpu = setup.cpu
+        has_id = any(isinstance(part, str | Path) for part in (model, tokenizer))
+        if revision is not None and not has_id:
             raise ConfigError(
-                f"[LLM] scoring is {kv.scoring!r} for the composition {method!r}; allowed: 'full'; "
-                "of the methods only hybridgen scans a copy of the keys"
+                f"[LLM] revision is {brief(revision)} and nothing is read from the hub; allowed: "
+                "None; pass the hub id that it belongs to"
             )
-        options()  # refuses bad values before anything is loaded
-        custom = () if composition is None else (composition.build(method),)
         if isinstance(model, LLM):
             for name, value in (("dtype", dtype), ("device", device), ("load_format", load_format)):
                 if not is_auto(value):
@@ -241,9 +218,7 @@ class LLM:
         self._num_requests = 0
         self._tracing = False
         free_bytes = _free_device_bytes(loaded.model.device)
-        k_min = resolve_k_min(scheduler, loaded.path)
-        engine_options = options(device_bytes=free_bytes, scheduler=scheduler.options(k_min))
-        self._loop = EngineLoop(_core.Engine(loaded.model, engine_options, *custom))
+        self._loop = EngineLoop(setup.engine(loaded.model, loaded.path, free_bytes))
 
     @classmethod
     def from_pretrained(cls, model: str | Path | dict[str, Any], **options: Any) -> LLM:
@@ -403,8 +378,6 @@ class LLM:
         """Answer one conversation or several, through the tokenizer's chat template.
 
         Parameters
-        The log-probability is of the model's own distribution, as `CompletionOutput` says.
-
         ----------
         messages : list of dict, or list of such lists
             Each dict with ``role`` and ``content``: a string, or a list of OpenAI's text parts.
@@ -422,6 +395,8 @@ class LLM:
     @guarded
     def score(self, pairs: list[tuple[Any, Any]]) -> list[tuple[float, bool]]:
         """Return for each (context, continuation) its log-probability and whether it is greedy.
+
+        The log-probability is of the model's own distribution, as `CompletionOutput` says.
 
         The context but its last token is prefilled; that token and the continuation pass through
         decode steps, so that scores see the same attention as generated text. Never a sum over a
@@ -706,17 +681,6 @@ def _per_prompt(params: Any, count: int) -> list[SamplingParams]:
             "for all, or one for each"
         )
     return list(params)
-
-
-def _instance(name: str, value: Any, kind: type[Any]) -> Any:
-    if value is None:
-        return kind()
-    if not isinstance(value, kind):
-        raise ConfigError(
-            f"[LLM] {name} is {brief(value)}; allowed: a {kind.__name__}, for example "
-            f"{name}={kind.__name__}()"
-        )
-    return value
 
 
 def _free_device_bytes(device: str) -> int:

@@ -299,6 +299,10 @@ class Composition:
     window : int, optional
         Tokens of the window; by default as many as fit, or ``KVConfig.device_tokens``.
 
+    Of the options of `LLM` that not every method reads, a composition reads ``k`` where a selector
+    chooses and ``device_tokens`` where there is a window; its query, selectors and strategy are its
+    own.
+
     Examples
     --------
     >>> Composition(
@@ -420,6 +424,22 @@ class Methods:
     def table(self) -> list[dict[str, Any]]:
         """Return what there is to know about every method of the library, as plain data."""
         return list(_core.method_table())
+
+    def reads(self, name: str) -> tuple[str, ...]:
+        """Return which engine options a method reads that not every method does.
+
+        The names are those of the engine; `LLM` refuses any other of them that is set:
+        ``query``, ``selector``, ``device_tokens`` of KVConfig, ``k`` of SchedulerConfig, ...
+
+        Raises
+        ------
+        ConfigError
+            If there is no such method.
+        """
+        one_of("methods.reads", "name", name, self())
+        if name in _compositions:
+            return tuple(_compositions[name].build(name).reads)
+        return next(tuple(row["reads"]) for row in _core.method_table() if row["name"] == name)
 
     def summaries(self) -> dict[str, str]:
         """Return one line about each method of the library, by name."""

@@ -40,24 +40,24 @@ TokenCount TokenCount::share(double share) {
   return result;
 }
 
+TokenCount TokenCount::larger_of(std::int64_t tokens, double share) {
+  TokenCount result = count(tokens);
+  result.share_ = TokenCount::share(share).share_;
+  return result;
+}
+
 std::int64_t TokenCount::resolve(std::int64_t available) const {
   if (available <= 0) {
     return 0;
   }
-  std::int64_t wanted = available;
-  if (count_) {
-    wanted = *count_;
-  } else if (share_) {
-    wanted = static_cast<std::int64_t>(*share_ * static_cast<double>(available));
+  if (is_all()) {
+    return available;
+  }
+  std::int64_t wanted = count_.value_or(1);
+  if (share_) {
+    wanted = std::max(wanted, static_cast<std::int64_t>(*share_ * static_cast<double>(available)));
   }
   return std::clamp<std::int64_t>(wanted, 1, available);
-}
-
-std::string TokenCount::text() const {
-  if (count_) {
-    return std::to_string(*count_);
-  }
-  return share_ ? message(*share_) : "all";
 }
 
 std::optional<std::int64_t> WindowSetting::resolve(std::int64_t prompt_tokens) const {
@@ -69,6 +69,16 @@ std::optional<std::int64_t> WindowSetting::resolve(std::int64_t prompt_tokens) c
   }
   return std::max(kFewestOfAShare,
                   static_cast<std::int64_t>(*share * static_cast<double>(prompt_tokens)));
+}
+
+std::string TokenCount::text() const {
+  if (count_ && share_) {
+    return message("max(", *count_, ", ", *share_, ")");
+  }
+  if (count_) {
+    return std::to_string(*count_);
+  }
+  return share_ ? message(*share_) : "all";
 }
 
 void EngineOptions::validate() const {

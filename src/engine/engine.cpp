@@ -135,6 +135,16 @@ std::int64_t budget_or(std::int64_t asked, double share_of_free, int node = -1) 
                              share_of_free * static_cast<double>(available_node_bytes(node))));
 }
 
+// A user's own composition is checked as the library's methods are.
+Method checked_method(const EngineOptions& options, std::optional<Method> composition) {
+  options.validate();
+  if (!composition) {
+    return make_method(options);
+  }
+  refuse_unread(*composition, options);
+  return std::move(*composition);
+}
+
 }  // namespace
 
 Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
@@ -142,7 +152,7 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
                    std::optional<Method> method_)
     : model(std::move(model_)),
       options(std::move(options_)),
-      method(method_ ? std::move(*method_) : (options.validate(), make_method(options))),
+      method(checked_method(options, std::move(method_))),
       attended{options.k, steering_of(method, options.scheduler)},
       device_budget(
           TierKind::kDevice, budget_or(options.device_bytes, 0.45), "KVConfig(device_tokens=...)"),
@@ -533,7 +543,7 @@ std::int64_t Engine::add(std::vector<std::int64_t> prompt,
                               num_forced > 0 ? " with its continuation" : " and needs one more",
                               "; allowed: at most ",
                               impl.options.max_model_len,
-                              " (max_model_len); shorten it"));
+                              " prompt and new tokens (max_model_len); shorten it"));
   }
   if (decode_prompt_tokens < 0) {
     throw ConfigError(

@@ -23,7 +23,8 @@ MethodInfo flexgen_info() {
                         1.0,
                         "a float in (0, 1]",
                         "share of the tokens whose values are fetched: those with the largest "
-                        "weights, which are not renormalised"}}};
+                        "weights, which are not renormalised"}},
+          .reads = {"device_tokens"}};
 }
 
 Method flexgen_method(const EngineOptions& options) {

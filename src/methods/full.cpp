@@ -13,7 +13,8 @@ MethodInfo full_info() {
           .exact_when = "always",
           .drops = "nothing",
           .link = "nothing",
-          .tunables = {}};
+          .tunables = {},
+          .reads = {}};
 }
 
 Method full_method(const EngineOptions& options) {

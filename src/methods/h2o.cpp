@@ -26,7 +26,8 @@ MethodInfo h2o_info() {
                         std::string("original"),
                         "'original' or 'shift' (rotary models, home='device')",
                         "positions in the text, or in the cache"},
-                       home_option()}};
+                       home_option()},
+          .reads = {}};
 }
 
 Method h2o_method(const EngineOptions& options) {

@@ -20,19 +20,20 @@ MethodInfo hgca_info() {
           "nothing, but tokens that are not salient when they leave the window take part "
           "no more",
       .link = "query and softmax weights to the host; output and log-sum-exp back",
-      .tunables = {
-          {"block", std::int64_t{128}, "an integer >= 1", "tokens that leave the window at once"},
-          {"blocks", std::int64_t{2}, "an integer >= 1", "blocks in the window"},
-          {"alpha", 0.5, "a float in [0, 1]", "weight of the newest step in the moving average"},
-          {"beta", 0.5, "a float >= 0", "salience threshold, in shares of the mean weight"},
-          {"keep_min",
-           std::int64_t{10},
-           "an integer >= 0",
-           "tokens of every leaving block that are kept at least"},
-          {"groups",
-           std::int64_t{4},
-           "an integer >= 1",
-           "groups of KV heads that keep the same number of tokens"}}};
+      .tunables =
+          {{"block", std::int64_t{128}, "an integer >= 1", "tokens that leave the window at once"},
+           {"blocks", std::int64_t{2}, "an integer >= 1", "blocks in the window"},
+           {"alpha", 0.5, "a float in [0, 1]", "weight of the newest step in the moving average"},
+           {"beta", 0.5, "a float >= 0", "salience threshold, in shares of the mean weight"},
+           {"keep_min",
+            std::int64_t{10},
+            "an integer >= 0",
+            "tokens of every leaving block that are kept at least"},
+           {"groups",
+            std::int64_t{4},
+            "an integer >= 1",
+            "groups of KV heads that keep the same number of tokens"}},
+      .reads = {"device_tokens"}};
 }
 
 Method hgca_method(const EngineOptions& options) {

@@ -18,7 +18,8 @@ MethodInfo hybridgen_info() {
           .tunables = {{"column_share",
                         0.2,
                         "a float in (0, 1]",
-                        "pre_selector='partial_keys': as in infinigen"}}};
+                        "pre_selector='partial_keys': as in infinigen"}},
+          .reads = selective_options()};
 }
 
 namespace {
@@ -49,6 +50,35 @@ void scan_shadow(Method& method, const EngineOptions& options, bool may_plan) {
     method.candidates_per_k = is_int8 ? 2.0 : 4.0;
   }
   method.key_layout = KeyLayout::kRows;
+}
+
+// What an option that was chosen here leaves without effect.
+void note_unread(Method& method, const EngineOptions& options, bool may_plan) {
+  const auto unread = [&](const char* name, const char* why) { method.unread.emplace(name, why); };
+  if (options.query == QueryMode::kExact) {
+    for (const char* name : {"spec_first_layer", "guess_norm", "guess_source"}) {
+      unread(name, "query='exact' guesses nothing; use query='rescore' or 'speculative'");
+    }
+  }
+  if (options.guess_source == "previous_query") {
+    unread("guess_norm", "source='previous_query' takes that query as it is");
+  }
+  if (!may_plan) {
+    unread("pre_selector",
+           "tokens are chosen after their logits only; set strategy='pre' or k=None");
+  }
+  const bool may_scan =
+      options.strategy == SelectionStrategy::kPostQkt ||
+      (options.scheduler && (options.scheduler->adapt_strategy ||
+                             options.scheduler->initial_strategy == SelectionStrategy::kPostQkt));
+  if (!may_scan) {
+    for (const char* name : {"selector", "scoring", "candidates_per_k"}) {
+      unread(name, "tokens are chosen before their logits only; set strategy='post'");
+    }
+  }
+  if (options.scoring == "full") {
+    unread("candidates_per_k", "scoring is 'full'; set scoring to 'int8' or 'int4'");
+  }
 }
 
 }  // namespace
@@ -91,6 +121,7 @@ Method hybridgen_method(const EngineOptions& options) {
     scan_shadow(method, options, may_plan);
   }
   method.partial_keys.column_share = config.number("column_share", 0.0, 1.0, /*open=*/true);
+  note_unread(method, options, may_plan);
   return method;
 }
 

@@ -15,17 +15,18 @@ MethodInfo keyformer_info() {
           .exact_when = "the budget >= tokens",
           .drops = "tokens that are neither key tokens nor recent",
           .link = "softmax weights to the host; with home='host' K and V of the kept tokens back",
-          .tunables = {
-              {"kv_cache",
-               0.6,
-               "an integer >= 1 (tokens) or a float in (0, 1] (share of the prompt)",
-               "tokens that are kept in all"},
-              {"recent", 0.3, "a float in (0, 1]", "share of the budget for the newest tokens"},
-              {"tau_init", 1.0, "a float > 0", "temperature of the prompt's scores"},
-              {"tau_end", 2.0, "a float > 0", "temperature that the last new token reaches"},
-              {"noise", true, "True or False", "Gumbel noise on the scores"},
-              {"seed", std::int64_t{0}, "an integer >= 0", "of the noise"},
-              home_option()}};
+          .tunables =
+              {{"kv_cache",
+                0.6,
+                "an integer >= 1 (tokens) or a float in (0, 1] (share of the prompt)",
+                "tokens that are kept in all"},
+               {"recent", 0.3, "a float in (0, 1]", "share of the budget for the newest tokens"},
+               {"tau_init", 1.0, "a float > 0", "temperature of the prompt's scores"},
+               {"tau_end", 2.0, "a float > 0", "temperature that the last new token reaches"},
+               {"noise", true, "True or False", "Gumbel noise on the scores"},
+               {"seed", std::int64_t{0}, "an integer >= 0", "of the noise"},
+               home_option()},
+          .reads = {}};
 }
 
 Method keyformer_method(const EngineOptions& options) {

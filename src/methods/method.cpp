@@ -34,33 +34,26 @@ Method make_method(const EngineOptions& options) {
     const std::string name = entry.info().name;
     if (name == options.method) {
       Method method = entry.build(options);
-      if (options.scoring != "full" && !method.shadow) {
-        throw ConfigError(message("[method ",
-                                  name,
-                                  "] scoring is '",
-                                  options.scoring,
-                                  "'; allowed: 'full'; only hybridgen chooses by a scan of keys "
-                                  "that may be approximate"));
-      }
+      refuse_unread(method, options);
       return method;
     }
     allowed += (allowed.empty() ? "" : ", ") + name;
     names.push_back(name);
   }
   const std::string nearest = nearest_name(options.method, names);
+  throw ConfigError(message("[method] '",
+                            options.method,
+                            "' is not known; allowed: ",
+                            allowed,
+                            nearest.empty() ? "" : "; did you mean '" + nearest + "'?"));
+}
+
 std::uint64_t content_of(std::span<const std::int64_t> prompt) {
   std::uint64_t hash = 0xCBF29CE484222325ULL;  // FNV-1a, an id at a time
   for (const std::int64_t id : prompt) {
     hash = (hash ^ static_cast<std::uint64_t>(id)) * 0x100000001B3ULL;
   }
   return hash;
-}
-
-  throw ConfigError(message("[method] '",
-                            options.method,
-                            "' is not known; allowed: ",
-                            allowed,
-                            nearest.empty() ? "" : "; did you mean '" + nearest + "'?"));
 }
 
 void check_composition(const Method& method) {

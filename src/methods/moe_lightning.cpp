@@ -23,7 +23,8 @@ MethodInfo moe_lightning_info() {
                         std::int64_t{2},
                         "an integer >= 1",
                         "micro-batches whose queries are projected ahead of the one that is "
-                        "finished"}}};
+                        "finished"}},
+          .reads = {}};
 }
 
 Method moe_lightning_method(const EngineOptions& options) {

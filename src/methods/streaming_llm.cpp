@@ -14,14 +14,15 @@ MethodInfo streaming_llm_info() {
           .exact_when = "sinks + window >= tokens",
           .drops = "tokens between sinks and window",
           .link = "nothing; with home='host' K and V of the kept tokens",
-          .tunables = {
-              {"sinks", std::int64_t{4}, "an integer >= 0", "first tokens that are kept"},
-              {"window", std::int64_t{1024}, "an integer >= 1", "newest tokens that are kept"},
-              {"positions",
-               std::string("original"),
-               "'original', 'shift' (rotary models, home='device') or 'clamp' (learned positions)",
-               "positions in the text, in the cache, or clamped to the cache's size"},
-              home_option()}};
+          .tunables =
+              {{"sinks", std::int64_t{4}, "an integer >= 0", "first tokens that are kept"},
+               {"window", std::int64_t{1024}, "an integer >= 1", "newest tokens that are kept"},
+               {"positions",
+                std::string("original"),
+                "'original', 'shift' (rotary models, home='device') or 'clamp' (learned positions)",
+                "positions in the text, in the cache, or clamped to the cache's size"},
+               home_option()},
+          .reads = {}};
 }
 
 Method streaming_llm_method(const EngineOptions& options) {

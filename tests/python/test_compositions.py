@@ -18,7 +18,7 @@ import pytest
 import hybridgen as hg
 from hybridgen import LLM, ConfigError, KVConfig, QueryConfig, SchedulerConfig
 from hybridgen.method_options import Composition
-from trained import ALL, new_tokens, prompts_of, run_python, variant
+from trained import new_tokens, prompts_of, run_python, variant
 
 M = hg.methods
 Trained = Callable[[str], LLM]
@@ -508,7 +508,7 @@ hg.methods.register("mine", hg.methods.Composition(
     early_rule=hg.methods.LayerRule(query="exact", payload="keys_and_values", choice="selector"),
     first_layer=1,
     **({"selector": "topk"} if kind == "post" else {"pre_selector": "sinks_recent"})))
-scheduler = SchedulerConfig(k_min=1, k_max=1, interval=1, warmup=0)
+scheduler = SchedulerConfig(k=None, k_min=1, k_max=1, interval=1, warmup=0)
 with LLM(folder_of("tiny-llama"), dtype="float32", cpu=CPU, method="mine",
          scheduler=scheduler) as llm:
     output = llm.generate(prompts_of(300), new_tokens(40))[0]
@@ -693,12 +693,42 @@ def test_a_composition_has_no_options(trained: Trained) -> None:
         variant(base, method="plain", method_config={"window": 3})
     with pytest.raises(ConfigError, match="did you mean 'plain'"):
         variant(base, method="plane")
-    assert generated(base, method="plain", scheduler=ALL) == generated(base, method="full")
+    assert generated(base, method="plain") == generated(base, method="full")
 
 
-def test_query_options_play_no_part_in_a_composition(trained: Trained) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"query": "exact"}, "query is 'exact'; allowed: 'rescore'"),
+        ({"query": QueryConfig(first_layer=1)}, "spec_first_layer is 1; allowed: 2"),
+        ({"selector": "h2o"}, "selector is 'h2o'; allowed: 'topk'"),
+        (
+            {"pre_selector": "sinks_recent"},
+            "pre_selector is 'sinks_recent'; allowed: 'partial_keys'",
+        ),
+        ({"scheduler": SIX_PRE}, "strategy is 'pre'; allowed: 'post'"),
+        ({"kv": KVConfig(scoring="int8")}, "scoring is 'int8'; allowed: 'full'"),
+    ],
+)
+def test_what_a_composition_has_of_its_own_is_refused_as_an_option(
+    trained: Trained, options: dict[str, Any], message: str
+) -> None:
     M.register("parts", hybridgen_parts("exact"))
-    base = trained("tiny-llama")
-    plain = generated(base, method="parts", kv=FEW, scheduler=SIX)
-    query = QueryConfig(mode="speculative", first_layer=1)
-    assert generated(base, method="parts", kv=FEW, scheduler=SIX, query=query) == plain
+    with pytest.raises(ConfigError, match=rf"^\[method parts\] {message}, as parts does not read"):
+        LLM(trained("tiny-llama"), method="parts", **options)
+
+
+def test_a_composition_reads_what_its_parts_need() -> None:
+    M.register("parts", hybridgen_parts("exact"))
+    assert M.reads("parts") == ("k", "scheduler", "device_tokens")
+    M.register("parts", M.Composition(residency="window", rule=STREAMED))
+    assert M.reads("parts") == ("device_tokens",)
+    M.register("parts", M.Composition(residency="all", rule=NOTHING))
+    assert M.reads("parts") == ()
+
+
+def test_k_is_refused_where_no_selector_chooses(trained: Trained) -> None:
+    M.register("parts", M.Composition(residency="window", rule=STREAMED))
+    for scheduler, message in ((SIX, "k is 6"), (SchedulerConfig(k=None), "scheduler is steering")):
+        with pytest.raises(ConfigError, match=rf"^\[method parts\] {message}"):
+            LLM(trained("tiny-llama"), method="parts", scheduler=scheduler)

@@ -19,6 +19,7 @@ from hybridgen import (
     SamplingParams,
     SchedulerConfig,
     WeightConfig,
+    _core,
 )
 from hybridgen.config import parse_bytes
 
@@ -152,6 +153,21 @@ def test_one_token_and_the_whole_prompt_are_told_apart() -> None:
     assert repr(KVConfig(device_tokens=1.0).device_tokens) == "1.0"
 
 
+def test_a_share_of_the_prompt_on_the_device_is_never_fewer_than_256_tokens() -> None:
+    for device_tokens, prompt_tokens, window in (
+        (0.1, 30, 256),
+        (0.1, 2560, 256),
+        (0.1, 2570, 257),
+        (0.1, 10_000, 1000),
+        (1.0, 30, 256),
+        (0.0, 30, 0),
+        (3, 10_000, 3),
+        (0, 30, 0),
+        (None, 30, None),
+    ):
+        assert _core.device_window(device_tokens, prompt_tokens) == window
+
+
 def test_memory_nodes_may_be_left_to_the_system() -> None:
     assert CpuConfig().numa == "auto"
     assert CpuConfig(numa="off").numa == "off"
@@ -186,7 +202,7 @@ def test_sizes_are_read_as_people_write_them(text: object, size: int) -> None:
 
 
 def test_k_resolves_to_what_the_engine_takes() -> None:
-    assert SchedulerConfig().resolved_k == 128
+    assert SchedulerConfig().resolved_k == (256, 0.125)
     assert SchedulerConfig(k=64).resolved_k == 64
     assert SchedulerConfig(k=0.05).resolved_k == 0.05
     assert SchedulerConfig(k="all").resolved_k is None

@@ -117,6 +117,7 @@ def test_logits_are_those_of_transformers_at_every_position(
         with LLM(folder, dtype="float32", cpu=CPU, **options) as llm:
             # Decode: every position after the first as a forced token.
             decoded = full_logprobs(llm, ids[:1], [*ids[1:], 0], decoded=1)
+            assert (llm.stats.evicted_bytes > 0) == (options.get("method") != "full")
             assert worst(decoded, logits) < 1e-4
             # Prefill: prompts of every length.
             prefilled = [
@@ -142,10 +143,14 @@ def reference_tokens(model: Any, prompt: list[int], count: int) -> tuple[list[in
         )
 
 
-EXACT_SETTINGS = {
+HYBRID: dict[str, Any] = {
+    "kv": KVConfig(device_tokens=30),
+    "scheduler": SchedulerConfig(k="all"),
+}
+EXACT_SETTINGS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
-    "exact": {"query": "exact", "scheduler": SchedulerConfig(k="all")},
-    "rescore": {"query": "rescore", "scheduler": SchedulerConfig(k="all")},
+    "exact": {"query": "exact", **HYBRID},
+    "rescore": {"query": "rescore", **HYBRID},
 }
 
 
@@ -156,10 +161,10 @@ def test_256_greedy_tokens_of_the_trained_models(folder: Path) -> None:
     prompts = [ids_of(n, model.config.vocab_size, seed=n) for n in (300, 40, 1)]
     expected = [reference_tokens(model, prompt, 256)[0] for prompt in prompts]
     for name, options in EXACT_SETTINGS.items():
-        kv = KVConfig() if name == "full" else KVConfig(device_tokens=0.1)
-        with LLM(folder, dtype="float32", cpu=CPU, kv=kv, **options) as llm:
+        with LLM(folder, dtype="float32", cpu=CPU, **options) as llm:
             params = SamplingParams(max_tokens=256, ignore_eos=True)
             assert llm.generate_ids(prompts, params) == expected, name
+            assert (llm.stats.evicted_bytes > 0) == (name != "full")
 
 
 @pytest.mark.slow
@@ -174,10 +179,10 @@ def test_256_greedy_tokens_of_smollm2(smollm2: Path) -> None:
     assert gap > 1e-3
     del model
     for name, options in EXACT_SETTINGS.items():
-        kv = KVConfig() if name == "full" else KVConfig(device_tokens=0.1)
-        with LLM(folder, dtype="float32", cpu=CPU, kv=kv, **options) as llm:
+        with LLM(folder, dtype="float32", cpu=CPU, **options) as llm:
             params = SamplingParams(max_tokens=256, ignore_eos=True)
             assert llm.generate_ids([prompt], params) == [expected], name
+            assert (llm.stats.evicted_bytes > 0) == (name != "full")
 
 
 def test_guessing_from_beyond_the_last_layer_is_exact(
@@ -187,14 +192,14 @@ def test_guessing_from_beyond_the_last_layer_is_exact(
     prompts = [ids_of(n, model.config.vocab_size, seed=n) for n in (50, 9)]
     params = SamplingParams(max_tokens=20, ignore_eos=True)
     tokens = {}
+    few: dict[str, Any] = {"kv": KVConfig(device_tokens=4), "scheduler": SchedulerConfig(k="all")}
     for name, options in {
         "full": {"method": "full"},
-        "never": {"query": hg.QueryConfig(first_layer=3)},
-        "early": {"query": hg.QueryConfig(first_layer=1)},
+        "never": {**few, "query": hg.QueryConfig(mode="speculative", first_layer=3)},
+        "early": {**few, "query": hg.QueryConfig(mode="speculative", first_layer=1)},
     }.items():
-        scheduler = SchedulerConfig(k="all")
-        kv = KVConfig() if name == "full" else KVConfig(device_tokens=4)
-        with LLM(folder, dtype="float32", cpu=CPU, kv=kv, scheduler=scheduler, **options) as llm:
+        with LLM(folder, dtype="float32", cpu=CPU, **options) as llm:
             tokens[name] = llm.generate_ids(prompts, params)
+            assert (llm.stats.evicted_bytes > 0) == (name != "full")
     assert tokens["never"] == tokens["full"]
     assert tokens["early"] != tokens["full"]

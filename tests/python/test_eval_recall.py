@@ -41,7 +41,7 @@ def test_full_attention_recalls(capsys: pytest.CaptureFixture[str]) -> None:
 def test_hybrid_attention_recalls_with_a_twentieth_of_the_tokens(
     capsys: pytest.CaptureFixture[str], query: str
 ) -> None:
-    result = evaluate(capsys, "--device-tokens", "0.1", "--k", "0.05", "--query", query)
+    result = evaluate(capsys, "--device-tokens", "30", "--k", "0.05", "--query", query)
     assert result["exact_match"] >= 0.9
     assert result["offloaded_share"] > 0.8
     assert result["attended_offloaded_share"] < 0.1
@@ -49,7 +49,7 @@ def test_hybrid_attention_recalls_with_a_twentieth_of_the_tokens(
 
 def test_a_window_with_sinks_does_not_recall(capsys: pytest.CaptureFixture[str]) -> None:
     window = ["--strategy", "pre", "--pre-selector", "sinks_recent"]
-    result = evaluate(capsys, "--device-tokens", "0.1", "--k", "0.05", *window)
+    result = evaluate(capsys, "--device-tokens", "30", "--k", "0.05", *window)
     assert result["exact_match"] <= 0.3
 
 

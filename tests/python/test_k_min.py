@@ -23,6 +23,7 @@ from hybridgen.k_min import (
     find_k_min,
     fingerprint,
     read_dataset,
+    resolve_k,
     resolve_k_min,
 )
 from trained import CPU, folder_of, new_tokens, prompts_of, run_python, samples
@@ -133,8 +134,10 @@ def copied(copy_of: Callable[[Path], Path]) -> Path:
 @pytest.fixture
 def steered(copied: Path) -> Iterator[Callable[..., LLM]]:
     """Make steered engines of the copied folder, loaded once."""
-    with LLM(copied, dtype="float32", cpu=CPU, method="full", scheduler=SchedulerConfig(k=1)) as f:
-        yield lambda **options: LLM(f, cpu=CPU, scheduler=SchedulerConfig(**options))
+    with LLM(copied, dtype="float32", cpu=CPU, method="full") as f:
+        yield lambda **options: LLM(
+            f, cpu=CPU, scheduler=SchedulerConfig(**({"k": None} | options))
+        )
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -160,9 +163,25 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 def test_without_a_file_k_min_is_the_papers(steered: Callable[..., LLM]) -> None:
     assert DEFAULT_K == 128
     with steered() as llm:
-        assert resolve_k_min(SchedulerConfig(), llm.path) == 128
-    assert resolve_k_min(SchedulerConfig(), None) == 128
-    assert resolve_k_min(SchedulerConfig(k_min=7), None) == 7
+        assert resolve_k_min(SchedulerConfig(k=None), llm.path) == 128
+    assert resolve_k_min(SchedulerConfig(k=None), None) == 128
+    assert resolve_k_min(SchedulerConfig(k=None, k_min=7), None) == 7
+
+
+def test_by_default_k_is_what_the_file_says_or_the_usual(copied: Path) -> None:
+    with LLM(copied, dtype="float32", cpu=CPU, method="full") as base:
+        for profiled, expected in ((None, (256, 0.125)), (5, 5)):
+            if profiled is not None:
+                profile = dataclasses.replace(
+                    PROFILE, k_min=profiled, fingerprint=fingerprint(copied)
+                )
+                profile.save(copied / FILE_NAME)
+            with LLM(base, cpu=CPU, kv=KVConfig(device_tokens=9)) as llm:
+                assert llm.engine_options.k == expected
+                metrics = llm.generate(prompts_of(60)[0], new_tokens(4))[0].metrics
+                assert metrics.offloaded_tokens > 0
+                assert metrics.scheduler_decisions == 0
+                assert metrics.k == (profiled or metrics.offloaded_tokens)
 
 
 def test_auto_reads_the_file_beside_the_checkpoint(
@@ -170,7 +189,7 @@ def test_auto_reads_the_file_beside_the_checkpoint(
 ) -> None:
     profile = dataclasses.replace(PROFILE, k_min=5, fingerprint=fingerprint(copied))
     profile.save(copied / FILE_NAME)
-    options: dict[str, Any] = {"adapt_k": False, "adapt_strategy": False}
+    options: dict[str, Any] = {"k": None, "adapt_k": False, "adapt_strategy": False}
     for k_min, expected in (("auto", 5), (9, 9)):
         with (
             steered(k_min=k_min, **options) as llm,
@@ -193,11 +212,13 @@ def test_a_file_of_another_model_is_refused_and_what_is_loaded_stays_usable(
     with pytest.raises(ConfigError, match=message):
         steered()
     with pytest.raises(ConfigError, match=message):
-        LLM(copied, scheduler=SchedulerConfig())
-    # Whoever fixes K or names K_min does not need the file.
+        LLM(copied)
+    # Whoever fixes K or names K_min does not need the file; nor does a method that has no K.
     for options in ({"k": 4}, {"k": "all"}, {"k_min": 4}):
         with steered(**options) as llm:
             assert len(llm.generate_ids([[5, 6, 7]], new_tokens(3))[0]) == 3
+    with LLM(copied, method="h2o") as llm:
+        assert len(llm.generate_ids([[5, 6, 7]], new_tokens(3))[0]) == 3
 
 
 def test_a_broken_file_beside_the_checkpoint_is_refused(
@@ -237,7 +258,8 @@ def recall_items(count: int = 4) -> list[dict[str, Any]]:
 
 def test_calibration_finds_how_many_tokens_recall_needs(trained: Trained) -> None:
     base = trained("tiny-llama")
-    profile = calibrate(base, recall_items(), k_values=(*KS, 64), max_tokens=1)
+    options: dict[str, Any] = {"max_tokens": 1, "device_tokens": 26}
+    profile = calibrate(base, recall_items(), k_values=(*KS, 64), **options)
     assert profile.metric == "exact_match"
     assert [k for k, _ in profile.curve] == sorted(KS)
     assert profile.all_tokens == 1.0
@@ -249,12 +271,14 @@ def test_calibration_finds_how_many_tokens_recall_needs(trained: Trained) -> Non
     assert profile.fingerprint == fingerprint(folder_of("tiny-llama"))
     # The model that was measured is as it was.
     assert base.engine_options.method == "full"
-    assert calibrate(base, recall_items(), k_values=KS, max_tokens=1) == profile
+    assert calibrate(base, recall_items(), k_values=KS, **options) == profile
 
 
 def test_without_answers_agreement_with_full_attention_counts(trained: Trained) -> None:
     prompts = [item["prompt"] for item in recall_items(2)]
-    profile = calibrate(trained("tiny-llama"), prompts, k_values=(256,), max_tokens=4)
+    profile = calibrate(
+        trained("tiny-llama"), prompts, k_values=(256,), max_tokens=4, device_tokens=26
+    )
     assert (profile.metric, profile.all_tokens) == ("agreement", 1.0)
     assert profile.curve == ((256, 1.0),)
     assert profile.k_min == 256
@@ -269,7 +293,7 @@ def test_a_text_and_its_answer_are_compared_as_text(trained: Trained) -> None:
         }
         for item in recall_items(2)
     ]
-    profile = calibrate(base, items, k_values=(256,), max_tokens=1)
+    profile = calibrate(base, items, k_values=(256,), max_tokens=1, device_tokens=26)
     assert (profile.metric, profile.all_tokens) == ("exact_match", 1.0)
 
 
@@ -284,6 +308,12 @@ def test_a_text_and_its_answer_are_compared_as_text(trained: Trained) -> None:
         ([[5, 6]], {"tolerance": 1.5}, "tolerance is 1.5; allowed: "),
         ([[5, 6]], {"max_tokens": 0}, "max_tokens is 0; allowed: "),
         ([{"text": "a"}], {}, "the keys .*text.*allowed: prompt, answer"),
+        # Of what is no longer than the window nothing is offloaded: every K is all tokens.
+        ([[5, 6] * 100], {}, "prompt 0 has 200 tokens, and device_tokens=0.1 keeps up to 256"),
+        ([[5] * 9, [5] * 8], {"device_tokens": 8}, "prompt 1 has 8 tokens.*keeps up to 8"),
+        ([[5]], {"device_tokens": 0}, "prompt 0 has 1 tokens"),
+        ([[5] * 300], {"device_tokens": 1.0}, "prompt 0 has 300 tokens.*keeps up to 300"),
+        ([[5] * 300], {"device_tokens": "auto"}, "device_tokens is 'auto'; allowed: an int"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
@@ -360,14 +390,16 @@ def test_calibrate_writes_a_file_that_auto_reads(
 ) -> None:
     arguments = ["calibrate", "--model", str(copied), "--dtype", "float32", "--data", str(data)]
     arguments += ["--threads", "1", "--device-threads", "1"]
-    arguments += ["--k-values", "8", "256", "--max-tokens", "1", "--tolerance", "0.1", "--json"]
+    arguments += ["--k-values", "8", "256", "--max-tokens", "1", "--tolerance", "0.1"]
+    arguments += ["--device-tokens", "26", "--json"]
     assert main(arguments) == 0
     printed = json.loads(capsys.readouterr().out)
     profile = KMinProfile.load(copied / FILE_NAME)
     assert printed["k_min"] == profile.k_min
     assert [k for k, _ in profile.curve] == [8, 256]
     assert profile.fingerprint == fingerprint(copied)
-    assert resolve_k_min(SchedulerConfig(), copied) == profile.k_min
+    assert resolve_k_min(SchedulerConfig(k=None), copied) == profile.k_min
+    assert resolve_k(SchedulerConfig(), copied) == profile.k_min
     # Again, with the file in place, to another file and for people.
     out = copied / "other.json"
     assert main([*arguments[:-1], "--out", str(out)]) == 0
@@ -382,7 +414,7 @@ def test_calibrate_writes_a_file_that_auto_reads(
         (["--k-values", "0"], "k_values is 0"),
         (["--metric", "bleu"], "metric is 'bleu'"),
         (["--tolerance", "2"], "tolerance is 2.0"),
-        (["--method", "h2oo"], "did you mean 'h2o'"),
+        (["--device-tokens", "300"], "keeps up to 300 on the device"),
     ],
 )
 def test_a_wrong_option_of_calibrate_is_one_line_and_writes_nothing(
@@ -400,6 +432,20 @@ def test_a_wrong_option_of_calibrate_is_one_line_and_writes_nothing(
     assert message in printed.err
     assert printed.err.count("\n") == 1
     assert not (copied / FILE_NAME).exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--method", "h2o"], ["--query", "exact"], ["--k", "5"], ["--selector", "h2o"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_calibrate_has_no_options_that_it_would_ignore(
+    copied: Path, data: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["calibrate", "--model", str(copied), "--data", str(data), *arguments])
+    assert caught.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
 
 
 def test_methods_are_printed_as_standard_json() -> None:

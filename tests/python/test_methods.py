@@ -18,7 +18,17 @@ import hybridgen as hg
 from hybridgen import LLM, ConfigError, KVConfig
 from hybridgen.method_options import OPTIONS
 from hybridgen.outputs import RequestMetrics
-from trained import ALL, CPU, MODELS, ROOT, new_tokens, prompts_of, run_python, samples, variant
+from trained import (
+    CPU,
+    MODELS,
+    ROOT,
+    assert_offloaded,
+    new_tokens,
+    prompts_of,
+    run_python,
+    samples,
+    variant,
+)
 
 M = hg.methods
 Trained = Callable[[str], LLM]
@@ -44,7 +54,7 @@ def test_the_methods_are_listed_in_a_fixed_order() -> None:
     assert list(M.summaries()) == NAMES
     for row in M.table():
         assert set(row) >= {"summary", "attention", "timing", "exact_when", "drops", "link"}
-        assert all(text for name, text in row.items() if name != "tunables")
+        assert all(text for name, text in row.items() if name not in ("tunables", "reads"))
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: options.method)
@@ -191,6 +201,8 @@ def test_a_method_in_its_exact_setting_equals_full_attention(
     base, prompts, expected = exact_case
     with engine_of(base, EXACT[name]) as llm:
         assert llm.generate_ids(prompts, new_tokens(COUNT)) == expected
+        if name.startswith(("hybridgen", "flexgen", "infinigen", "hgca")):
+            assert_offloaded(llm)
         # Also when the prompt's tail passes through decode steps, which the method governs.
         assert llm.generate_ids(prompts, new_tokens(COUNT), decode_prompt_tokens=7) == expected
 
@@ -389,8 +401,7 @@ def test_metrics_say_what_was_dropped_for_good(trained: Trained) -> None:
 def test_metrics_say_how_many_offloaded_tokens_counted(
     trained: Trained, config: Any, counts_all: bool
 ) -> None:
-    scheduler = hg.SchedulerConfig(k=6)  # of HybridGen, whose option K is
-    with engine_of(trained("tiny-llama"), {"method_config": config, "scheduler": scheduler}) as llm:
+    with engine_of(trained("tiny-llama"), {"method_config": config}) as llm:
         found = llm.generate(MIX[0], new_tokens(8))[0].metrics
     assert (found.k == found.offloaded_tokens) == counts_all
     assert (found.attended_offloaded_share == pytest.approx(1.0)) == counts_all
@@ -537,12 +548,112 @@ def test_positions_that_the_model_does_not_have_are_refused(
     assert len(base.generate_ids([[5, 6, 7]], new_tokens(2))[0]) == 2
 
 
+# -------------------------------------------------------------------- options that are not read
+
+# Every option that only some methods read, set to something else than its default.
+SET: dict[str, dict[str, Any]] = {
+    "query": {"query": "exact"},
+    "spec_first_layer": {"query": hg.QueryConfig(first_layer=3)},
+    "guess_norm": {"query": hg.QueryConfig(norm="current")},
+    "guess_source": {"query": hg.QueryConfig(source="previous_query")},
+    "selector": {"selector": "h2o"},
+    "pre_selector": {"pre_selector": "sinks_recent"},
+    "strategy": {"scheduler": hg.SchedulerConfig(strategy="pre")},
+    "k": {"scheduler": hg.SchedulerConfig(k=5)},
+    "scheduler": {"scheduler": hg.SchedulerConfig(k=None)},
+    "scoring": {"kv": KVConfig(scoring="int8")},
+    "candidates_per_k": {"kv": KVConfig(scoring="int8", candidates_per_k=3)},
+    "device_tokens": {"kv": KVConfig(device_tokens=3)},
+}
+OWN_STRATEGY = {"infinigen": "pre", "hgca": "pre"}
+
+
+def test_there_is_a_setting_of_every_option_that_not_all_methods_read() -> None:
+    assert set(SET) == set(M.reads("hybridgen"))
+    assert M.reads("full") == ()
+    assert {name for name in NAMES if "device_tokens" in M.reads(name)} == {
+        "hybridgen",
+        "flexgen",
+        "infinigen",
+        "hgca",
+    }
+    with pytest.raises(ConfigError, match=r"name is 'fulll'; allowed: .*did you mean 'full'"):
+        M.reads("fulll")
+
+
+@pytest.mark.parametrize("method", [name for name in NAMES if name != "hybridgen"])
+@pytest.mark.parametrize("option", SET)
+def test_an_option_that_the_method_does_not_read_is_refused_by_name(
+    trained: Trained, method: str, option: str
+) -> None:
+    base = trained("tiny-llama")
+    if option in M.reads(method) or (option, OWN_STRATEGY.get(method)) == ("strategy", "pre"):
+        with LLM(base, method=method, **SET[option]) as llm:
+            assert len(llm.generate_ids([[5, 6, 7]], new_tokens(2))[0]) == 2
+        return
+    name = "scoring" if option == "candidates_per_k" else option
+    message = rf"^\[method {method}\] {name} is .*; allowed: .* {method} does not read it; leave "
+    with pytest.raises(ConfigError, match=message):
+        LLM(base, method=method, **SET[option])
+
+
+def test_all_that_is_not_read_is_named_at_once(trained: Trained) -> None:
+    with pytest.raises(ConfigError) as caught:
+        LLM(
+            trained("tiny-llama"),
+            method="full",
+            query="exact",
+            selector="h2o",
+            kv=KVConfig(device_tokens=3),
+            scheduler=hg.SchedulerConfig(k=5, strategy="pre"),
+        )
+    for text in ("query is 'exact'", "selector", "strategy", "k", "device_tokens"):
+        assert text in str(caught.value)
+
+
+def test_an_option_at_its_default_is_no_request(trained: Trained) -> None:
+    options: dict[str, Any] = {
+        "query": "rescore",
+        "selector": "topk",
+        "pre_selector": "partial_keys",
+        "kv": KVConfig(),
+        "scheduler": hg.SchedulerConfig(),
+    }
+    with LLM(trained("tiny-llama"), method="full", **options) as llm:
+        assert len(llm.generate_ids([[5, 6, 7]], new_tokens(2))[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"query": hg.QueryConfig(mode="exact", first_layer=3)}, "spec_first_layer is 3.*guesses"),
+        (SET["pre_selector"], "pre_selector is 'sinks_recent'.*set strategy='pre' or k=None"),
+        (SET["selector"] | SET["strategy"], "selector is 'h2o'.*set strategy='post'"),
+        (
+            {"query": hg.QueryConfig(source="previous_query", norm="current")},
+            "guess_norm is 'current'.*takes that query as it is",
+        ),
+    ],
+)
+def test_an_option_that_another_one_leaves_without_effect_is_refused(
+    trained: Trained, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^\[method hybridgen\] {message}"):
+        LLM(trained("tiny-llama"), **options)
+
+
+def test_a_revision_of_what_has_none_is_refused(trained: Trained) -> None:
+    for model in (trained("tiny-llama"), {"architectures": ["LlamaForCausalLM"]}):
+        with pytest.raises(ConfigError, match=r"^\[LLM\] revision is 'main' and nothing is read"):
+            LLM(model, revision="main")
+
+
 # --------------------------------------------------------------------------------- shared weights
 
 
 def test_another_llm_shares_its_weights_and_tokenizer(trained: Trained) -> None:
     base = trained("tiny-llama")
-    with LLM(base, method="h2o") as first, LLM(first, method="flexgen", scheduler=ALL) as second:
+    with LLM(base, method="h2o") as first, LLM(first, method="flexgen") as second:
         assert first._loaded is second._loaded is base._loaded
         assert first.tokenizer is base.tokenizer
         assert (first.path, second.model_config) == (base.path, base.model_config)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hybridgen import LLM, ConfigError, KVConfig, SchedulerConfig, _core
-from trained import new_tokens, prompts_of, variant
+from trained import assert_offloaded, new_tokens, prompts_of, variant
 
 Trained = Callable[[str], LLM]
 
@@ -42,13 +42,65 @@ def test_a_preset_says_what_may_change_and_how_it_starts(name: str) -> None:
     assert (preset.adapt_k, preset.adapt_strategy, preset.strategy) == PRESETS[name]
     assert preset.is_steered
     assert preset == SchedulerConfig(
-        adapt_k=preset.adapt_k, adapt_strategy=preset.adapt_strategy, strategy=preset.strategy
+        k=None,
+        adapt_k=preset.adapt_k,
+        adapt_strategy=preset.adapt_strategy,
+        strategy=preset.strategy,
     )
     assert SchedulerConfig.preset(name, k_min=7, interval=2).interval == 2
 
 
-def test_the_full_preset_is_the_default() -> None:
-    assert SchedulerConfig.preset("full") == SchedulerConfig()
+def test_a_k_of_none_is_the_full_preset_and_nothing_is_steered_by_default() -> None:
+    assert SchedulerConfig.preset("full") == SchedulerConfig(k=None)
+    assert not SchedulerConfig().is_steered
+
+
+@pytest.mark.parametrize("k", ["auto", 6, 0.2, "all"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("k_min", 5),
+        ("k_max", 50),
+        ("adapt_k", False),
+        ("adapt_strategy", False),
+        ("return_to_post", "estimate"),
+        ("grow", 1.5),
+        ("shrink", 0.5),
+        ("interval", 3),
+        ("warmup", 0),
+        ("deadband", 0.1),
+    ],
+)
+def test_a_fixed_k_refuses_what_only_a_steered_one_reads(k: Any, name: str, value: Any) -> None:
+    message = rf"^\[SchedulerConfig\] {name} is .* with k {k!r}; allowed: .*set k=None$"
+    with pytest.raises(ConfigError, match=message):
+        SchedulerConfig(k=k, **{name: value})
+    assert SchedulerConfig(k=None, **{name: value}).is_steered
+
+
+def test_by_default_k_is_the_larger_of_256_and_an_eighth(trained: Trained) -> None:
+    base = trained("tiny-llama")
+    with LLM(base) as llm:
+        assert llm.engine_options.k == (256, 0.125)
+        assert (llm.engine_options.query, llm.engine_options.strategy) == ("rescore", "post")
+    for length, k in ((150, 150 - 9), (330, 256), (1000, 256)):
+        with LLM(base, kv=FEW) as llm:
+            # The second token's step sees all but the window, which the new token is part of.
+            metrics = llm.generate(prompts_of(length)[0], new_tokens(1), decode_prompt_tokens=1)[
+                0
+            ].metrics
+            assert metrics.offloaded_tokens == length - 9
+            assert (metrics.k, metrics.scheduler_decisions) == (k, 0)
+
+
+def test_by_default_the_same_call_gives_the_same_text(trained: Trained) -> None:
+    runs = []
+    for _ in range(2):
+        with LLM(trained("tiny-llama"), kv=KVConfig(device_tokens=9)) as llm:
+            runs += [llm.generate_ids(PROMPTS, new_tokens(COUNT)) for _ in range(2)]
+            runs.append([llm.generate_ids([p], new_tokens(COUNT))[0] for p in PROMPTS])
+            assert_offloaded(llm)
+    assert runs[1:] == runs[:1] * 5
 
 
 @pytest.mark.parametrize(
@@ -68,7 +120,7 @@ def test_an_unknown_option_of_a_preset_is_answered_with_the_nearest() -> None:
 @pytest.mark.parametrize("k", [6, 0.2, "all"])
 @pytest.mark.parametrize("strategy", ["post", "pre"])
 def test_a_fixed_k_has_no_scheduler_and_repeats(trained: Trained, k: Any, strategy: str) -> None:
-    scheduler = SchedulerConfig(k=k, strategy=strategy, interval=1, warmup=0)
+    scheduler = SchedulerConfig(k=k, strategy=strategy)
     runs = []
     for _ in range(2):
         with variant(trained("tiny-llama"), kv=FEW, scheduler=scheduler) as llm:
@@ -128,7 +180,9 @@ def test_decisions_are_made_every_interval_after_the_warmup(
     trained: Trained, interval: int, warmup: int
 ) -> None:
     # A change of strategy warms up again, so it is left out here.
-    scheduler = SchedulerConfig(k_min=K_MIN, interval=interval, warmup=warmup, adapt_strategy=False)
+    scheduler = SchedulerConfig(
+        k=None, k_min=K_MIN, interval=interval, warmup=warmup, adapt_strategy=False
+    )
     with variant(trained("tiny-llama"), kv=FEW, scheduler=scheduler) as llm:
         metrics = llm.generate(PROMPTS[0], new_tokens(COUNT))[0].metrics
         assert metrics.decode_steps == COUNT - 1
@@ -136,14 +190,14 @@ def test_decisions_are_made_every_interval_after_the_warmup(
 
 
 def test_without_offloaded_tokens_nothing_is_decided(trained: Trained) -> None:
-    scheduler = SchedulerConfig(k_min=K_MIN, interval=1, warmup=0)
+    scheduler = SchedulerConfig(k=None, k_min=K_MIN, interval=1, warmup=0)
     with variant(trained("tiny-llama"), scheduler=scheduler) as llm:
         metrics = llm.generate(PROMPTS[0], new_tokens(COUNT))[0].metrics
         assert (metrics.offloaded_tokens, metrics.k, metrics.scheduler_decisions) == (0, 0, 0)
 
 
 def test_exact_queries_overlap_nothing_and_so_decide_nothing(trained: Trained) -> None:
-    scheduler = SchedulerConfig(k_min=K_MIN, interval=1, warmup=0)
+    scheduler = SchedulerConfig(k=None, k_min=K_MIN, interval=1, warmup=0)
     with variant(trained("tiny-llama"), kv=FEW, query="exact", scheduler=scheduler) as llm:
         metrics = llm.generate(PROMPTS[0], new_tokens(COUNT))[0].metrics
         assert (metrics.k, metrics.strategy, metrics.scheduler_decisions) == (K_MIN, "post", 0)
@@ -157,7 +211,7 @@ def steps(llm: LLM, prompt: list[int], count: int) -> tuple[int, Callable[[], di
 
 
 def test_requests_beside_each_other_have_states_of_their_own(trained: Trained) -> None:
-    scheduler = SchedulerConfig(k_min=K_MIN, interval=2, warmup=1)
+    scheduler = SchedulerConfig(k=None, k_min=K_MIN, interval=2, warmup=1)
     with variant(trained("tiny-llama"), kv=FEW, scheduler=scheduler) as llm:
         engine = llm._loop.engine
         first, first_stats = steps(llm, PROMPTS[0], 40)
@@ -181,8 +235,8 @@ def test_requests_beside_each_other_have_states_of_their_own(trained: Trained) -
 
 
 def test_a_finished_request_does_not_affect_the_next(trained: Trained) -> None:
-    scheduler = SchedulerConfig(k_min=K_MIN, interval=1, warmup=0)
-    patient = SchedulerConfig(k_min=K_MIN, interval=100)
+    scheduler = SchedulerConfig(k=None, k_min=K_MIN, interval=1, warmup=0)
+    patient = SchedulerConfig(k=None, k_min=K_MIN, interval=100)
     base = trained("tiny-llama")
     with variant(base, kv=FEW, scheduler=patient) as llm:
         undecided = llm.generate_ids(PROMPTS[:1], new_tokens(2))

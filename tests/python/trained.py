@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hybridgen import LLM, CpuConfig, SamplingParams, SchedulerConfig
+from hybridgen import LLM, CpuConfig, SamplingParams, SchedulerConfig, methods
 from recall_tasks import Sample, Vocabulary, make_samples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,9 +44,17 @@ def prompts_of(*lengths: int, seed: int = 0) -> list[list[int]]:
 
 
 def variant(base: LLM, **options: Any) -> LLM:
-    """Return an engine of its own with the weights of ``base``; nothing is left to stage times."""
-    settings: dict[str, Any] = {"cpu": CPU, "scheduler": ALL} | options
+    """Return an engine of its own with the weights of ``base``; all tokens count by default."""
+    settings: dict[str, Any] = {"cpu": CPU} | options
+    method = settings.get("method", "hybridgen")
+    if method in methods() and "k" in methods.reads(method):
+        settings.setdefault("scheduler", ALL)
     return LLM(base, **settings)
+
+
+def assert_offloaded(llm: LLM) -> None:
+    """Check that tokens left the device since the last call began, else all attention was full."""
+    assert llm.stats.evicted_bytes > 0
 
 
 def new_tokens(count: int) -> SamplingParams:

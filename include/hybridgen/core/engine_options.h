@@ -14,19 +14,24 @@
 
 namespace hybridgen {
 
-/// How many offloaded tokens take part: a count, a share of the offloaded tokens, or all.
+/// How many offloaded tokens take part: a count, a share of the offloaded tokens, the larger of
+/// both, or all.
 class TokenCount {
  public:
   static TokenCount all() { return {}; }
-  static TokenCount count(std::int64_t tokens);  ///< ConfigError unless >= 1
-  static TokenCount share(double share);         ///< ConfigError unless in (0, 1)
+  static TokenCount count(std::int64_t tokens);                    ///< ConfigError unless >= 1
+  static TokenCount share(double share);                           ///< ConfigError unless in (0, 1)
+  static TokenCount larger_of(std::int64_t tokens, double share);  ///< the same errors
+  /// The larger of 256 tokens and an eighth: what keeps the answers of full attention.
+  static TokenCount usual() { return larger_of(256, 0.125); }
 
   /// Tokens out of `available`: at least 1, at most `available`; 0 if nothing is available.
   std::int64_t resolve(std::int64_t available) const;
-  std::string text() const;  ///< "all", "128" or "0.05"
+  std::string text() const;  ///< "all", "128", "0.05" or "max(256, 0.125)"
   bool is_all() const { return !count_ && !share_; }
   std::optional<std::int64_t> as_count() const { return count_; }
   std::optional<double> as_share() const { return share_; }
+  friend bool operator==(const TokenCount&, const TokenCount&) = default;
 
  private:
   std::optional<std::int64_t> count_;
@@ -35,20 +40,20 @@ class TokenCount {
 
 /// Tokens of a request that stay on the device: a count, a share of the prompt, or as many as fit.
 struct WindowSetting {
-  std::optional<std::int64_t> count;  ///< >= 0; the newest token is always resident
-  std::optional<double> share;        ///< in [0, 1]
-};
-
-/// Switches for tests and for debugging; none changes results.
   /// A share above 0 means no fewer tokens: a tenth of a short prompt is too little to answer by.
   static constexpr std::int64_t kFewestOfAShare = 256;
 
-struct TestSwitches {
-  bool synchronous = false;          ///< wait for every host job right after submitting it
+  std::optional<std::int64_t> count;  ///< >= 0; the newest token is always resident
+  std::optional<double> share;        ///< in [0, 1]
 
   /// Tokens for a prompt of `prompt_tokens`, maybe more than it has; none: as many as fit.
   std::optional<std::int64_t> resolve(std::int64_t prompt_tokens) const;
   friend bool operator==(const WindowSetting&, const WindowSetting&) = default;
+};
+
+/// Switches for tests and for debugging; none changes results.
+struct TestSwitches {
+  bool synchronous = false;          ///< wait for every host job right after submitting it
   std::int64_t random_delay_us = 0;  ///< both stages sleep up to this long at their seams
   bool oracle_proxy = false;         ///< guess from the layer's own input: must equal exact mode
   std::int64_t invented_nodes = 0;   ///< > 0: workers count as this many memory nodes', by turns
@@ -60,11 +65,11 @@ using MethodValue = std::variant<bool, std::int64_t, double, std::string>;
 struct EngineOptions {
   std::string method = "hybridgen";
   std::map<std::string, MethodValue> method_config;  ///< options of that method; absent: defaults
-  QueryMode query = QueryMode::kSpeculative;
+  QueryMode query = QueryMode::kRescore;
   std::string selector = "topk";
   std::string pre_selector = "partial_keys";
   SelectionStrategy strategy = SelectionStrategy::kPostQkt;
-  TokenCount k = TokenCount::count(128);
+  TokenCount k = TokenCount::usual();
   std::optional<SchedulerOptions> scheduler;  ///< steers K and the strategy; k is not used then
   std::string scoring = "full";   ///< keys that a Post-QKT scan reads: "full", "int8" or "int4"
   double candidates_per_k = 0.0;  ///< exact logits per chosen token, >= 1; 0: 2 (int8), 4 (int4)

@@ -7,10 +7,11 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
-#include <string>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "hybridgen/core/engine_options.h"
@@ -95,17 +96,19 @@ struct RequestShape {
   std::int64_t request_id = 0;
   std::int64_t prompt_tokens = 0;
   std::int64_t max_tokens = 0;  ///< prompt plus generated tokens
-};
   std::uint64_t content = 0;    ///< content_of the prompt: what a method's own draws depend on
+};
 
-using RetentionFactory = std::function<std::unique_ptr<RetentionPolicy>(
 /// The same number for the same prompt, in every engine, call and process.
 std::uint64_t content_of(std::span<const std::int64_t> prompt);
 
+using RetentionFactory = std::function<std::unique_ptr<RetentionPolicy>(
     const RetentionShape& shape, const RequestShape& request)>;
 
 struct Method {
   std::string name;
+  /// Options of the engine that these settings leave without effect, and why: see refuse_unread.
+  std::map<std::string, std::string> unread;
   Residency residency = Residency::kAll;
 
   LayerRule rule;                ///< of most layers
@@ -114,7 +117,7 @@ struct Method {
   GuessNorm guess_norm = GuessNorm::kNext;
   GuessSource guess_source = GuessSource::kNextWeights;
 
-  /// Window of a request whose user set none; < 0: as many tokens as fit.
+  /// Window of a request whose user set none; empty: as many tokens as fit.
   std::function<std::int64_t(const RequestShape&)> window;
   std::int64_t eviction_block = 1;  ///< tokens leave the window in multiples of this
 
@@ -175,6 +178,9 @@ struct MethodInfo {
   std::string drops;  ///< what is lost for good
   std::string link;   ///< what crosses it, per layer and step
   std::vector<Tunable> tunables;
+  /// Options of the engine, beyond the method's own ones, that change what it does; of those in
+  /// selective_options().
+  std::vector<std::string> reads;
 };
 
 /// The method `options.method` built from `options`. ConfigError for an unknown name (with the
@@ -183,6 +189,15 @@ Method make_method(const EngineOptions& options);
 
 /// ConfigError for parts that do not go together; what a user composes may not.
 void check_composition(const Method& method);
+
+/// Options of the engine that not every method reads, by the names in EngineOptions.
+std::vector<std::string> selective_options();
+/// Those that a composition reads: they follow from its parts.
+std::vector<std::string> options_read_by(const Method& composition);
+/// ConfigError naming every option that differs from its default and that the method does not read:
+/// what a user asked for is done or refused.
+void refuse_unread(const Method& method, const EngineOptions& options);
+
 /// How the host should hold the keys for what a method does with them.
 KeyLayout natural_key_layout(const Method& method);
 

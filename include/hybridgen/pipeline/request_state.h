@@ -27,7 +27,7 @@ namespace hybridgen {
 
 /// How many offloaded tokens take part: fixed, or steered by stage times.
 struct AttendedTokens {
-  TokenCount k = TokenCount::count(128);
+  TokenCount k = TokenCount::usual();
   std::optional<SchedulerOptions> scheduler;  ///< if set, k is not used
 };
 

@@ -136,8 +136,8 @@ TEST(ShadowOptions, ThatMakeNoSenseAreRefusedWithAWayOut) {
   options.strategy = SelectionStrategy::kPreQkt;
   options.pre_selector = "block_digests";
   expect_refused(options, {"pre_selector", "block_digests", "blocks"});
-  options = scored("int4", 0.0);
-  options.method = "flexgen";
+  options = testing::options("flexgen");
+  options.scoring = "int4";
   expect_refused(options, {"flexgen", "scoring", "full"});
 }
 

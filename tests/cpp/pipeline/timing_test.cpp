@@ -60,6 +60,7 @@ using testing::tiny_model;
 
 EngineOptions speculative() {
   EngineOptions options = testing::options("hybridgen");
+  options.query = QueryMode::kSpeculative;
   options.device_tokens.count = 9;
   options.k = TokenCount::count(6);
   return options;
@@ -149,8 +150,8 @@ TEST(SteadyState, ADecodeStepDoesNotAllocate) {
   };
   for (const auto& [method, scoring] :
        {Setting{"full", "full"}, Setting{"hybridgen", "full"}, Setting{"hybridgen", "int8"}}) {
-    EngineOptions options = speculative();
-    options.method = method;
+    const bool is_full = std::string(method) == "full";
+    EngineOptions options = is_full ? testing::options(method) : speculative();
     options.scoring = scoring;
     Engine engine(tiny_model(), options);
     EXPECT_EQ(steady_allocations(engine, 40, 70), 0) << method << ", scoring " << scoring;

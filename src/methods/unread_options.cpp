@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which options of the engine a method reads, and the refusal of those that it does not.
+#include <algorithm>
+#include <array>
+
+#include "hybridgen/core/error.h"
+#include "hybridgen/methods/method.h"
+
+namespace hybridgen {
+namespace {
+
+std::string quoted(std::string_view text) { return message("'", text, "'"); }
+
+std::string text_of(const WindowSetting& window) {
+  if (window.count) {
+    return std::to_string(*window.count);
+  }
+  return window.share ? message(*window.share) : "'auto'";
+}
+
+struct Option {
+  const char* name;     ///< in EngineOptions
+  const char* written;  ///< by users of the Python package
+  std::string (*value)(const EngineOptions&);
+};
+
+// Limits (bytes, threads, lengths) are not here: every method keeps them.
+const std::array kOptions = {
+    Option{"query", "query", [](const EngineOptions& o) { return quoted(name_of(o.query)); }},
+    Option{"spec_first_layer",
+           "QueryConfig(first_layer=)",
+           [](const EngineOptions& o) { return std::to_string(o.spec_first_layer); }},
+    Option{"guess_norm",
+           "QueryConfig(norm=)",
+           [](const EngineOptions& o) { return quoted(o.guess_norm); }},
+    Option{"guess_source",
+           "QueryConfig(source=)",
+           [](const EngineOptions& o) { return quoted(o.guess_source); }},
+    Option{"selector", "selector", [](const EngineOptions& o) { return quoted(o.selector); }},
+    Option{"pre_selector",
+           "pre_selector",
+           [](const EngineOptions& o) { return quoted(o.pre_selector); }},
+    Option{"strategy",
+           "SchedulerConfig(strategy=)",
+           [](const EngineOptions& o) { return quoted(name_of(o.strategy)); }},
+    Option{"k", "SchedulerConfig(k=)", [](const EngineOptions& o) { return o.k.text(); }},
+    Option{
+        "scheduler",
+        "SchedulerConfig(k=None)",
+        [](const EngineOptions& o) { return std::string(o.scheduler ? "steering K" : "not set"); }},
+    Option{
+        "scoring", "KVConfig(scoring=)", [](const EngineOptions& o) { return quoted(o.scoring); }},
+    Option{"candidates_per_k",
+           "KVConfig(candidates_per_k=)",
+           [](const EngineOptions& o) {
+             return o.candidates_per_k == 0.0 ? "None" : message(o.candidates_per_k);
+           }},
+    Option{"device_tokens", "KVConfig(device_tokens=)", [](const EngineOptions& o) {
+             return text_of(o.device_tokens);
+           }}};
+
+std::string joined(const std::vector<std::string>& names) {
+  std::string list;
+  for (const std::string& name : names) {
+    list += (list.empty() ? "" : ", ") + name;
+  }
+  return list;
+}
+
+std::string way_out(const Option& option) {
+  std::vector<std::string> readers;
+  for (const MethodInfo& info : list_methods()) {
+    if (std::ranges::find(info.reads, option.name) != info.reads.end()) {
+      readers.push_back(info.name);
+    }
+  }
+  return message(
+      "leave ", option.written, " out, or use a method that reads it: ", joined(readers));
+}
+
+}  // namespace
+
+std::vector<std::string> selective_options() {
+  std::vector<std::string> names;
+  for (const Option& option : kOptions) {
+    names.emplace_back(option.name);
+  }
+  return names;
+}
+
+std::vector<std::string> options_read_by(const Method& composition) {
+  std::vector<std::string> names;
+  if (composition.rule.choice == HostChoice::kSelector ||
+      composition.early_rule.choice == HostChoice::kSelector) {
+    names.emplace_back("k");
+  }
+  if (steering_of(composition, SchedulerOptions{})) {
+    names.emplace_back("scheduler");
+  }
+  if (composition.residency == Residency::kWindow) {
+    names.emplace_back("device_tokens");
+  }
+  return names;
+}
+
+void refuse_unread(const Method& method, const EngineOptions& options) {
+  const std::vector<MethodInfo> infos = list_methods();
+  const auto info = std::ranges::find(infos, method.name, &MethodInfo::name);
+  const std::vector<std::string> reads =
+      info == infos.end() ? options_read_by(method) : info->reads;
+  const EngineOptions defaults;
+  std::string refusal;
+  std::vector<std::string> others;
+  for (const Option& option : kOptions) {
+    const std::string name = option.name;
+    const std::string value = option.value(options);
+    // Naming the strategy that a method has anyway asks for nothing else.
+    if (value == option.value(defaults) ||
+        (name == "strategy" && options.strategy == method.strategy)) {
+      continue;
+    }
+    std::string why;
+    if (std::ranges::find(reads, name) == reads.end()) {
+      why = message(method.name, " does not read it; ", way_out(option));
+    } else if (const auto found = method.unread.find(name); found != method.unread.end()) {
+      why = found->second;
+    } else if (name == "k" && options.scheduler) {
+      why = "the scheduler steers K; set k_min and k_max instead";
+    } else {
+      continue;
+    }
+    if (!refusal.empty()) {
+      others.push_back(name);
+      continue;
+    }
+    refusal = message("[method ",
+                      method.name,
+                      "] ",
+                      name,
+                      " is ",
+                      value,
+                      "; allowed: ",
+                      option.value(defaults),
+                      ", as ",
+                      why);
+  }
+  if (!refusal.empty()) {
+    throw ConfigError(
+        message(refusal, others.empty() ? "" : "; the same holds for " + joined(others)));
+  }
+}
+
+}  // namespace hybridgen

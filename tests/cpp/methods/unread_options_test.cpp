@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+// An option that the chosen method does not read is refused by name, never ignored.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <functional>
+#include <map>
+
+#include "hybridgen/core/error.h"
+#include "hybridgen/methods/method.h"
+#include "support/tiny_model.h"
+
+namespace hybridgen {
+namespace {
+
+using Change = std::function<void(EngineOptions&)>;
+
+// Every selective option, set to something that is not its default.
+const std::map<std::string, Change>& changes() {
+  static const std::map<std::string, Change> all = {
+      {"query", [](EngineOptions& o) { o.query = QueryMode::kSpeculative; }},
+      {"spec_first_layer", [](EngineOptions& o) { o.spec_first_layer = 3; }},
+      {"guess_norm", [](EngineOptions& o) { o.guess_norm = "current"; }},
+      {"guess_source", [](EngineOptions& o) { o.guess_source = "previous_query"; }},
+      {"selector", [](EngineOptions& o) { o.selector = "h2o"; }},
+      {"pre_selector", [](EngineOptions& o) { o.pre_selector = "sinks_recent"; }},
+      {"strategy", [](EngineOptions& o) { o.strategy = SelectionStrategy::kPreQkt; }},
+      {"k", [](EngineOptions& o) { o.k = TokenCount::count(5); }},
+      {"scheduler", [](EngineOptions& o) { o.scheduler.emplace(); }},
+      {"scoring", [](EngineOptions& o) { o.scoring = "int8"; }},
+      {"candidates_per_k", [](EngineOptions& o) { o.candidates_per_k = 3.0; }},
+      {"device_tokens", [](EngineOptions& o) { o.device_tokens.count = 3; }}};
+  return all;
+}
+
+std::string refusal(const EngineOptions& options) {
+  try {
+    static_cast<void>(make_method(options));
+  } catch (const ConfigError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(UnreadOptions, HaveAChangeHereForEveryName) {
+  std::vector<std::string> names = selective_options();
+  std::ranges::sort(names);
+  ASSERT_EQ(names.size(), changes().size());
+  for (const std::string& name : names) EXPECT_TRUE(changes().contains(name)) << name;
+}
+
+TEST(UnreadOptions, AreRefusedByNameByEveryMethodThatDoesNotReadThem) {
+  for (const MethodInfo& info : list_methods()) {
+    ASSERT_EQ(refusal(testing::options(info.name)), "") << info.name;
+    for (const auto& [name, change] : changes()) {
+      EngineOptions options = testing::options(info.name);
+      change(options);
+      const bool reads = std::ranges::find(info.reads, name) != info.reads.end();
+      const bool is_its_own = name == "strategy" &&
+                              make_method(testing::options(info.name)).strategy == options.strategy;
+      if (!reads && !is_its_own) {
+        const std::string start = message("[method ", info.name, "] ", name, " is ");
+        EXPECT_EQ(refusal(options).substr(0, start.size()), start);
+        EXPECT_NE(refusal(options).find("; allowed: "), std::string::npos);
+        EXPECT_NE(refusal(options).find("hybridgen"), std::string::npos);  // the way out
+      } else if (info.name != "hybridgen") {
+        EXPECT_EQ(refusal(options), "") << info.name << ", " << name;
+      }
+    }
+  }
+}
+
+TEST(UnreadOptions, AreNamedAllAtOnce) {
+  EngineOptions options = testing::options("full");
+  options.selector = "h2o";
+  options.k = TokenCount::count(5);
+  options.strategy = SelectionStrategy::kPreQkt;
+  options.device_tokens.count = 3;
+  EXPECT_EQ(refusal(options),
+            "[method full] selector is 'h2o'; allowed: 'topk', as full does not read it; leave "
+            "selector out, or use a method that reads it: hybridgen; the same holds for strategy, "
+            "k, device_tokens");
+}
+
+struct Unread {
+  std::string name;
+  Change change;  // leaves `name` without effect
+  std::string reason;
+};
+
+TEST(UnreadOptions, OfHybridgenAreThoseThatAnotherOfItsOptionsLeavesWithoutEffect) {
+  const auto exact = [](EngineOptions& o) { o.query = QueryMode::kExact; };
+  const auto before = [](EngineOptions& o) { o.strategy = SelectionStrategy::kPreQkt; };
+  const auto nothing = [](EngineOptions&) {};
+  for (const auto& [name, change, reason] : std::vector<Unread>{
+           {"spec_first_layer", exact, "guesses nothing"},
+           {"guess_norm", exact, "guesses nothing"},
+           {"guess_source", exact, "guesses nothing"},
+           {"guess_norm", changes().at("guess_source"), "takes that query as it is"},
+           {"pre_selector", nothing, "set strategy='pre' or k=None"},
+           {"selector", before, "set strategy='post'"},
+           {"scoring", before, "set strategy='post'"},
+           {"candidates_per_k", nothing, "set scoring to 'int8' or 'int4'"},
+           {"k", changes().at("scheduler"), "the scheduler steers K"}}) {
+    EngineOptions options = testing::options("hybridgen");
+    change(options);
+    EXPECT_EQ(refusal(options), "") << name;
+    changes().at(name)(options);
+    const std::string found = refusal(options);
+    EXPECT_NE(found.find(message("[method hybridgen] ", name, " is ")), std::string::npos) << found;
+    EXPECT_NE(found.find(reason), std::string::npos) << found;
+  }
+  // Who may choose before and after reads both selectors.
+  EngineOptions steered = testing::options("hybridgen");
+  steered.scheduler.emplace();
+  steered.selector = "h2o";
+  steered.pre_selector = "sinks_recent";
+  EXPECT_EQ(refusal(steered), "");
+}
+
+TEST(UnreadOptions, OfACompositionFollowFromItsParts) {
+  Method streamed;
+  streamed.name = "mine";
+  streamed.residency = Residency::kWindow;
+  streamed.rule = {HostQuery::kNone, PayloadKind::kKeysAndValues, HostChoice::kAll};
+  streamed.early_rule = streamed.rule;
+  EXPECT_EQ(options_read_by(streamed), std::vector<std::string>{"device_tokens"});
+  Method chosen = streamed;
+  chosen.rule = {HostQuery::kExact, PayloadKind::kLogitsAndValues, HostChoice::kSelector};
+  EXPECT_EQ(options_read_by(chosen), (std::vector<std::string>{"k", "scheduler", "device_tokens"}));
+  Method on_device;
+  on_device.name = "mine";
+  EXPECT_EQ(options_read_by(on_device), std::vector<std::string>{});
+}
+
+TEST(UnreadOptions, OfACompositionAreRefusedByTheEngineToo) {
+  Method on_device;
+  on_device.name = "mine";
+  EngineOptions options = testing::options("full");
+  options.k = TokenCount::count(5);
+  try {
+    Engine engine(testing::tiny_model(), options, on_device);
+    FAIL() << "nothing was refused";
+  } catch (const ConfigError& error) {
+    EXPECT_TRUE(std::string(error.what()).starts_with("[method mine] k is 5; allowed: "))
+        << error.what();
+  }
+}
+
+TEST(OptionsOfAComposition, AreValidatedByTheEngineToo) {
+  Method on_device;
+  on_device.name = "mine";
+  EngineOptions options = testing::options("full");
+  options.prefill_chunk = 0;
+  EXPECT_THROW(Engine(testing::tiny_model(), options, on_device), ConfigError);
+}
+
+}  // namespace
+}  // namespace hybridgen
