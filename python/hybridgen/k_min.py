@@ -212,6 +212,7 @@ def calibrate(
         metric = "exact_match" if has_answers else "agreement"
     if metric == "exact_match" and not has_answers:
         raise ConfigError("[calibrate] exact_match needs an answer for every prompt")
+    _ = llm.engine_options  # refuses one that is closed
     kv = KVConfig(device_tokens=device_tokens)
     _refuse_short(llm, prompts, kv.device_tokens)
     params = SamplingParams(max_tokens=max_tokens, temperature=0.0)
