@@ -160,7 +160,7 @@ void register_options(py::module_& module) {
                        std::int64_t random_delay_us,
                        bool oracle_proxy,
                        std::int64_t invented_nodes,
-                       const Method* composition) {
+                       const std::optional<Method>& composition) {
              EngineOptions options;
              options.method = method;
              options.method_config = method_config;
@@ -191,7 +191,7 @@ void register_options(py::module_& module) {
              options.test = {synchronous, random_delay_us, oracle_proxy, invented_nodes};
              options.validate();
              // What cannot be is refused now, before a model is loaded.
-             if (composition != nullptr) {
+             if (composition) {
                refuse_unread(*composition, options);
              } else {
                static_cast<void>(make_method(options));

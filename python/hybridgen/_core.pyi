@@ -24,6 +24,7 @@ __all__: list[str] = [
     "available_host_bytes",
     "available_parallelism",
     "build_info",
+    "device_window",
     "is_engine_thread",
     "method_table",
     "nearest_name",
@@ -195,6 +196,8 @@ class Composition:
     ) -> None: ...
     @property
     def name(self) -> str: ...
+    @property
+    def reads(self) -> list[str]: ...
 
 class EngineOptions:
     """
@@ -216,11 +219,11 @@ class EngineOptions:
         scheduler: SchedulerOptions | None = None,
         guess_norm: str = "next",
         guess_source: str = "next_weights",
-        query: str = "speculative",
+        query: str = "rescore",
         selector: str = "topk",
         pre_selector: str = "partial_keys",
         strategy: str = "post",
-        k: typing.Any = 128,
+        k: typing.Any = (256, 0.125),
         scoring: str = "full",
         candidates_per_k: typing.SupportsFloat | typing.SupportsIndex = 0.0,
         device_tokens: typing.Any = None,
@@ -241,6 +244,7 @@ class EngineOptions:
         random_delay_us: typing.SupportsInt | typing.SupportsIndex = 0,
         oracle_proxy: bool = False,
         invented_nodes: typing.SupportsInt | typing.SupportsIndex = 0,
+        composition: Composition | None = None,
     ) -> None: ...
     @property
     def candidates_per_k(self) -> float: ...
@@ -416,6 +420,13 @@ def build_info() -> dict:
 def is_engine_thread() -> bool:
     """
     Whether the calling thread belongs to an engine: it runs work that somebody waits for.
+    """
+
+def device_window(
+    device_tokens: typing.Any, prompt_tokens: typing.SupportsInt | typing.SupportsIndex
+) -> int | None:
+    """
+    Tokens of a prompt that may stay on the device; None if as many as fit.
     """
 
 def method_table() -> list:

@@ -8,7 +8,6 @@ stderr. Characters that standard output has no code for are printed as escapes.
 from __future__ import annotations
 
 import argparse
-import functools
 import io
 import json
 import os
@@ -145,11 +144,16 @@ def engine_from(arguments: argparse.Namespace) -> LLM:
     )
 
 
+class _StrictParser(argparse.ArgumentParser):
+    """Takes no abbreviations: --k of one command would be --k-values of another."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hybridgen", description=__doc__.splitlines()[0])
-    # No abbreviations: --k of one command would be --k-values of another.
-    strict = functools.partial(argparse.ArgumentParser, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=strict)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_StrictParser)
 
     generate = commands.add_parser("generate", help="continue a prompt")
     add_engine_arguments(generate)

@@ -298,7 +298,7 @@ def _refuse_short(llm: LLM, prompts: list[Any], device_tokens: str | int | float
             "of the prompt; with as many as fit, nothing may be offloaded"
         )
     for index, (_, ids) in enumerate(llm._reader.read(prompts)):
-        window = _core.device_window(device_tokens, len(ids))
+        window = _core.device_window(device_tokens, len(ids)) or 0
         if len(ids) <= max(1, window):
             raise ConfigError(
                 f"[calibrate] prompt {index} has {len(ids)} tokens, and device_tokens="

@@ -183,8 +183,11 @@ TEST(AFailureOfASelector, OfAUsersOwnEndsTheRequestItChoosesFor) {
       EngineOptions options = options_of("hybridgen");
       options.query = query;
       options.strategy = strategy;
-      options.selector = "failing_post";
-      options.pre_selector = "failing_pre";
+      if (strategy == SelectionStrategy::kPostQkt) {
+        options.selector = "failing_post";
+      } else {
+        options.pre_selector = "failing_pre";
+      }
       const std::int64_t window = *options.device_tokens.count;
       room_of_victim = room_of_misfit = -1;
       Engine alone(model, options);
