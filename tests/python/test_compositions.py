@@ -659,7 +659,7 @@ LOGITS_OF_ALL = M.LayerRule(query="exact", payload="logits_and_values")
     ],
 )
 def test_parts_that_do_not_go_together_are_refused(parts: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^\[(composition|make_selector).*{message}"):
+    with pytest.raises(ConfigError, match=rf"^\[([Cc]omposition|make_selector).*{message}"):
         M.Composition(**parts)
 
 
