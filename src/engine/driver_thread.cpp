@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 #include <omp.h>
 
+#include <atomic>
 #include <utility>
 
 #include "hybridgen/core/error.h"
@@ -77,9 +78,9 @@ void set_intra_op_threads(int threads) {
 void start_intra_op_threads(int threads) {
   check_threads_can_start(threads - 1, "OpenMP");
   set_intra_op_threads(threads);
+  std::atomic<int> started{0};  // a compiler may leave out a region that does nothing
 #pragma omp parallel
-  {
-  }
+  started.fetch_add(1, std::memory_order_relaxed);
 }
 
 }  // namespace hybridgen
