@@ -12,7 +12,7 @@ import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, dataclass_transform
 
 from .errors import ConfigError
@@ -130,6 +130,16 @@ def one_of(operation: str, name: str, value: object, allowed: Iterable[str]) -> 
         f"[{operation}] {name} is {brief(value)}; allowed: {', '.join(names)}"
         f"{did_you_mean(value, names)}"
     )
+
+
+def items_of(value: object) -> list[Any] | None:
+    """Return the items of a list or the like; None for a text, a mapping and what has none."""
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
+        return None
+    try:
+        return list(value)
+    except Exception:  # arrays without dimensions call themselves iterable
+        return None
 
 
 def brief(value: object, length: int = 60) -> str:

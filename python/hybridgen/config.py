@@ -107,7 +107,7 @@ class KVConfig:
     def __post_init__(self) -> None:
         name = "KVConfig"
         _set(self, "device_tokens", _device_tokens(name, self.device_tokens))
-        if self.dram != "auto":
+        if not is_auto(self.dram):
             _set(self, "dram", parse_bytes(name, "dram", self.dram))
         for field in ("cxl", "cxl_node"):
             if getattr(self, field) is not None:
@@ -134,7 +134,7 @@ class KVConfig:
 
 
 def _device_tokens(operation: str, value: object) -> str | int | float:
-    if isinstance(value, str) and value == "auto":
+    if is_auto(value):
         return value
     if isinstance(value, numbers.Integral):
         if not isinstance(value, bool) and 0 <= int(value) <= MAX_COUNT:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from . import _core
-from ._checks import MAX_INT64, as_int, brief, check_keywords, one_of
+from ._checks import MAX_INT64, as_int, brief, check_keywords, items_of, one_of
 from ._lifetime import guarded
 from .chat import chat_prompts
 from .checkpoint import LOAD_FORMATS, LoadedModel, load_model
@@ -312,7 +312,7 @@ class LLM:
         """
         name = "decode_prompt_tokens"
         decode_prompt_tokens = as_int("generate_ids", name, decode_prompt_tokens, 0)
-        ids = [self._reader.read_one(prompt)[1] for prompt in prompts]
+        ids = [ids for _, ids in self._reader.read(prompts)]
         params = _per_prompt(sampling_params, len(ids))
         for p in params:
             if p.n != 1:
@@ -415,6 +415,7 @@ class LLM:
         >>> llm.score([("The sky is", " blue")])  # doctest: +SKIP
         [(-1.25, True)]
         """
+        pairs = items_of(pairs) or pairs  # a generator gives them only once
         encoded = self._reader.read_pairs(pairs)
         sequences = []
         for context, continuation in encoded:

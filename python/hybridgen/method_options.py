@@ -29,7 +29,7 @@ def _plain(method: str, name: str, value: object) -> bool | int | float | str:
         return as_int(f"method {method}", name, value, -highest, highest)
     if isinstance(value, numbers.Real):
         return to_float(value)
-    if isinstance(value, str):
+    if isinstance(value, str) and value.isprintable():  # no half of a character either
         return value
     allowed = {
         option["name"]: option["allowed"]

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from ._checks import as_int, brief
+from ._checks import as_int, brief, items_of
 from .codec import Codec
 from .errors import ConfigError
 from .tokenizer import Detokenizer
@@ -89,9 +89,7 @@ class PromptReader:
 
     def read_pairs(self, pairs: Any) -> list[tuple[list[int], list[int]]]:
         """Return the ids of every (context, continuation)."""
-        found = None
-        if isinstance(pairs, Iterable) and not isinstance(pairs, str | Mapping):
-            found = list(pairs)
+        found = items_of(pairs)
         if found is None or not all(isinstance(p, list | tuple) and len(p) == 2 for p in found):
             raise ConfigError(
                 f"[score] pairs is {brief(pairs)}; allowed: a list of (context, continuation)"

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
-from ._checks import MAX_INT64, as_bool, as_float, as_int, brief, options_class
+from ._checks import MAX_INT64, as_bool, as_float, as_int, brief, items_of, options_class
 from .errors import CheckpointError, ConfigError
 from .generation_defaults import translate
 from .sampling_names import ELSEWHERE
@@ -214,8 +214,8 @@ class SamplingParams:
 def _stop_strings(operation: str, value: object) -> tuple[str, ...]:
     if value is None:
         return ()
-    strings = (value,) if isinstance(value, str) else value
-    if not isinstance(strings, Iterable):
+    strings = [value] if isinstance(value, str) else items_of(value)
+    if strings is None:
         raise ConfigError(
             f"[{operation}] stop is {brief(value)}; allowed: a string or a list of them"
         )
@@ -237,8 +237,8 @@ def _stop_strings(operation: str, value: object) -> tuple[str, ...]:
 def _stop_ids(operation: str, value: object) -> tuple[int, ...]:
     if value is None:
         return ()
-    ids = (value,) if isinstance(value, numbers.Integral) else value
-    if not isinstance(ids, Iterable) or isinstance(ids, str):
+    ids = [value] if isinstance(value, numbers.Integral) else items_of(value)
+    if ids is None:
         raise ConfigError(
             f"[{operation}] stop_token_ids is {brief(value)}; allowed: a list of ints"
         )
