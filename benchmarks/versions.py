@@ -102,7 +102,10 @@ class Worker:
             return TINY_PROMPTS / (time.perf_counter() - begin)
 
     def _text(self) -> float:
-        from hybridgen.tokenizer import Detokenizer
+        try:
+            from hybridgen.detokenizer import Detokenizer
+        except ImportError:  # where older checkouts have it
+            from hybridgen.tokenizer import Detokenizer
 
         if self._base is None:
             self._base = self._hg.LLM(self._model, method="full")

@@ -14,10 +14,11 @@ from typing import Any
 
 from . import _core
 from ._lifetime import Guard, rest
+from .detokenizer import Detokenizer
 from .errors import ConfigError, HybridGenError, own_error
 from .outputs import CompletionOutput, RequestMetrics
 from .sampling import SamplingParams
-from .tokenizer import Detokenizer, StopMatcher
+from .stop_strings import StopMatcher
 
 
 class Sequence:

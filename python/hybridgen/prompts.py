@@ -11,8 +11,8 @@ from typing import Any
 
 from ._checks import as_int, brief, items_of
 from .codec import Codec
+from .detokenizer import Detokenizer
 from .errors import ConfigError
-from .tokenizer import Detokenizer
 
 Prompt = str | list[int] | dict[str, Any]
 

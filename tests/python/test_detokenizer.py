@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridgen.codec import Codec
-from hybridgen.tokenizer import Detokenizer
+from hybridgen.detokenizer import Detokenizer
 from tokenizer_kinds import BYTE_KINDS, KINDS, spelled, tokenizer_of
 
 drawn = settings(derandomize=True, deadline=None, database=None, max_examples=60)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from hybridgen import LLM, CheckpointError, ConfigError, HybridGenError, SamplingParams
 from hybridgen.codec import Codec
+from hybridgen.detokenizer import Detokenizer
 from hybridgen.prompts import PromptReader
-from hybridgen.tokenizer import Detokenizer
 from tokenizer_kinds import KINDS, panicking, tokenizer_of, with_template
 
 drawn = settings(derandomize=True, deadline=None, database=None, max_examples=60)

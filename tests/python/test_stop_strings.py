@@ -15,7 +15,7 @@ from transformers import StopStringCriteria
 
 from hybridgen import SamplingParams
 from hybridgen.generation import Sequence
-from hybridgen.tokenizer import StopMatcher
+from hybridgen.stop_strings import StopMatcher
 from test_detokenizer import token_runs
 from tokenizer_kinds import KINDS, tokenizer_of
 

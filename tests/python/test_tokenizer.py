@@ -16,7 +16,9 @@ from transformers import PreTrainedTokenizerFast
 
 from conftest import TEXTS
 from hybridgen import CheckpointError
-from hybridgen.tokenizer import Detokenizer, StopMatcher, load_tokenizer, vocabulary_size
+from hybridgen.detokenizer import Detokenizer
+from hybridgen.stop_strings import StopMatcher
+from hybridgen.tokenizer import load_tokenizer, vocabulary_size
 from tokenizer_kinds import panicking, tokenizer_of
 
 REPLACE_ALL = {"type": "Replace", "pattern": {"Regex": ".+"}, "content": " "}
