@@ -417,16 +417,16 @@ def build_info() -> dict:
     Facts about this build and what this CPU supports.
     """
 
-def is_engine_thread() -> bool:
-    """
-    Whether the calling thread belongs to an engine: it runs work that somebody waits for.
-    """
-
 def device_window(
     device_tokens: typing.Any, prompt_tokens: typing.SupportsInt | typing.SupportsIndex
 ) -> int | None:
     """
     Tokens of a prompt that may stay on the device; None if as many as fit.
+    """
+
+def is_engine_thread() -> bool:
+    """
+    Whether the calling thread belongs to an engine: it runs work that somebody waits for.
     """
 
 def method_table() -> list:
