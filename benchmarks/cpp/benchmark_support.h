@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "hybridgen/device/cpus.h"
 #include "hybridgen/device/worker_pool.h"
 #include "hybridgen/memory/host_buffer.h"
 #include "kernels/cpu_kernels.h"

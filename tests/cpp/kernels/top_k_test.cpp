@@ -4,6 +4,7 @@
 #include <numeric>
 #include <thread>
 
+#include "hybridgen/device/cpus.h"
 #include "hybridgen/device/worker_pool.h"
 #include "kernel_test_support.h"
 #include "kernels/top_k_passes.h"

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "hybridgen/core/error.h"
+#include "hybridgen/device/cpus.h"
 #include "kernels/cpu_kernels.h"
 
 namespace hybridgen {
