@@ -563,7 +563,7 @@ SET: dict[str, dict[str, Any]] = {
     "scheduler": {"scheduler": hg.SchedulerConfig(k=None)},
     "scoring": {"kv": KVConfig(scoring="int8")},
     "candidates_per_k": {"kv": KVConfig(scoring="int8", candidates_per_k=3)},
-    "device_tokens": {"kv": KVConfig(device_tokens=3)},
+    "device_tokens": {"kv": KVConfig(device_tokens=30)},
 }
 OWN_STRATEGY = {"infinigen": "pre", "hgca": "pre"}
 
@@ -574,6 +574,7 @@ def test_there_is_a_setting_of_every_option_that_not_all_methods_read() -> None:
     assert {name for name in NAMES if "device_tokens" in M.reads(name)} == {
         "hybridgen",
         "flexgen",
+        "streaming_llm",
         "infinigen",
         "hgca",
     }
@@ -609,6 +610,31 @@ def test_all_that_is_not_read_is_named_at_once(trained: Trained) -> None:
         )
     for text in ("query is 'exact'", "selector", "strategy", "k", "device_tokens"):
         assert text in str(caught.value)
+
+
+def test_device_tokens_say_how_many_tokens_streaming_llm_keeps(trained: Trained) -> None:
+    base = trained("tiny-llama")
+    params, prompt = new_tokens(6), prompts_of(90)
+    own = {"method": "streaming_llm", "method_config": {"sinks": 3, "window": 20}}
+    with variant(base, scheduler=None, **own) as llm:
+        expected = llm.generate_ids(prompt, params)
+    kept = {"method_config": {"sinks": 3}, "kv": KVConfig(device_tokens=23)}
+    with variant(base, scheduler=None, method="streaming_llm", **kept) as llm:
+        output = llm.generate(prompt, params)[0]
+    assert output.token_ids == expected[0]
+    assert output.metrics.resident_tokens == 23
+
+
+@pytest.mark.parametrize(
+    ("config", "device_tokens"),
+    [({"window": 20}, 24), ({}, 4), ({}, 0.5), ({"home": "host"}, 30)],
+)
+def test_streaming_llm_refuses_device_tokens_that_say_nothing_or_something_else(
+    trained: Trained, config: dict[str, Any], device_tokens: float
+) -> None:
+    kv = KVConfig(device_tokens=device_tokens)
+    with pytest.raises(ConfigError, match="device_tokens"):
+        LLM(trained("tiny-llama"), method="streaming_llm", method_config=config, kv=kv)
 
 
 def test_an_option_at_its_default_is_no_request(trained: Trained) -> None:

@@ -29,7 +29,7 @@ const std::map<std::string, Change>& changes() {
       {"scheduler", [](EngineOptions& o) { o.scheduler.emplace(); }},
       {"scoring", [](EngineOptions& o) { o.scoring = "int8"; }},
       {"candidates_per_k", [](EngineOptions& o) { o.candidates_per_k = 3.0; }},
-      {"device_tokens", [](EngineOptions& o) { o.device_tokens.count = 3; }}};
+      {"device_tokens", [](EngineOptions& o) { o.device_tokens.count = 30; }}};
   return all;
 }
 
