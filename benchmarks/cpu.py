@@ -72,6 +72,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hybridgen": {
         "kv": hg.KVConfig(device_tokens=0.1),
         "scheduler": hg.SchedulerConfig(k=0.05),
+        "query": "speculative",
     },
 }
 

@@ -182,11 +182,12 @@ def measure(case: Case, report: Report, steps: int, count: int) -> None:
     if case.hybrid:
         kv = hg.KVConfig(device_tokens=case.tokens // 10)
         scheduler = hg.SchedulerConfig(k=0.05)
-        with load_hybridgen(case, "hybridgen", kv=kv, scheduler=scheduler) as llm:
+        options = {"kv": kv, "scheduler": scheduler, "query": "speculative"}
+        with load_hybridgen(case, "hybridgen", **options) as llm:
             time_hybridgen(llm, ids[:64], 2)
             hybrid = rounds(lambda: time_hybridgen(llm, ids, steps), count)
             stats = llm.stats
-        name = f"{label}: hybrid (10 % on device, K 5 %)"
+        name = f"{label}: hybrid (10 % on device, K 5 %, speculative)"
         report.add(f"{name} decode", 1 / hybrid[1], "tokens/s")
         report.add(f"{name} / transformers", theirs[1] / hybrid[1], "x")
         report.add(f"{name} hidden share of host stage", stats.hidden_share, "share")

@@ -22,7 +22,7 @@ class TokenCount {
   static TokenCount count(std::int64_t tokens);                    ///< ConfigError unless >= 1
   static TokenCount share(double share);                           ///< ConfigError unless in (0, 1)
   static TokenCount larger_of(std::int64_t tokens, double share);  ///< the same errors
-  /// The larger of 256 tokens and an eighth: what keeps the answers of full attention.
+  /// The larger of 256 tokens and an eighth: what keeps close to full attention's answers.
   static TokenCount usual() { return larger_of(256, 0.125); }
 
   /// Tokens out of `available`: at least 1, at most `available`; 0 if nothing is available.
