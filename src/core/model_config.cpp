@@ -24,7 +24,7 @@ constexpr double kMinFactor = 1e-30;
 constexpr double kMaxFactor = 1e30;
 
 template <typename T>
-[[noreturn]] void reject(std::string_view field, T value, std::string_view allowed) {
+[[noreturn]] void reject(std::string_view field, const T& value, std::string_view allowed) {
   throw ConfigError(message("[ModelConfig] ",
                             field,
                             " is ",

@@ -312,7 +312,7 @@ WorkerPool::WorkerPool(Options options) : state_(std::make_unique<State>(options
 
 WorkerPool::~WorkerPool() {
   if (!maker_.is_this_one()) {
-    static_cast<void>(state_.release());
+    [[maybe_unused]] const auto* left_alone = state_.release();
     return;
   }
   state_->stop_and_join();

@@ -3,8 +3,8 @@
 // requests over one model, by one method.
 //
 // Not thread-safe: one caller at a time. Work runs on the engine's own driver thread and worker
-// pool; step() blocks until it is done. In a forked child it throws DeviceError. A request's failure
-// is its own: it ends with an event that carries the error, and all others go on. After any
+// pool; step() blocks until it is done. In a forked child it throws DeviceError. A request's
+// failure is its own: it ends with an event that carries the error, and all others go on. After any
 // exception the engine stays usable.
 #pragma once
 
