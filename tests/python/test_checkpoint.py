@@ -27,7 +27,10 @@ def recording(real: Any) -> type[Any]:
 
     class RecordingModel:
         def __init__(self, config: Any, *, dtype: str, device: str) -> None:
-            self.names = real(config, dtype=dtype, device=device).expected_tensors()
+            model = real(config, dtype=dtype, device=device)
+            self.device, self.dtype = model.device, model.dtype
+            self.weight_bytes = model.weight_bytes
+            self.names = model.expected_tensors()
             self.tensors: dict[str, torch.Tensor] = {}
 
         def expected_tensors(self) -> list[tuple[str, tuple[int, ...]]]:
