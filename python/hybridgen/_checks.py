@@ -12,7 +12,9 @@ import functools
 import inspect
 import math
 import numbers
+import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
 from .errors import ConfigError
@@ -83,6 +85,8 @@ def options_class(cls: type[T]) -> type[T]:
 
 def as_int(operation: str, name: str, value: object, low: int, high: int = MAX_COUNT) -> int:
     """Return a whole number in ``[low, high]`` as int; NumPy's integers count, bool does not."""
+    if type(value) is int and low <= value <= high:  # lists of token ids are long
+        return value
     too_large = isinstance(value, numbers.Integral) and int(value) > high
     # The largest count is no news to who gave too small a number.
     allowed = f"an int in [{low}, {high}]" if too_large or high != MAX_COUNT else f"an int >= {low}"
@@ -132,6 +136,25 @@ def one_of(operation: str, name: str, value: object, allowed: Iterable[str]) -> 
     )
 
 
+def as_path(operation: str, name: str, value: object) -> Path:
+    """Return a path that the system can look for, ``~`` as the home folder; it need not exist."""
+    reason: object = ""
+    try:
+        if isinstance(value, str | os.PathLike):
+            path = Path(value).expanduser()
+            path.exists()
+            os.fsencode(path)
+            if "\0" not in str(path):
+                return path
+            reason = ": it has a null byte"
+    # A name that is too long or no Unicode, the home of an unknown user, a PathLike of bytes.
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        reason = f": {getattr(error, 'strerror', None) or error}"
+    raise ConfigError(
+        f"[{operation}] {name} is {brief(value)}{reason}; allowed: the path of a file or folder"
+    )
+
+
 def items_of(value: object) -> list[Any] | None:
     """Return the items of a list or the like; None for a text, a mapping and what has none."""
     if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
@@ -140,6 +163,11 @@ def items_of(value: object) -> list[Any] | None:
         return list(value)
     except Exception:  # arrays without dimensions call themselves iterable
         return None
+
+
+def plain(name: object, length: int = 60) -> str:
+    """Return a name as `brief` cuts and escapes it, without quotation marks around it."""
+    return brief(name, length).strip("'")
 
 
 def brief(value: object, length: int = 60) -> str:

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from . import _core
-from ._checks import brief
+from ._checks import brief, plain
 from ._lifetime import rest
 from .errors import (
     CheckpointError,
@@ -164,21 +164,8 @@ def _require_memory(model: _core.Model) -> None:
 
 def resolve_folder(path_or_id: str | Path, revision: str | None, load_format: str) -> Path:
     """Return the local folder of a model, downloading it only if the name is a hub id."""
-    if not isinstance(path_or_id, str | Path):
-        raise ConfigError(
-            f"[load_model] the model is {brief(path_or_id)}; allowed: a folder or a hub id"
-        )
-    text = str(path_or_id)
-    try:
-        folder = Path(text).expanduser()
-        is_folder = folder.is_dir()
-    # A name that is too long, a folder that may not be entered, the home of an unknown user.
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(
-            f"[load_model] there is no folder {brief(text, 300)}: {reason}"
-        ) from error
-    if is_folder:
+    folder, text = local_path(path_or_id), str(path_or_id)
+    if folder.is_dir():
         if revision is not None:
             raise ConfigError(
                 f"[load_model] revision is {brief(revision)} but {text} is a local folder; "
@@ -194,8 +181,30 @@ def resolve_folder(path_or_id: str | Path, revision: str | None, load_format: st
         r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text
     )
     if not is_hub_id:
-        raise CheckpointError(f"[load_model] there is no folder {brief(text, 300)}")
+        raise CheckpointError(
+            f"[load_model] there is no folder {brief(text, 300)}; pass one that there is, or a "
+            "hub id"
+        )
     return _download(text, revision, load_format)
+
+
+def local_path(path_or_id: str | Path) -> Path:
+    """Return where a folder or hub id would lie on this machine; CheckpointError for no path."""
+    if not isinstance(path_or_id, str | Path):
+        raise ConfigError(
+            f"[load_model] the model is {brief(path_or_id)}; allowed: a folder or a hub id"
+        )
+    try:
+        folder = Path(path_or_id).expanduser()
+        folder.is_dir()
+    # A name that is too long, a folder that may not be entered, the home of an unknown user.
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(
+            f"[load_model] there is no folder {brief(str(path_or_id), 300)}: {reason}; pass one "
+            "that there is, or a hub id"
+        ) from error
+    return folder
 
 
 def _download(repo: str, revision: str | None, load_format: str) -> Path:
@@ -240,22 +249,28 @@ def _download(repo: str, revision: str | None, load_format: str) -> Path:
         ) from error
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; CheckpointError if there is none."""
+def read_json(file: Path, operation: str = "load_model") -> dict[str, Any]:
+    """Return the JSON object in a file; CheckpointError, in an operation's name, without one."""
     try:
         if file.exists() and not file.is_file():
             raise OSError("it is no regular file")
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"[load_model] there is no {file.name} in {file.parent}; "
+            f"[{operation}] there is no {file.name} in {file.parent}; "
             + (describe_folder(file.parent) or "pass the folder of a whole checkpoint")
         ) from error
     # Damage, wrong encodings and numbers of thousands of digits are ValueErrors.
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"[load_model] cannot read {file}: {error}") from error
+        raise CheckpointError(
+            f"[{operation}] cannot read {file}: {error}; allowed: a JSON object in UTF-8; download "
+            "or save the checkpoint again"
+        ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"[load_model] {file} holds no JSON object")
+        raise CheckpointError(
+            f"[{operation}] {file} holds {brief(content)}; allowed: a JSON object; download or "
+            "save the checkpoint again"
+        )
     return content
 
 
@@ -298,15 +313,18 @@ def _read_index(index: Path, suffix: str) -> list[Shard]:
     content = read_json(index)
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"[load_model] {index} has no weight_map")
+        raise CheckpointError(
+            f"[load_model] weight_map is {brief(weight_map)} in {index}; allowed: the file of each "
+            "tensor by its name; download the checkpoint again"
+        )
     by_file: dict[str, set[str]] = {}
     for tensor, name in weight_map.items():
         # The name decides, not what it links to: hub snapshots consist of links to elsewhere.
         is_name = isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*", name)
         if not is_name or not name.endswith(suffix):
             raise CheckpointError(
-                f"[load_model] {index} maps {_shown(tensor)} to {brief(name)}; allowed: the name "
-                f"of a {suffix} file in the same folder"
+                f"[load_model] {index} maps {plain(tensor, 150)} to {brief(name)}; allowed: the "
+                f"name of a {suffix} file in the same folder"
             )
         by_file.setdefault(name, set()).add(tensor)
     missing = [name for name in by_file if not (index.parent / name).is_file()]
@@ -392,7 +410,10 @@ def _open_pickle(file: Path) -> dict[str, Any]:
             "tensors, or has the format of torch before 1.6; use a safetensors version"
         ) from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise CheckpointError(f"[load_model] {file} holds no table of tensors by name")
+        raise CheckpointError(
+            f"[load_model] {file} holds no table of tensors by name; allowed: what "
+            "torch.save(model.state_dict(), file) writes; save the model again, as safetensors"
+        )
     return content
 
 
@@ -556,11 +577,7 @@ def _match_names(
     return plan
 
 
-def _shown(name: str) -> str:
-    return brief(name, 150).strip("'")
-
-
 def _list(names: list[str]) -> str:
-    shown = [_shown(name) for name in sorted(names)[:_LISTED]]
+    shown = [plain(name, 150) for name in sorted(names)[:_LISTED]]
     more = len(names) - len(shown)
     return ", ".join(shown) + (f", and {more} more" if more > 0 else "")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ._checks import brief
-from .checkpoint import read_json, resolve_folder
+from .checkpoint import local_path, read_json, resolve_folder
 from .codec import Codec, is_foreign, words_of
 from .errors import CheckpointError, ConfigError
 
@@ -25,7 +25,7 @@ def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> Any:
     CheckpointError
         If there is one but it cannot be loaded, cannot work, or needs code of the checkpoint's own.
     """
-    folder = Path(path_or_id).expanduser()
+    folder = local_path(path_or_id)
     if not folder.is_dir():
         folder = resolve_folder(path_or_id, revision, "dummy")
     if not any((folder / name).exists() for name in _FILES):

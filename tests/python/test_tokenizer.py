@@ -280,3 +280,9 @@ def test_a_panic_while_loading_is_an_error_of_ours(tmp_path: Path) -> None:
     file.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(CheckpointError, match="PanicException"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "~nobody-by-this-name/x", "a\0b"])
+def test_a_name_that_can_be_no_folder_is_refused(name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no folder .*; pass one that there is"):
+        load_tokenizer(name)
