@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ._checks import brief
+from ._checks import brief, plain
 from .errors import CheckpointError
 
 _COUNTERPARTS = {
@@ -45,8 +45,12 @@ _NO_EFFECT = (
 ).split()
 
 
+_JSON = (bool, int, float, str, list, tuple, dict)
+
+
 def _is_not(*neutral: object) -> Callable[[object], bool]:
-    return lambda value: value not in neutral
+    """Return a test of JSON values; what is none, such as an array, is no neutral value."""
+    return lambda value: not isinstance(value, _JSON) or value not in neutral
 
 
 _CHANGES_TEXT: dict[str, Callable[[object], bool]] = {
@@ -54,7 +58,7 @@ _CHANGES_TEXT: dict[str, Callable[[object], bool]] = {
     "min_length": _is_not(0),
     "max_time": _is_not(),
     "num_beams": _is_not(1),
-    "cache_implementation": lambda value: value == "quantized",
+    "cache_implementation": lambda value: not _is_not("quantized")(value),
     "encoder_repetition_penalty": _is_not(1),
     "no_repeat_ngram_size": _is_not(0),
     "encoder_no_repeat_ngram_size": _is_not(0),
@@ -118,9 +122,6 @@ def translate(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         fields |= {name: given.get(name, value) for name, value in _SAMPLING_COUNTERPARTS.items()}
         _as_transformers_clips(fields)
     # Otherwise the file may keep a temperature all the same; transformers ignores it too.
-    most, least = fields.get("max_tokens"), fields.get("min_tokens")
-    if isinstance(most, int) and isinstance(least, int):
-        fields["min_tokens"] = min(least, most)
     return fields, _left_out(given, samples)
 
 
@@ -137,7 +138,7 @@ def _left_out(given: dict[str, Any], samples: bool) -> list[str]:
     active = dict(_CHANGES_TEXT)
     if samples:
         active |= _CHANGES_SAMPLES
-    if given.get("num_beams", 1) != 1:
+    if _is_not(1)(given.get("num_beams", 1)):
         active |= _CHANGES_BEAMS
     # The newer spelling of a limit wins.
     for newer, older in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
@@ -153,7 +154,7 @@ def _left_out(given: dict[str, Any], samples: bool) -> list[str]:
         *_CHANGES_BEAMS,
     }
     return [
-        f"{brief(name).strip(chr(39))}={brief(value)}"
+        f"{plain(name)}={brief(value)}"
         for name, value in given.items()
         if (active[name](value) if name in active else name not in known)
         and not name.startswith("_")

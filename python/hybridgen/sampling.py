@@ -5,15 +5,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import numbers
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from ._checks import MAX_INT64, as_bool, as_float, as_int, brief, items_of, options_class
-from .errors import CheckpointError, ConfigError
+from ._checks import (
+    MAX_INT64,
+    as_bool,
+    as_float,
+    as_int,
+    as_path,
+    brief,
+    items_of,
+    options_class,
+)
+from .checkpoint import read_json
+from .errors import ConfigError
 from .generation_defaults import translate
 from .sampling_names import ELSEWHERE
 
@@ -22,6 +31,12 @@ _MAX_TEXTS = 16384
 _MAX_STOP_LETTERS = 65536
 # The engine computes with float32; what lies outside would become infinity or zero there.
 _MIN_FACTOR, _MAX_FACTOR = 1e-30, 1e30
+_TAKES_THE_PLACE_OF = {
+    "max_tokens": ("max_new_tokens", "max_length"),
+    "max_new_tokens": ("max_new_tokens", "max_length"),
+    "min_tokens": ("min_new_tokens", "min_length"),
+}
+"""Overrides, and the fields of a generation config that are then never looked at."""
 
 
 @options_class
@@ -148,29 +163,44 @@ class SamplingParams:
         CheckpointError
             If there is no such file, or it is no JSON object.
         ConfigError
-            If a value is not allowed.
+            If a value or the path is not allowed.
         """
-        file = Path(path)
+        file = as_path("SamplingParams", "path", path)
         if file.is_dir():
             file = file / "generation_config.json"
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"[SamplingParams] cannot read {file}: {error}") from error
-        if not isinstance(content, dict):
-            raise CheckpointError(f"[SamplingParams] {file} holds no JSON object")
+        content = read_json(file, "SamplingParams")
         return cls.from_generation_config(content, **overrides)
 
     @classmethod
-    def from_generation_config(cls, content: dict[str, Any], **overrides: Any) -> SamplingParams:
+    def from_generation_config(cls, content: Mapping[str, Any], **overrides: Any) -> SamplingParams:
         """Translate the content of a ``generation_config.json``; see `from_pretrained`.
 
         What changes the text and has no counterpart here, beam search for example, is left out and
-        named in one warning.
+        named in one warning, unless an override takes its place.
+
+        Raises
+        ------
+        CheckpointError, ConfigError
+            If a value of the content, or an override, is not allowed.
         """
+        if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
+            raise ConfigError(
+                f"[SamplingParams] the generation config is {brief(content)}; allowed: the fields "
+                "of a generation_config.json by name; pass the parsed file, or its folder to "
+                "from_pretrained"
+            )
+        # As in the fields' own place, None is no override of these two.
+        overrides = {
+            name: value
+            for name, value in overrides.items()
+            if value is not None or name not in ("max_new_tokens", "do_sample")
+        }
         given = dict(content)
         if "do_sample" in overrides:
-            given["do_sample"] = overrides["do_sample"]
+            given["do_sample"] = as_bool("SamplingParams", "do_sample", overrides["do_sample"])
+        for name in overrides.keys() & _TAKES_THE_PLACE_OF.keys():
+            for replaced in _TAKES_THE_PLACE_OF[name]:
+                given.pop(replaced, None)
         fields, left_out = translate(given)
         if left_out:
             warnings.warn(
@@ -181,9 +211,8 @@ class SamplingParams:
                 "place of max_length), or make a SamplingParams of your own",
                 stacklevel=2,
             )
-        if "max_new_tokens" in overrides:
-            fields.pop("max_tokens", None)
-        most = overrides.get("max_tokens", overrides.get("max_new_tokens"))
+        # A limit is kept before a file's min_new_tokens, as in transformers.
+        most = (fields | overrides).get("max_tokens", overrides.get("max_new_tokens"))
         if isinstance(most, int) and isinstance(fields.get("min_tokens"), int):
             fields["min_tokens"] = min(fields["min_tokens"], most)
         return cls(**(fields | overrides))

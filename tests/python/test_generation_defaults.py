@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from transformers import GenerationConfig
 
-from hybridgen import CheckpointError, HybridGenError, SamplingParams
+from hybridgen import CheckpointError, ConfigError, HybridGenError, SamplingParams
 
 
 def _generation_config(folder: Path, **content: Any) -> Path:
@@ -214,4 +215,50 @@ def test_a_generation_config_with_impossible_values_is_refused(content: dict[str
 
 def test_a_missing_generation_config_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"generation_config\.json"):
+        SamplingParams.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "overrides"),
+    [
+        ({"max_length": 20, "min_length": 3}, {"max_tokens": 64, "min_tokens": 0}),
+        ({"max_length": 20}, {"max_new_tokens": 64}),
+        ({"max_length": 20, "max_new_tokens": 9}, {"max_tokens": 64}),
+    ],
+)
+def test_what_an_override_takes_the_place_of_is_not_named(
+    content: dict[str, Any], overrides: dict[str, Any]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        params = SamplingParams.from_generation_config(content, **overrides)
+    assert params == SamplingParams(**overrides)
+    with pytest.warns(UserWarning, match="sets num_beams=2, which"):
+        SamplingParams.from_generation_config(content | {"num_beams": 2}, **overrides)
+
+
+def test_of_a_files_limits_the_larger_one_gives_way() -> None:
+    read = SamplingParams.from_generation_config
+    assert read({"max_new_tokens": 4, "min_new_tokens": 9}).min_tokens == 4
+    assert read({"min_new_tokens": 9}, max_new_tokens=3).min_tokens == 3
+    assert read({"max_new_tokens": 4, "min_new_tokens": 9}, max_tokens=None).min_tokens == 9
+    with pytest.raises(ConfigError, match="min_tokens is 9; allowed: at most max_tokens"):
+        read({"max_new_tokens": 4}, min_tokens=9)
+
+
+@pytest.mark.parametrize("content", [None, 5, "auto", [1], [("a", 1)], {1: 2}])
+def test_a_generation_config_is_a_mapping_of_names(content: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^\[SamplingParams\] the generation config is "):
+        SamplingParams.from_generation_config(content)
+
+
+@pytest.mark.parametrize("path", [5, None, b"x", "x" * 5000, "~nobody-by-this-name/x", "a\0b"])
+def test_what_can_be_no_path_is_refused_by_name(path: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^\[SamplingParams\] path is .*; allowed: the path of"):
+        SamplingParams.from_pretrained(path)
+
+
+def test_a_pipe_in_the_place_of_a_generation_config_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "generation_config.json")
+    with pytest.raises(CheckpointError, match="no regular file"):
         SamplingParams.from_pretrained(tmp_path)
