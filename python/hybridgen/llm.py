@@ -196,7 +196,11 @@ class LLM:
         elif isinstance(tokenizer, str | Path):
             self.tokenizer = load_tokenizer(tokenizer, revision)
             if self.tokenizer is None:
-                raise ConfigError(f"[LLM] there is no tokenizer in {tokenizer}")
+                raise ConfigError(
+                    f"[LLM] tokenizer is {brief(str(tokenizer), 300)}, where there is none; "
+                    "allowed: a folder or hub id with one, an object with encode and decode, or "
+                    "None for the model's own"
+                )
 
         self.model_config: dict[str, Any] = loaded.config
         """The model's sizes and kinds, as the engine sees them."""
@@ -268,14 +272,14 @@ class LLM:
             Results so far, finished or not, are in its ``outputs`` and in ``partial_outputs``.
         """
         decode_prompt_tokens = as_int("generate", "decode_prompt_tokens", decode_prompt_tokens, 0)
-        texts_and_ids = self._reader.read(prompts)
-        params = _per_prompt(sampling_params, len(texts_and_ids))
+        texts_and_ids = self._reader("generate").read(prompts)
+        params = _per_prompt("generate", sampling_params, len(texts_and_ids))
         groups = [
             [
                 self._sequence(
                     ids,
                     p,
-                    self._codec if self._has_text(p) else None,
+                    self._codec if self._has_text("generate", p) else None,
                     index,
                     decode_prompt_tokens=decode_prompt_tokens,
                 )
@@ -312,8 +316,8 @@ class LLM:
         """
         name = "decode_prompt_tokens"
         decode_prompt_tokens = as_int("generate_ids", name, decode_prompt_tokens, 0)
-        ids = [ids for _, ids in self._reader.read(prompts)]
-        params = _per_prompt(sampling_params, len(ids))
+        ids = [ids for _, ids in self._reader("generate_ids").read(prompts)]
+        params = _per_prompt("generate_ids", sampling_params, len(ids))
         for p in params:
             if p.n != 1:
                 raise ConfigError(f"[generate_ids] n is {p.n}; allowed: 1; use generate for more")
@@ -321,7 +325,7 @@ class LLM:
             self._sequence(
                 prompt,
                 p,
-                self._codec if self._needs_text(p) else None,
+                self._codec if self._needs_text("generate_ids", p) else None,
                 decode_prompt_tokens=decode_prompt_tokens,
             )
             for prompt, p in zip(ids, params, strict=True)
@@ -356,13 +360,13 @@ class LLM:
             As for `generate`.
         """
         decode_prompt_tokens = as_int("stream", "decode_prompt_tokens", decode_prompt_tokens, 0)
-        found = self._reader.read(prompt)
+        found = self._reader("stream").read(prompt)
         if len(found) != 1:
             raise ConfigError(f"[stream] got {len(found)} prompts; allowed: 1; use generate")
-        params = _per_prompt(sampling_params, 1)[0]
+        params = _per_prompt("stream", sampling_params, 1)[0]
         if params.n != 1:
             raise ConfigError(f"[stream] n is {params.n}; allowed: 1; use generate for more")
-        codec = self._codec if self._has_text(params) else None
+        codec = self._codec if self._has_text("stream", params) else None
         text, ids = found[0]
         sequence = self._sequence(ids, params, codec, decode_prompt_tokens=decode_prompt_tokens)
         return self._stream(sequence, ids if text is None else text)
@@ -388,7 +392,7 @@ class LLM:
             If there is no template, messages are malformed, or the template refuses them, breaks
             or exceeds 10 s, 512 MiB or 16 Mi characters; and as for `generate`.
         """
-        codec = self._reader.require_codec("chat")
+        codec = self._reader("chat").require_codec()
         prompts = [{"prompt_token_ids": ids} for ids in chat_prompts(codec, messages)]
         return self.generate(prompts, sampling_params, progress=progress)
 
@@ -416,7 +420,7 @@ class LLM:
         [(-1.25, True)]
         """
         pairs = items_of(pairs) or pairs  # a generator gives them only once
-        encoded = self._reader.read_pairs(pairs)
+        encoded = self._reader("score").read_pairs(pairs)
         sequences = []
         for context, continuation in encoded:
             params = SamplingParams(max_tokens=len(continuation), ignore_eos=True)
@@ -637,17 +641,16 @@ class LLM:
                 name_prompt(error, "stream", 0, prompt)
             raise
 
-    @property
-    def _reader(self) -> PromptReader:
-        return PromptReader(self._codec, self.model_config["vocab_size"] - 1)
+    def _reader(self, operation: str) -> PromptReader:
+        return PromptReader(self._codec, self.model_config["vocab_size"] - 1, operation)
 
-    def _needs_text(self, params: SamplingParams) -> bool:
+    def _needs_text(self, operation: str, params: SamplingParams) -> bool:
         if params.stop_strings:
-            self._reader.require_codec("stop strings")
+            self._reader(operation).require_codec("stop strings")
         return bool(params.stop_strings)
 
-    def _has_text(self, params: SamplingParams) -> bool:
-        return self._needs_text(params) or self.tokenizer is not None
+    def _has_text(self, operation: str, params: SamplingParams) -> bool:
+        return self._needs_text(operation, params) or self.tokenizer is not None
 
 
 LLM.__init__ = check_keywords(LLM.__init__, "LLM", homes=_HOMES)  # type: ignore[method-assign]
@@ -664,7 +667,7 @@ def _output(text: str | None, group: list[Sequence]) -> RequestOutput:
     )
 
 
-def _per_prompt(params: Any, count: int) -> list[SamplingParams]:
+def _per_prompt(operation: str, params: Any, count: int) -> list[SamplingParams]:
     if params is None:
         params = SamplingParams()
     if isinstance(params, SamplingParams):
@@ -673,13 +676,13 @@ def _per_prompt(params: Any, count: int) -> list[SamplingParams]:
         isinstance(p, SamplingParams) for p in params
     ):
         raise ConfigError(
-            f"[generate] sampling_params is {brief(params)}; allowed: a SamplingParams, or a list "
-            "with one for each prompt"
+            f"[{operation}] sampling_params is {brief(params)}; allowed: a SamplingParams, or a "
+            "list with one for each prompt"
         )
     if len(params) != count:
         raise ConfigError(
-            f"[generate] there are {len(params)} sampling_params for {count} prompts; allowed: one "
-            "for all, or one for each"
+            f"[{operation}] there are {len(params)} sampling_params for {count} prompts; allowed: "
+            "one for all, or one for each"
         )
     return list(params)
 

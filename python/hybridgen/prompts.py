@@ -27,22 +27,25 @@ class PromptReader:
         Of the tokenizer; None if there are token ids only.
     last_id : int
         The largest token id that the model knows.
+    operation : str
+        Who asks, for messages.
     """
 
     codec: Codec | None
     last_id: int
+    operation: str = "generate"
 
     def read(self, prompts: Any) -> list[tuple[str | None, list[int]]]:
         """Return (text or None, token ids) of one prompt or of each of several."""
         if hasattr(prompts, "tolist"):
             prompts = prompts.tolist()
-        if isinstance(prompts, str | Mapping) or is_token_ids(prompts):
+        if isinstance(prompts, str | Mapping) or _begins_with_id(prompts):
             return [self.read_one(prompts)]
         if isinstance(prompts, list | tuple):
             return [self.read_one(prompt) for prompt in prompts]
         raise ConfigError(
-            f"[generate] prompts is {type(prompts).__name__}; allowed: a string, a list of token "
-            "ids, a dict with prompt or prompt_token_ids, or a list of these"
+            f"[{self.operation}] prompts is {type(prompts).__name__}; allowed: a string, a list of "
+            "token ids, a dict with prompt or prompt_token_ids, or a list of these"
         )
 
     def read_one(self, prompt: Any) -> tuple[str | None, list[int]]:
@@ -50,7 +53,7 @@ class PromptReader:
         text, ids = self._parts(prompt)
         if ids is None:
             assert text is not None
-            ids = self._known(self.require_codec("generate").closed(text))
+            ids = self._known(self.require_codec().closed(text))
         return text, ids
 
     def _parts(self, prompt: Any) -> tuple[str | None, list[int] | None]:
@@ -59,31 +62,34 @@ class PromptReader:
             keys = {"prompt", "prompt_token_ids"}
             if not prompt or not set(prompt) <= keys:
                 raise ConfigError(
-                    f"[generate] a prompt has the keys {', '.join(map(str, prompt)) or 'none'}; "
-                    "allowed: prompt, prompt_token_ids"
+                    f"[{self.operation}] a prompt has the keys "
+                    f"{', '.join(map(str, prompt)) or 'none'}; allowed: prompt, prompt_token_ids"
                 )
             text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
             if not isinstance(text, str) and (text is not None or ids is None):
-                raise ConfigError(f"[generate] prompt is {brief(text)}; allowed: a string")
+                raise ConfigError(
+                    f"[{self.operation}] prompt is {brief(text)}; allowed: a string; pass token "
+                    "ids as prompt_token_ids"
+                )
             return text, None if ids is None else self._ids(ids)
         return (prompt, None) if isinstance(prompt, str) else (None, self._ids(prompt))
 
     def _ids(self, prompt: Any) -> list[int]:
         if hasattr(prompt, "tolist"):
             prompt = prompt.tolist()
-        if isinstance(prompt, list | tuple) and (not prompt or is_token_ids(prompt)):
-            return [as_int("generate", "a token id", i, 0, self.last_id) for i in prompt]
+        if isinstance(prompt, list | tuple) and (not prompt or _begins_with_id(prompt)):
+            return [as_int(self.operation, "a token id", i, 0, self.last_id) for i in prompt]
         raise ConfigError(
-            f"[generate] a prompt is {brief(prompt)}; allowed: a string, a list of token ids, or "
-            "a dict with prompt or prompt_token_ids"
+            f"[{self.operation}] a prompt is {brief(prompt)}; allowed: a string, a list of token "
+            "ids, or a dict with prompt or prompt_token_ids"
         )
 
     def _known(self, ids: list[int]) -> list[int]:
         largest = max(ids, default=0)
         if largest > self.last_id:
             raise ConfigError(
-                f"[generate] the tokenizer gives the token id {largest}, but the model knows ids "
-                f"up to {self.last_id}; pass the tokenizer= that belongs to the model"
+                f"[{self.operation}] the tokenizer gives the token id {largest}, but the model "
+                f"knows ids up to {self.last_id}; pass the tokenizer= that belongs to the model"
             )
         return ids
 
@@ -92,7 +98,8 @@ class PromptReader:
         found = items_of(pairs)
         if found is None or not all(isinstance(p, list | tuple) and len(p) == 2 for p in found):
             raise ConfigError(
-                f"[score] pairs is {brief(pairs)}; allowed: a list of (context, continuation)"
+                f"[{self.operation}] pairs is {brief(pairs)}; allowed: a list of (context, "
+                "continuation), each a string or token ids"
             )
         return [self.read_pair(*pair) for pair in found]
 
@@ -107,7 +114,7 @@ class PromptReader:
         else:
             if ids is None:
                 assert text is not None
-                ids = self.require_codec("score").opened(text) or [self._prefix_token()]
+                ids = self.require_codec().opened(text) or [self._prefix_token()]
             if next_ids is None:
                 assert next_text is not None
                 next_ids = self._continue(ids, next_text)
@@ -115,14 +122,14 @@ class PromptReader:
         if not pair[0] or not pair[1]:
             which = "context" if not pair[0] else "continuation"
             raise ConfigError(
-                f"[score] the {which} has no tokens; allowed: at least one token in each of "
-                "context and continuation"
+                f"[{self.operation}] the {which} has no tokens; allowed: at least one token in "
+                "each of context and continuation"
             )
         return self._known(pair[0]), self._known(pair[1])
 
     def _divide(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Encode two texts as one; a token that holds some of the second belongs to it."""
-        codec = self.require_codec("score")
+        codec = self.require_codec()
         kept = context.rstrip()
         whole = codec.opened(context + continuation)
         start = codec.opened(kept) if kept else codec.frame[0]
@@ -135,7 +142,7 @@ class PromptReader:
 
     def _continue(self, ids: list[int], text: str) -> list[int]:
         """Encode a text that follows ids, with no space before it that it does not have."""
-        codec = self.require_codec("score")
+        codec = self.require_codec()
         alone = codec.encode(text, special=False)
         # Some tokenizers put a space before every text, but none before the second line of one.
         line, both = codec.encode("\n", special=False), codec.encode("\n" + text, special=False)
@@ -147,22 +154,23 @@ class PromptReader:
         return alone
 
     def _prefix_token(self) -> int:
-        codec = self.require_codec("score")
+        codec = self.require_codec()
         for name in ("bos_token_id", "eos_token_id"):
             token = codec.special_id(name)
             if token is not None:
                 return token
         raise ConfigError(
-            "[score] the context is empty and the tokenizer has neither a BOS nor an EOS token to "
-            "stand for it; pass a context"
+            f"[{self.operation}] the context is empty and the tokenizer has neither a BOS nor an "
+            "EOS token to stand for it; pass a context"
         )
 
-    def require_codec(self, operation: str) -> Codec:
-        """Return the codec; ConfigError in the name of `operation` if there is no tokenizer."""
+    def require_codec(self, wanted: str = "") -> Codec:
+        """Return the codec; ConfigError, with what needs it if given, without a tokenizer."""
         if self.codec is None:
+            need = f"{wanted} need a tokenizer: " if wanted else ""
             raise ConfigError(
-                f"[{operation}] there is no tokenizer in the model's folder; pass token ids, or "
-                "tokenizer= to LLM"
+                f"[{self.operation}] {need}there is no tokenizer in the model's folder; pass token "
+                "ids, or tokenizer= to LLM"
             )
         return self.codec
 
@@ -189,10 +197,11 @@ def _tokens_within(codec: Codec, whole: list[int], start: list[int], text: str) 
     return max(common, count)
 
 
-def is_token_ids(value: object) -> bool:
-    """Say whether it is a list of at least one integer."""
+def _begins_with_id(value: object) -> bool:
+    """Say whether it is a list whose first item is an integer: then all have to be token ids."""
     return (
         isinstance(value, list | tuple)
         and len(value) > 0
-        and all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in value)
+        and isinstance(value[0], numbers.Integral)
+        and not isinstance(value[0], bool)
     )

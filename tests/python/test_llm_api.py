@@ -112,10 +112,15 @@ def test_scores_do_not_depend_on_the_batch(llm: LLM) -> None:
 
 def test_scoring_splits_text_as_the_evaluation_harness_does(llm: LLM) -> None:
     encode = llm.tokenizer.encode
-    assert llm._reader.read_pair("the lazy ", "dog") == llm._reader.read_pair("the lazy", " dog")
-    context, continuation = llm._reader.read_pair("the lazy", " dog")
+    assert llm._reader("score").read_pair("the lazy ", "dog") == llm._reader("score").read_pair(
+        "the lazy", " dog"
+    )
+    context, continuation = llm._reader("score").read_pair("the lazy", " dog")
     assert context + continuation == encode("the lazy dog")
-    assert llm._reader.read_pair("", "dog") == ([llm.tokenizer.bos_token_id], encode("dog"))
+    assert llm._reader("score").read_pair("", "dog") == (
+        [llm.tokenizer.bos_token_id],
+        encode("dog"),
+    )
     with pytest.raises(ConfigError, match=r"\[score\] the continuation has no tokens"):
         llm.score([("the lazy", "")])
 

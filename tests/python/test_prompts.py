@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from hybridgen import LLM, CheckpointError, ConfigError, HybridGenError, SamplingParams
 from hybridgen.codec import Codec
 from hybridgen.detokenizer import Detokenizer
+from hybridgen.k_min import calibrate
 from hybridgen.prompts import PromptReader
 from tokenizer_kinds import KINDS, panicking, tokenizer_of, with_template
 
@@ -185,7 +188,7 @@ def test_a_panic_of_the_tokenizers_library_is_an_error_of_ours() -> None:
 )
 def test_pairs_are_a_list_of_pairs(pairs: Any) -> None:
     with pytest.raises(ConfigError, match=r"\[score\] pairs is .*\(context, continuation\)"):
-        reader_of(tokenizer_of("byte_level")).read_pairs(pairs)
+        PromptReader(Codec(tokenizer_of("byte_level")), 10_000, "score").read_pairs(pairs)
 
 
 @pytest.mark.parametrize("prompt", [{"prompt": 5}, {"prompt": None}, {"prompt": {"prompt": "a"}}])
@@ -207,3 +210,34 @@ def test_a_prompt_that_cannot_be_decoded_fails_alone(trained: Callable[[str], LL
         fine, failed = caught.value.outputs  # type: ignore[attr-defined]
     assert (fine.text, fine.finish_reason) == ("xxx", "length")
     assert failed.finish_reason == "error"
+
+
+def test_a_refusal_names_the_call_that_was_made(tmp_path: Path) -> None:
+    config = {"model_type": "opt", "architectures": ["OPTForCausalLM"], "vocab_size": 50}
+    sizes = {"hidden_size": 16, "word_embed_proj_dim": 16, "num_hidden_layers": 1, "ffn_dim": 16}
+    sizes |= {"num_attention_heads": 2, "max_position_embeddings": 32}
+    stop = SamplingParams(stop="a")
+    with LLM(config | sizes, load_format="dummy", device="cpu") as llm:
+        for prompt in ("the cat", [60], [5, None], {"prompts": "a"}):
+            for name in ("generate", "generate_ids", "stream"):
+                with pytest.raises(ConfigError, match=rf"^\[{name}\] "):
+                    getattr(llm, name)(prompt)
+            with pytest.raises(ConfigError, match=r"^\[score\] "):
+                llm.score([([5], prompt)])
+        for name in ("generate", "generate_ids", "stream"):
+            with pytest.raises(ConfigError, match=rf"^\[{name}\] sampling_params is 5; "):
+                getattr(llm, name)([5], 5)
+            with pytest.raises(ConfigError, match=rf"^\[{name}\] stop strings need a tokenizer: "):
+                getattr(llm, name)([5], stop)
+        with pytest.raises(ConfigError, match=r"^\[calibrate\] a token id is 60; "):
+            calibrate(llm, [[60] * 20], device_tokens=2)
+        with pytest.raises(ConfigError, match=r"^\[LLM\] tokenizer is .*; allowed: a folder"):
+            LLM(llm, tokenizer=tmp_path)
+
+
+def test_of_a_list_of_ids_the_wrong_one_is_named() -> None:
+    reader = PromptReader(None, 10)
+    assert reader.read([np.int64(5), 6]) == [(None, [5, 6])]
+    for ids, wrong in (([5, True], "True"), ([5, "a"], "'a'"), ([5, 11], "11"), ([5, -1], "-1")):
+        with pytest.raises(ConfigError, match=f"a token id is {wrong}; allowed: an int in"):
+            reader.read(ids)
