@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _core
-from ._checks import as_float, as_int, one_of
+from ._checks import as_bool, as_float, as_int, as_path, brief, items_of, one_of
 from ._files import replacing, write_whole
 from .config import DEFAULT_K, USUAL_K, KVConfig, SchedulerConfig, is_auto
 from .errors import ConfigError
@@ -94,6 +94,7 @@ class KMinProfile:
         ConfigError
             If it cannot be read or is something else.
         """
+        path = as_path("k_min", "path", path)
         way_out = (
             "make it again with `python -m hybridgen calibrate`, or pass SchedulerConfig(k=...), "
             "or k=None with k_min=..."
@@ -195,25 +196,26 @@ def calibrate(
     Raises
     ------
     ConfigError
-        If the data set is empty, a prompt is so short that nothing of it is offloaded, or no
-        measured K suffices.
+        For an argument that is none of these, a data set that is empty or has an item of another
+        kind, a prompt of which nothing is offloaded, or if no measured K suffices.
+    GenerationError, NumericError, OutOfMemoryError
+        As `LLM.generate`.
     """
     from .llm import LLM
 
+    if not isinstance(llm, LLM):
+        raise ConfigError(f"[calibrate] llm is {brief(llm)}; allowed: an LLM")
     one_of("calibrate", "metric", metric, METRICS)
     tolerance = as_float("calibrate", "tolerance", tolerance, 0.0, 1.0)
     max_tokens = as_int("calibrate", "max_tokens", max_tokens, 1)
-    ks = sorted({as_int("calibrate", "k_values", k, 1) for k in k_values})
-    prompts, answers = _read(dataset)
-    if not prompts or not ks:
-        raise ConfigError("[calibrate] there is nothing to run; pass prompts and values of K")
-    has_answers = all(answer is not None for answer in answers)
-    if metric == "auto":
-        metric = "exact_match" if has_answers else "agreement"
-    if metric == "exact_match" and not has_answers:
-        raise ConfigError("[calibrate] exact_match needs an answer for every prompt")
+    progress = as_bool("calibrate", "progress", progress)
+    ks = _read_k_values(k_values)
     _ = llm.engine_options  # refuses one that is closed
     kv = KVConfig(device_tokens=device_tokens)
+    prompts, answers = _read_dataset(dataset)
+    metric = _chosen_metric(metric, answers)
+    if metric == "exact_match":
+        answers = _read_answers(llm, answers)
     _refuse_short(llm, prompts, kv.device_tokens)
     params = SamplingParams(max_tokens=max_tokens, temperature=0.0)
     reference: list[Any] = []
@@ -223,7 +225,7 @@ def calibrate(
         outputs = variant.generate(prompts, params, progress=progress, decode_prompt_tokens=1)
         if metric == "exact_match":
             hits = [
-                _begins_with(variant, output.outputs[0], answer)
+                _begins_with(output.outputs[0], answer)
                 for output, answer in zip(outputs, answers, strict=True)
             ]
             return sum(hits) / len(hits)
@@ -236,18 +238,26 @@ def calibrate(
         all_tokens = accuracy(full)
     curve = []
     for k in ks:
-        with LLM(
-            llm,
-            query="exact",
-            kv=kv,
-            scheduler=SchedulerConfig(k=k),
-            cpu=llm._cpu,
-        ) as variant:
+        scheduler = SchedulerConfig(k=k)
+        with LLM(llm, query="exact", kv=kv, scheduler=scheduler, cpu=llm._cpu) as variant:
             curve.append((k, accuracy(variant)))
+    return _profile(llm, metric, tolerance, curve, all_tokens, len(prompts), kv.device_tokens)
+
+
+def _profile(
+    llm: LLM,
+    metric: str,
+    tolerance: float,
+    curve: list[tuple[int, float]],
+    all_tokens: float,
+    num_prompts: int,
+    device_tokens: Any,
+) -> KMinProfile:
+    """Return what was measured with the K_min that follows; ConfigError if none does."""
     k_min = find_k_min(curve, all_tokens, tolerance)
     if k_min is None:
         raise ConfigError(
-            f"[calibrate] even K = {ks[-1]} reaches {curve[-1][1]:.3f} of {all_tokens:.3f} "
+            f"[calibrate] even K = {curve[-1][0]} reaches {curve[-1][1]:.3f} of {all_tokens:.3f} "
             f"({metric}); allowed loss: {tolerance}; pass larger k_values or a larger tolerance"
         )
     path = llm.path
@@ -257,7 +267,7 @@ def calibrate(
         tolerance=tolerance,
         curve=tuple(curve),
         all_tokens=all_tokens,
-        num_prompts=len(prompts),
+        num_prompts=num_prompts,
         device_tokens=device_tokens,
         model="" if path is None else path.name,
         fingerprint="" if path is None else fingerprint(path),
@@ -270,19 +280,24 @@ def read_dataset(path: str | Path) -> list[Any]:
     Raises
     ------
     ConfigError
-        If a line is no JSON.
+        If the file cannot be read or a line is no JSON.
     """
     items = []
+    path = as_path("calibrate", "the data set", path)
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        if path.exists() and not path.is_file():
+            raise OSError("it is no regular file")
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"[calibrate] cannot read {path}: {error}") from error
+        raise ConfigError(
+            f"[calibrate] cannot read {path}: {error}; allowed: a file of one JSON value a line"
+        ) from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             items.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(
                 f"[calibrate] line {number} of {path} is no JSON: {error}; allowed: one prompt a "
                 'line, such as {"prompt": "...", "answer": "..."}'
@@ -307,13 +322,32 @@ def _refuse_short(llm: LLM, prompts: list[Any], device_tokens: str | int | float
             )
 
 
-def _read(dataset: Iterable[Any]) -> tuple[list[Any], list[Any]]:
+def _read_k_values(k_values: object) -> list[int]:
+    """Return the K to measure, ascending, each once."""
+    found = items_of(k_values)
+    if not found:
+        raise ConfigError(
+            f"[calibrate] k_values is {brief(k_values)}, so there is nothing to run; allowed: a "
+            "list of at least one K"
+        )
+    return sorted({as_int("calibrate", "k_values", k, 1) for k in found})
+
+
+def _read_dataset(dataset: object) -> tuple[list[Any], list[Any]]:
+    """Return the prompts, and the answer of each or None."""
+    items = items_of(dataset)
+    if not items:
+        raise ConfigError(
+            f"[calibrate] dataset is {brief(dataset)}, so there is nothing to run; allowed: a list "
+            "of at least one prompt; read_dataset reads a file"
+        )
     prompts, answers = [], []
-    for item in dataset:
+    for item in items:
         if isinstance(item, Mapping):
             if "prompt" not in item:
                 raise ConfigError(
-                    f"[calibrate] a prompt has the keys {sorted(item)}; allowed: prompt, answer"
+                    f"[calibrate] a prompt has the keys {brief(list(item))}; allowed: prompt, "
+                    "answer"
                 )
             prompts.append(item["prompt"])
             answers.append(item.get("answer"))
@@ -323,11 +357,39 @@ def _read(dataset: Iterable[Any]) -> tuple[list[Any], list[Any]]:
     return prompts, answers
 
 
-def _begins_with(llm: LLM, completion: Any, answer: Any) -> bool:
-    if isinstance(answer, str) and llm.tokenizer is not None:
+def _chosen_metric(metric: str, answers: list[Any]) -> str:
+    has_answers = all(answer is not None for answer in answers)
+    if metric == "auto":
+        return "exact_match" if has_answers else "agreement"
+    if metric == "exact_match" and not has_answers:
+        raise ConfigError(
+            "[calibrate] exact_match needs an answer for every prompt; pass dicts with prompt and "
+            "answer, or metric='agreement'"
+        )
+    return metric
+
+
+def _read_answers(llm: LLM, answers: list[Any]) -> list[str | list[int]]:
+    """Return answers that continuations can be compared with."""
+    found: list[str | list[int]] = []
+    for index, answer in enumerate(answers):
+        if isinstance(answer, str) and llm.tokenizer is not None:
+            found.append(answer)
+            continue
+        ids = items_of(answer)
+        if not ids:
+            raise ConfigError(
+                f"[calibrate] answer {index} is {brief(answer)}; allowed: token ids, or a string "
+                "where the model has a tokenizer; leave answers out, or metric='agreement'"
+            )
+        found.append([as_int("calibrate", f"a token id of answer {index}", i, 0) for i in ids])
+    return found
+
+
+def _begins_with(completion: Any, answer: str | list[int]) -> bool:
+    if isinstance(answer, str):
         return bool(completion.text.strip().startswith(answer.strip()))
-    expected = list(answer)
-    return list(completion.token_ids[: len(expected)]) == expected
+    return list(completion.token_ids[: len(answer)]) == answer
 
 
 def _agreement(ids: list[int], reference: list[int]) -> float:

@@ -282,14 +282,18 @@ def _apply_aliases(init: Any) -> Any:
         for name in fields.keys() & ELSEWHERE.keys():
             raise ConfigError(f"[SamplingParams] unknown option {brief(name)}; {ELSEWHERE[name]}")
         limit, do_sample = fields.pop("max_new_tokens", None), fields.pop("do_sample", None)
-        if limit is not None and fields.setdefault("max_tokens", limit) != limit:
-            raise ConfigError(
-                f"[SamplingParams] max_tokens is {brief(fields['max_tokens'])} and max_new_tokens "
-                f"is {brief(limit)}; they mean the same, so give one of them"
-            )
+        if limit is not None:
+            limit = as_int("SamplingParams", "max_new_tokens", limit, 1)
+            other = fields.setdefault("max_tokens", limit)
+            if not isinstance(other, numbers.Integral) or other != limit:
+                raise ConfigError(
+                    f"[SamplingParams] max_tokens is {brief(other)} and max_new_tokens is {limit}; "
+                    "they mean the same, so give one of them"
+                )
         if do_sample is not None:
             do_sample = as_bool("SamplingParams", "do_sample", do_sample)
-            temperature = fields.setdefault("temperature", 1.0 if do_sample else 0.0)
+            given = fields.setdefault("temperature", 1.0 if do_sample else 0.0)
+            temperature = as_float("SamplingParams", "temperature", given, 0.0, _MAX_FACTOR)
             if do_sample == (temperature == 0):
                 raise ConfigError(
                     f"[SamplingParams] do_sample is {do_sample} and temperature is "

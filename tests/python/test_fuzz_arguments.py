@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 import hybridgen as hg
 from hybridgen import LLM, HybridGenError, SamplingParams
+from hybridgen.k_min import calibrate, read_dataset
 from trained import CPU, prompts_of
 
 Trained = Callable[[str], LLM]
@@ -33,7 +35,23 @@ ODD: tuple[Any, ...] = (
     *(0, 1, -1, 2, 7, 2**31 - 1, 2**31, -(2**31) - 1, 2**63 - 1, 2**63, 2**64, -(2**70), 10**400),
     *(0.0, -0.0, 0.5, 1.0, 1.5, -0.1, 1e308, 1e-320, float("nan"), float("inf"), -float("inf")),
     *("", "auto", "all", "post", "full", "topk", "12", "1e3", "x" * 5000, "\ud800", "\0", "ß\n"),
-    *(b"", b"auto", [], [0], [[]], [None], (), (1, 2), {}, {"k": 1}, {1: 2}, set(), range(3)),
+    *(
+        "~nobody-by-this-name/x",
+        "a\0b",
+        b"",
+        b"auto",
+        [],
+        [0],
+        [[]],
+        [None],
+        (),
+        (1, 2),
+        {},
+        {"k": 1},
+        {1: 2},
+        set(),
+        range(3),
+    ),
     *(np.int64(3), np.uint64(2**64 - 1), np.float32(0.5), np.bool_(True), np.array([1, 2])),
     *(np.array(5), np.array([]), np.array([0.5]), torch.tensor(3), torch.tensor([1, 2])),
     *(fractions.Fraction(1, 3), decimal.Decimal("0.1"), 1 + 2j, iter(()), memoryview(b"ab")),
@@ -107,22 +125,88 @@ def drawn_engine(draw: random.Random) -> dict[str, Any]:
     return {name: options[name] for name in ["cpu", *kept]}
 
 
+ENGINE_OPTIONS = [
+    *("tokenizer", "revision", "dtype", "device", "max_model_len", "seed", "load_format"),
+    *("method", "method_config", "kv", "query", "selector", "pre_selector", "scheduler"),
+    *("weights", "cpu", "no_such_option"),
+]
+
+
+def make_and_use(base: Any, options: dict[str, Any], what: object) -> None:
+    """Make an engine and let it generate; both may be refused."""
+    outcome = Outcome(lambda: LLM(base, **options), what)
+    if isinstance(outcome.result, LLM):
+        with outcome.result as llm:
+            Outcome(lambda: llm.generate([[5, 6, 7] * 4], SamplingParams(max_tokens=2)), what)
+
+
+@pytest.mark.parametrize("name", ENGINE_OPTIONS)
+def test_an_engine_takes_any_value_of_an_option_or_refuses_it_by_name(
+    trained: Trained, name: str
+) -> None:
+    base = trained("tiny-llama")
+    for value in ODD:
+        options = {"cpu": CPU} | {name: value}
+        make_and_use(base, options, shown(options))
+
+
 def test_an_engine_is_made_or_refused_by_name(trained: Trained) -> None:
     base = trained("tiny-llama")
-    names = ["tokenizer", "revision", "dtype", "device", "max_model_len", "seed", "load_format"]
-    names += ["method", "method_config", "kv", "query", "selector", "pre_selector", "scheduler"]
-    names += ["weights", "cpu", "no_such_option"]
     for number in range(150 * DRAWS):
         draw = random.Random(f"engine {number}")
         options = drawn_engine(draw)
-        options |= {name: draw.choice(ODD) for name in few(draw, names)}
-        outcome = Outcome(lambda options=options: LLM(base, **options), (number, shown(options)))
-        if isinstance(outcome.result, LLM):
-            with outcome.result as llm:
-                Outcome(
-                    lambda llm=llm: llm.generate([[5, 6, 7] * 4], SamplingParams(max_tokens=2)),
-                    (number, shown(options)),
-                )
+        options |= {name: draw.choice(ODD) for name in few(draw, ENGINE_OPTIONS)}
+        make_and_use(base, options, (number, shown(options)))
+
+
+def test_any_value_in_the_place_of_a_model_is_refused() -> None:
+    for value in ODD:
+        for load_format in ("auto", "dummy"):
+            outcome = Outcome(
+                lambda value=value, form=load_format: LLM(value, load_format=form),
+                shown({"": value}),
+            )
+            assert outcome.error is not None
+
+
+GENERATION_FIELDS = sorted(name for name in vars(GenerationConfig()) if not name.startswith("_"))
+
+
+@pytest.mark.filterwarnings("ignore:.SamplingParams. the generation config sets")
+def test_any_generation_config_is_read_or_refused() -> None:
+    read = SamplingParams.from_generation_config
+    for value in ODD:
+        Outcome(lambda value=value: read(value), shown({"content": value}))
+        Outcome(lambda value=value: SamplingParams.from_pretrained(value), shown({"path": value}))
+        for name in GENERATION_FIELDS:
+            for samples in (False, True):
+                content = {"do_sample": samples} | {name: value}
+                Outcome(lambda content=content: read(content), shown(content))
+        for name in ("do_sample", "max_new_tokens", "max_tokens", "min_tokens", "temperature"):
+            content = {"do_sample": True, "max_new_tokens": 9, "min_new_tokens": 3}
+            override = {name: value}
+            Outcome(lambda c=content, o=override: read(c, **o), shown(override))
+
+
+def test_calibration_measures_or_refuses_any_argument(trained: Trained) -> None:
+    base = trained("tiny-llama")
+    names = ["metric", "k_values", "tolerance", "max_tokens", "device_tokens", "progress"]
+    usual = {"k_values": [30], "max_tokens": 1, "device_tokens": 2, "tolerance": 1.0}
+    prompt = TEXT[:30]
+    with LLM(base, cpu=CPU, max_model_len=64) as llm:
+
+        def try_one(what: str, value: object, dataset: Any, **options: Any) -> None:
+            Outcome(lambda: calibrate(llm, dataset, **usual | options), shown({what: value}))
+
+        for value in ODD:
+            Outcome(lambda value=value: calibrate(value, [prompt]), shown({"llm": value}))
+            Outcome(lambda value=value: read_dataset(value), shown({"path": value}))
+            try_one("dataset", value, value)
+            try_one("prompt", value, [value])
+            try_one("prompt", value, [{"prompt": value}])
+            try_one("answer", value, [{"prompt": prompt, "answer": value}])
+            for name in names:
+                try_one(name, value, [prompt], **{name: value})
 
 
 def drawn_prompt(draw: random.Random) -> Any:

@@ -305,6 +305,12 @@ def test_a_text_and_its_answer_are_compared_as_text(trained: Trained) -> None:
         ([[5, 6]], {"k_values": [0]}, "k_values is 0; allowed: an int >= 1"),
         ([[5, 6]], {"metric": "bleu"}, "metric is 'bleu'; allowed: auto, agreement"),
         ([[5, 6]], {"metric": "exact_match"}, "needs an answer for every prompt"),
+        (5, {}, "dataset is 5, so there is nothing to run; allowed: a list"),
+        ("ab", {}, "dataset is 'ab'"),
+        ([[5, 6]], {"k_values": 5}, "k_values is 5, so there is nothing to run"),
+        ([{"prompt": [5, 6], "answer": 5}], {}, "answer 0 is 5; allowed: token ids"),
+        ([{"prompt": [5, 6], "answer": [0.5]}], {}, "a token id of answer 0 is 0.5"),
+        ([{5: 6, "a": 7}], {}, "a prompt has the keys .*allowed: prompt, answer"),
         ([[5, 6]], {"tolerance": 1.5}, "tolerance is 1.5; allowed: "),
         ([[5, 6]], {"max_tokens": 0}, "max_tokens is 0; allowed: "),
         ([{"text": "a"}], {}, "the keys .*text.*allowed: prompt, answer"),
@@ -323,6 +329,11 @@ def test_what_cannot_be_measured_is_refused(
     with pytest.raises(ConfigError, match=rf"^\[calibrate\] .*{message}"):
         calibrate(base, dataset, **options)
     assert len(base.generate_ids([[5, 6, 7]], new_tokens(2))[0]) == 2
+
+
+def test_only_an_llm_is_calibrated() -> None:
+    with pytest.raises(ConfigError, match=r"^\[calibrate\] llm is 5; allowed: an LLM"):
+        calibrate(5, [[5, 6]])  # type: ignore[arg-type]
 
 
 def test_more_tokens_agree_better_and_too_few_are_refused(trained: Trained) -> None:
@@ -351,6 +362,12 @@ def test_a_data_set_is_one_json_value_a_line(tmp_path: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------- the drawing
+
+
+@pytest.mark.parametrize("path", [5, None, "a\0b", "x" * 5000, "/", "/dev/null"])
+def test_a_data_set_that_is_no_file_is_refused(path: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^\[calibrate\] .*; allowed: "):
+        read_dataset(path)
 
 
 def test_the_curve_is_drawn_as_a_png(tmp_path: Path) -> None:
