@@ -38,7 +38,8 @@ def replacing(path: str | Path, operation: str = "write") -> Iterator[Path]:
     """Yield a path to write to, which takes the place of ``path`` once the block succeeds.
 
     If it fails, or the process ends in it, a file that was there stays as it was. Links are
-    followed; a device or a pipe is written to directly.
+    followed; a device or a pipe is written to directly. Errors of the block that name another file
+    come out as they are.
 
     Parameters
     ----------
@@ -61,21 +62,25 @@ def replacing(path: str | Path, operation: str = "write") -> Iterator[Path]:
         is_file = target.is_file() or not target.exists()
     except (OSError, TypeError, ValueError) as error:  # the latter: null bytes
         raise _refusal(path, operation, error) from error
+    temporary = target.with_name(f".hybridgen-{secrets.token_hex(8)}.tmp") if is_file else target
     try:
         if is_file:
-            with _beside(target) as temporary:
+            with _renamed(temporary, target):
                 yield temporary
         else:
             yield target
     except OSError as error:
+        # That a disk is full is reported without a name, and a missing folder with ours.
+        if error.filename not in (None, str(temporary), str(target)):
+            raise
         raise _refusal(path, operation, error) from error
 
 
 @contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    temporary = target.with_name(f".hybridgen-{secrets.token_hex(8)}.tmp")
+def _renamed(temporary: Path, target: Path) -> Iterator[None]:
+    """Let the temporary file take the target's place after the block; remove it if that fails."""
     try:
-        yield temporary
+        yield
         if target.exists():
             shutil.copymode(target, temporary)
         # A full disk may show only now, and after the rename there is no way back.

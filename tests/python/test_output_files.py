@@ -81,6 +81,15 @@ def test_a_file_that_fails_half_way_never_appears(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_error_of_another_file_in_the_block_is_its_own(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"absent\.txt"), replacing(tmp_path / "out.txt"):
+        (tmp_path / "absent.txt").read_text()
+    with pytest.raises(ConfigError, match=r"^\[write\] path is .*No such file"):
+        with replacing(tmp_path / "out.txt"):
+            pass  # nothing written, so nothing can take the place
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["absent/out.txt", "", "n\0ul", "a" * 300])
 def test_a_path_that_cannot_be_a_file_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=r"\[write\] path is .*allowed: a file"):
