@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
-from .errors import ConfigError
+from .errors import ConfigError, shortened
 
 T = TypeVar("T")
 
@@ -163,6 +163,11 @@ def items_of(value: object) -> list[Any] | None:
         return list(value)
     except Exception:  # arrays without dimensions call themselves iterable
         return None
+
+
+def one_line(text: str, length: int = 600) -> str:
+    """Return foreign words on one line, cut to a length that fits a message."""
+    return shortened(" ".join(text.split()), length)
 
 
 def plain(name: object, length: int = 60) -> str:

@@ -16,11 +16,11 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ._checks import brief
+from ._checks import brief, one_line
 from .codec import Codec, is_foreign, words_of
 from .errors import ConfigError, DeviceError
 
@@ -28,7 +28,7 @@ _START_SECONDS = 120
 _WAY_OUT = "generate takes a prompt as it is, and tokenizer= a tokenizer with another chat_template"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Limits:
     """What the rendering of one conversation may need."""
 
@@ -198,17 +198,16 @@ def render(template: str, messages: list[dict[str, Any]], variables: dict[str, s
     ConfigError
         With the template's own words if it refuses or fails, or if it exceeds `LIMITS`.
     DeviceError
-        If the process for it cannot be started.
+        If the process for it cannot be started, or the interpreter is ending.
     """
     request = {"template": template, "messages": messages, "variables": variables}
     with _lock:
-        answer = _renderer().ask(request)
+        answer = _running_renderer().ask(request)
     if "text" in answer:
         return answer["text"]
-    words = " ".join(answer["error"].split())
-    words = words if len(words) <= 600 else f"{words[:600]}..."
     raise ConfigError(
-        f"[chat] the chat template makes no prompt of these messages: {words}; {_WAY_OUT}"
+        "[chat] the chat template makes no prompt of these messages: "
+        f"{one_line(answer['error'])}; {_WAY_OUT}"
     )
 
 
@@ -235,9 +234,7 @@ class _Renderer:
         settings = {
             # The folder that one happens to be in may be a checkpoint's.
             "path": [folder for folder in sys.path if folder],
-            "memory_bytes": LIMITS.memory_bytes,
-            "seconds": LIMITS.seconds,
-            "characters": LIMITS.characters,
+            **asdict(self._limits),
         }
         if "text" not in self._exchange(settings, _START_SECONDS):
             raise DeviceError(
@@ -248,11 +245,11 @@ class _Renderer:
     def is_usable(self) -> bool:
         """Whether it can be asked from this process."""
         is_running = self._process.poll() is None
-        return self.pid == os.getpid() and is_running and self._limits is LIMITS
+        return self.pid == os.getpid() and is_running and self._limits == LIMITS
 
     def ask(self, request: dict[str, Any]) -> dict[str, str]:
         """Return the answer to a request; if there is none in time, the process is gone."""
-        return self._exchange(request, LIMITS.seconds)
+        return self._exchange(request, self._limits.seconds)
 
     def close(self) -> None:
         """End the process."""
@@ -275,7 +272,8 @@ class _Renderer:
             line = b""
         if not line:
             self.close()
-            return {"error": f"it needs more than {seconds} s or {LIMITS.memory_bytes >> 20} MiB"}
+            mebibytes = self._limits.memory_bytes >> 20
+            return {"error": f"it needs more than {seconds} s or {mebibytes} MiB"}
         return dict(json.loads(line))
 
     def _write(self, data: bytes) -> None:
@@ -301,7 +299,8 @@ class _Renderer:
 
 
 _lock = threading.Lock()
-_renderers: list[_Renderer] = []
+_renderer: _Renderer | None = None
+_is_ending = False
 
 
 def _begin_in_child() -> None:
@@ -312,15 +311,33 @@ def _begin_in_child() -> None:
 os.register_at_fork(after_in_child=_begin_in_child)
 
 
-def _renderer() -> _Renderer:
-    """Return the process's renderer, started at the first call and after one was lost."""
-    if not _renderers or not _renderers[0].is_usable:
+def _running_renderer() -> _Renderer:
+    """Return the process's renderer, started at the first call and after one was lost.
+
+    The caller holds the lock.
+    """
+    global _renderer
+    if _is_ending:
+        raise DeviceError(
+            "[chat] the interpreter is ending, and with it what renders chat templates; chat "
+            "before that, or wait for the threads that do"
+        )
+    if _renderer is None or not _renderer.is_usable:
         _close()
-        _renderers.append(_Renderer())
-    return _renderers[0]
+        _renderer = _Renderer()
+    return _renderer
+
+
+def _close() -> None:
+    global _renderer
+    if _renderer is not None:
+        _renderer.close()
+        _renderer = None
 
 
 @atexit.register
-def _close() -> None:
-    while _renderers:
-        _renderers.pop().close()
+def _end() -> None:
+    global _is_ending
+    with _lock:  # a daemon thread may be rendering
+        _is_ending = True
+        _close()

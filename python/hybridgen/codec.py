@@ -10,10 +10,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
-from ._checks import brief
+from ._checks import brief, one_line
 from .errors import ConfigError, HybridGenError
 
-_MAX_WORDS = 600
 _RAW_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 _PROBES = ("Hello, world!", "Żółć 東京 🙂\n 1 + 2 = 3")
 
@@ -189,8 +188,7 @@ def is_foreign(error: BaseException) -> bool:
 
 def words_of(error: BaseException) -> str:
     """Return an exception's kind and words, cut to a length that fits a message."""
-    words = " ".join(str(error).split())
-    words = words if len(words) <= _MAX_WORDS else f"{words[:_MAX_WORDS]}..."
+    words = one_line(str(error))
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -177,3 +179,44 @@ def test_a_tokenizer_may_write_conversations_itself() -> None:
     assert chat_prompts(codec, [{**USER, "content": "text"}]) == [ids]
     with pytest.raises(ConfigError, match="refuses the messages: KeyError: 'of my own'"):
         chat_prompts(codec, [{**USER, "content": "no"}])
+
+
+def test_the_interpreters_end_waits_for_a_template_and_starts_no_other_process() -> None:
+    code = (
+        "import atexit, threading\n"
+        "texts = []\n"
+        "@atexit.register\n"
+        "def last():\n"
+        "    thread.join()\n"
+        "    print(*texts, sep='\\n')\n"
+        "from hybridgen import chat\n"
+        "def work():\n"
+        "    for template in (slow, slow, 'more'):\n"
+        "        try:\n"
+        "            texts.append(chat.render(template, [], {}))\n"
+        "        except Exception as error:\n"
+        "            texts.append(f'{type(error).__name__}: {error}')\n"
+        "slow = '{% for i in range(2000) %}{% for j in range(999) %}{% endfor %}{% endfor %}done'\n"
+        "thread = threading.Thread(target=work, daemon=True)\n"
+        "thread.start()\n"
+        "while not chat._lock.locked():\n"
+        "    pass\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, *others = ended.stdout.splitlines()
+    assert first == "done"
+    # The end may have come before either of the others.
+    assert len(others) == 2
+    for text, whole in zip(others, ("done", "more"), strict=True):
+        assert text == whole or text.startswith("DeviceError: [chat] the interpreter is ending")
+
+
+def test_what_a_process_reports_are_the_limits_that_it_has(
+    small_limits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert render("a", [USER], {}) == "a"
+    process = chat._running_renderer()
+    monkeypatch.setattr(chat, "LIMITS", Limits(seconds=77))
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    answer = process.ask({"template": endless, "messages": [USER], "variables": {}})
+    assert answer == {"error": "it needs more than 3 s or 64 MiB"}
