@@ -19,6 +19,7 @@ from typing import Any
 
 import hybridgen as hg
 from get_smollm2 import ensure_smollm2
+from hybridgen._files import write_whole
 from methods_accuracy import TEXTS, agreement, describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             limit = base.engine_options.max_model_len - CONTINUATION
             chosen = [case for case in cases(arguments.quick) if case.tokens <= limit]
             lines += table(name, base, chosen, ids)
-    arguments.out.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    write_whole(arguments.out, "\n".join(lines).rstrip() + "\n", "compare_defaults")
     print(f"written to {arguments.out}")
     return 0
 

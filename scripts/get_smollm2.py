@@ -388,7 +388,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help=f"folder (default: {default_folder()})")
     args = parser.parse_args()
-    # Unwound, so that the work folder is removed.
+    # As `hybridgen._files.unwound_by_sigterm`, without a package that need not be built yet.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         folder = ensure_smollm2(args.out)

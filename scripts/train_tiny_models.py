@@ -44,6 +44,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from hybridgen._files import unwound_by_sigterm, write_whole
 from recall_tasks import (
     MAX_LENGTH,
     MAX_WRITES,
@@ -677,7 +678,7 @@ def write_card(
             for r in results
         ],
     }
-    (folder / "recall.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / "recall.json", json.dumps(record, indent=1) + "\n", "train_tiny_models")
     lines = [
         f"| {r.task} | {r.distance[0]} to {r.distance[1]} | {r.full:.3f} | {r.window_only:.3f} |"
         for r in results
@@ -742,7 +743,7 @@ most recent 10 % of the tokens.
 
 The numbers are also in `recall.json`. Values are one of 100, so guessing gives 0.01.
 """
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_whole(folder / "README.md", card, "train_tiny_models")
 
 
 def main() -> None:
@@ -792,4 +793,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with unwound_by_sigterm():
+        main()
