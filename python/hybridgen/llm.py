@@ -358,6 +358,18 @@ class LLM:
             With ``n=1``.
         decode_prompt_tokens : int
             As for `generate`.
+
+        Returns
+        -------
+        iterator of StreamChunk
+            One for each new token; the last has a ``finish_reason``.
+
+        Raises
+        ------
+        ConfigError
+            If the prompt or its parameters cannot be run; by the call itself, before any chunk.
+        OutOfMemoryError, NumericError, or what a selector of yours raised
+            From the iterator, as `generate` raises it for a single prompt.
         """
         decode_prompt_tokens = as_int("stream", "decode_prompt_tokens", decode_prompt_tokens, 0)
         found = self._reader("stream").read(prompt)
@@ -413,6 +425,20 @@ class LLM:
             Strings or lists of token ids. Two strings are encoded as one, without EOS: spaces at
             the end of the context and a token that reaches into the continuation belong to the
             continuation. A context without a token is the tokenizer's BOS, else its EOS.
+
+        Returns
+        -------
+        list of (float, bool)
+            In the order of the pairs: the natural logarithm of the continuation's probability, and
+            whether greedy decoding would have chosen each of its tokens.
+
+        Raises
+        ------
+        ConfigError
+            If `pairs` is no list of pairs, one has no tokens or does not fit max_model_len, or
+            text comes without a tokenizer; then nothing is run.
+        GenerationError, NumericError, OutOfMemoryError
+            If pairs fail while they run, as in `generate`.
 
         Examples
         --------
