@@ -15,7 +15,6 @@
 #include <thread>
 
 #include "bindings.h"
-#include "engine/own_error.h"
 #include "hybridgen/core/error.h"
 #include "hybridgen/device/cpus.h"
 #include "hybridgen/device/process.h"
@@ -27,6 +26,7 @@
 #include "hybridgen/selection/token_selector.h"
 #include "kernels/cpu_kernels.h"
 #include "kernels/cuda_kernels.h"
+#include "models/own_error.h"
 
 namespace py = pybind11;
 

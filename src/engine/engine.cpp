@@ -21,7 +21,7 @@
 #include "hybridgen/pipeline/prefill.h"
 #include "kernels/cpu_kernels.h"
 #include "method_checks.h"
-#include "own_error.h"
+#include "models/own_error.h"
 
 namespace hybridgen {
 namespace {

@@ -60,6 +60,21 @@ void onednn_linear(const LinearArgs& args, std::int64_t out_features) {
   try {
     multiply(args, out_features);
   } catch (const dnnl::error& error) {
+    if (error.status == dnnl_invalid_arguments) {
+      throw ConfigError(message("[onednn_linear] rows, in and out are ",
+                                args.rows,
+                                ", ",
+                                args.in_features,
+                                " and ",
+                                out_features,
+                                ", strides ",
+                                args.x_stride,
+                                " and ",
+                                args.y_stride,
+                                "; allowed: what oneDNN takes (",
+                                error.what(),
+                                ")"));
+    }
     throw DeviceError(message("[onednn_linear] oneDNN status is ",
                               static_cast<int>(error.status),
                               " (",

@@ -8,13 +8,16 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <exception>
 #include <vector>
 
+#include "hybridgen/core/error.h"
 #include "hybridgen/device/worker_pool.h"
 #include "hybridgen/models/device_ops.h"
 #include "hybridgen/models/torch_types.h"
 #include "kernels/cpu_kernels.h"
 #include "kernels/onednn_linear.h"
+#include "own_error.h"
 
 namespace hybridgen {
 namespace {
@@ -413,7 +416,8 @@ class CpuOps final : public DeviceOps {
 
   /// Whether a library did linear(). Both want memory for code and scratch, and one of oneDNN's
   /// kernels that once got none refuses for as long as the process lives: then ours, which wants
-  /// none, takes over, here and for every later call that fails.
+  /// none, takes over, here and for every later call that fails. Whatever else they throw, of
+  /// shapes that do not match for example, is thrown on.
   static bool multiply_by_library(const at::Tensor& x,
                                   const at::Tensor& weight,
                                   const at::Tensor& bias,
@@ -428,7 +432,10 @@ class CpuOps final : public DeviceOps {
         at::mm_out(y, x, weight.t());
       }
       return true;
-    } catch (const std::exception&) {
+    } catch (const DeviceError&) {
+      return false;  // of onednn_linear
+    } catch (...) {
+      if (!is_lack_of_memory(std::current_exception())) throw;
       return false;
     }
   }

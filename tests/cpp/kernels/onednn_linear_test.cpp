@@ -86,6 +86,9 @@ TEST(OneDnnLinear, RefusesWhatItCannotDo) {
     EXPECT_THROW(onednn_linear(args, 2), DeviceError);
     return;
   }
+  args.in_features = -2;
+  EXPECT_THROW(onednn_linear(args, 2), ConfigError);
+  args.in_features = 2;
   args.dtype = args.y_dtype = DType::kFloat16;
   EXPECT_THROW(onednn_linear(args, 2), ConfigError);
   args.dtype = DType::kBFloat16;

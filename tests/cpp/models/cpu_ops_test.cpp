@@ -7,9 +7,16 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/randn.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <gtest/gtest.h>
+#include <torch/library.h>
 
+#include <exception>
+#include <new>
+#include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "hybridgen/device/worker_pool.h"
@@ -17,6 +24,44 @@
 
 namespace hybridgen {
 namespace {
+
+// What LibTorch's matrix products throw where a Refusal is alive.
+thread_local std::exception_ptr thrown;
+
+at::Tensor& refuse_mm(const at::Tensor& /*x*/, const at::Tensor& /*weight*/, at::Tensor& /*y*/) {
+  std::rethrow_exception(thrown);
+}
+
+at::Tensor& refuse_addmm(const at::Tensor& /*bias*/,
+                         const at::Tensor& /*x*/,
+                         const at::Tensor& /*weight*/,
+                         const at::Scalar& /*beta*/,
+                         const at::Scalar& /*alpha*/,
+                         at::Tensor& /*y*/) {
+  std::rethrow_exception(thrown);
+}
+
+TORCH_LIBRARY_IMPL(aten, TESTING_ONLY_GenericMode, library) {
+  library.impl("mm.out", refuse_mm);
+  library.impl("addmm.out", refuse_addmm);
+}
+
+TORCH_LIBRARY_IMPL(_, TESTING_ONLY_GenericMode, library) {
+  library.fallback(torch::CppFunction::makeFallthrough());
+}
+
+/// Makes LibTorch refuse this thread's matrix products.
+class Refusal {
+ public:
+  explicit Refusal(std::exception_ptr error) { thrown = std::move(error); }
+
+ private:
+  c10::impl::IncludeDispatchKeyGuard guard_{c10::DispatchKey::TESTING_ONLY_GenericMode};
+};
+
+std::exception_ptr of_torch(const char* text) {
+  return std::make_exception_ptr(c10::Error({__func__, __FILE__, 1}, text));
+}
 
 class CpuOpsOnAPool : public testing::TestWithParam<int> {
  protected:
@@ -54,12 +99,29 @@ TEST_P(CpuOpsOnAPool, MatrixProductsThatALibraryRefusesAreOurs) {
   for (const at::Tensor& added : {bias, at::Tensor()}) {
     at::Tensor expected = at::empty({80, 40}, at::kBFloat16);
     alone_->linear(x, weight, added, expected);
-    // LibTorch computes into no tensor that wants a gradient, as it does into none without memory.
-    at::Tensor y = at::full({80, 40}, 7.0, at::kBFloat16).set_requires_grad(true);
-    ASSERT_THROW(at::_ops::mm_out::call(x, weight.t(), y), std::exception);
-    spread_->linear(x, weight, added, y);
-    EXPECT_TRUE(y.to(at::kFloat).allclose(expected.to(at::kFloat), 2e-2, 2e-1));
+    for (const std::exception_ptr& refusal :
+         {std::make_exception_ptr(std::bad_alloc()),
+          std::make_exception_ptr(std::runtime_error("could not execute a primitive")),
+          of_torch("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.")}) {
+      at::Tensor y = at::full({80, 40}, 7.0, at::kBFloat16);
+      const Refusal refused(refusal);
+      ASSERT_ANY_THROW(at::_ops::mm_out::call(x, weight.t(), y));
+      spread_->linear(x, weight, added, y);
+      EXPECT_TRUE(y.to(at::kFloat).allclose(expected.to(at::kFloat), 2e-2, 2e-1));
+    }
   }
+}
+
+TEST_P(CpuOpsOnAPool, WhateverElseALibraryThrowsIsThrownOn) {
+  const at::Tensor x = at::randn({80, 96}, at::kBFloat16);
+  const at::Tensor weight = at::randn({40, 96}, at::kBFloat16);
+  const at::Tensor bias = at::randn({40}, at::kBFloat16);
+  at::Tensor y = at::empty({80, 40}, at::kBFloat16);
+  EXPECT_THROW(spread_->linear(x, weight.narrow(1, 0, 95), {}, y), c10::Error);
+  EXPECT_THROW(spread_->linear(x, weight, bias.narrow(0, 0, 39), y), c10::Error);
+  const Refusal refused(std::make_exception_ptr(std::domain_error("a fault of its own")));
+  EXPECT_THROW(spread_->linear(x, weight, {}, y), std::domain_error);
+  EXPECT_THROW(spread_->linear(x, weight, bias, y), std::domain_error);
 }
 
 TEST_P(CpuOpsOnAPool, ElementwiseOperationsAreTheSameBitByBit) {

@@ -12,4 +12,7 @@ namespace hybridgen {
 /// exception, also a user's own, as it is.
 std::exception_ptr own_error(std::exception_ptr error);
 
+/// Whether own_error makes an OutOfMemoryError of it, or it is one.
+bool is_lack_of_memory(std::exception_ptr error);
+
 }  // namespace hybridgen

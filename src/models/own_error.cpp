@@ -8,6 +8,7 @@
 #include <new>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "hybridgen/core/error.h"
 
@@ -18,8 +19,8 @@ namespace {
 // mapped files, and by the oneDNN inside LibTorch, which says no more than what it was about.
 constexpr std::array kLackOfMemory = {
     "not enough memory", "unable to mmap", "Cannot allocate memory", "out of memory"};
-constexpr std::array kLackOfMemoryInOneDnn = {"could not create a memory",
-                                              "could not create a primitive"};
+constexpr std::array kLackOfMemoryInOneDnn = {
+    "could not create a memory", "could not create a primitive", "could not execute a primitive"};
 
 template <std::size_t N>
 bool contains_any(std::string_view text, const std::array<const char*, N>& words) {
@@ -67,6 +68,16 @@ std::exception_ptr own_error(std::exception_ptr error) {
     return contains_any(text, kLackOfMemoryInOneDnn) ? out_of_memory(text) : error;
   } catch (...) {
     return error;
+  }
+}
+
+bool is_lack_of_memory(std::exception_ptr error) {
+  try {
+    std::rethrow_exception(own_error(std::move(error)));
+  } catch (const OutOfMemoryError&) {
+    return true;
+  } catch (...) {
+    return false;
   }
 }
 
