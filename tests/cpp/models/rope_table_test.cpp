@@ -2,7 +2,7 @@
 // A table that grows must not change what earlier requests saw.
 #include "hybridgen/models/rope_table.h"
 
-#include <ATen/ATen.h>
+#include <ATen/ops/equal.h>
 #include <gtest/gtest.h>
 
 namespace hybridgen {
