@@ -62,6 +62,9 @@ void DecoderModel::prepare_positions(std::int64_t positions) {
     // At least doubled, so that ever longer requests do not build it again each time.
     const std::int64_t grown = std::max({wanted, 2 * rope_positions_, kFirstPositions});
     const std::int64_t count = std::min(grown, config_.max_positions);
+    // On the stream that reads it: in order with the kernels that do, and with the reuse of the old
+    // table's memory.
+    const auto compute = device_.use_compute();
     rope_ = build_rope_table(config_, count, device_.device());
     rope_positions_ = count;
   }
