@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <new>
 #include <set>
 #include <string>
@@ -86,15 +87,19 @@ std::vector<int> largest_possible_mask() {
   std::vector<int> cpus;
   try {
     std::thread([&cpus] {
-      constexpr int kMostCpus = 8192;
-      CpuSet everything(kMostCpus);
-      for (int cpu = 0; cpu < kMostCpus; ++cpu) everything.add(cpu);
-      if (sched_setaffinity(0, everything.size_bytes(), everything.get()) == 0) {
-        cpus = mask_of_this_thread();
+      try {
+        constexpr int kMostCpus = 8192;
+        CpuSet everything(kMostCpus);
+        for (int cpu = 0; cpu < kMostCpus; ++cpu) everything.add(cpu);
+        if (sched_setaffinity(0, everything.size_bytes(), everything.get()) == 0) {
+          cpus = mask_of_this_thread();
+        }
+      } catch (const std::exception&) {
+        cpus.clear();  // lack of memory, or a mask that cannot be read
       }
     }).join();
-  } catch (const std::system_error&) {
-    cpus.clear();
+  } catch (const std::exception&) {
+    cpus.clear();  // no thread to try with
   }
   return cpus;
 }
