@@ -3,7 +3,9 @@
 
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -39,6 +41,7 @@ void check_threads_can_start(std::int64_t count, const std::string& operation) {
     }
   };
   try {
+    trial.reserve(static_cast<std::size_t>(std::max<std::int64_t>(0, count)));
     while (static_cast<std::int64_t>(trial.size()) < count) {
       trial.emplace_back([&is_over] { is_over.wait(false); });
     }
@@ -54,6 +57,9 @@ void check_threads_can_start(std::int64_t count, const std::string& operation) {
                               error.what(),
                               "); allowed: ",
                               thread_limits()));
+  } catch (...) {
+    end();
+    throw;
   }
   end();
 }

@@ -5,6 +5,7 @@
 #include <omp.h>
 
 #include <atomic>
+#include <system_error>
 #include <utility>
 
 #include "hybridgen/core/error.h"
@@ -12,8 +13,14 @@
 namespace hybridgen {
 
 DriverThread::DriverThread() {
-  check_threads_can_start(1, "driver thread");
-  thread_ = std::thread([this] { loop(); });
+  try {
+    thread_ = std::thread([this] { loop(); });
+  } catch (const std::system_error& error) {
+    throw DeviceError(message("[driver thread] the thread could not be created: ",
+                              error.what(),
+                              "; allowed: ",
+                              thread_limits()));
+  }
 }
 
 DriverThread::~DriverThread() {

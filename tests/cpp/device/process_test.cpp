@@ -2,36 +2,15 @@
 #include "hybridgen/device/process.h"
 
 #include <gtest/gtest.h>
-#include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <functional>
 #include <string>
 
 #include "hybridgen/core/error.h"
 #include "hybridgen/device/worker_pool.h"
+#include "support/forked_child.h"
 
 namespace hybridgen {
 namespace {
-
-/// Whether `check` is true in a forked child.
-bool holds_in_child(const std::function<bool()>& check) {
-  const pid_t child = fork();
-  if (child == 0) {
-    _exit(check() ? 0 : 1);
-  }
-  int status = -1;
-  return waitpid(child, &status, 0) == child && status == 0;
-}
-
-/// Forbids this process to start threads. The limit does not hold for root.
-bool forbid_threads() {
-  const rlimit none{1, 1};
-  const uid_t nobody = 65534;
-  return (geteuid() != 0 || setresuid(nobody, nobody, nobody) == 0) &&
-         setrlimit(RLIMIT_NPROC, &none) == 0;
-}
 
 TEST(MakerProcess, IsTheOneThatMadeItAndNoChildOfIt) {
   const MakerProcess maker;
@@ -40,6 +19,7 @@ TEST(MakerProcess, IsTheOneThatMadeItAndNoChildOfIt) {
 }
 
 TEST(CheckThreadsCanStart, AcceptsWhatTheSystemStarts) {
+  EXPECT_NO_THROW(check_threads_can_start(-1, "test"));  // none beside the caller
   EXPECT_NO_THROW(check_threads_can_start(0, "test"));
   EXPECT_NO_THROW(check_threads_can_start(8, "test"));
 }
