@@ -260,6 +260,10 @@ void register_methods(py::module_& module) {
              }
              if (window) {
                method.window = [tokens = *window](const RequestShape&) { return tokens; };
+               method.unread.emplace("device_tokens",
+                                     message("the composition has a window of ",
+                                             *window,
+                                             " tokens; leave its window out to set it here"));
              }
              check_composition(method);
              method.key_layout = natural_key_layout(method);

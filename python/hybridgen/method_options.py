@@ -47,11 +47,13 @@ class MethodOptions:
     """Base of all methods' options: checked when they are made."""
 
     method: ClassVar[str]
+    _read_where: ClassVar[Mapping[str, Any]] = {}
+    """Options of the engine under which every one of these is read; `LLM` checks its own."""
 
     def __post_init__(self) -> None:
         for name, value in self.values().items():
             object.__setattr__(self, name, _plain(self.method, name, value))
-        _core.EngineOptions(method=self.method, method_config=self.values())
+        _core.EngineOptions(method=self.method, method_config=self.values(), **self._read_where)
 
     def values(self) -> dict[str, Any]:
         """Return the options by name."""
@@ -72,10 +74,12 @@ class HybridGen(MethodOptions):
     Parameters
     ----------
     column_share : float
-        With ``pre_selector="partial_keys"``: share of every key's dimensions that it sees.
+        With ``pre_selector="partial_keys"`` where tokens may be chosen before their logits
+        (``strategy="pre"`` or ``k=None``): share of every key's dimensions that it sees.
     """
 
     method: ClassVar[str] = "hybridgen"
+    _read_where: ClassVar[Mapping[str, Any]] = {"strategy": "pre"}
     column_share: float = 0.2
 
 
@@ -86,7 +90,8 @@ class FlexGen(MethodOptions):
     Parameters
     ----------
     gpu_share : float
-        Share of a prompt's tokens, the newest, that stay on the device.
+        Share of a prompt's tokens, the newest, that stay on the device; or set
+        ``KVConfig.device_tokens``.
     attn_sparsity : float
         Share of the tokens whose values are fetched: those with the largest weights.
     """
@@ -171,7 +176,7 @@ class Keyformer(MethodOptions):
     noise : bool
         Whether Gumbel noise is added to the scores' logits.
     seed : int
-        Of the noise.
+        Of the noise, where there is some.
     home : str
         "device", or "host" to stream the kept tokens every step.
     """
@@ -203,7 +208,7 @@ class InfiniGen(MethodOptions):
     capacity : float
         Share of a request's tokens that the host keeps, never less than its prompt.
     policy : str
-        Which token leaves a full pool: "fifo", "lru" or "counter".
+        Which token leaves a full pool (``capacity`` below 1.0): "fifo", "lru" or "counter".
     """
 
     method: ClassVar[str] = "infinigen"
@@ -222,7 +227,8 @@ class HGCA(MethodOptions):
     Parameters
     ----------
     block, blocks : int
-        Tokens that leave the window at once, and blocks in the window.
+        Tokens that leave the window at once, and blocks in the window; instead of ``blocks``,
+        ``KVConfig.device_tokens`` may set the window.
     alpha : float
         Weight of the newest step in a token's moving average.
     beta : float
@@ -297,11 +303,11 @@ class Composition:
     selector, pre_selector : str
         Names of selectors, for a rule that chooses by one.
     window : int, optional
-        Tokens of the window; by default as many as fit, or ``KVConfig.device_tokens``.
+        Tokens of the window; without it ``KVConfig.device_tokens``, by default as many as fit.
 
     Of the options of `LLM` that not every method reads, a composition reads ``k`` where a selector
-    chooses and ``device_tokens`` where there is a window; its query, selectors and strategy are its
-    own.
+    chooses and ``device_tokens`` where there is a window without a number; its query, selectors and
+    strategy are its own.
 
     Examples
     --------

@@ -40,6 +40,9 @@ Method flexgen_method(const EngineOptions& options) {
     method.rule.payload = PayloadKind::kKeysThenValues;
   }
   method.key_layout = KeyLayout::kRows;
+  if (options.device_tokens != WindowSetting{}) {
+    method.unread.emplace("gpu_share", "KVConfig(device_tokens=) says it; give one of them");
+  }
   method.window = [gpu_share](const RequestShape& request) {
     return static_cast<std::int64_t>(gpu_share * static_cast<double>(request.prompt_tokens));
   };

@@ -22,7 +22,10 @@ MethodInfo hgca_info() {
       .link = "query and softmax weights to the host; output and log-sum-exp back",
       .tunables =
           {{"block", std::int64_t{128}, "an integer >= 1", "tokens that leave the window at once"},
-           {"blocks", std::int64_t{2}, "an integer >= 1", "blocks in the window"},
+           {"blocks",
+            std::int64_t{2},
+            "an integer >= 1",
+            "blocks in the window; KVConfig(device_tokens=) overrides it"},
            {"alpha", 0.5, "a float in [0, 1]", "weight of the newest step in the moving average"},
            {"beta", 0.5, "a float >= 0", "salience threshold, in shares of the mean weight"},
            {"keep_min",
@@ -49,6 +52,9 @@ Method hgca_method(const EngineOptions& options) {
   Method method;
   method.name = info.name;
   method.residency = Residency::kWindow;
+  if (options.device_tokens != WindowSetting{}) {
+    method.unread.emplace("blocks", "KVConfig(device_tokens=) sets the window; give one of them");
+  }
   method.window = [window](const RequestShape&) { return window; };
   method.eviction_block = block;
   method.rule = {HostQuery::kExact, PayloadKind::kPartialAttention, HostChoice::kSelector};

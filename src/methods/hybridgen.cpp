@@ -64,8 +64,11 @@ void note_unread(Method& method, const EngineOptions& options, bool may_plan) {
     unread("guess_norm", "source='previous_query' takes that query as it is");
   }
   if (!may_plan) {
-    unread("pre_selector",
-           "tokens are chosen after their logits only; set strategy='pre' or k=None");
+    for (const char* name : {"pre_selector", "column_share"}) {
+      unread(name, "tokens are chosen after their logits only; set strategy='pre' or k=None");
+    }
+  } else if (!method.pre_selects_by_partial_keys) {
+    unread("column_share", "no partial keys are kept; set pre_selector='partial_keys'");
   }
   const bool may_scan =
       options.strategy == SelectionStrategy::kPostQkt ||

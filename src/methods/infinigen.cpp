@@ -65,6 +65,8 @@ Method infinigen_method(const EngineOptions& options) {
   pool.policy = pool_policy_from_name(config.choice("policy", "fifo, lru, counter"));
   if (pool.capacity < 1.0) {
     method.pool = pool;
+  } else {
+    method.unread.emplace("policy", "no pool is ever full with capacity=1.0; set it to less");
   }
   return method;
 }

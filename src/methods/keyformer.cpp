@@ -42,6 +42,9 @@ Method keyformer_method(const EngineOptions& options) {
   score.seed = static_cast<std::uint64_t>(
       config.integer("seed", 0, std::numeric_limits<std::int64_t>::max()));
   Method method = retaining_method(info, config);
+  if (!score.noise) {
+    method.unread.emplace("seed", "noise=False draws nothing; set noise=True");
+  }
   method.prompt_score = score;
   method.retention = [budget, recent_share, score](const RetentionShape& shape,
                                                    const RequestShape& request) {

@@ -2,6 +2,7 @@
 #include "method_config.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "hybridgen/core/error.h"
 
@@ -32,6 +33,19 @@ std::string text_of(const MethodValue& value) {
     return message(*number);
   }
   return std::to_string(std::get<std::int64_t>(value));
+}
+
+bool is_same(const MethodValue& a, const MethodValue& b) {
+  const auto number = [](const MethodValue& value) -> std::optional<double> {
+    if (const auto* whole = std::get_if<std::int64_t>(&value)) {
+      return static_cast<double>(*whole);
+    }
+    const auto* real = std::get_if<double>(&value);
+    return real == nullptr ? std::nullopt : std::optional(*real);
+  };
+  const auto x = number(a);
+  const auto y = number(b);
+  return x && y ? *x == *y : a == b;
 }
 
 MethodConfig::MethodConfig(const MethodInfo& info, const EngineOptions& options)

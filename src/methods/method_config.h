@@ -45,4 +45,7 @@ class MethodConfig {
 
 std::string text_of(const MethodValue& value);
 
+/// Whether two values of an option mean the same: 0 and 0.0 do.
+bool is_same(const MethodValue& a, const MethodValue& b);
+
 }  // namespace hybridgen

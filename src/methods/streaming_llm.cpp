@@ -13,11 +13,9 @@ std::int64_t window_of(const MethodConfig& config,
                        const EngineOptions& options,
                        std::int64_t sinks) {
   const WindowSetting& device = options.device_tokens;
-  if (!device.count && !device.share) {
-    return config.integer("window", 1);
-  }
-  if (options.method_config.contains("window")) {
-    config.refuse("window", "give the window or KVConfig(device_tokens=), not both");
+  const std::int64_t window = config.integer("window", 1);
+  if (device == WindowSetting{}) {
+    return window;
   }
   if (!device.count || *device.count <= sinks || config.choice("home", "device, host") == "host") {
     throw ConfigError(
@@ -67,6 +65,9 @@ Method streaming_llm_method(const EngineOptions& options) {
   method.position_modes = "original, shift, clamp";
   if (method.positions == PositionMode::kCacheIndex && method.retained_on_host) {
     config.refuse("positions", "keep the tokens on the device (home='device') to shift them");
+  }
+  if (options.device_tokens != WindowSetting{}) {
+    method.unread.emplace("window", "KVConfig(device_tokens=) says it; give one of them");
   }
   method.retention = [sinks, window](const RetentionShape& shape, const RequestShape&) {
     return make_sinks_window_retention(shape, sinks, window);

@@ -5,6 +5,7 @@
 
 #include "hybridgen/core/error.h"
 #include "hybridgen/methods/method.h"
+#include "method_config.h"
 
 namespace hybridgen {
 namespace {
@@ -111,6 +112,17 @@ void refuse_unread(const Method& method, const EngineOptions& options) {
   const EngineOptions defaults;
   std::string refusal;
   std::vector<std::string> others;
+  const auto refuse = [&](const std::string& name,
+                          const std::string& value,
+                          const std::string& allowed,
+                          const std::string& why) {
+    if (!refusal.empty()) {
+      others.push_back(name);
+      return;
+    }
+    refusal = message(
+        "[method ", method.name, "] ", name, " is ", value, "; allowed: ", allowed, ", as ", why);
+  };
   for (const Option& option : kOptions) {
     const std::string name = option.name;
     const std::string value = option.value(options);
@@ -129,20 +141,15 @@ void refuse_unread(const Method& method, const EngineOptions& options) {
     } else {
       continue;
     }
-    if (!refusal.empty()) {
-      others.push_back(name);
-      continue;
+    refuse(name, value, option.value(defaults), why);
+  }
+  for (const Tunable& own : info == infos.end() ? std::vector<Tunable>{} : info->tunables) {
+    const auto given = options.method_config.find(own.name);
+    const auto why = method.unread.find(own.name);
+    if (given != options.method_config.end() && why != method.unread.end() &&
+        !is_same(given->second, own.default_value)) {
+      refuse(own.name, text_of(given->second), text_of(own.default_value), why->second);
     }
-    refusal = message("[method ",
-                      method.name,
-                      "] ",
-                      name,
-                      " is ",
-                      value,
-                      "; allowed: ",
-                      option.value(defaults),
-                      ", as ",
-                      why);
   }
   if (!refusal.empty()) {
     throw ConfigError(

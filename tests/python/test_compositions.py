@@ -486,12 +486,22 @@ def test_partial_attention_over_all_that_a_selector_chose_equals_full(trained: T
     assert generated(base, method="partial") == generated(base, method="full")
 
 
-def test_device_tokens_override_a_compositions_window(trained: Trained) -> None:
+def test_a_compositions_window_is_its_own_or_device_tokens_never_both(trained: Trained) -> None:
     M.register("windowed", EXACT_COMPOSITIONS["streamed-window"])
-    for kv, resident in ((KVConfig(), 20), (KVConfig(device_tokens=33), 33)):
-        with variant(trained("tiny-llama"), method="windowed", kv=kv) as llm:
+    M.register("open", M.Composition(residency="window", rule=STREAMED))
+    base = trained("tiny-llama")
+    for name, kv, resident in (
+        ("windowed", KVConfig(), 20),
+        ("open", KVConfig(device_tokens=33), 33),
+    ):
+        with variant(base, method=name, kv=kv) as llm:
             metrics = llm.generate(PROMPTS[0], new_tokens(4))[0].metrics
             assert metrics.resident_tokens == resident
+    message = (
+        r"^\[method windowed\] device_tokens is 33; allowed: 'auto', as .* window of 20 tokens"
+    )
+    with pytest.raises(ConfigError, match=message):
+        variant(base, method="windowed", kv=KVConfig(device_tokens=33))
 
 
 # What a steered request does when its composition knows only one strategy. In a process of its

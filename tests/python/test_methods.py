@@ -637,6 +637,43 @@ def test_streaming_llm_refuses_device_tokens_that_say_nothing_or_something_else(
         LLM(trained("tiny-llama"), method="streaming_llm", method_config=config, kv=kv)
 
 
+SILENCED: list[tuple[Any, dict[str, Any]]] = [
+    (M.HybridGen(column_share=0.9), {}),
+    (M.FlexGen(gpu_share=0.9), {"kv": KVConfig(device_tokens=4)}),
+    (M.HGCA(blocks=3), {"kv": KVConfig(device_tokens=4)}),
+    (M.StreamingLLM(window=9), {"kv": KVConfig(device_tokens=30)}),
+]
+
+
+@pytest.mark.parametrize(("config", "options"), SILENCED)
+def test_an_option_of_the_method_that_another_one_silences_is_refused_unless_at_its_default(
+    trained: Trained, config: Any, options: dict[str, Any]
+) -> None:
+    base, method = trained("tiny-llama"), config.method
+    changed = {n: v for n, v in config.values().items() if v != type(config)().values()[n]}
+    ((name, value),) = changed.items()
+    message = rf"^\[method {method}\] {name} is {value}; allowed: "
+    for given in (config, changed):
+        with pytest.raises(ConfigError, match=message):
+            LLM(base, method=method, method_config=given, **options)
+    with variant(base, scheduler=None, method=method, method_config=type(config)(), **options):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "silenced", "message"),
+    [
+        (M.Keyformer, {"noise": False, "seed": 3}, "seed is 3; allowed: 0, as noise=False"),
+        (M.InfiniGen, {"policy": "lru"}, "policy is 'lru'; allowed: 'counter', as no pool"),
+    ],
+)
+def test_options_that_silence_each_other_are_refused_when_they_are_made(
+    options: Any, silenced: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        options(**silenced)
+
+
 def test_an_option_at_its_default_is_no_request(trained: Trained) -> None:
     options: dict[str, Any] = {
         "query": "rescore",

@@ -109,14 +109,29 @@ REQUESTS = st.lists(
 )
 
 
-def readable(method: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Leave out of the drawn options what the method, or another of them, would leave unread."""
-    reads = set(methods.reads(method))
-    unread = set(methods.reads("hybridgen")) - reads
+def readable(
+    method: str, config: dict[str, Any], options: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Leave out of what was drawn for method and engine what any of it would leave unread."""
+    unread = set(methods.reads("hybridgen")) - set(methods.reads(method))
     unread.add("pre_selector" if options["strategy"] == "post" else "selector")
     if options["query"] == "exact":
         unread.add("spec_first_layer")
-    return {name: value for name, value in options.items() if name not in unread}
+    tokens = options["device_tokens"]
+    if method == "streaming_llm" and not (
+        isinstance(tokens, int) and tokens > config["sinks"] and config["home"] == "device"
+    ):
+        unread.add("device_tokens")  # refused, not unread
+    if tokens is not None and "device_tokens" not in unread:
+        unread |= {"gpu_share", "blocks", "window"}
+    if options["strategy"] == "post" or options["pre_selector"] != "partial_keys":
+        unread |= {"column_share"} if method == "hybridgen" else set()
+    if config.get("capacity") == 1.0:
+        unread.add("policy")
+    return (
+        {name: value for name, value in config.items() if name not in unread},
+        {name: value for name, value in options.items() if name not in unread},
+    )
 
 
 Result = tuple[list[int], float, dict[str, Any]]
@@ -163,14 +178,11 @@ def test_results_are_whole_accounted_for_and_independent_of_the_mix(
     def check(
         config: dict[str, Any], options: dict[str, Any], requests: list[dict[str, Any]]
     ) -> None:
+        own, others = readable(method, config, options)
         engine = _core.Engine(
             model,
             _core.EngineOptions(
-                method=method,
-                method_config=config,
-                threads=1,
-                device_threads=1,
-                **readable(method, options),
+                method=method, method_config=own, threads=1, device_threads=1, **others
             ),
         )
         together = run(engine, requests)

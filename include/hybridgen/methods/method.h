@@ -107,7 +107,7 @@ using RetentionFactory = std::function<std::unique_ptr<RetentionPolicy>(
 
 struct Method {
   std::string name;
-  /// Options of the engine that these settings leave without effect, and why: see refuse_unread.
+  /// Options, the engine's and its own, that these settings leave unread, and why: refuse_unread.
   std::map<std::string, std::string> unread;
   Residency residency = Residency::kAll;
 
@@ -194,8 +194,8 @@ void check_composition(const Method& method);
 std::vector<std::string> selective_options();
 /// Those that a composition reads: they follow from its parts.
 std::vector<std::string> options_read_by(const Method& composition);
-/// ConfigError naming every option that differs from its default and that the method does not read:
-/// what a user asked for is done or refused.
+/// ConfigError naming every option, the engine's or the method's own, that differs from its default
+/// and that the method does not read: what a user asked for is done or refused.
 void refuse_unread(const Method& method, const EngineOptions& options);
 
 /// How the host should hold the keys for what a method does with them.

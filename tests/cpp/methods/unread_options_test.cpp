@@ -118,6 +118,71 @@ TEST(UnreadOptions, OfHybridgenAreThoseThatAnotherOfItsOptionsLeavesWithoutEffec
   EXPECT_EQ(refusal(steered), "");
 }
 
+struct UnreadOwn {
+  std::string method;
+  std::string name;
+  MethodValue value;       // not its default
+  MethodValue by_default;  // maybe written as another type
+  Change read;             // makes it count
+  Change silence;          // leaves it without effect
+  std::string reason;
+};
+
+TEST(UnreadOptions, OfAMethodsOwnAreRefusedUnlessTheyAreAtTheirDefaults) {
+  const auto nothing = [](EngineOptions&) {};
+  const auto before = changes().at("strategy");
+  const auto window = changes().at("device_tokens");
+  const auto share = [](EngineOptions& o) { o.device_tokens.share = 0.0; };
+  const auto steered = [](EngineOptions& o) {
+    o.scheduler.emplace();
+    o.pre_selector = "sinks_recent";
+  };
+  const auto set = [](const char* name, MethodValue value) {
+    return [=](EngineOptions& o) { o.method_config[name] = value; };
+  };
+  const std::int64_t whole = 7;
+  for (const auto& [method, name, value, by_default, read, silence, reason] :
+       std::vector<UnreadOwn>{
+           {"hybridgen", "column_share", 0.9, 0.2, before, nothing, "set strategy='pre' or k=None"},
+           {"hybridgen", "column_share", 0.9, 0.2, before, steered, "pre_selector='partial_keys'"},
+           {"flexgen", "gpu_share", 0.9, std::int64_t{0}, nothing, window, "KVConfig"},
+           {"flexgen", "gpu_share", 0.9, 0.0, nothing, share, "KVConfig"},
+           {"hgca", "blocks", whole, std::int64_t{2}, nothing, window, "KVConfig"},
+           {"streaming_llm", "window", whole, std::int64_t{1024}, nothing, window, "KVConfig"},
+           {"keyformer", "seed", whole, std::int64_t{0}, nothing, set("noise", false), "noise"},
+           {"infinigen",
+            "policy",
+            std::string("lru"),
+            std::string("counter"),
+            set("capacity", 0.5),
+            nothing,
+            "capacity"}}) {
+    EngineOptions options = testing::options(method);
+    options.method_config[name] = value;
+    read(options);
+    EXPECT_EQ(refusal(options), "") << method << ", " << name;
+
+    options = testing::options(method);
+    silence(options);
+    options.method_config[name] = by_default;
+    EXPECT_EQ(refusal(options), "") << method << ", " << name;
+    options.method_config[name] = value;
+    const std::string found = refusal(options);
+    EXPECT_TRUE(found.starts_with(message("[method ", method, "] ", name, " is "))) << found;
+    EXPECT_NE(found.find("; allowed: "), std::string::npos) << found;
+    EXPECT_NE(found.find(reason), std::string::npos) << found;
+  }
+}
+
+TEST(UnreadOptions, OfTheEngineAndOfTheMethodAreNamedTogether) {
+  EngineOptions options = testing::options("keyformer");
+  options.method_config = {{"noise", false}, {"seed", std::int64_t{3}}};
+  options.k = TokenCount::count(5);
+  const std::string found = refusal(options);
+  EXPECT_TRUE(found.starts_with("[method keyformer] k is 5; allowed: ")) << found;
+  EXPECT_TRUE(found.ends_with("; the same holds for seed")) << found;
+}
+
 TEST(UnreadOptions, OfACompositionFollowFromItsParts) {
   Method streamed;
   streamed.name = "mine";
