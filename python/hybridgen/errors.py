@@ -63,12 +63,15 @@ class NumericError(HybridGenError, ArithmeticError):
     """A computed value that must never occur, such as a NaN logit."""
 
 
-# How a lack of memory is worded by libraries that have no type of their own for it.
+# How a lack of memory is worded by libraries that have no type of their own for it; all that
+# src/engine/own_error.cpp knows, and NumPy's words.
 _LACK_OF_MEMORY = (
     "not enough memory",
     "unable to mmap",
     "cannot allocate memory",
     "out of memory",
+    "could not create a memory",
+    "could not create a primitive",
     "unable to allocate",
 )
 

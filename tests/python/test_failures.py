@@ -11,6 +11,7 @@ import atexit
 import functools
 import json
 import pickle
+import re
 import shutil
 import tempfile
 import threading
@@ -36,6 +37,7 @@ from hybridgen import (
     SamplingParams,
     SchedulerConfig,
 )
+from hybridgen.errors import own_error
 from trained import run_python
 
 CONFIG: dict[str, Any] = {
@@ -533,6 +535,17 @@ def test_lacks_of_memory_while_loading_are_called_that(
         monkeypatch.setattr("hybridgen.llm.load_model", make)
         with pytest.raises(OutOfMemoryError, match="an allocation failed"):
             LLM(CONFIG, load_format="dummy")
+
+
+def test_python_and_the_engine_know_the_same_words_for_a_lack_of_memory() -> None:
+    source = (Path(__file__).parents[2] / "src/engine/own_error.cpp").read_text(encoding="utf-8")
+    lists = re.findall(r"kLackOfMemory\w* = \{(.*?)\}", source, re.DOTALL)
+    words = [word for part in lists for word in re.findall(r'"([^"]+)"', part)]
+    assert len(lists) == 2
+    assert len(words) >= 6
+    for word in words:
+        found = own_error(RuntimeError(f"x: {word} y"), "load_model")
+        assert isinstance(found, OutOfMemoryError), word
 
 
 def test_the_accuracy_script_counts_the_given_tokens_that_the_model_would_choose(llm: LLM) -> None:
