@@ -18,11 +18,12 @@ from typing import Any
 
 from ._files import unwound_by_sigterm
 from .config import CpuConfig, KVConfig, QueryConfig, SchedulerConfig
-from .errors import ConfigError, HybridGenError
+from .errors import ConfigError, GenerationError, HybridGenError
 from .info import info, to_json
 from .k_min import DEFAULT_TOKENS, FILE_NAME, calibrate, read_dataset
 from .llm import LLM
 from .method_options import methods
+from .outputs import RequestOutput
 from .registry import selectors
 from .sampling import SamplingParams
 
@@ -220,16 +221,24 @@ def _generate(arguments: argparse.Namespace) -> None:
                 print(chunk.text, end="", flush=True)
             print()
             return
-        results = llm.generate(prompts, params)
-        if arguments.json:
-            content = {
-                "outputs": [result.to_dict() for result in results],
-                "stats": llm.stats.to_dict(),
-            }
-            print(json.dumps(content, indent=2, default=str))
-            return
-        for result in results:
-            print(result.text)
+        try:
+            results = llm.generate(prompts, params)
+        except GenerationError as error:  # what the other prompts came to is no less worth
+            _print_results(error.outputs, llm, as_json=arguments.json)
+            raise
+        _print_results(results, llm, as_json=arguments.json)
+
+
+def _print_results(results: list[RequestOutput], llm: LLM, *, as_json: bool) -> None:
+    if as_json:
+        content = {
+            "outputs": [result.to_dict() for result in results],
+            "stats": llm.stats.to_dict(),
+        }
+        print(json.dumps(content, indent=2, default=str))
+        return
+    for result in results:
+        print(result.text)
 
 
 def _read_prompt(name: str) -> str:
@@ -341,7 +350,7 @@ def _exit_code(run: Any, arguments: argparse.Namespace) -> int:
         return 1  # the reader, such as `head`, has what it wants
     except ConfigError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, GenerationError) else 2
     except (HybridGenError, OSError, ImportError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 1
