@@ -12,6 +12,7 @@ import secrets
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -55,13 +56,7 @@ def replacing(path: str | Path, operation: str = "write") -> Iterator[Path]:
     DeviceError
         If the system cannot write it, for example because the disk is full.
     """
-    try:
-        target = Path(os.path.realpath(path))
-        if target.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        is_file = target.is_file() or not target.exists()
-    except (OSError, TypeError, ValueError) as error:  # the latter: null bytes
-        raise _refusal(path, operation, error) from error
+    target, is_file = _target_of(path, operation)
     temporary = target.with_name(f".hybridgen-{secrets.token_hex(8)}.tmp") if is_file else target
     try:
         if is_file:
@@ -73,6 +68,27 @@ def replacing(path: str | Path, operation: str = "write") -> Iterator[Path]:
         # That a disk is full is reported without a name, and a missing folder with ours.
         if error.filename not in (None, str(temporary), str(target)):
             raise
+        raise _refusal(path, operation, error) from error
+
+
+def check_writable(path: str | Path, operation: str = "write") -> None:
+    """Raise already now what `replacing` would, as far as that is known before there is content."""
+    target, is_file = _target_of(path, operation)
+    if is_file:
+        try:
+            tempfile.TemporaryFile(dir=target.parent).close()
+        except OSError as error:
+            raise _refusal(path, operation, error) from error
+
+
+def _target_of(path: str | Path, operation: str) -> tuple[Path, bool]:
+    """Return where a path leads to, and whether that is a regular file or not there yet."""
+    try:
+        target = Path(os.path.realpath(path))
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        return target, target.is_file() or not target.exists()
+    except (OSError, TypeError, ValueError) as error:  # the latter: null bytes
         raise _refusal(path, operation, error) from error
 
 

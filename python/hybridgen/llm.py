@@ -16,6 +16,7 @@ import torch
 from . import _core
 from ._checks import MAX_INT64, as_int, brief, check_keywords, items_of, one_of
 from ._lifetime import guarded
+from ._files import check_writable
 from .chat import chat_prompts
 from .checkpoint import LOAD_FORMATS, LoadedModel, load_model
 from .codec import Codec
@@ -504,12 +505,13 @@ class LLM:
         Raises
         ------
         ConfigError, DeviceError
-            If the file cannot be written.
+            If the file cannot be written; before the block runs, where that is known already.
         """
         if self._tracing:
             raise ConfigError("[tracing] a trace is being recorded; leave its block first")
         engine = self._loop.engine
         engine.start_trace()
+        check_writable(path, "tracing")
         self._tracing = True
         try:
             yield

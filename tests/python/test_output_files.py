@@ -166,9 +166,31 @@ def test_a_trace_that_cannot_be_written_leaves_the_old_one(llm: LLM, tmp_path: P
 
 
 def test_a_blocks_own_exception_comes_out_of_a_trace(llm: LLM, tmp_path: Path) -> None:
-    with pytest.raises(KeyError, match="mine") as caught, llm.tracing(tmp_path / "no" / "run.json"):
+    folder = tmp_path / "goes"
+    folder.mkdir()
+
+    def fail() -> None:
+        folder.rmdir()
         raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine") as caught, llm.tracing(folder / "run.json"):
+        fail()
     assert any("no trace was written" in note for note in caught.value.__notes__)
+
+
+@pytest.mark.parametrize("name", [5, None, "a\0b", "no/run.json", ".", "x" * 300])
+def test_a_path_that_no_trace_can_have_is_refused_before_the_block(
+    llm: LLM, tmp_path: Path, name: Any
+) -> None:
+    path = tmp_path / name if isinstance(name, str) else name
+    has_run = False
+    with pytest.raises(ConfigError, match=r"\[tracing\] path is"), llm.tracing(path):
+        has_run = True
+    assert not has_run
+    assert not list(tmp_path.iterdir())
+    with llm.tracing(tmp_path / "run.json"):
+        assert not list(tmp_path.iterdir())
+    assert (tmp_path / "run.json").is_file()
 
 
 def test_sigterm_removes_what_is_temporary_in_this_process() -> None:
@@ -276,6 +298,31 @@ def test_characters_without_a_code_are_printed_as_escapes(
 ) -> None:
     code, printed = run(monkeypatch, encoding, *GENERATE, "--prompt", "p", *extra)
     assert (code, printed) == (0, expected)
+
+
+@pytest.mark.parametrize("kind", [hg.NumericError, ConfigError])
+def test_the_command_prints_what_other_prompts_came_to_where_one_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: type[Exception]
+) -> None:
+    class FailingLLM(FakeLLM):
+        def generate(self, prompts: list[str], _params: object) -> list[hg.RequestOutput]:
+            texts = [hg.CompletionOutput(0, f"{p} is done", finish_reason="stop") for p in prompts]
+            texts[1] = hg.CompletionOutput(0, "b is", finish_reason="error")
+            outputs = [
+                hg.RequestOutput(i, p, [1], [text], text.finish_reason == "stop", METRICS)
+                for i, (p, text) in enumerate(zip(prompts, texts, strict=True))
+            ]
+            raise hg.GenerationError.of("1 of 3 prompts failed", {1: kind("no")}, outputs)
+
+    monkeypatch.setattr(cli, "engine_from", lambda _: FailingLLM())
+    prompts = [word for name in "abc" for word in ("--prompt", name)]
+    code, printed = run(monkeypatch, "utf-8", *GENERATE, *prompts)
+    assert (code, printed) == (1, b"a is done\nb is\nc is done\n")
+    assert capsys.readouterr().err == "error: 1 of 3 prompts failed\n"
+    code, printed = run(monkeypatch, "utf-8", *GENERATE, *prompts, "--json")
+    reasons = [o["outputs"][0]["finish_reason"] for o in json.loads(printed)["outputs"]]
+    assert (code, reasons) == (1, ["stop", "error", "stop"])
+    assert capsys.readouterr().err == "error: 1 of 3 prompts failed\n"
 
 
 @pytest.mark.usefixtures("fake")
