@@ -8,7 +8,7 @@ compiled module raises the same classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 MAX_MESSAGE = 2000
@@ -22,6 +22,14 @@ def shortened(text: str, limit: int = MAX_MESSAGE) -> str:
     tail = limit // 4
     mark = f" [... {len(text) - limit} more characters ...] "
     return text[: limit - tail - len(mark)] + mark + text[-tail:]
+
+
+def text_of(error: BaseException) -> str:
+    """Return an exception's words; empty if its class, which may be a user's, cannot tell them."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
 
 
 class HybridGenError(Exception):
@@ -89,7 +97,7 @@ def own_error(error: BaseException, operation: str) -> BaseException:
         return found if isinstance(found, OutOfMemoryError) else error
     if isinstance(error, HybridGenError):
         return error
-    text = str(error)
+    text = text_of(error)
     is_worded_so = any(words in text.lower() for words in _LACK_OF_MEMORY)
     may_be_worded_so = isinstance(error, RuntimeError | OSError)
     if not (isinstance(error, MemoryError) or (may_be_worded_so and is_worded_so)):
@@ -138,26 +146,36 @@ class GenerationError(HybridGenError):
     def of(message: str, errors: dict[int, BaseException], outputs: list[Any]) -> GenerationError:
         """Make one of the class that `errors` share."""
         kinds = {type(error) for error in errors.values()}
-        kind = _generation_error_like(kinds.pop()) if len(kinds) == 1 else GenerationError
-        error = kind(message)
-        error.errors = errors
-        error.outputs = outputs
-        return error
+        # SystemExit and the like are no failures; a user's class may do anything when it is used.
+        if len(kinds) == 1 and issubclass(kind := kinds.pop(), Exception):
+            with suppress(Exception):
+                return _filled(_generation_error_like(kind)(message), message, errors, outputs)
+        return _filled(GenerationError(message), message, errors, outputs)
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # whatever the class of the failures makes of it
 
     def __reduce__(self) -> tuple[Any, ...]:
         return GenerationError.of, (str(self), self.errors, self.outputs)
 
 
-_LIKE: dict[type[BaseException], type[GenerationError]] = {}
+def _filled(
+    error: GenerationError, message: str, errors: dict[int, BaseException], outputs: list[Any]
+) -> GenerationError:
+    if not isinstance(error, GenerationError):
+        raise TypeError("the failures' class makes something else")
+    error.args = (shortened(message),)
+    error.errors = errors
+    error.outputs = outputs
+    return error
+
+
+_LIKE: dict[type[Exception], type[GenerationError]] = {}
 """GenerationError that is also of another class, made when it is first wanted."""
 
 
-def _generation_error_like(kind: type[BaseException]) -> type[GenerationError]:
+def _generation_error_like(kind: type[Exception]) -> type[GenerationError]:
     if kind not in _LIKE:
         namespace = {"__doc__": GenerationError.__doc__, "__module__": __name__}
-        try:
-            _LIKE[kind] = type("GenerationError", (GenerationError, kind), namespace)
-            _LIKE[kind]("")
-        except TypeError:  # a base of ours, or a class that is made of more than a message
-            _LIKE[kind] = GenerationError
+        _LIKE[kind] = type("GenerationError", (GenerationError, kind), namespace)
     return _LIKE[kind]

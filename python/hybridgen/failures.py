@@ -8,15 +8,15 @@ from contextlib import suppress
 from typing import Any
 
 from ._checks import brief
-from .errors import GenerationError, HybridGenError, shortened
+from .errors import GenerationError, HybridGenError, shortened, text_of
 
 _MOST_SHOWN = 4
 _MOST_CHARACTERS = 300
 
 
 def attach_outputs(error: BaseException, outputs: list[Any]) -> None:
-    """Let an exception carry what its call had; some classes take no attributes."""
-    with suppress(AttributeError, TypeError):
+    """Let an exception carry what its call had; a user's class may refuse."""
+    with suppress(Exception):
         error.outputs = outputs  # type: ignore[attr-defined]
 
 
@@ -27,9 +27,10 @@ def name_prompt(error: BaseException, operation: str, index: int, prompt: object
     """
     name = f"[{operation}] prompt {index} ({brief(prompt)}) failed"
     if isinstance(error, HybridGenError):
-        error.args = (shortened(f"{name}: {error}"),)
+        error.args = (shortened(f"{name}: {text_of(error)}"),)
     else:
-        error.add_note(name)
+        with suppress(Exception):  # a user's class may refuse
+            error.add_note(name)
     return error
 
 
@@ -67,7 +68,7 @@ def raise_failures(
         raise error
     shown = [
         f"prompt {index} ({brief(prompts[index])}): {type(error).__name__}: "
-        f"{shortened(str(error), _MOST_CHARACTERS)}"
+        f"{shortened(text_of(error), _MOST_CHARACTERS)}"
         for index, error in list(failures.items())[:_MOST_SHOWN]
     ]
     if len(failures) > _MOST_SHOWN:

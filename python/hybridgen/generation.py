@@ -15,7 +15,7 @@ from typing import Any
 from . import _core
 from ._lifetime import Guard, rest
 from .detokenizer import Detokenizer
-from .errors import ConfigError, HybridGenError, own_error
+from .errors import ConfigError, HybridGenError, own_error, text_of
 from .outputs import CompletionOutput, RequestMetrics
 from .sampling import SamplingParams
 from .stop_strings import StopMatcher
@@ -242,7 +242,7 @@ class EngineLoop:
                 except Exception as error:
                     kind = type(error) if isinstance(error, HybridGenError) else HybridGenError
                     for sequence in list(self._live.values()):
-                        own = kind(f"[step] {error}")
+                        own = kind(f"[step] {text_of(error)}")
                         own.__cause__ = error
                         self._forget(sequence, "error", own)
                         ended.append(sequence)

@@ -44,6 +44,7 @@ CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "hidden_act": "silu",
     "vocab_size": 64,
+from hybridgen.errors import own_error
     "hidden_size": 32,
     "intermediate_size": 32,
     "num_hidden_layers": 3,
@@ -191,6 +192,87 @@ def test_a_single_prompts_failure_comes_as_it_is_with_its_outputs(llm: LLM) -> N
     assert not isinstance(caught.value, GenerationError)
     assert caught.value.outputs is not None
     assert [o.finish_reason for o in caught.value.outputs] == ["error"]
+
+class OfACode(Exception):
+    def __init__(self, code: object) -> None:
+        super().__init__(f"code {int(str(code))}")
+
+
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class WithoutHeirs(Exception):
+    def __init_subclass__(cls) -> None:
+        raise RuntimeError("no heirs")
+
+
+class Sealed(Exception):
+    def __setattr__(self, name: str, value: object) -> None:
+        raise RuntimeError("sealed")
+
+    def add_note(self, note: str) -> None:
+        raise RuntimeError("sealed")
+
+
+class Rewording(Exception):
+    def __init__(self, *_: object) -> None:
+        super().__init__("mine")
+
+
+class Another(Exception):
+    def __new__(cls, *_: object) -> Any:
+        return 5 if issubclass(cls, GenerationError) else super().__new__(cls)
+
+
+USERS_OWN: list[tuple[BaseException, bool]] = [
+    (OfACode(7), False),
+    (Speechless("x"), True),
+    (WithoutHeirs("x"), False),
+    (Sealed("x"), False),
+    (Rewording(), True),
+    (Another("x"), False),
+    (SystemExit(3), False),
+    (KeyError("x"), True),
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_of_its_class"), USERS_OWN, ids=[type(error).__name__ for error, _ in USERS_OWN]
+)
+def test_an_exception_of_any_class_in_a_selector_comes_out_with_the_outputs_of_all(
+    error: BaseException, is_of_its_class: bool
+) -> None:
+    name = f"raising_{type(error).__name__}"
+
+    class Raising(FailingSelector):
+        def select(self, layer: int, head: int, logits: Any, k: int) -> Any:
+            if self.fails:
+                raise error
+            return np.sort(np.argsort(-logits, kind="stable")[:k])
+
+        victim = 30 + 6 - 4
+
+    hg.register_selector(
+        name, lambda *, max_offloaded, **_: Raising(max_offloaded, "post"), strategy="post"
+    )
+    with broken(**HYBRID, selector=name) as llm:
+        expected = llm.generate_ids(HEALTHY, GREEDY)
+        with pytest.raises(GenerationError, match=r"^\[generate_ids\] 2 of 3 prompts") as caught:
+            llm.generate_ids([[7] * 30, HEALTHY[0], [8] * 30], GREEDY)
+        assert isinstance(caught.value, type(error)) == is_of_its_class
+        assert list(caught.value.errors.values()) == [error, error]
+        assert caught.value.outputs[1] == expected[0]
+        with pytest.raises(type(error)) as alone:
+            llm.generate_ids([[7] * 30], GREEDY)
+        assert alone.value is error
+
+
+def test_a_lack_of_memory_is_found_beside_exceptions_without_words() -> None:
+    error = Speechless()
+    assert own_error(error, "text") is error
+
 
 
 def test_generate_ids_has_the_ids_of_all_in_input_order(llm: LLM) -> None:
