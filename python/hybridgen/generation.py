@@ -314,6 +314,11 @@ class EngineLoop:
                         self.abort(each)
                     raise
 
+    def run_stats(self) -> dict[str, Any]:
+        """Return the engine's sums since the last call began."""
+        with self._lock:
+            return dict(self.engine.run_stats())
+
     def _deliver(self, event: Any) -> Sequence | None:
         """Give an event to its sequence, which it may end."""
         sequence = self._live.get(event.request_id)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -220,7 +221,7 @@ class LLM:
             # Embeddings are padded to a round number of rows; the padding means nothing.
             size = vocabulary_size(self.tokenizer)
             self._valid_vocab = size if 0 < size < loaded.config["vocab_size"] else 0
-        self._num_requests = 0
+        self._request_numbers = itertools.count()
         self._tracing = False
         free_bytes = _free_device_bytes(loaded.model.device)
         self._loop = EngineLoop(setup.engine(loaded.model, loaded.path, free_bytes))
@@ -471,7 +472,7 @@ class LLM:
     @property
     def stats(self) -> RunStats:
         """What the engine did since the last call began."""
-        return RunStats(self._loop.engine.run_stats())
+        return RunStats(self._loop.run_stats())
 
     @property
     def memory(self) -> dict[str, dict[str, int]]:
@@ -620,12 +621,8 @@ class LLM:
     ) -> Sequence:
         """Return one text to be, with the engine's form of its parameters."""
         room = self._loop.engine.options.max_model_len - len(prompt_ids)
-        seed = params.seed
-        if seed is None:
-            seed = self._seed + self._num_requests
-        else:
-            seed += index
-        self._num_requests += 1
+        number = next(self._request_numbers)  # at once: other threads make requests too
+        seed = self._seed + number if params.seed is None else params.seed + index
         eos = () if params.ignore_eos else self.eos_token_ids
         options = sampling_options(
             params,

@@ -47,7 +47,7 @@ class ProgressBar:
         now = time.perf_counter()
         if done or now - self._shown > 0.3:
             self._shown = now
-            stats = RunStats(self._loop.engine.run_stats())
+            stats = RunStats(self._loop.run_stats())
             shown = done[0] if done else next((s for s in sequences if not s.finished), None)
             if shown is None:
                 return
