@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator
 from contextlib import closing, nullcontext, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import _core
 from ._lifetime import Guard, rest
@@ -19,6 +19,23 @@ from .errors import ConfigError, HybridGenError, own_error, text_of
 from .outputs import CompletionOutput, RequestMetrics
 from .sampling import SamplingParams
 from .stop_strings import StopMatcher
+
+
+class NewToken(NamedTuple):
+    """What a sequence has of one token."""
+
+    text: str
+    token_id: int
+    finish_reason: str | None
+    """Why the sequence ends with it, if it does."""
+
+
+class _Delivery(NamedTuple):
+    """A token on its way into a sequence, and what the sequence was before."""
+
+    event: Any
+    number: int
+    logprob: float
 
 
 class Sequence:
@@ -66,11 +83,11 @@ class Sequence:
         self.output = CompletionOutput(index)
         self.greedy: list[bool] = []
         """Of each token, whether the model would have chosen it."""
-        self.pieces: deque[tuple[str, int]] = deque()
-        """Text and token of every step that nobody has read yet."""
+        self.pieces: list[NewToken] = []
+        """All tokens; one that is in here has arrived."""
         if params.logprobs is not None:
             self.output.logprobs = []
-        self._parts: list[str] = []
+        self._delivery = _Delivery(None, 0, 0.0)
         self._matcher = StopMatcher(params.stop_strings)
         self._tokenizer = tokenizer
         self._detokenizer: Detokenizer | None = None
@@ -81,15 +98,50 @@ class Sequence:
         return self.output.finish_reason is not None
 
     def accept(self, event: Any) -> None:
-        """Take one token from the engine; afterwards `finished` may be true."""
+        """Take one token from the engine; afterwards `finished` may be true.
+
+        An interrupt may leave this anywhere; then the same event is to be given again.
+        """
         output = self.output
-        output.token_ids.append(event.token_id)
-        output.cumulative_logprob += event.logprob
-        self.greedy.append(event.is_greedy)
+        if self._delivery.event is not event:
+            self._delivery = _Delivery(event, len(self.pieces), output.cumulative_logprob)
+        elif len(self.pieces) == self._delivery.number:
+            self._repeat_text()
+        if len(self.pieces) == self._delivery.number:
+            self._take(self._delivery)
+        if self.pieces[-1].finish_reason is not None:
+            output.text = self._text_so_far()
+            output.finish_reason = self.pieces[-1].finish_reason
+
+    def end(self, reason: str, error: BaseException | None = None) -> None:
+        """Finish from outside, keeping the text there is, even where making text is what failed.
+
+        An interrupt passes through, and leaves the sequence unfinished.
+        """
+        if not self.finished:
+            self.error = self.error or error
+            text = self._text_so_far()
+            try:
+                text += self._rest()
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException:
+                pass  # what was held back cannot be made text
+            self.output.text = text
+            self.output.finish_reason = reason
+
+    def _take(self, delivery: _Delivery) -> None:
+        event, number, logprob = delivery
+        output = self.output
+        # Assigned by number, not appended: an interrupted delivery may have been here before.
+        output.token_ids[number:] = [event.token_id]
+        self.greedy[number:] = [event.is_greedy]
+        output.cumulative_logprob = logprob + event.logprob
         if output.logprobs is not None:
-            output.logprobs.append({event.token_id: event.logprob} | dict(event.top_logprobs))
+            top = {event.token_id: event.logprob} | dict(event.top_logprobs)
+            output.logprobs[number:] = [top]
         reason = event.finish_reason or None
-        text = self._text_of(event.token_id, ended=reason == "stop")
+        text = self._text_of(event.token_id, number, ended=reason == "stop")
         if output.stop_reason is not None:
             reason = "stop"
         elif reason == "stop" and event.token_id in self.params.extra_stop_ids:
@@ -97,24 +149,18 @@ class Sequence:
         # After a stop string nothing follows; otherwise what was held back is text after all.
         if reason is not None and not isinstance(output.stop_reason, str):
             text += self._rest()
-        self._parts.append(text)
-        output.finish_reason = reason
-        if reason is not None:
-            output.text = "".join(self._parts)
-        self.pieces.append((text, event.token_id))
+        self.pieces.append(NewToken(text, event.token_id, reason))
 
-    def end(self, reason: str, error: BaseException | None = None) -> None:
-        """Finish from outside, keeping the text there is, even where making text is what failed."""
-        if not self.finished:
-            self.error = self.error or error
-            self.output.finish_reason = reason
-            self.output.text = "".join(self._parts)
-            try:
-                self.output.text += self._rest()
-            except (KeyboardInterrupt, SystemExit):
-                raise
-            except BaseException:
-                pass  # what was held back cannot be made text
+    def _repeat_text(self) -> None:
+        """Make the text so far once more: what makes it may hold a part of one more token."""
+        self.output.stop_reason = None
+        self._matcher = StopMatcher(self.params.stop_strings)
+        self._detokenizer = None
+        for i, piece in enumerate(self.pieces):
+            self._text_of(piece.token_id, i, ended=False)
+
+    def _text_so_far(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
 
     def _read_prompt(self) -> Detokenizer:
         """Return a detokenizer behind the prompt, in the end of which a stop string may begin."""
@@ -129,7 +175,7 @@ class Sequence:
         detokenizer.begin()
         return detokenizer
 
-    def _text_of(self, token_id: int, *, ended: bool) -> str:
+    def _text_of(self, token_id: int, number: int, *, ended: bool) -> str:
         # An ending token belongs to the tokens, not to the text.
         if self._tokenizer is None or ended:
             return ""
@@ -137,7 +183,7 @@ class Sequence:
         if self._detokenizer is None:
             self._detokenizer = self._read_prompt()
         piece = self._detokenizer.piece(token_id)
-        armed = len(self.output.token_ids) >= self.params.min_tokens
+        armed = number + 1 >= self.params.min_tokens
         text, stop = self._matcher.push(piece.shown, seen=piece.seen, armed=armed)
         if stop is not None:
             self.output.stop_reason = stop
@@ -206,32 +252,35 @@ class EngineLoop:
         anything runs is raised.
         """
         call = Call()
-        remaining = len(sequences)
+        waiting = set(sequences)
         try:
             self._add_all(sequences, call)
-            while remaining:
+            while waiting:
                 if not call.has_news:
                     self.step()
                 call.has_news = False
-                done = [call.ended.popleft() for _ in range(len(call.ended))]
-                remaining -= len(done)
+                ended = [call.ended.popleft() for _ in range(len(call.ended))]
+                # Somebody else's interrupt may have one told of twice.
+                done = [sequence for sequence in dict.fromkeys(ended) if sequence in waiting]
+                waiting.difference_update(done)
                 yield done
         finally:
             for sequence in sequences:
                 self.abort(sequence)
 
-    def stream(self, sequence: Sequence) -> Generator[tuple[str, int], None, None]:
-        """Run one sequence, yielding the text and id of every token; raises what ended it early."""
+    def stream(self, sequence: Sequence) -> Generator[NewToken, None, None]:
+        """Run one sequence, yielding every token; raises what ended it early."""
+        read = 0
         with closing(self.run([sequence])) as steps:
             for _ in steps:
-                while sequence.pieces:
-                    yield sequence.pieces.popleft()
+                while read < len(sequence.pieces):
+                    read += 1
+                    yield sequence.pieces[read - 1]
         if sequence.error is not None:
             raise sequence.error
 
-    def step(self) -> list[Sequence]:
-        """Advance all requests once; return those that ended."""
-        ended: list[Sequence] = []
+    def step(self) -> None:
+        """Advance all requests once, and give every sequence what is new of it."""
         with self._lock:
             if not self._events:
                 try:
@@ -245,15 +294,16 @@ class EngineLoop:
                         own = kind(f"[step] {text_of(error)}")
                         own.__cause__ = error
                         self._forget(sequence, "error", own)
-                        ended.append(sequence)
+            # Delivered, then removed: an interrupt has an event delivered twice, never lost.
             while self._events:
-                reached = self._deliver(self._events.pop(0))
-                if reached is not None and reached.finished:
-                    ended.append(reached)
-        return ended
+                self._deliver(self._events[0])
+                del self._events[0]
 
     def abort(self, sequence: Sequence) -> None:
-        """End a sequence that may or may not be in flight; never raises."""
+        """End a sequence that may or may not be in flight.
+
+        Raises ConfigError in a callback of an engine that is busy; passes interrupts on.
+        """
         if self._guard.is_forked:
             sequence.end("abort")
             return
@@ -263,6 +313,11 @@ class EngineLoop:
                 self._forget(sequence, "abort")
             else:
                 sequence.end("abort")
+
+    def run_stats(self) -> dict[str, Any]:
+        """Return the engine's sums since the last call began."""
+        with self._lock:
+            return dict(self.engine.run_stats())
 
     def refresh_metrics(self, sequence: Sequence) -> None:
         """Read the engine's statistics of a sequence in flight."""
@@ -314,50 +369,48 @@ class EngineLoop:
                         self.abort(each)
                     raise
 
-    def run_stats(self) -> dict[str, Any]:
-        """Return the engine's sums since the last call began."""
-        with self._lock:
-            return dict(self.engine.run_stats())
+    def _deliver(self, event: Any) -> None:
+        """Give an event to its sequence, which it may end.
 
-    def _deliver(self, event: Any) -> Sequence | None:
-        """Give an event to its sequence, which it may end."""
+        An interrupt passes through; it ends the sequences of the call that it came to, not this.
+        """
         sequence = self._live.get(event.request_id)
         if sequence is None:  # its caller left while it was on the way
             self._release(event.request_id)
-            return None
+            return
         if event.error is not None:
             self._forget(sequence, "error", event.error)
-            return sequence
+            return
         try:
             sequence.accept(event)
-        except (KeyboardInterrupt, SystemExit, GeneratorExit) as error:
-            # It came while the token was being turned into text, which cannot be taken up again.
-            self._forget(sequence, "error", HybridGenError(f"[step] interrupted by {error!r}"))
+        except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # panics of the tokenizers library are no Exceptions
             self._forget(sequence, "error", own_error(error, "text"))
-            return sequence
+            return
         if sequence.finished:
             self._forget(sequence)
         elif sequence.call is not None:
             sequence.call.has_news = True
-        return sequence
 
     def _forget(
         self, sequence: Sequence, reason: str = "", error: BaseException | None = None
     ) -> None:
-        """End a sequence in flight, in the engine too, and let its caller know."""
+        """End a sequence in flight, in the engine too, and let its caller know.
+
+        It is in flight until all is done, so that after an interrupt this can be done again.
+        """
         if reason:
             sequence.end(reason, error)
         if self._engine is not None:
             with suppress(HybridGenError):
                 self._engine.finish(sequence.request_id, sequence.output.finish_reason)
         self.refresh_metrics(sequence)
-        del self._live[sequence.request_id]
-        self._release(sequence.request_id)
         if sequence.call is not None:
             sequence.call.ended.append(sequence)
             sequence.call.has_news = True
+        self._release(sequence.request_id)
+        self._live.pop(sequence.request_id, None)
 
     def _release(self, request_id: int) -> None:
         if self._engine is not None:

@@ -16,8 +16,8 @@ import torch
 
 from . import _core
 from ._checks import MAX_INT64, as_int, brief, check_keywords, items_of, one_of
-from ._lifetime import guarded
 from ._files import check_writable
+from ._lifetime import guarded
 from .chat import chat_prompts
 from .checkpoint import LOAD_FORMATS, LoadedModel, load_model
 from .codec import Codec
@@ -511,8 +511,8 @@ class LLM:
         if self._tracing:
             raise ConfigError("[tracing] a trace is being recorded; leave its block first")
         engine = self._loop.engine
-        engine.start_trace()
         check_writable(path, "tracing")
+        engine.start_trace()
         self._tracing = True
         try:
             yield
@@ -647,19 +647,20 @@ class LLM:
         peak = 0
         try:
             with closing(self._loop.stream(sequence)) as tokens:
-                for index, (text, token_id) in enumerate(tokens):
+                for index, new in enumerate(tokens):
                     peak = max(peak, self._loop.device_bytes())
                     now = time.perf_counter()
                     first = first or now
-                    is_last = sequence.finished and not sequence.pieces
+                    is_last = sequence.finished and index + 1 == len(sequence.pieces)
+                    reason = sequence.output.finish_reason if is_last else new.finish_reason
                     yield StreamChunk(
-                        text=text,
-                        token_id=token_id,
+                        text=new.text,
+                        token_id=new.token_id,
                         index=index,
                         prompt_tps=len(sequence.prompt_ids) / max(first - start, 1e-9),
                         generation_tps=index / max(now - first, 1e-9) if index else 0.0,
                         peak_memory=peak,
-                        finish_reason=sequence.output.finish_reason if is_last else None,
+                        finish_reason=reason,
                     )
         except BaseException as error:
             if error is sequence.error:

@@ -13,10 +13,12 @@ import json
 import pickle
 import re
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,10 @@ import torch
 from safetensors.torch import save_file
 
 import hybridgen as hg
+import hybridgen.codec
+import hybridgen.detokenizer
+import hybridgen.generation
+import hybridgen.stop_strings
 from hybridgen import (
     LLM,
     ConfigError,
@@ -44,7 +50,6 @@ CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "hidden_act": "silu",
     "vocab_size": 64,
-from hybridgen.errors import own_error
     "hidden_size": 32,
     "intermediate_size": 32,
     "num_hidden_layers": 3,
@@ -60,7 +65,8 @@ HYBRID: dict[str, Any] = {
     "cpu": CpuConfig(threads=1, device_threads=1),
 }
 FULL: dict[str, Any] = {"method": "full", "cpu": CpuConfig(device_threads=1)}
-GREEDY = SamplingParams(max_tokens=6, ignore_eos=True)
+NUM_TOKENS = 6
+GREEDY = SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True)
 HEALTHY = [[5, 6, 7, 8, 9, 10, 11, 12], [20, 21, 22], [30] * 17]
 EARLY = [3, BROKEN, 4, 5]
 """Fails with the first logits."""
@@ -186,13 +192,6 @@ def test_a_call_whose_failures_are_of_one_class_is_caught_as_that_class(llm: LLM
     assert type(GenerationError.of("m", {0: of_more_than_a_message}, [])) is GenerationError
 
 
-def test_a_single_prompts_failure_comes_as_it_is_with_its_outputs(llm: LLM) -> None:
-    with pytest.raises(NumericError, match=r"\[generate\] prompt 0 \(\[3, 63, 4, 5\]\)") as caught:
-        llm.generate(EARLY, GREEDY)
-    assert not isinstance(caught.value, GenerationError)
-    assert caught.value.outputs is not None
-    assert [o.finish_reason for o in caught.value.outputs] == ["error"]
-
 class OfACode(Exception):
     def __init__(self, code: object) -> None:
         super().__init__(f"code {int(str(code))}")
@@ -273,6 +272,13 @@ def test_a_lack_of_memory_is_found_beside_exceptions_without_words() -> None:
     error = Speechless()
     assert own_error(error, "text") is error
 
+
+def test_a_single_prompts_failure_comes_as_it_is_with_its_outputs(llm: LLM) -> None:
+    with pytest.raises(NumericError, match=r"\[generate\] prompt 0 \(\[3, 63, 4, 5\]\)") as caught:
+        llm.generate(EARLY, GREEDY)
+    assert not isinstance(caught.value, GenerationError)
+    assert caught.value.outputs is not None
+    assert [o.finish_reason for o in caught.value.outputs] == ["error"]
 
 
 def test_generate_ids_has_the_ids_of_all_in_input_order(llm: LLM) -> None:
@@ -481,6 +487,151 @@ def test_an_interrupt_carries_what_there_is_and_takes_no_token_from_others(
     got += [chunk.token_id for chunk in stream]
     assert got == expected[0]
     assert is_idle(llm)
+
+
+class InterruptAt:
+    """Raises KeyboardInterrupt at one line of what delivers the tokens of one request."""
+
+    FILES = (
+        hybridgen.generation.__file__,
+        hybridgen.detokenizer.__file__,
+        hybridgen.stop_strings.__file__,
+        hybridgen.codec.__file__,
+    )
+
+    def __init__(self, request_id: int, line: int) -> None:
+        self._request_id = request_id
+        self._left = line
+        self._is_theirs = False
+        self.where = ""
+
+    def __call__(self, frame: FrameType, kind: str, _: object) -> Any:
+        code = frame.f_code
+        if code.co_filename not in self.FILES:
+            return None
+        if code.co_name == "_deliver" and kind == "call":
+            self._is_theirs = frame.f_locals["event"].request_id == self._request_id
+        if kind == "line" and self._is_theirs and code.co_name not in ("run", "abort", "_add_all"):
+            self._left -= 1
+            if self._left < 0:
+                self._is_theirs = False
+                self.where = f"{code.co_qualname}:{frame.f_lineno}"
+                raise KeyboardInterrupt
+        return self
+
+
+@pytest.mark.parametrize("stop", [[], ["\x7f no such \x7f"]], ids=["plain", "stop"])
+def test_an_interrupt_at_any_line_takes_no_token_from_others(stop: list[str]) -> None:
+    params = SamplingParams(max_tokens=3, ignore_eos=True, stop=stop, logprobs=1)
+    places = set()
+    with broken(tokenizer=ToyTokenizer(), **FULL) as llm:
+        expected = [(chunk.token_id, chunk.text) for chunk in llm.stream("ABCD", params)]
+        whole = llm.generate("ABCD", params)[0].outputs[0]
+        line = 0
+        while True:
+            stream = llm.stream("ABCD", params)
+            chunks = [next(stream)]
+            (theirs,) = llm._loop._live.values()
+            interrupt = InterruptAt(theirs.request_id, line)
+            sys.settrace(interrupt)
+            try:
+                llm.generate(["EF", "GHI"], GREEDY)
+            except KeyboardInterrupt as error:
+                sys.settrace(None)
+                outputs = error.outputs  # type: ignore[attr-defined]
+                assert {o.finish_reason for o in outputs} <= {"abort", "length"}
+            finally:
+                sys.settrace(None)
+            chunks += stream
+            assert [(c.token_id, c.text) for c in chunks] == expected, interrupt.where
+            assert [c.finish_reason for c in chunks][-1] == "length", interrupt.where
+            assert theirs.output == whole, interrupt.where
+            assert theirs.metrics.generated_tokens == 3, interrupt.where
+            assert is_idle(llm), interrupt.where
+            if not interrupt.where:
+                break
+            places.add(interrupt.where.split(":")[0])
+            line += 1
+    assert {"EngineLoop.step", "EngineLoop._forget", "Sequence._take"} <= places
+
+
+def test_a_call_hears_once_of_each_end_whatever_others_interrupt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[int] = []
+    with broken(**FULL) as llm:
+        loop = llm._loop
+        sequences = [llm._sequence(ids, GREEDY, None) for ids in HEALTHY[:2]]
+        steps = loop.run(sequences)
+        forget = loop._forget
+        interrupted: list[Any] = []
+
+        def interrupting(sequence: Any, *arguments: Any) -> None:
+            if sequence is sequences[0] and not interrupted:
+                assert sequence.call is not None
+                sequence.call.ended.append(sequence)
+                interrupted.append(sequence)
+                raise KeyboardInterrupt
+            forget(sequence, *arguments)
+
+        monkeypatch.setattr(loop, "_forget", interrupting)
+        for _ in range(NUM_TOKENS):
+            done += [len(next(steps))]
+            if sequences[0].finished:
+                break
+            if len(sequences[0].pieces) == NUM_TOKENS - 1:
+                with pytest.raises(KeyboardInterrupt):  # in a step of somebody else's
+                    loop.step()
+        done += [len(ended) for ended in steps]
+        assert interrupted
+        assert sum(done) == 2
+        assert [len(s.output.token_ids) for s in sequences] == [6, 6]
+        assert is_idle(llm)
+
+
+def test_what_the_engine_did_is_read_between_steps(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            if name == "run_stats":
+                held.append(llm._loop._guard._lock._is_owned())  # type: ignore[attr-defined]
+            return getattr(engine, name)
+
+    engine = llm._loop.engine
+    monkeypatch.setattr(llm._loop, "_engine", Watched())
+    llm.generate_ids(HEALTHY, GREEDY, progress=True)
+    assert llm.stats.decode_tokens > 0
+    assert len(held) > 1
+    assert all(held)
+
+
+def test_requests_made_at_the_same_time_have_seeds_of_their_own(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    original = hybridgen.generation.sampling_options
+
+    def noting(params: SamplingParams, **options: Any) -> Any:
+        seeds.append(options["seed"])
+        return original(params, **options)
+
+    class AnotherBetween(int):
+        """A seed whose use is interrupted by another request."""
+
+        def __add__(self, other: int) -> int:
+            if len(seeds) < 3:
+                monkeypatch.setattr(llm, "_seed", int(self))
+                llm._sequence([5], GREEDY, None)
+            return int(self) + other
+
+    monkeypatch.setattr("hybridgen.llm.sampling_options", noting)
+    monkeypatch.setattr(llm, "_seed", AnotherBetween(7))
+    for _ in range(2):
+        llm._sequence([5], GREEDY, None)
+    assert len(set(seeds)) == len(seeds) == 3
 
 
 def test_a_step_that_fails_as_a_whole_ends_everything_in_flight_and_no_more(

@@ -415,11 +415,12 @@ def test_an_interruption_keeps_finished_text_and_the_engine(
     step = llm._loop.step
     finished: list[Any] = []
 
-    def interrupted() -> Any:
+    def interrupted() -> None:
         if finished:
             raise failure
-        finished.extend(step())
-        return finished
+        before = set(llm._loop._live)
+        step()
+        finished.extend(before - set(llm._loop._live))
 
     with monkeypatch.context() as patch:
         patch.setattr(llm._loop, "step", interrupted)

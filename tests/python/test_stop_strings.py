@@ -120,7 +120,7 @@ def test_pieces_with_stop_strings_add_up_to_the_text() -> None:
             if not sequence.finished:
                 accept(sequence, token_id)
         sequence.end("length")
-        released = "".join(text for text, _ in sequence.pieces)
+        released = "".join(piece.text for piece in sequence.pieces)
         assert sequence.output.text.startswith(released)
         assert stop not in sequence.output.text
         if sequence.output.finish_reason == "stop":
