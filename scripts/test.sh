@@ -109,6 +109,7 @@ if $all; then
     check "C++ tests, $sanitizers" run_sanitized "$sanitizers"
   done
 fi
+check "names of tests left out" check_left_out build/tests/cpp/*_tests
 check "C++ tests" ctest --preset default -j "$(nproc)"
 check "Python tests" python -m pytest -n "$(nproc)" -m "not fetches"
 check "Python tests that fetch" python -m pytest -m fetches

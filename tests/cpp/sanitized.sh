@@ -25,6 +25,24 @@ left_out=(
 left_out_of_asan='Methods/ApproximateMethods.DoNotDependOnTheImplementationOrOnTiming/*'
 left_out_of_tsan='*OnTiming/*_shifted:*OnTiming/*_on_host:*OnTiming/*_quiet:*OnTiming/*_resident'
 
+# Fails, naming them, if patterns above match no test of the given executables: who renames a test
+# renames it here, too.
+check_left_out() {
+  local tests pattern expression
+  local -a patterns named unmatched=()
+  IFS=: read -ra patterns <<<"$left_out_of_asan:$left_out_of_tsan"
+  named=("${left_out[@]}" "${patterns[@]}")
+  tests="$(for each in "$@"; do "$each" --gtest_list_tests; done |
+    awk '/^[^ ].*\.( |$)/ { suite = $1 } /^ / { print suite $1 }')" || return
+  for pattern in "${named[@]}"; do
+    expression="${pattern//./\\.}"
+    grep -qx -e "${expression//\*/.*}" <<<"$tests" || unmatched+=("$pattern")
+  done
+  ((${#unmatched[@]} == 0)) && return
+  printf 'tests/cpp/sanitized.sh leaves out what no test is called: %s\n' "${unmatched[@]}"
+  return 1
+}
+
 # Prints the filter of GoogleTest for the preset asan or tsan.
 sanitized_filter() {
   local IFS=: own="left_out_of_$1"
