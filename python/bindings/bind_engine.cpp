@@ -211,7 +211,7 @@ void register_options(py::module_& module) {
            py::arg("selector") = "topk",
            py::arg("pre_selector") = "partial_keys",
            py::arg("strategy") = "post",
-           py::arg("k") = py::make_tuple(256, 0.125),
+           py::arg("k") = to_python(TokenCount::usual()),
            py::arg("scoring") = "full",
            py::arg("candidates_per_k") = 0.0,
            py::arg("device_tokens") = py::none(),

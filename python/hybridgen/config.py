@@ -19,7 +19,7 @@ from . import _core
 from ._checks import MAX_COUNT, as_bool, as_float, as_int, brief, one_of, options_class, to_float
 from .errors import ConfigError
 
-USUAL_K = (256, 0.125)
+USUAL_K: tuple[int, float] = _core.EngineOptions().k
 """A fixed K without a profile of its model: so many tokens, or this share of them if it is more."""
 
 DEFAULT_K = 128

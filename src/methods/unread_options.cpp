@@ -22,43 +22,70 @@ std::string text_of(const WindowSetting& window) {
 struct Option {
   const char* name;     ///< in EngineOptions
   const char* written;  ///< by users of the Python package
+  bool (*is_default)(const EngineOptions&);
   std::string (*value)(const EngineOptions&);
 };
 
+template <auto Member>
+bool is_default(const EngineOptions& options) {
+  return options.*Member == EngineOptions{}.*Member;
+}
+
+bool is_unsteered(const EngineOptions& options) { return !options.scheduler; }
+
 // Limits (bytes, threads, lengths) are not here: every method keeps them.
 const std::array kOptions = {
-    Option{"query", "query", [](const EngineOptions& o) { return quoted(name_of(o.query)); }},
+    Option{"query",
+           "query",
+           is_default<&EngineOptions::query>,
+           [](const EngineOptions& o) { return quoted(name_of(o.query)); }},
     Option{"spec_first_layer",
            "QueryConfig(first_layer=)",
+           is_default<&EngineOptions::spec_first_layer>,
            [](const EngineOptions& o) { return std::to_string(o.spec_first_layer); }},
     Option{"guess_norm",
            "QueryConfig(norm=)",
+           is_default<&EngineOptions::guess_norm>,
            [](const EngineOptions& o) { return quoted(o.guess_norm); }},
     Option{"guess_source",
            "QueryConfig(source=)",
+           is_default<&EngineOptions::guess_source>,
            [](const EngineOptions& o) { return quoted(o.guess_source); }},
-    Option{"selector", "selector", [](const EngineOptions& o) { return quoted(o.selector); }},
+    Option{"selector",
+           "selector",
+           is_default<&EngineOptions::selector>,
+           [](const EngineOptions& o) { return quoted(o.selector); }},
     Option{"pre_selector",
            "pre_selector",
+           is_default<&EngineOptions::pre_selector>,
            [](const EngineOptions& o) { return quoted(o.pre_selector); }},
     Option{"strategy",
            "SchedulerConfig(strategy=)",
+           is_default<&EngineOptions::strategy>,
            [](const EngineOptions& o) { return quoted(name_of(o.strategy)); }},
-    Option{"k", "SchedulerConfig(k=)", [](const EngineOptions& o) { return o.k.text(); }},
+    Option{"k",
+           "SchedulerConfig(k=)",
+           is_default<&EngineOptions::k>,
+           [](const EngineOptions& o) { return o.k.text(); }},
     Option{
         "scheduler",
         "SchedulerConfig(k=None)",
+        is_unsteered,
         [](const EngineOptions& o) { return std::string(o.scheduler ? "steering K" : "not set"); }},
-    Option{
-        "scoring", "KVConfig(scoring=)", [](const EngineOptions& o) { return quoted(o.scoring); }},
+    Option{"scoring",
+           "KVConfig(scoring=)",
+           is_default<&EngineOptions::scoring>,
+           [](const EngineOptions& o) { return quoted(o.scoring); }},
     Option{"candidates_per_k",
            "KVConfig(candidates_per_k=)",
+           is_default<&EngineOptions::candidates_per_k>,
            [](const EngineOptions& o) {
              return o.candidates_per_k == 0.0 ? "None" : message(o.candidates_per_k);
            }},
-    Option{"device_tokens", "KVConfig(device_tokens=)", [](const EngineOptions& o) {
-             return text_of(o.device_tokens);
-           }}};
+    Option{"device_tokens",
+           "KVConfig(device_tokens=)",
+           is_default<&EngineOptions::device_tokens>,
+           [](const EngineOptions& o) { return text_of(o.device_tokens); }}};
 
 std::string joined(const std::vector<std::string>& names) {
   std::string list;
@@ -127,8 +154,7 @@ void refuse_unread(const Method& method, const EngineOptions& options) {
     const std::string name = option.name;
     const std::string value = option.value(options);
     // Naming the strategy that a method has anyway asks for nothing else.
-    if (value == option.value(defaults) ||
-        (name == "strategy" && options.strategy == method.strategy)) {
+    if (option.is_default(options) || (name == "strategy" && options.strategy == method.strategy)) {
       continue;
     }
     std::string why;

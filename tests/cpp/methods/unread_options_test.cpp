@@ -70,6 +70,13 @@ TEST(UnreadOptions, AreRefusedByNameByEveryMethodThatDoesNotReadThem) {
   }
 }
 
+TEST(UnreadOptions, AreNoDefaultsForReadingAlike) {
+  EngineOptions options = testing::options("full");
+  options.k = TokenCount::larger_of(256, 0.1250000001);
+  ASSERT_EQ(options.k.text(), TokenCount::usual().text());
+  EXPECT_TRUE(refusal(options).starts_with("[method full] k is max(256, 0.125); allowed: "));
+}
+
 TEST(UnreadOptions, AreNamedAllAtOnce) {
   EngineOptions options = testing::options("full");
   options.selector = "h2o";
