@@ -123,6 +123,19 @@ class Codec:
                 return framed[:start], framed[start + len(bare) :]
         return [], []
 
+    @functools.cached_property
+    def vocabulary_size(self) -> int:
+        """One more than the largest token id that the tokenizer knows; 0 if it does not tell."""
+        read = getattr(self.tokenizer, "get_vocab", None)
+        if read is None:
+            return 0
+        try:
+            return max(map(int, read().values()), default=-1) + 1
+        except BaseException as error:
+            if is_foreign(error):
+                raise ConfigError(f"[tokenizer] its get_vocab failed: {words_of(error)}") from error
+            raise
+
     def special_id(self, name: str) -> int | None:
         """Return the tokenizer's attribute such as ``bos_token_id``; None if it has none."""
         found = getattr(self.tokenizer, name, None)
@@ -161,7 +174,7 @@ class Codec:
                     self.decode(ids, skip_special_tokens=skip)
                 for token_id in ids:
                     self.spelling(token_id)
-        self.frame  # noqa: B018  found once, and now
+        _ = self.frame, self.vocabulary_size  # found once, and now
         for name in ("bos_token_id", "eos_token_id"):
             self.special_id(name)
 

@@ -39,7 +39,7 @@ from .outputs import RequestMetrics, RequestOutput, RunStats, StreamChunk
 from .progress import ProgressBar
 from .prompts import Prompt, PromptReader
 from .sampling import SamplingParams
-from .tokenizer import check_tokenizer, load_tokenizer, vocabulary_size
+from .tokenizer import checked_codec, load_codec
 from .tracing import write_chrome_trace
 
 T = TypeVar("T")
@@ -123,6 +123,7 @@ class LLM:
     >>> llm.generate("Once upon a time", SamplingParams(max_tokens=8))[0].text  # doctest: +SKIP
     """
 
+    _codec: Codec | None
     _loaded: LoadedModel
     _loop: EngineLoop
 
@@ -151,8 +152,9 @@ class LLM:
         instance("weights", weights, WeightConfig)
         self._seed = as_int("LLM", "seed", seed, 0, _MAX_SEED)
         one_of("LLM", "load_format", load_format, LOAD_FORMATS)
+        codec: Codec | None = None
         if not (tokenizer is None or isinstance(tokenizer, str | Path)):
-            check_tokenizer(tokenizer)
+            codec = checked_codec(tokenizer)
         setup = EngineSetup(
             method=method,
             method_config=method_config,
@@ -180,7 +182,7 @@ class LLM:
                     )
             loaded = replace(model._loaded)  # closing one leaves the other its own
             _ = model._loop.engine  # refuses one that is closed
-            tokenizer = model.tokenizer if tokenizer is None else tokenizer
+            codec = model._codec if tokenizer is None else codec
         else:
             with own_errors("load_model"):
                 loaded = load_model(
@@ -192,17 +194,8 @@ class LLM:
                     seed=self._seed,
                 )
         self._loaded = loaded
-        self.tokenizer: Any = tokenizer
-        if tokenizer is None and loaded.path is not None:
-            self.tokenizer = load_tokenizer(loaded.path)
-        elif isinstance(tokenizer, str | Path):
-            self.tokenizer = load_tokenizer(tokenizer, revision)
-            if self.tokenizer is None:
-                raise ConfigError(
-                    f"[LLM] tokenizer is {brief(str(tokenizer), 300)}, where there is none; "
-                    "allowed: a folder or hub id with one, an object with encode and decode, or "
-                    "None for the model's own"
-                )
+        self._codec = codec or _load_codec(tokenizer, revision, loaded.path)
+        self.tokenizer: Any = None if self._codec is None else self._codec.tokenizer
 
         self.model_config: dict[str, Any] = loaded.config
         """The model's sizes and kinds, as the engine sees them."""
@@ -213,13 +206,12 @@ class LLM:
         self.partial_outputs: list[RequestOutput] = []
         """What an interrupted `generate` had so far, in input order."""
         self._valid_vocab = 0
-        self._codec = None if self.tokenizer is None else Codec(self.tokenizer)
         if self._codec is not None:
             self.eos_token_ids = read_eos_ids(
                 {"eos_token_id": [*loaded.eos_token_ids, self._codec.special_id("eos_token_id")]}
             )
             # Embeddings are padded to a round number of rows; the padding means nothing.
-            size = vocabulary_size(self.tokenizer)
+            size = self._codec.vocabulary_size
             self._valid_vocab = size if 0 < size < loaded.config["vocab_size"] else 0
         self._request_numbers = itertools.count()
         self._tracing = False
@@ -711,6 +703,22 @@ def _per_prompt(operation: str, params: Any, count: int) -> list[SamplingParams]
             "one for all, or one for each"
         )
     return list(params)
+
+
+def _load_codec(
+    tokenizer: str | Path | None, revision: str | None, folder: Path | None
+) -> Codec | None:
+    """Return the codec of the named tokenizer, or of the one in the model's folder if any."""
+    if tokenizer is None:
+        return None if folder is None else load_codec(folder)
+    codec = load_codec(tokenizer, revision)
+    if codec is None:
+        raise ConfigError(
+            f"[LLM] tokenizer is {brief(str(tokenizer), 300)}, where there is none; allowed: a "
+            "folder or hub id with one, an object with encode and decode, or None for the model's "
+            "own"
+        )
+    return codec
 
 
 def _free_device_bytes(device: str) -> int:

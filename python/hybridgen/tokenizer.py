@@ -14,8 +14,8 @@ from .errors import CheckpointError, ConfigError
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
-def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> Any:
-    """Return the tokenizer of a folder or hub id; None for a folder that holds none.
+def load_codec(path_or_id: str | Path, revision: str | None = None) -> Codec | None:
+    """Return the codec of the tokenizer of a folder or hub id; None for a folder that holds none.
 
     A ``tokenizer.json`` is used as it stands, whatever class the folder names beside it. A local
     folder never touches the network, and code from a checkpoint is never run.
@@ -41,7 +41,7 @@ def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> Any:
         tokenizer = kind.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
-        check_tokenizer(tokenizer)
+        return checked_codec(tokenizer)
     # The tokenizer classes raise whatever their file formats make them stumble over.
     except BaseException as error:
         if not isinstance(error, ConfigError) and not is_foreign(error):
@@ -51,7 +51,6 @@ def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> Any:
             f"[load_tokenizer] cannot load the tokenizer of {folder}: {words}; pass tokenizer= or "
             "remove its files to work with token ids only"
         ) from error
-    return tokenizer
 
 
 def _refuse_foreign_code(folder: Path) -> None:
@@ -97,8 +96,8 @@ def _is_library_class(name: object) -> bool | None:
     )
 
 
-def check_tokenizer(tokenizer: Any) -> None:
-    """Try what will be asked of a tokenizer; raise ConfigError if it cannot do it."""
+def checked_codec(tokenizer: Any) -> Codec:
+    """Return the codec of a tokenizer that can do what will be asked of it; else ConfigError."""
     needed = ("encode", "decode")
     missing = [name for name in needed if not callable(getattr(tokenizer, name, None))]
     if missing:
@@ -106,18 +105,6 @@ def check_tokenizer(tokenizer: Any) -> None:
             f"[LLM] tokenizer is {brief(tokenizer)}, which cannot {' or '.join(missing)}; allowed: "
             "a folder, a hub id, or an object with encode and decode as in transformers"
         )
-    Codec(tokenizer).check()
-    vocabulary_size(tokenizer)
-
-
-def vocabulary_size(tokenizer: Any) -> int:
-    """Return one more than the largest token id that the tokenizer knows; 0 if it does not tell."""
-    read = getattr(tokenizer, "get_vocab", None)
-    if read is None:
-        return 0
-    try:
-        return max(map(int, read().values()), default=-1) + 1
-    except BaseException as error:
-        if is_foreign(error):
-            raise ConfigError(f"[tokenizer] its get_vocab failed: {words_of(error)}") from error
-        raise
+    codec = Codec(tokenizer)
+    codec.check()
+    return codec

@@ -177,6 +177,24 @@ def test_a_tokenizer_that_cannot_work_is_refused_before_anything_is_loaded(
         LLM("/no/such/folder", tokenizer=Odd())
 
 
+def test_a_tokenizer_is_tried_once_for_all_that_share_a_model(
+    trained: Callable[[str], LLM],
+) -> None:
+    calls: list[str] = []
+
+    def get_vocab() -> dict[str, int]:
+        calls.append("get_vocab")
+        return {"a": 9}
+
+    base = trained("tiny-llama")
+    with LLM(base, tokenizer=Odd(get_vocab=get_vocab)) as first, LLM(first) as second:
+        assert calls == ["get_vocab"]
+        assert second.tokenizer is first.tokenizer
+        assert second._codec is first._codec
+        assert second._valid_vocab == 10
+    assert base._codec is not first._codec
+
+
 def test_a_panic_of_the_tokenizers_library_is_an_error_of_ours() -> None:
     codec = Codec(panicking())
     with pytest.raises(ConfigError, match=r"decode failed on .*PanicException"):

@@ -18,7 +18,7 @@ from conftest import TEXTS
 from hybridgen import CheckpointError
 from hybridgen.detokenizer import Detokenizer
 from hybridgen.stop_strings import StopMatcher
-from hybridgen.tokenizer import load_tokenizer, vocabulary_size
+from hybridgen.tokenizer import load_codec
 from tokenizer_kinds import panicking, tokenizer_of
 
 REPLACE_ALL = {"type": "Replace", "pattern": {"Regex": ".+"}, "content": " "}
@@ -158,7 +158,7 @@ def test_an_unarmed_matcher_lets_stop_strings_pass() -> None:
 
 
 def test_a_folder_without_a_tokenizer_has_none(tmp_path: Path) -> None:
-    assert load_tokenizer(tmp_path) is None
+    assert load_codec(tmp_path) is None
 
 
 def test_a_broken_tokenizer_is_an_error_not_an_absence(tmp_path: Path) -> None:
@@ -167,19 +167,19 @@ def test_a_broken_tokenizer_is_an_error_not_an_absence(tmp_path: Path) -> None:
         json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}), encoding="utf-8"
     )
     with pytest.raises(CheckpointError, match="cannot load the tokenizer"):
-        load_tokenizer(tmp_path)
+        load_codec(tmp_path)
 
 
 def test_a_saved_tokenizer_is_loaded(tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
-    loaded = load_tokenizer(tmp_path)
+    loaded = load_codec(tmp_path)
     assert loaded.encode(TEXTS[1]) == tokenizer.encode(TEXTS[1])
-    assert vocabulary_size(loaded) == len(tokenizer)
+    assert loaded.vocabulary_size == len(tokenizer)
 
 
 def test_a_declared_plain_tokenizer_is_used_as_it_stands() -> None:
     folder = Path(__file__).resolve().parents[1] / "models" / "tiny-qwen2"
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_codec(folder).tokenizer
     assert tokenizer.decode(tokenizer("<s> w12 k17 v3 Q k17").input_ids) == "<s> w12 k17 v3 Q k17"
 
 
@@ -203,7 +203,7 @@ def test_code_of_a_checkpoint_is_refused_by_the_files_name(
     if not whole:
         (tmp_path / "tokenizer.json").rename(tmp_path / "vocab.json")
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json asks for .*other\.Other"):
-        load_tokenizer(tmp_path)
+        load_codec(tmp_path)
     assert not ran.exists()
     assert capsys.readouterr().out == ""
 
@@ -214,7 +214,7 @@ def test_the_librarys_own_class_is_used_instead_of_the_checkpoints(
 ) -> None:
     tokenizer.save_pretrained(tmp_path)
     edited(tmp_path, tokenizer_class=name, auto_map={"AutoTokenizer": [None, "other.Other"]})
-    assert load_tokenizer(tmp_path).encode(TEXTS[1]) == tokenizer.encode(TEXTS[1])
+    assert load_codec(tmp_path).encode(TEXTS[1]) == tokenizer.encode(TEXTS[1])
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_a_tokenizer_json_is_used_whatever_stands_beside_it(
     edited(tmp_path, tokenizer_class=name)
     text = "items in 2023: 650841823"
     right = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids
-    assert load_tokenizer(tmp_path).encode(text) == right
+    assert load_codec(tmp_path).encode(text) == right
 
 
 def test_a_model_class_is_no_tokenizer(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_model_class_is_no_tokenizer(tmp_path: Path) -> None:
     for file in ("config.json", "tokenizer_config.json"):
         (tmp_path / file).write_text(json.dumps({"tokenizer_class": "LlamaForCausalLM"}))
         with pytest.raises(CheckpointError, match="'LlamaForCausalLM', which is no tokenizer"):
-            load_tokenizer(tmp_path)
+            load_codec(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_a_tokenizer_whose_files_cannot_work_is_refused_at_load(
     tokenizer.save_pretrained(tmp_path)
     edited(tmp_path, **fields)
     with pytest.raises(CheckpointError, match="load_tokenizer"):
-        load_tokenizer(tmp_path)
+        load_codec(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["[1]", "{", "{'a': 1}", "\ud800", "9" * 6000])
@@ -268,7 +268,7 @@ def test_a_damaged_tokenizer_config_is_an_error_of_ours(
     file = tmp_path / "tokenizer_config.json"
     file.write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json"):
-        load_tokenizer(tmp_path)
+        load_codec(tmp_path)
 
 
 def test_a_panic_while_loading_is_an_error_of_ours(tmp_path: Path) -> None:
@@ -279,10 +279,10 @@ def test_a_panic_while_loading_is_an_error_of_ours(tmp_path: Path) -> None:
     content["decoder"]["decoders"].insert(0, REPLACE_ALL)
     file.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(CheckpointError, match="PanicException"):
-        load_tokenizer(tmp_path)
+        load_codec(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "~nobody-by-this-name/x", "a\0b"])
 def test_a_name_that_can_be_no_folder_is_refused(name: str) -> None:
     with pytest.raises(CheckpointError, match=r"there is no folder .*; pass one that there is"):
-        load_tokenizer(name)
+        load_codec(name)
