@@ -72,7 +72,7 @@ class NumericError(HybridGenError, ArithmeticError):
 
 
 # How a lack of memory is worded by libraries that have no type of their own for it; all that
-# src/engine/own_error.cpp knows, and NumPy's words.
+# src/models/own_error.cpp knows, and NumPy's words.
 _LACK_OF_MEMORY = (
     "not enough memory",
     "unable to mmap",
@@ -80,6 +80,7 @@ _LACK_OF_MEMORY = (
     "out of memory",
     "could not create a memory",
     "could not create a primitive",
+    "could not execute a primitive",
     "unable to allocate",
 )
 
