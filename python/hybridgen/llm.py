@@ -32,13 +32,14 @@ from .config import (
 from .engine_options import EngineSetup, instance
 from .errors import ConfigError, own_errors
 from .failures import attach_outputs, name_prompt, raise_failures
-from .generation import EngineLoop, Sequence, sampling_options
+from .generation import EngineLoop
 from .method_options import MethodOptions
 from .model_config import read_eos_ids
 from .outputs import RequestMetrics, RequestOutput, RunStats, StreamChunk
 from .progress import ProgressBar
 from .prompts import Prompt, PromptReader
 from .sampling import SamplingParams
+from .sequence import Sequence, sampling_options
 from .tokenizer import checked_codec, load_codec
 from .tracing import write_chrome_trace
 

@@ -7,8 +7,9 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from .generation import EngineLoop, Sequence
+from .generation import EngineLoop
 from .outputs import RunStats
+from .sequence import Sequence
 
 
 class ProgressBar:

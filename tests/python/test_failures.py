@@ -30,6 +30,7 @@ import hybridgen as hg
 import hybridgen.codec
 import hybridgen.detokenizer
 import hybridgen.generation
+import hybridgen.sequence
 import hybridgen.stop_strings
 from hybridgen import (
     LLM,
@@ -494,6 +495,7 @@ class InterruptAt:
 
     FILES = (
         hybridgen.generation.__file__,
+        hybridgen.sequence.__file__,
         hybridgen.detokenizer.__file__,
         hybridgen.stop_strings.__file__,
         hybridgen.codec.__file__,
@@ -612,7 +614,7 @@ def test_requests_made_at_the_same_time_have_seeds_of_their_own(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds: list[int] = []
-    original = hybridgen.generation.sampling_options
+    original = hybridgen.sequence.sampling_options
 
     def noting(params: SamplingParams, **options: Any) -> Any:
         seeds.append(options["seed"])
@@ -676,7 +678,7 @@ def test_a_progress_bar_that_cannot_be_drawn_costs_no_result(
 def test_what_is_looked_at_per_step_does_not_grow_with_the_number_of_prompts(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hybridgen.generation import Sequence
+    from hybridgen.sequence import Sequence
 
     looks = 0
 

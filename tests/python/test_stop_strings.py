@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import StopStringCriteria
 
 from hybridgen import SamplingParams
-from hybridgen.generation import Sequence
+from hybridgen.sequence import Sequence
 from hybridgen.stop_strings import StopMatcher
 from test_detokenizer import token_runs
 from tokenizer_kinds import KINDS, tokenizer_of
