@@ -51,6 +51,7 @@ bool is_same(const MethodValue& a, const MethodValue& b) {
 MethodConfig::MethodConfig(const MethodInfo& info, const EngineOptions& options)
     : info_(info), options_(options) {
   std::vector<std::string> names;
+  names.reserve(info.tunables.size());
   for (const Tunable& known : info.tunables) {
     names.push_back(known.name);
   }

@@ -14,7 +14,7 @@ std::int64_t window_of(const MethodConfig& config,
                        std::int64_t sinks) {
   const WindowSetting& device = options.device_tokens;
   const std::int64_t window = config.integer("window", 1);
-  if (device == WindowSetting{}) {
+  if (!device.count && !device.share) {
     return window;
   }
   if (!device.count || *device.count <= sinks || config.choice("home", "device, host") == "host") {

@@ -110,6 +110,7 @@ std::string way_out(const Option& option) {
 
 std::vector<std::string> selective_options() {
   std::vector<std::string> names;
+  names.reserve(kOptions.size());
   for (const Option& option : kOptions) {
     names.emplace_back(option.name);
   }

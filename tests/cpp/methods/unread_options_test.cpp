@@ -144,7 +144,7 @@ TEST(UnreadOptions, OfAMethodsOwnAreRefusedUnlessTheyAreAtTheirDefaults) {
     o.scheduler.emplace();
     o.pre_selector = "sinks_recent";
   };
-  const auto set = [](const char* name, MethodValue value) {
+  const auto set = [](const char* name, const MethodValue& value) {
     return [=](EngineOptions& o) { o.method_config[name] = value; };
   };
   const std::int64_t whole = 7;
