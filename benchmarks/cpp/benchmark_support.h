@@ -13,10 +13,10 @@
 #include <utility>
 #include <vector>
 
-#include "hybridgen/device/cpus.h"
-#include "hybridgen/device/worker_pool.h"
-#include "hybridgen/memory/host_buffer.h"
 #include "kernels/cpu_kernels.h"
+#include "memory/host_buffer.h"
+#include "runtime/cpus.h"
+#include "runtime/worker_pool.h"
 
 namespace hybridgen::benchmarks {
 

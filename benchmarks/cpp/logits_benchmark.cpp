@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "benchmark_support.h"
-#include "hybridgen/kvcache/host_kv_store.h"
+#include "kvcache/host_kv_store.h"
 
 namespace hybridgen::benchmarks {
 namespace {

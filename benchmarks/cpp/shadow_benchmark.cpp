@@ -9,8 +9,8 @@
 
 #include "benchmark_support.h"
 #include "hybridgen/core/error.h"
-#include "hybridgen/kvcache/host_kv_store.h"
-#include "hybridgen/kvcache/scoring_shadow.h"
+#include "kvcache/host_kv_store.h"
+#include "kvcache/scoring_shadow.h"
 
 namespace hybridgen::benchmarks {
 namespace {

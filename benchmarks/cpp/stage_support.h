@@ -15,10 +15,10 @@
 #include "benchmark_support.h"
 #include "hybridgen/core/model_config.h"
 #include "hybridgen/core/types.h"
-#include "hybridgen/device/trace_recorder.h"
-#include "hybridgen/kvcache/host_kv_store.h"
-#include "hybridgen/pipeline/cpu_stage.h"
+#include "hybridgen/runtime/trace_recorder.h"
 #include "hybridgen/selection/token_selector.h"
+#include "kvcache/host_kv_store.h"
+#include "pipeline/cpu_stage.h"
 
 namespace hybridgen::benchmarks {
 

@@ -5,9 +5,9 @@
 
 #include "bindings.h"
 #include "hybridgen/core/error.h"
-#include "hybridgen/device/cpus.h"
 #include "hybridgen/engine/engine.h"
-#include "hybridgen/memory/numa.h"
+#include "memory/numa.h"
+#include "runtime/cpus.h"
 
 namespace py = pybind11;
 

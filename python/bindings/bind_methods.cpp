@@ -7,7 +7,7 @@
 #include "bindings.h"
 #include "hybridgen/core/error.h"
 #include "hybridgen/methods/method.h"
-#include "hybridgen/scheduling/feedback_scheduler.h"
+#include "scheduling/feedback_scheduler.h"
 
 namespace py = pybind11;
 

@@ -7,9 +7,9 @@
 
 #include "bindings.h"
 #include "hybridgen/core/error.h"
-#include "hybridgen/device/process.h"
-#include "hybridgen/engine/driver_thread.h"
-#include "hybridgen/models/decoder_model.h"
+#include "models/decoder_model.h"
+#include "runtime/driver_thread.h"
+#include "runtime/process.h"
 
 namespace py = pybind11;
 

@@ -15,18 +15,18 @@
 #include <thread>
 
 #include "bindings.h"
+#include "device/own_error.h"
 #include "hybridgen/core/error.h"
-#include "hybridgen/device/cpus.h"
-#include "hybridgen/device/process.h"
-#include "hybridgen/kvcache/scoring_shadow.h"
-#include "hybridgen/memory/host_buffer.h"
-#include "hybridgen/memory/memory_budget.h"
-#include "hybridgen/memory/numa.h"
 #include "hybridgen/methods/method.h"
 #include "hybridgen/selection/token_selector.h"
 #include "kernels/cpu_kernels.h"
 #include "kernels/cuda_kernels.h"
-#include "models/own_error.h"
+#include "kvcache/scoring_shadow.h"
+#include "memory/host_buffer.h"
+#include "memory/memory_budget.h"
+#include "memory/numa.h"
+#include "runtime/cpus.h"
+#include "runtime/process.h"
 
 namespace py = pybind11;
 

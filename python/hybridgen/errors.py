@@ -72,7 +72,7 @@ class NumericError(HybridGenError, ArithmeticError):
 
 
 # How a lack of memory is worded by libraries that have no type of their own for it; all that
-# src/models/own_error.cpp knows, and NumPy's words.
+# src/device/own_error.cpp knows, and NumPy's words.
 _LACK_OF_MEMORY = (
     "not enough memory",
     "unable to mmap",

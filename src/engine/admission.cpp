@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "admission.h"
+#include "engine/admission.h"
 
 #include <algorithm>
 #include <string>
 
+#include "device/resident_cache.h"
 #include "hybridgen/core/error.h"
-#include "hybridgen/pipeline/resident_cache.h"
 
 namespace hybridgen {
 

@@ -5,10 +5,10 @@
 #include <cstdint>
 
 #include "hybridgen/core/engine_options.h"
-#include "hybridgen/memory/memory_budget.h"
 #include "hybridgen/methods/method.h"
-#include "hybridgen/models/decoder_model.h"
-#include "hybridgen/pipeline/request_state.h"
+#include "memory/memory_budget.h"
+#include "models/decoder_model.h"
+#include "pipeline/request_state.h"
 
 namespace hybridgen {
 

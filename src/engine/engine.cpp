@@ -7,21 +7,21 @@
 #include <algorithm>
 #include <map>
 
-#include "admission.h"
-#include "host_threads.h"
+#include "device/driver_thread.h"
+#include "device/own_error.h"
+#include "engine/admission.h"
+#include "engine/host_threads.h"
+#include "engine/method_checks.h"
 #include "hybridgen/core/error.h"
-#include "hybridgen/device/cpus.h"
-#include "hybridgen/device/worker_pool.h"
-#include "hybridgen/engine/driver_thread.h"
-#include "hybridgen/memory/memory_budget.h"
-#include "hybridgen/memory/numa.h"
-#include "hybridgen/memory/numa_division.h"
 #include "hybridgen/methods/method.h"
-#include "hybridgen/pipeline/decode_pipeline.h"
-#include "hybridgen/pipeline/prefill.h"
 #include "kernels/cpu_kernels.h"
-#include "method_checks.h"
-#include "models/own_error.h"
+#include "memory/memory_budget.h"
+#include "memory/numa.h"
+#include "memory/numa_division.h"
+#include "pipeline/decode_pipeline.h"
+#include "pipeline/prefill.h"
+#include "runtime/cpus.h"
+#include "runtime/worker_pool.h"
 
 namespace hybridgen {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "host_threads.h"
+#include "engine/host_threads.h"
 
 #include <algorithm>
 #include <iterator>
@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "hybridgen/core/error.h"
-#include "hybridgen/device/cpus.h"
+#include "runtime/cpus.h"
 
 namespace hybridgen {
 

@@ -5,10 +5,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "device/device_context.h"
 #include "hybridgen/core/engine_options.h"
-#include "hybridgen/memory/numa.h"
-#include "hybridgen/memory/numa_division.h"
-#include "hybridgen/models/device_context.h"
+#include "memory/numa.h"
+#include "memory/numa_division.h"
 
 namespace hybridgen {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "method_checks.h"
+#include "engine/method_checks.h"
 
 #include "hybridgen/core/error.h"
 

@@ -9,9 +9,8 @@
 #include <string_view>
 #include <vector>
 
+#include "core/kv_views.h"
 #include "hybridgen/core/types.h"
-#include "hybridgen/kvcache/host_kv_store.h"
-#include "hybridgen/kvcache/scoring_shadow.h"
 
 namespace hybridgen::kernels {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/kvcache/eviction_engine.h"
+#include "kvcache/eviction_engine.h"
 
 #include <algorithm>
 

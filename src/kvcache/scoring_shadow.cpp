@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/kvcache/scoring_shadow.h"
+#include "kvcache/scoring_shadow.h"
 
 #include <algorithm>
 #include <array>
@@ -8,7 +8,7 @@
 #include <string_view>
 
 #include "hybridgen/core/error.h"
-#include "shadow_codes.h"
+#include "kvcache/shadow_codes.h"
 
 namespace hybridgen {
 

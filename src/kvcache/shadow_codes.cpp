@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "shadow_codes.h"
+#include "kvcache/shadow_codes.h"
 
 #include <algorithm>
 #include <array>
@@ -8,7 +8,7 @@
 #include <cstring>
 #include <limits>
 
-#include "hybridgen/kvcache/scoring_shadow.h"
+#include "kvcache/scoring_shadow.h"
 
 namespace hybridgen {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/kvcache/token_mapper.h"
+#include "kvcache/token_mapper.h"
 
 #include "hybridgen/core/error.h"
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/memory/host_buffer.h"
+#include "memory/host_buffer.h"
 
 #include <sys/mman.h>
 
@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "hybridgen/core/error.h"
-#include "hybridgen/memory/numa.h"
+#include "memory/numa.h"
 
 namespace hybridgen {
 

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/memory/memory_budget.h"
+#include "memory/memory_budget.h"
 
 #include <unistd.h>
 
 #include <algorithm>
 #include <utility>
 
-#include "core/control_group.h"
 #include "hybridgen/core/error.h"
+#include "runtime/control_group.h"
 
 namespace hybridgen {
 

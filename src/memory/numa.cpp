@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/memory/numa.h"
+#include "memory/numa.h"
 
 #include <unistd.h>
 
@@ -15,8 +15,8 @@
 #include <utility>
 
 #include "hybridgen/core/error.h"
-#include "hybridgen/device/cpus.h"
-#include "hybridgen/memory/memory_budget.h"
+#include "memory/memory_budget.h"
+#include "runtime/cpus.h"
 
 #if defined(HYBRIDGEN_HAS_NUMA)
 #include <numa.h>

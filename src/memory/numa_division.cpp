@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/memory/numa_division.h"
+#include "memory/numa_division.h"
 
 #include <unistd.h>
 

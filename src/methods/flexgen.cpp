@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // FlexGen (Sheng et al., ICML 2023; FMInference/FlexLLMGen): keys and values live on the host and
 // stream to the device layer by layer, the next layer's while this one computes.
-#include "method_config.h"
-#include "methods.h"
+#include "methods/method_config.h"
+#include "methods/methods.h"
 
 namespace hybridgen {
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Full attention with the whole KV cache on the device: the reference every method is held against.
-#include "method_config.h"
-#include "methods.h"
+#include "methods/method_config.h"
+#include "methods/methods.h"
 
 namespace hybridgen {
 

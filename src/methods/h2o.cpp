@@ -2,7 +2,7 @@
 // H2O (Zhang et al., NeurIPS 2023; FMInference/H2O, the variant that really evicts): tokens with
 // the largest sums of attention weights ("heavy hitters") and the newest ones.
 
-#include "methods.h"
+#include "methods/methods.h"
 
 namespace hybridgen {
 

@@ -3,9 +3,9 @@
 // over salient older tokens on the host, merged by log-sum-exp.
 #include <limits>
 
-#include "hybridgen/selection/hgca_selector.h"
-#include "method_config.h"
-#include "methods.h"
+#include "methods/method_config.h"
+#include "methods/methods.h"
+#include "selection/hgca_selector.h"
 
 namespace hybridgen {
 

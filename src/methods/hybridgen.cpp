@@ -2,7 +2,7 @@
 // HybridGen (paper §4): a window on the device, older tokens on the host, which computes their
 // logits.
 #include "hybridgen/core/error.h"
-#include "methods.h"
+#include "methods/methods.h"
 
 namespace hybridgen {
 

@@ -4,8 +4,8 @@
 // device computes exact attention over them.
 #include <limits>
 
-#include "method_config.h"
-#include "methods.h"
+#include "methods/method_config.h"
+#include "methods/methods.h"
 
 namespace hybridgen {
 

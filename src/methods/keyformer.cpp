@@ -3,7 +3,7 @@
 // and of tokens with the largest sums of a noisy, tempered softmax.
 #include <limits>
 
-#include "methods.h"
+#include "methods/methods.h"
 
 namespace hybridgen {
 

@@ -3,9 +3,10 @@
 
 #include <array>
 
+#include "core/names.h"
 #include "hybridgen/core/error.h"
 #include "hybridgen/selection/token_selector.h"
-#include "methods.h"
+#include "methods/methods.h"
 
 namespace hybridgen {
 namespace {

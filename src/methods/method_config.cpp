@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "method_config.h"
+#include "methods/method_config.h"
 
 #include <algorithm>
 #include <optional>
 
+#include "core/names.h"
 #include "hybridgen/core/error.h"
 
 namespace hybridgen {

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "hybridgen/methods/method.h"
-#include "method_config.h"
+#include "methods/method_config.h"
 
 namespace hybridgen {
 

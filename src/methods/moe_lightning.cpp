@@ -2,8 +2,8 @@
 // MoE-Lightning (Cao et al., ASPLOS 2025): the host keeps every key and value and computes the
 // whole attention; the device does the rest. With several micro-batches the host works on one while
 // the device finishes another (its CGOPipe order).
-#include "method_config.h"
-#include "methods.h"
+#include "methods/method_config.h"
+#include "methods/methods.h"
 
 namespace hybridgen {
 

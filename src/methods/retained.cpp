@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "methods.h"
+#include "methods/methods.h"
 
 namespace hybridgen {
 

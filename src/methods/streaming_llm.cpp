@@ -3,7 +3,7 @@
 // sinks") and the newest ones, nothing between.
 
 #include "hybridgen/core/error.h"
-#include "methods.h"
+#include "methods/methods.h"
 
 namespace hybridgen {
 namespace {

@@ -5,7 +5,7 @@
 
 #include "hybridgen/core/error.h"
 #include "hybridgen/methods/method.h"
-#include "method_config.h"
+#include "methods/method_config.h"
 
 namespace hybridgen {
 namespace {

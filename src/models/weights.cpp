@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/models/weights.h"
+#include "models/weights.h"
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/ops/empty.h>
@@ -7,8 +7,8 @@
 
 #include <algorithm>
 
+#include "device/torch_types.h"
 #include "hybridgen/core/error.h"
-#include "hybridgen/models/torch_types.h"
 
 namespace hybridgen {
 namespace {

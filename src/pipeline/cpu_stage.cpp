@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/pipeline/cpu_stage.h"
+#include "pipeline/cpu_stage.h"
 
 #include <algorithm>
 #include <atomic>
@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "kernels/cpu_kernels.h"
-#include "random_delay.h"
+#include "pipeline/random_delay.h"
 
 namespace hybridgen {
 namespace {

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/pipeline/decode_pipeline.h"
+#include "pipeline/decode_pipeline.h"
 
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
 #include <cstring>
 
-#include "feedback.h"
 #include "hybridgen/core/error.h"
-#include "hybridgen/pipeline/offload.h"
-#include "random_delay.h"
-#include "sparse_values.h"
+#include "pipeline/feedback.h"
+#include "pipeline/offload.h"
+#include "pipeline/random_delay.h"
+#include "pipeline/sparse_values.h"
 
 namespace hybridgen {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "feedback.h"
+#include "pipeline/feedback.h"
 
 #include <ATen/core/Tensor.h>
 

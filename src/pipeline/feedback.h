@@ -5,11 +5,11 @@
 
 #include <cstdint>
 
-#include "hybridgen/device/worker_pool.h"
-#include "hybridgen/models/decoder_model.h"
-#include "hybridgen/models/device_ops.h"
-#include "hybridgen/pipeline/cpu_stage.h"
-#include "hybridgen/pipeline/request_state.h"
+#include "device/device_ops.h"
+#include "models/decoder_model.h"
+#include "pipeline/cpu_stage.h"
+#include "pipeline/request_state.h"
+#include "runtime/worker_pool.h"
 
 namespace hybridgen {
 

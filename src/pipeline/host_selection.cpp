@@ -4,8 +4,8 @@
 #include <algorithm>
 
 #include "hybridgen/core/error.h"
-#include "hybridgen/pipeline/cpu_stage.h"
 #include "kernels/cpu_kernels.h"
+#include "pipeline/cpu_stage.h"
 
 namespace hybridgen {
 namespace {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/pipeline/host_staging.h"
+#include "pipeline/host_staging.h"
 
 #include <ATen/ops/empty_like.h>
 
 #include <algorithm>
 #include <numeric>
 
-#include "hybridgen/models/torch_types.h"
+#include "device/torch_types.h"
 
 namespace hybridgen {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/pipeline/micro_batch.h"
+#include "pipeline/micro_batch.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -7,7 +7,7 @@
 
 #include <utility>
 
-#include "hybridgen/models/torch_types.h"
+#include "device/torch_types.h"
 
 namespace hybridgen {
 

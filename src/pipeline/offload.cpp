@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/pipeline/offload.h"
+#include "pipeline/offload.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/pipeline/partial_keys.h"
+#include "pipeline/partial_keys.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
@@ -11,7 +11,7 @@
 #include <cmath>
 
 #include "hybridgen/core/error.h"
-#include "hybridgen/kvcache/host_kv_store.h"
+#include "kvcache/host_kv_store.h"
 
 namespace hybridgen {
 namespace {

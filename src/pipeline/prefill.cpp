@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/pipeline/prefill.h"
+#include "pipeline/prefill.h"
 
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
@@ -8,9 +8,9 @@
 #include <algorithm>
 #include <numeric>
 
-#include "hybridgen/models/torch_types.h"
-#include "hybridgen/pipeline/offload.h"
-#include "hybridgen/pipeline/prefill_scores.h"
+#include "device/torch_types.h"
+#include "pipeline/offload.h"
+#include "pipeline/prefill_scores.h"
 
 namespace hybridgen {
 namespace {

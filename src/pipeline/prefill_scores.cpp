@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/pipeline/prefill_scores.h"
+#include "pipeline/prefill_scores.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/pipeline/request_state.h"
+#include "pipeline/request_state.h"
 
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <cmath>
 
-#include "hybridgen/models/torch_types.h"
+#include "device/torch_types.h"
 
 namespace hybridgen {
 namespace {

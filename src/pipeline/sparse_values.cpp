@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "sparse_values.h"
+#include "pipeline/sparse_values.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>

@@ -7,9 +7,9 @@
 
 #include <cstdint>
 
+#include "device/device_context.h"
 #include "hybridgen/methods/method.h"
-#include "hybridgen/models/device_context.h"
-#include "hybridgen/pipeline/micro_batch.h"
+#include "pipeline/micro_batch.h"
 
 namespace hybridgen {
 

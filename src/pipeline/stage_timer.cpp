@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/pipeline/stage_timer.h"
+#include "pipeline/stage_timer.h"
 
 #include <c10/core/impl/VirtualGuardImpl.h>
 
-#include "hybridgen/device/trace_recorder.h"
+#include "hybridgen/runtime/trace_recorder.h"
 
 namespace hybridgen {
 

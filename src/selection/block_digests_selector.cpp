@@ -15,8 +15,8 @@
 #include <string_view>
 #include <vector>
 
+#include "core/kv_views.h"
 #include "hybridgen/core/error.h"
-#include "hybridgen/kvcache/host_kv_store.h"
 #include "hybridgen/selection/token_selector.h"
 #include "kernels/cpu_kernels.h"
 #include "selection/selector_checks.h"

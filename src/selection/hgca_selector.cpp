@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/selection/hgca_selector.h"
+#include "selection/hgca_selector.h"
 
 #include <algorithm>
 #include <cmath>

@@ -4,7 +4,7 @@
 # so do the sanitizers with --long.
 
 # The folders whose tests start threads: in the others the thread sanitizer has nothing to look at.
-thread_folders=(device memory models pipeline engine)
+thread_folders=(runtime memory device pipeline engine)
 
 # Tests that run code again that others run, for the sake of what it returns. What is left runs every
 # method to its end in every setting.

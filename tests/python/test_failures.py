@@ -773,7 +773,7 @@ def test_lacks_of_memory_while_loading_are_called_that(
 
 
 def test_python_and_the_engine_know_the_same_words_for_a_lack_of_memory() -> None:
-    source = (Path(__file__).parents[2] / "src/models/own_error.cpp").read_text(encoding="utf-8")
+    source = (Path(__file__).parents[2] / "src/device/own_error.cpp").read_text(encoding="utf-8")
     lists = re.findall(r"kLackOfMemory\w* = \{(.*?)\}", source, re.DOTALL)
     words = [word for part in lists for word in re.findall(r'"([^"]+)"', part)]
     assert len(lists) == 2

@@ -17,12 +17,12 @@
 #include <vector>
 
 #include "hybridgen/core/engine_options.h"
-#include "hybridgen/device/trace_recorder.h"
 #include "hybridgen/engine/sampler.h"
-#include "hybridgen/memory/numa_division.h"
 #include "hybridgen/methods/method.h"
-#include "hybridgen/models/decoder_model.h"
 #include "hybridgen/pipeline/statistics.h"
+#include "hybridgen/runtime/trace_recorder.h"
+#include "memory/numa_division.h"
+#include "models/decoder_model.h"
 
 namespace hybridgen {
 

@@ -15,11 +15,11 @@
 #include <vector>
 
 #include "hybridgen/core/engine_options.h"
-#include "hybridgen/kvcache/host_kv_store.h"
-#include "hybridgen/kvcache/pool_eviction.h"
-#include "hybridgen/kvcache/scoring_shadow.h"
 #include "hybridgen/selection/retention_policy.h"
 #include "hybridgen/selection/token_selector.h"
+#include "kvcache/host_kv_store.h"
+#include "kvcache/pool_eviction.h"
+#include "kvcache/scoring_shadow.h"
 
 namespace hybridgen {
 

@@ -132,8 +132,4 @@ std::vector<std::string> selector_names(SelectionStrategy strategy);
 /// ConfigError for an unknown name, as make_selector.
 SelectionStrategy strategy_of_selector(std::string_view name);
 
-/// The entry of `candidates` with the smallest edit distance to `name` if that is at most
-/// max(2, name.size() / 3), else "".
-std::string nearest_name(std::string_view name, const std::vector<std::string>& candidates);
-
 }  // namespace hybridgen

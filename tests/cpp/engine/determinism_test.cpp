@@ -3,7 +3,7 @@
 // they hold, or on how many came before.
 #include <gtest/gtest.h>
 
-#include "hybridgen/pipeline/resident_cache.h"
+#include "device/resident_cache.h"
 #include "support/tiny_model.h"
 
 namespace hybridgen {

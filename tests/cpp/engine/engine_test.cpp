@@ -6,8 +6,8 @@
 #include <cmath>
 #include <map>
 
+#include "device/resident_cache.h"
 #include "hybridgen/core/error.h"
-#include "hybridgen/pipeline/resident_cache.h"
 #include "support/tiny_model.h"
 
 namespace hybridgen {

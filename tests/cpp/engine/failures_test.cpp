@@ -11,8 +11,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "device/own_error.h"
 #include "hybridgen/core/error.h"
-#include "models/own_error.h"
 #include "support/tiny_model.h"
 
 namespace hybridgen {

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <functional>
 
-#include "hybridgen/kvcache/scoring_shadow.h"
 #include "kernel_test_support.h"
+#include "kvcache/scoring_shadow.h"
 
 namespace hybridgen::kernels::test {
 namespace {

@@ -4,10 +4,10 @@
 #include <numeric>
 #include <thread>
 
-#include "hybridgen/device/cpus.h"
-#include "hybridgen/device/worker_pool.h"
 #include "kernel_test_support.h"
 #include "kernels/top_k_passes.h"
+#include "runtime/cpus.h"
+#include "runtime/worker_pool.h"
 
 namespace hybridgen::kernels::test {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/kvcache/host_kv_store.h"
+#include "kvcache/host_kv_store.h"
 
 #include <gtest/gtest.h>
 

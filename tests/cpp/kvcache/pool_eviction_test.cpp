@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/kvcache/pool_eviction.h"
+#include "kvcache/pool_eviction.h"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/kvcache/scoring_shadow.h"
+#include "kvcache/scoring_shadow.h"
 
 #include <gtest/gtest.h>
 

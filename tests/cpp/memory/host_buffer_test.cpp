@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/memory/host_buffer.h"
+#include "memory/host_buffer.h"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/memory/memory_budget.h"
+#include "memory/memory_budget.h"
 
 #include <gtest/gtest.h>
 

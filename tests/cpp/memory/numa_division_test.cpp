@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/memory/numa_division.h"
+#include "memory/numa_division.h"
 
 #include <gtest/gtest.h>
 #include <linux/mempolicy.h>
@@ -8,7 +8,7 @@
 
 #include <numeric>
 
-#include "hybridgen/memory/host_buffer.h"
+#include "memory/host_buffer.h"
 
 namespace hybridgen {
 namespace {

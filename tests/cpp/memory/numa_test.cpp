@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/memory/numa.h"
+#include "memory/numa.h"
 
 #include <gtest/gtest.h>
 #include <linux/mempolicy.h>
@@ -14,9 +14,9 @@
 #include <string>
 
 #include "hybridgen/core/error.h"
-#include "hybridgen/device/cpus.h"
-#include "hybridgen/memory/host_buffer.h"
-#include "hybridgen/memory/memory_budget.h"
+#include "memory/host_buffer.h"
+#include "memory/memory_budget.h"
+#include "runtime/cpus.h"
 
 namespace hybridgen {
 namespace {

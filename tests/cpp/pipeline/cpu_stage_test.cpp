@@ -2,7 +2,7 @@
 // Host jobs whose heads are cut into ranges of tokens: the same bits as heads in one piece, however
 // many workers there are, and the same bytes, times and errors. So are heads that are divided over
 // memory nodes, whose workers take the tasks of their own node first.
-#include "hybridgen/pipeline/cpu_stage.h"
+#include "pipeline/cpu_stage.h"
 
 #include <gtest/gtest.h>
 #include <sched.h>
@@ -18,8 +18,8 @@
 #include <vector>
 
 #include "hybridgen/core/error.h"
-#include "hybridgen/device/cpus.h"
 #include "kernels/cpu_kernels.h"
+#include "runtime/cpus.h"
 
 namespace hybridgen {
 namespace {

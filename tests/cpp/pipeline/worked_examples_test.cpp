@@ -30,13 +30,13 @@
 #include <memory>
 #include <numbers>
 
-#include "hybridgen/models/device_context.h"
-#include "hybridgen/models/rope_table.h"
-#include "hybridgen/pipeline/cpu_stage.h"
-#include "hybridgen/pipeline/host_staging.h"
-#include "hybridgen/pipeline/prefill_scores.h"
+#include "device/device_context.h"
+#include "device/rope_table.h"
 #include "kernels/cpu_kernels.h"
 #include "kernels/gumbel.h"
+#include "pipeline/cpu_stage.h"
+#include "pipeline/host_staging.h"
+#include "pipeline/prefill_scores.h"
 #include "support/tiny_model.h"
 
 namespace hybridgen {

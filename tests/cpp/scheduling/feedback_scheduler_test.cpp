@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/scheduling/feedback_scheduler.h"
+#include "scheduling/feedback_scheduler.h"
 
 #include <gtest/gtest.h>
 

@@ -16,8 +16,8 @@
 #include <vector>
 
 #include "hybridgen/core/error.h"
-#include "hybridgen/kvcache/host_kv_store.h"
 #include "hybridgen/selection/token_selector.h"
+#include "kvcache/host_kv_store.h"
 #include "selection/selectors.h"
 
 namespace hybridgen {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hybridgen/selection/hgca_selector.h"
+#include "selection/hgca_selector.h"
 
 #include <gtest/gtest.h>
 
@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "hybridgen/core/error.h"
-#include "hybridgen/kvcache/host_kv_store.h"
+#include "kvcache/host_kv_store.h"
 
 namespace hybridgen {
 namespace {

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "hybridgen/core/error.h"
-#include "hybridgen/kvcache/host_kv_store.h"
+#include "kvcache/host_kv_store.h"
 
 namespace hybridgen {
 namespace {

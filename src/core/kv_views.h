@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// How the host's keys and values lie in memory, as kernels see them: views of what a store owns.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "hybridgen/core/types.h"
+
+namespace hybridgen {
+
+inline constexpr std::int64_t kKeyBlockTokens = 32;
+
+enum class KeyLayout : std::uint8_t { kBlocked, kRows };
+
+/// Keys of one (layer, KV head): element (position t, dimension d) lies at
+/// data + ((t / 32) * D + d) * 32 + t % 32 elements. Non-owning.
+struct BlockedKeyView {
+  const void* data = nullptr;
+  DType dtype = DType::kFloat32;
+  std::int64_t head_dim = 0;
+  std::int64_t capacity = 0;  ///< tokens, a multiple of 32
+};
+
+/// Rows [capacity, D] of one (layer, KV head), contiguous. Non-owning.
+struct RowView {
+  const void* data = nullptr;
+  DType dtype = DType::kFloat32;
+  std::int64_t head_dim = 0;
+  std::int64_t capacity = 0;
+};
+
+/// Source rows: element (g, t, d) at data + g * head_stride + t * token_stride + d, in elements.
+struct KvRowsView {
+  const void* data = nullptr;
+  std::int64_t head_stride = 0;
+  std::int64_t token_stride = 0;
+};
+
+enum class ShadowPrecision : std::uint8_t { kInt8, kInt4 };
+
+/// Sums over more dimensions could not be held by a float32 exactly.
+inline constexpr std::int64_t kMaxShadowHeadDim = 512;
+
+/// Shadow of the keys of one (layer, KV head), in blocks of 32 tokens. Non-owning. In a block lie
+///   kInt8  [padded_dim / 4][32 tokens][4 dimensions] bytes
+///   kInt4  [padded_dim / 8][32 tokens][4] bytes: dimension i in the low, i + 4 in the high half
+/// and then the bfloat16 steps of the 32 tokens. Code u stands for the value 2 u - (2^bits - 1).
+struct ShadowKeyView {
+  const std::byte* blocks = nullptr;
+  const float* centres = nullptr;  ///< [head_dim]
+  const float* spreads = nullptr;  ///< [head_dim], each > 0
+  ShadowPrecision precision = ShadowPrecision::kInt8;
+  std::int64_t head_dim = 0;
+  std::int64_t padded_dim = 0;   ///< head_dim rounded up to a multiple of 8
+  std::int64_t block_bytes = 0;  ///< a multiple of 64
+  std::int64_t capacity = 0;     ///< tokens, a multiple of 32
+};
+
+}  // namespace hybridgen

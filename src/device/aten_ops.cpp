@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/layer_norm.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/logaddexp.h>
+#include <ATen/ops/logsumexp.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/nan_to_num.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/rsqrt.h>
+#include <ATen/ops/silu.h>
+#include <ATen/ops/softmax.h>
+#include <ATen/ops/sort.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/topk.h>
+
+#include <cmath>
+#include <limits>
+
+#include "device/device_ops.h"
+
+namespace hybridgen {
+
+void merge_partial(PartialAttention& sum, const PartialAttention& part) {
+  if (!sum.out.defined()) {
+    sum = part;
+    return;
+  }
+  const at::Tensor lse = at::logaddexp(sum.lse, part.lse);
+  const at::Tensor old_share = at::exp(sum.lse - lse).unsqueeze(-1);
+  const at::Tensor new_share = at::exp(part.lse - lse).unsqueeze(-1);
+  sum.out = sum.out * old_share + part.out * new_share;
+  sum.lse = lse;
+}
+
+namespace {
+
+class AtenOps final : public DeviceOps {
+ public:
+  std::string_view name() const override { return "aten"; }
+
+  void linear(const at::Tensor& x,
+              const at::Tensor& weight,
+              const at::Tensor& bias,
+              at::Tensor& y) const override {
+    y.copy_(at::linear(x, weight, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt));
+  }
+
+  void select_rows(const at::Tensor& table,
+                   const at::Tensor& ids,
+                   std::int64_t offset,
+                   at::Tensor& y) const override {
+    y.copy_(table.index_select(0, (ids + offset).to(table.device())));
+  }
+
+  void norm(const ModelConfig& config,
+            const at::Tensor& x,
+            const at::Tensor& weight,
+            const at::Tensor& bias,
+            at::Tensor& y) const override {
+    if (config.norm == NormKind::kLayer) {
+      y.copy_(at::layer_norm(x, weight.sizes(), weight, bias, config.norm_eps));
+      return;
+    }
+    const at::Tensor wide = x.to(at::kFloat);
+    const at::Tensor variance = wide.square().mean(-1, /*keepdim=*/true);
+    y.copy_((wide * at::rsqrt(variance + config.norm_eps)).to(x.scalar_type()) * weight);
+  }
+
+  void rotate(const RopeTable& table, const at::Tensor& positions, at::Tensor& x) const override {
+    const at::Tensor where = positions.to(x.device());
+    const at::Tensor cosines = table.cosines.index_select(0, where).unsqueeze(1);
+    const at::Tensor sines = table.sines.index_select(0, where).unsqueeze(1);
+    const std::int64_t half = x.size(-1) / 2;
+    const at::Tensor a =
+        x.narrow(-1, 0, half).to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
+    const at::Tensor b =
+        x.narrow(-1, half, half).to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
+    x.narrow(-1, 0, half).copy_(a * cosines - b * sines);
+    x.narrow(-1, half, half).copy_(b * cosines + a * sines);
+  }
+
+  void silu_gate(const at::Tensor& gate, const at::Tensor& up, at::Tensor& y) const override {
+    y.copy_(at::silu(gate) * up);
+  }
+
+  void relu(at::Tensor& x) const override { x.relu_(); }
+  void add(at::Tensor& y, const at::Tensor& x) const override { y.add_(x); }
+
+  void append_row(const at::Tensor& rows,
+                  std::int64_t row,
+                  at::Tensor& destination,
+                  std::int64_t slot) const override {
+    destination.select(1, slot).copy_(rows.select(0, row));
+  }
+
+  void resident_logits(const at::Tensor& query,
+                       std::span<const AttentionItem> items) const override {
+    const std::int64_t heads = query.size(1);
+    for (const AttentionItem& item : items) {
+      const at::Tensor keys = item.keys->narrow(1, item.first_slot, item.num_resident);
+      item.resident_logits->narrow(0, 0, heads * item.num_resident)
+          .copy_(scaled_logits(query.select(0, item.row), keys).view({-1}));
+    }
+  }
+
+  void merge(const at::Tensor& query,
+             std::span<const AttentionItem> items,
+             at::Tensor& out) const override {
+    const std::int64_t heads = query.size(1);
+    const std::int64_t head_dim = query.size(2);
+    for (const AttentionItem& item : items) {
+      const std::int64_t groups = item.keys->size(0);
+      const std::int64_t resident = item.num_resident;
+      at::Tensor logits = item.resident_logits->narrow(0, 0, heads * resident)
+                              .view({groups, heads / groups, resident});
+      at::Tensor values = item.values->narrow(1, item.first_slot, resident).to(at::kFloat);
+      const HostPayload* payload = item.payload;
+      if (payload != nullptr && payload->is_partial()) {
+        const at::Tensor weights = weights_of(logits);
+        keep_weights(item, {}, weights);
+        PartialAttention sum;
+        if (resident > 0) {
+          sum.lse = at::logsumexp(logits, {-1}).view({heads, 1});
+          sum.out = at::matmul(weights, values).view({heads, 1, head_dim});
+        }
+        merge_partial(sum,
+                      {payload->output.to(at::kFloat).view({heads, 1, head_dim}),
+                       payload->lse.view({heads, 1})});
+        out.select(0, item.row).copy_(sum.out.view({heads, head_dim}));
+        continue;
+      }
+      const bool has_rows = payload != nullptr && payload->count > 0;
+      if (has_rows) {
+        const std::int64_t rows = payload->values.size(1);
+        logits = at::cat({host_logits(query.select(0, item.row), *payload, groups), logits}, -1);
+        // Rows beyond a head's union are uninitialised; their weight is 0, but 0 * NaN is NaN.
+        const at::Tensor unused =
+            rows_in_use(*payload, rows).logical_not().unsqueeze(-1).to(payload->values.device());
+        values = at::cat({payload->values.to(at::kFloat).masked_fill(unused, 0.0), values}, 1);
+      }
+      const at::Tensor weights = weights_of(logits);
+      keep_weights(item, has_rows ? payload : nullptr, weights);
+      out.select(0, item.row).copy_(at::matmul(weights, values).view({heads, head_dim}));
+    }
+  }
+
+  PartialAttention partial_attention(const at::Tensor& query,
+                                     const at::Tensor& keys,
+                                     const at::Tensor& values,
+                                     bool causal) const override {
+    const std::int64_t rows = query.size(0);
+    const std::int64_t heads = query.size(1);
+    const std::int64_t head_dim = query.size(2);
+    const std::int64_t groups = keys.size(0);
+    const at::Tensor q =
+        query.permute({1, 0, 2}).reshape({groups, heads / groups * rows, head_dim}).to(at::kFloat) *
+        (1.0 / std::sqrt(static_cast<double>(head_dim)));
+    at::Tensor logits = at::matmul(q, keys.to(at::kFloat).transpose(1, 2));
+    if (causal) {
+      const at::Tensor future = at::ones({rows, rows}, q.options().dtype(at::kBool)).triu(1);
+      logits = logits.view({groups, heads / groups, rows, rows})
+                   .masked_fill(future, -std::numeric_limits<double>::infinity())
+                   .view({groups, heads / groups * rows, rows});
+    }
+    const at::Tensor lse = at::logsumexp(logits, {-1});
+    const at::Tensor out = at::matmul(at::exp(logits - lse.unsqueeze(-1)), values.to(at::kFloat));
+    return {out.view({heads, rows, head_dim}), lse.view({heads, rows})};
+  }
+
+  void guess_logits(const at::Tensor& queries,
+                    const at::Tensor& keys,
+                    at::Tensor& guesses) const override {
+    const std::int64_t tokens = guesses.size(1);
+    const std::int64_t block = keys.size(3);
+    const at::Tensor used = keys.narrow(1, 0, (tokens + block - 1) / block);
+    const at::Tensor logits = at::matmul(queries.unsqueeze(1), used);  // [G, blocks, R, 32]
+    guesses.copy_(logits.amax(2).flatten(1).narrow(1, 0, tokens));
+  }
+
+  at::Tensor largest_positions(const at::Tensor& scores, std::int64_t count) const override {
+    if (scores.isnan().any().item<bool>()) {
+      return {};
+    }
+    const at::Tensor chosen = std::get<1>(at::topk(scores, count, -1));
+    return std::get<0>(at::sort(chosen, -1)).to(at::kInt).cpu();
+  }
+
+ private:
+  // [G, R, N] float32 logits of one row's heads [H, D] over keys [G, N, D].
+  static at::Tensor scaled_logits(const at::Tensor& heads, const at::Tensor& keys) {
+    const double scale = 1.0 / std::sqrt(static_cast<double>(heads.size(1)));
+    const at::Tensor grouped =
+        (heads.to(at::kFloat) * scale).view({keys.size(0), -1, heads.size(1)});
+    return at::matmul(grouped, keys.to(at::kFloat).transpose(1, 2));
+  }
+
+  // [G, rows] on the host: which rows of the payload hold a token.
+  static at::Tensor rows_in_use(const HostPayload& payload, std::int64_t rows) {
+    const at::Tensor sizes = at::tensor(
+        at::ArrayRef<std::int64_t>(payload.union_sizes.data(), payload.union_sizes.size()),
+        at::kLong);
+    return at::arange(rows, at::kLong).unsqueeze(0) < sizes.unsqueeze(1);
+  }
+
+  // Logits of the payload laid out over its union of rows, -inf where a head did not choose a row.
+  static at::Tensor host_logits(const at::Tensor& heads,
+                                const HostPayload& payload,
+                                std::int64_t groups) {
+    const std::int64_t chosen = heads.size(0) * payload.count;
+    const std::int64_t rows = payload.values.size(1);
+    const std::int64_t per_group = heads.size(0) / groups;
+    constexpr double kNone = -std::numeric_limits<double>::infinity();
+    at::Tensor logits =
+        payload.keys.defined()
+            ? scaled_logits(heads, payload.keys)
+            : payload.logits.narrow(0, 0, chosen).view({groups, per_group, payload.count});
+    if (!payload.index.defined()) {
+      const at::Tensor unused =
+          rows_in_use(payload, rows).logical_not().unsqueeze(1).to(logits.device());
+      if (logits.size(-1) < rows) {
+        logits = at::constant_pad_nd(logits, {0, rows - logits.size(-1)}, kNone);
+      }
+      return logits.masked_fill(unused, kNone);
+    }
+    const at::Tensor index =
+        payload.index.narrow(0, 0, chosen).view({groups, per_group, payload.count}).to(at::kLong);
+    if (payload.keys.defined()) {
+      logits = logits.gather(-1, index);
+    }
+    return at::full({groups, per_group, rows}, kNone, logits.options()).scatter(-1, index, logits);
+  }
+
+  // Softmax whose rows without any token are 0.
+  static at::Tensor weights_of(const at::Tensor& logits) {
+    return at::nan_to_num(at::softmax(logits, -1), 0.0);
+  }
+
+  // Leaves the weights where merge() promises them: chosen host tokens, then resident ones.
+  static void keep_weights(const AttentionItem& item,
+                           const HostPayload* payload,
+                           const at::Tensor& weights) {
+    const std::int64_t groups = weights.size(0);
+    const std::int64_t per_group = weights.size(1);
+    const std::int64_t stride = item.merged_stride();
+    const at::Tensor rows = item.merged_logits->narrow(0, 0, groups * per_group * stride)
+                                .view({groups, per_group, stride});
+    const std::int64_t resident = item.num_resident;
+    const at::Tensor own = weights.narrow(-1, weights.size(-1) - resident, resident);
+    if (payload == nullptr) {
+      rows.copy_(own);
+      return;
+    }
+    for (std::int64_t g = 0; g < groups; ++g) {
+      const std::int64_t count = payload->tokens_of(g);
+      const at::Tensor host =
+          payload->index.defined()
+              ? weights.select(0, g).gather(
+                    -1,
+                    payload->index.narrow(0, g * per_group * count, per_group * count)
+                        .view({per_group, count})
+                        .to(at::kLong))
+              : weights.select(0, g).narrow(-1, 0, count);
+      rows.select(0, g).narrow(-1, 0, count).copy_(host);
+      rows.select(0, g).narrow(-1, count, resident).copy_(own.select(0, g));
+    }
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<DeviceOps> make_aten_ops() { return std::make_unique<AtenOps>(); }
+
+}  // namespace hybridgen

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "device/device_context.h"
+
+#include <ATen/ops/empty.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include "hybridgen/core/error.h"
+
+namespace hybridgen {
+namespace {
+
+at::Device parse_device(const std::string& name) {
+  if (name == "cpu") {
+    return at::kCPU;
+  }
+  const bool has_index = name.starts_with("cuda:");
+  if (name != "cuda" && !has_index) {
+    throw ConfigError(message("[device] '", name, "' is not known; allowed: cpu, cuda, cuda:N"));
+  }
+  int index = 0;
+  if (has_index) {
+    const std::string digits = name.substr(5);
+    if (digits.empty() || digits.size() > 3 ||
+        digits.find_first_not_of("0123456789") != std::string::npos) {
+      throw ConfigError(message("[device] '", name, "' is not known; allowed: cpu, cuda, cuda:N"));
+    }
+    index = std::stoi(digits);
+  }
+  if (!c10::impl::hasDeviceGuardImpl(at::kCUDA)) {
+    throw DeviceError(message("[device] '",
+                              name,
+                              "' is not there: the installed torch is a CPU build; install a CUDA "
+                              "build of torch or use device='cpu'"));
+  }
+  const int count = c10::impl::VirtualGuardImpl(at::kCUDA).deviceCount();
+  if (index >= count) {
+    throw DeviceError(message("[device] '",
+                              name,
+                              "' is not there: torch sees ",
+                              count,
+                              " CUDA device(s); use ",
+                              count > 0 ? message("cuda:0 to cuda:", count - 1, " or ") : "",
+                              "device='cpu'"));
+  }
+  return at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(index));
+}
+
+}  // namespace
+
+DeviceContext::DeviceContext(const std::string& name) : device_(parse_device(name)) {
+  if (!is_cpu()) {
+    const c10::impl::VirtualGuardImpl guard(device_.type());
+    compute_ = guard.getStreamFromGlobalPool(device_, /*isHighPriority=*/true);
+    copy_ = guard.getStreamFromGlobalPool(device_, /*isHighPriority=*/false);
+  }
+}
+
+std::unique_ptr<c10::StreamGuard> DeviceContext::use_compute() const {
+  return compute_ ? std::make_unique<c10::StreamGuard>(*compute_) : nullptr;
+}
+
+std::unique_ptr<c10::StreamGuard> DeviceContext::use_copy() const {
+  return copy_ ? std::make_unique<c10::StreamGuard>(*copy_) : nullptr;
+}
+
+at::Tensor DeviceContext::host_staging(at::IntArrayRef shape, at::ScalarType type) const {
+  return at::empty(shape, at::TensorOptions().dtype(type).pinned_memory(!is_cpu()));
+}
+
+void DeviceContext::record_compute(std::optional<c10::Event>& event) const {
+  if (compute_) {
+    if (!event) {
+      event.emplace(device_.type());
+    }
+    event->record(*compute_);
+  }
+}
+
+void DeviceContext::record_copy(std::optional<c10::Event>& event) const {
+  if (copy_) {
+    if (!event) {
+      event.emplace(device_.type());
+    }
+    event->record(*copy_);
+  }
+}
+
+void DeviceContext::compute_waits(const std::optional<c10::Event>& event) const {
+  if (compute_ && event) {
+    event->block(*compute_);
+  }
+}
+
+void DeviceContext::copy_waits(const std::optional<c10::Event>& event) const {
+  if (copy_ && event) {
+    event->block(*copy_);
+  }
+}
+
+void DeviceContext::host_waits(const std::optional<c10::Event>& event) {
+  if (event) {
+    event->synchronize();
+  }
+}
+
+}  // namespace hybridgen

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+// The mathematics of a decoder step as a handful of operations on preallocated tensors, with two
+// implementations: AtenOps (LibTorch, any device) and CpuOps (our kernels, the CPU). They are each
+// other's oracle. Nothing here knows a model family, a method or a schedule.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include "device/rope_table.h"
+#include "hybridgen/core/model_config.h"
+
+namespace hybridgen {
+
+class WorkerPool;
+
+/// What a host job contributes to the attention of one request in one layer, as it lies on the
+/// device. Tensors that the job did not send are undefined.
+struct HostPayload {
+  std::int64_t count = 0;  ///< S: chosen tokens per query head, at most
+  at::Tensor logits;       ///< float32, first H * S elements: [H, S]
+  /// int32, first H * S elements: [H, S] rows of `values`. Undefined: every query head of KV head g
+  /// uses rows 0 .. union_sizes[g] in that order.
+  at::Tensor index;
+  at::Tensor values;  ///< [G, union capacity, D]; rows in token order
+  at::Tensor keys;    ///< same shape; if defined, the device computes `logits` from them itself
+  std::span<const std::int64_t> union_sizes;  ///< [G] rows of `values` in use
+  at::Tensor output;  ///< [H, D] attention over tokens of which nothing else was sent
+  at::Tensor lse;     ///< float32 [H] natural log-sum-exp of their logits
+
+  bool is_partial() const { return output.defined(); }
+  /// Tokens that KV head g's query heads see.
+  std::int64_t tokens_of(std::int64_t g) const {
+    return index.defined() ? count : union_sizes[static_cast<std::size_t>(g)];
+  }
+};
+
+/// Attention of one decode row over its resident tokens and its payload.
+struct AttentionItem {
+  std::int64_t row = 0;                ///< of the query and output tensors
+  const at::Tensor* keys = nullptr;    ///< resident keys of the layer [G, capacity, D]
+  const at::Tensor* values = nullptr;  ///< resident values of the layer [G, capacity, D]
+  std::int64_t first_slot = 0;    ///< resident tokens lie in slots [first_slot, first_slot + n_g)
+  std::int64_t num_resident = 0;  ///< n_g, the new token included; 0: all tokens are on the host
+  const HostPayload* payload = nullptr;   ///< null: resident tokens only
+  at::Tensor* resident_logits = nullptr;  ///< float32 scratch, >= H * n_g elements
+  /// float32 scratch, >= H * (S + n_g) elements. After merge() row h holds the softmax weights of
+  /// head h: host tokens (none if the payload is partial), then resident ones.
+  at::Tensor* merged_logits = nullptr;
+
+  /// Of a row of merged_logits.
+  std::int64_t merged_stride() const {
+    return num_resident + (payload == nullptr || payload->is_partial() ? 0 : payload->count);
+  }
+};
+
+/// Running result of attention over parts of the tokens: out is normalised, lse is the natural
+/// logarithm of the sum of exponentials. Undefined tensors: nothing merged yet.
+struct PartialAttention {
+  at::Tensor out;  ///< float32 [H, T, D]
+  at::Tensor lse;  ///< float32 [H, T]
+};
+
+/// Merges `part` into `sum` by log-sum-exp: equals one softmax over the union of the tokens.
+void merge_partial(PartialAttention& sum, const PartialAttention& part);
+
+class DeviceOps {
+ public:
+  virtual ~DeviceOps() = default;
+  virtual std::string_view name() const = 0;
+
+  /// y [rows, out] = x [rows, in] weight^T [out, in] + bias (may be undefined). y may be float32.
+  virtual void linear(const at::Tensor& x,
+                      const at::Tensor& weight,
+                      const at::Tensor& bias,
+                      at::Tensor& y) const = 0;
+  /// y[r] = table[ids[r] + offset]; ids [rows] int64, on the host.
+  virtual void select_rows(const at::Tensor& table,
+                           const at::Tensor& ids,
+                           std::int64_t offset,
+                           at::Tensor& y) const = 0;
+  /// RMS or layer norm over the last dimension; y may be x.
+  virtual void norm(const ModelConfig& config,
+                    const at::Tensor& x,
+                    const at::Tensor& weight,
+                    const at::Tensor& bias,
+                    at::Tensor& y) const = 0;
+  /// Rotates x [rows, heads, D] in place by positions [rows] (int64, on the host).
+  virtual void rotate(const RopeTable& table, const at::Tensor& positions, at::Tensor& x) const = 0;
+  /// y = silu(gate) * up, all [rows, F].
+  virtual void silu_gate(const at::Tensor& gate, const at::Tensor& up, at::Tensor& y) const = 0;
+  virtual void relu(at::Tensor& x) const = 0;
+  /// y += x.
+  virtual void add(at::Tensor& y, const at::Tensor& x) const = 0;
+
+  /// destination[:, slot, :] = rows[row]; rows [B, G, D], destination [G, capacity, D].
+  virtual void append_row(const at::Tensor& rows,
+                          std::int64_t row,
+                          at::Tensor& destination,
+                          std::int64_t slot) const = 0;
+
+  /// Step 4 of the paper's Figure 12: scaled logits of the resident tokens, into resident_logits.
+  virtual void resident_logits(const at::Tensor& query,
+                               std::span<const AttentionItem> items) const = 0;
+  /// Step 5: concatenates host and resident logits in token order, one softmax, aggregates values.
+  /// query and out [B, H, D].
+  virtual void merge(const at::Tensor& query,
+                     std::span<const AttentionItem> items,
+                     at::Tensor& out) const = 0;
+
+  /// Attention of T query rows [T, H, D] over keys and values [G, N, D]; causal: row t sees keys
+  /// [0, t] (then N == T), else all.
+  virtual PartialAttention partial_attention(const at::Tensor& query,
+                                             const at::Tensor& keys,
+                                             const at::Tensor& values,
+                                             bool causal) const = 0;
+
+  /// guesses [G, N] float32: of KV head g and token t the largest product of the token's key with
+  /// one of queries [G, R, W]. keys [G, blocks, W, 32] of the queries' dtype, tokens in the last
+  /// dimension, as host keys lie (BlockedKeyView).
+  virtual void guess_logits(const at::Tensor& queries,
+                            const at::Tensor& keys,
+                            at::Tensor& guesses) const = 0;
+  /// Places of the `count` largest of each row of scores [G, N] float32, ascending: int32
+  /// [G, count] on the host. Undefined if a score is NaN.
+  virtual at::Tensor largest_positions(const at::Tensor& scores, std::int64_t count) const = 0;
+};
+
+/// Operations through LibTorch for tensors on any device.
+std::unique_ptr<DeviceOps> make_aten_ops();
+
+/// Operations through our kernels, for the CPU; `isa` as in CpuConfig(isa=). An operation on few
+/// rows (a decode step's) is spread over the calling thread and the workers of `pool`, others, and
+/// all if it is null, over LibTorch's intra-op threads of the calling thread.
+std::unique_ptr<DeviceOps> make_cpu_ops(std::string_view isa, WorkerPool* pool = nullptr);
+
+}  // namespace hybridgen

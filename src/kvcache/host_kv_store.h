@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// Offloaded K and V of one request, all layers, in host memory.
+//
+// Where the CPU scans all keys every step they lie in blocks of kKeyBlockTokens tokens,
+// dimension-major ([G][L][blocks][D][32]): one vector load holds one dimension of many tokens, no
+// horizontal sums are needed and one load serves all query heads of the group. Where whole keys are
+// shipped to the device or few are read, they lie in rows like the values.
+// V rows are never read by the CPU beyond copying chosen ones (paper §4.4): [G][L][capacity][D].
+// All layers of a KV head lie together, so that heads can be divided over memory nodes.
+// Addressed by slot, which is the token's position unless a method drops tokens for good; holds no
+// count (TokenMapper does). Writers and readers of disjoint slots may run at the same time, except
+// within one key block.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/kv_views.h"
+#include "hybridgen/core/types.h"
+#include "memory/host_buffer.h"
+#include "memory/numa_division.h"
+
+namespace hybridgen {
+
+struct HostKvShape {
+  std::int64_t num_layers = 0;
+  std::int64_t num_kv_heads = 0;  ///< G
+  std::int64_t head_dim = 0;      ///< D
+  DType dtype = DType::kFloat32;
+  std::int64_t capacity = 0;  ///< tokens asked for; rounded up to a multiple of 32 inside
+  KeyLayout key_layout = KeyLayout::kBlocked;
+  int numa_node = -1;  ///< -1: the system's choice
+  std::vector<NumaPart>
+      numa_parts{};  ///< nodes of the KV heads; if not empty, instead of numa_node
+};
+
+class HostKvStore {
+ public:
+  /// Throws ConfigError for non-positive sizes or a node that cannot be had, OutOfMemoryError if
+  /// the memory is not to be had.
+  explicit HostKvStore(const HostKvShape& shape);
+
+  /// Bytes of K plus V that a store of this shape takes.
+  static std::int64_t required_bytes(const HostKvShape& shape);
+
+  const HostKvShape& shape() const { return shape_; }
+
+  /// Copies K and V rows of `tokens` (count = tokens.size(), row 0 of the views is tokens.begin)
+  /// into layer `layer`. ConfigError if outside the capacity.
+  void write(std::int64_t layer,
+             TokenRange tokens,
+             const KvRowsView& keys,
+             const KvRowsView& values);
+
+  /// Copies one K and one V row [D] of one KV head into `slot`.
+  void write_row(std::int64_t layer,
+                 std::int64_t kv_head,
+                 std::int64_t slot,
+                 const void* key,
+                 const void* value);
+
+  /// Copies K rows (un-blocked) and V rows of `tokens` out, as [G][count][D] contiguous each.
+  void read(std::int64_t layer, TokenRange tokens, void* keys, void* values) const;
+
+  /// Keys of a kBlocked store; ConfigError for a kRows one, and the other way round.
+  BlockedKeyView keys(std::int64_t layer, std::int64_t kv_head) const;
+  RowView key_rows(std::int64_t layer, std::int64_t kv_head) const;
+  RowView values(std::int64_t layer, std::int64_t kv_head) const;
+
+  /// Keys of all KV heads of a kRows store, row 0 at `slot`.
+  KvRowsView key_rows_from(std::int64_t layer, std::int64_t slot) const;
+
+ private:
+  std::int64_t head_offset(std::int64_t layer, std::int64_t kv_head) const;  ///< bytes
+  void require_head(std::int64_t layer, std::int64_t kv_head, KeyLayout layout) const;
+
+  HostKvShape shape_;
+  HostBuffer keys_;
+  HostBuffer values_;
+};
+
+}  // namespace hybridgen

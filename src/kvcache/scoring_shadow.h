@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// A copy of one request's offloaded keys in 8 or 4 bits, all layers, for choosing tokens only: the
+// scan over all tokens reads it instead of the keys; the tokens that score best get exact logits
+// from the keys themselves.
+//
+// A key is stored as K[t, d] ~ centre[d] + spread[d] * step[t] * value, with one odd integer of
+// 8 or 4 bits per element. Centres and spreads belong to a channel of a (layer, KV head) and are
+// fixed by the first keys; a token's step makes room for its own largest element, so that nothing
+// ever saturates, however far keys drift. The spreads multiply the query and the centres add one
+// constant per query, so that neither costs anything in the scan.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "core/kv_views.h"
+#include "hybridgen/core/types.h"
+#include "memory/host_buffer.h"
+#include "memory/numa_division.h"
+
+namespace hybridgen {
+
+struct ShadowShape {
+  std::int64_t num_layers = 0;
+  std::int64_t num_kv_heads = 0;  ///< G
+  std::int64_t head_dim = 0;      ///< D
+  DType dtype = DType::kFloat32;  ///< of the keys that are written
+  std::int64_t capacity = 0;      ///< tokens asked for; rounded up to a multiple of 32 inside
+  ShadowPrecision precision = ShadowPrecision::kInt8;
+  int numa_node = -1;  ///< -1: the system's choice
+  std::vector<NumaPart>
+      numa_parts{};  ///< nodes of the KV heads; if not empty, instead of numa_node
+};
+
+/// Addressed by slot, like HostKvStore. Once a (layer, KV head) is calibrated, tokens do not
+/// influence each other and writers and readers of different tokens may run at the same time.
+class ScoringShadow {
+ public:
+  /// Throws ConfigError for sizes out of range or a node that cannot be had, OutOfMemoryError if
+  /// the memory is not to be had.
+  explicit ScoringShadow(const ShadowShape& shape);
+
+  /// Bytes that a shadow of this shape takes.
+  static std::int64_t required_bytes(const ShadowShape& shape);
+
+  const ShadowShape& shape() const { return shape_; }
+
+  /// Fixes centres and spreads of a layer by `count` >= 1 keys that resemble those to come. The
+  /// first write does it with its own keys; call this before it where more are at hand: rotary
+  /// embeddings move the centres with the position, so the whole prompt serves better than its
+  /// beginning. What was written before must be written again.
+  void calibrate(std::int64_t layer, std::int64_t count, const KvRowsView& keys);
+  bool is_calibrated(std::int64_t layer) const;
+
+  /// Rows of `tokens` (row 0 of the view is tokens.begin). ConfigError if outside the capacity.
+  void write(std::int64_t layer, TokenRange tokens, const KvRowsView& keys);
+
+  /// One row [D] of one KV head.
+  void write_row(std::int64_t layer, std::int64_t kv_head, std::int64_t slot, const void* key);
+
+  ShadowKeyView keys(std::int64_t layer, std::int64_t kv_head) const;
+
+ private:
+  // `head` counts (layer, KV head) pairs; rows are the keys of one of them.
+  std::int64_t head_index(std::int64_t layer, std::int64_t kv_head) const;
+  const void* rows_of(const KvRowsView& keys, std::int64_t kv_head) const;
+  float* centres(std::int64_t head);  ///< spreads follow
+  void calibrate_head(std::int64_t head, std::int64_t count, const void* rows, std::int64_t stride);
+  void write_head(std::int64_t head, TokenRange tokens, const void* rows, std::int64_t stride);
+
+  ShadowShape shape_;
+  HostBuffer blocks_;
+  HostBuffer channels_;                      ///< float32 [G, L, 2, D]: centres, then spreads
+  std::vector<std::uint8_t> is_calibrated_;  ///< [G, L]
+};
+
+}  // namespace hybridgen

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which KV heads belong to which memory node where workers of several nodes share the scan: a
+// node's workers read memory of their own node first.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "memory/numa.h"
+
+namespace hybridgen {
+
+/// KV heads [first_head, first_head + num_heads) and the node that they belong to.
+struct NumaPart {
+  int node = 0;
+  std::int64_t first_head = 0;
+  std::int64_t num_heads = 0;  ///< 0: fewer heads than nodes; its workers only help the others
+  std::vector<int> cpus;       ///< of its workers
+};
+
+struct NumaDivision {
+  std::vector<NumaPart> parts;      ///< every head in one of them, ascending; empty: not divided
+  std::vector<int> part_of_worker;  ///< indexes `parts`
+};
+
+/// Contiguous heads for every node with workers, in proportion to these. Worker i is pinned to
+/// worker_cpus[i]. Nothing is divided unless all workers are pinned to CPUs of `nodes`, and to more
+/// than one node's.
+NumaDivision divide_heads(const std::vector<NumaNode>& nodes,
+                          const std::vector<int>& worker_cpus,
+                          std::int64_t num_kv_heads);
+
+/// Memory that holds `head_bytes` for one KV head after the other, page-aligned and not touched
+/// yet: each part's pages come from its node as long as that has room. A page at the border of two
+/// parts is the second one's.
+void prefer_nodes(const std::vector<NumaPart>& parts, std::byte* data, std::int64_t head_bytes);
+
+}  // namespace hybridgen

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// One decoder-only transformer, described by ModelConfig: embedding, blocks cut at the seams that
+// hybrid attention needs, final norm and head. Every function works on rows: a decode step's
+// requests or a prefill chunk's tokens.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "device/device_context.h"
+#include "device/device_ops.h"
+#include "device/rope_table.h"
+#include "hybridgen/core/model_config.h"
+#include "models/weights.h"
+
+namespace hybridgen {
+
+/// Tensors of one pass over `rows` rows, allocated once and reused layer after layer, step after
+/// step.
+struct BlockWorkspace {
+  BlockWorkspace() = default;
+  BlockWorkspace(const ModelConfig& config, DType dtype, at::Device device, std::int64_t rows);
+
+  std::int64_t rows = 0;
+  at::Tensor positions;       ///< [rows] int64, on the host
+  at::Tensor x;               ///< [rows, M] residual stream: the layer's input, later its output
+  at::Tensor normed;          ///< [rows, M]
+  at::Tensor embedding;       ///< [rows, E]; only where E != M
+  at::Tensor qkv;             ///< [rows, (H + 2 G) D]
+  at::Tensor query;           ///< view of qkv: [rows, H, D]
+  at::Tensor key;             ///< view of qkv: [rows, G, D]
+  at::Tensor value;           ///< view of qkv: [rows, G, D]
+  at::Tensor guess;           ///< [rows, H D] query guessed for the next layer
+  at::Tensor guess_heads;     ///< view of guess: [rows, H, D]
+  at::Tensor attended;        ///< [rows, H D] attention output
+  at::Tensor attended_heads;  ///< view of attended: [rows, H, D]
+  at::Tensor projected;       ///< [rows, M]
+  at::Tensor up;              ///< [rows, 2 F] (gated) or [rows, F]
+  at::Tensor gate_half, up_half;  ///< views of up
+  at::Tensor ffn;                 ///< [rows, F]
+};
+
+class DecoderModel {
+ public:
+  /// Weights are allocated, not loaded. See Weights and DeviceContext for what is thrown.
+  DecoderModel(const ModelConfig& config, DType dtype, const std::string& device);
+
+  const ModelConfig& config() const { return config_; }
+  DType dtype() const { return dtype_; }
+  const DeviceContext& device() const { return device_; }
+  Weights& weights() { return weights_; }
+  const Weights& weights() const { return weights_; }
+
+  /// Lets the rotary table cover positions 0 to `positions` - 1, as far as the model has them; call
+  /// before rows at such positions are computed. Other threads may compute meanwhile.
+  void prepare_positions(std::int64_t positions);
+
+  /// x of the workspace from token ids [rows] (int64, on the host) and the workspace's positions.
+  void embed(const DeviceOps& ops, const at::Tensor& tokens, BlockWorkspace& ws) const;
+
+  /// The query that `layer` would ask with if its input were ws.x, rotated: into ws.guess
+  /// (paper §4.2.2: input of layer i, weights of layer i+1). `norm_layer`: whose norm is used.
+  void project_query(const DeviceOps& ops,
+                     std::int64_t layer,
+                     std::int64_t norm_layer,
+                     BlockWorkspace& ws) const;
+
+  /// Norm, query, key and value projections and rotation of `layer`: into ws.query, key, value.
+  /// Without `rotate_key` the key stays as projected.
+  void attention_inputs(const DeviceOps& ops,
+                        std::int64_t layer,
+                        BlockWorkspace& ws,
+                        bool rotate_key = true) const;
+
+  /// Rotates the first `count` rows of keys [G, capacity, D] by places [count] (int64, on the
+  /// host); backwards: undoes it. Only for rotary models.
+  void rotate_keys(const DeviceOps& ops,
+                   at::Tensor& keys,
+                   const at::Tensor& places,
+                   bool backwards = false) const;
+
+  /// Output projection, residual sums and feed-forward of `layer` from ws.attended: ws.x becomes
+  /// the input of the next layer.
+  void finish_block(const DeviceOps& ops, std::int64_t layer, BlockWorkspace& ws) const;
+
+  /// Final norm and head of ws.x: float32 [rows, V].
+  void head(const DeviceOps& ops, BlockWorkspace& ws, at::Tensor& logits) const;
+
+ private:
+  /// What a layer's projections read, [rows, M]: ws.x normed into ws.normed, or ws.x itself where
+  /// the norm comes after the residual sum.
+  const at::Tensor& attention_input(const DeviceOps& ops,
+                                    const LayerWeights& weights,
+                                    BlockWorkspace& ws) const;
+
+  /// The table as it is now; both its tensors stay valid while it grows.
+  RopeTable rope() const;
+
+  ModelConfig config_;
+  DType dtype_;
+  DeviceContext device_;
+  Weights weights_;
+  mutable std::mutex rope_mutex_;  ///< requests of several engines may share the model
+  RopeTable rope_;
+  std::int64_t rope_positions_ = 0;
+};
+
+}  // namespace hybridgen

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// Staging of one host job: where the CPU stage writes (pinned memory beside a GPU) and where the
+// device reads. On a CPU device both are the same memory and nothing is copied.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+#include "device/device_context.h"
+#include "device/device_ops.h"
+#include "hybridgen/core/model_config.h"
+#include "memory/host_buffer.h"
+#include "pipeline/cpu_stage.h"
+
+namespace hybridgen {
+
+/// What the jobs of a request may send at most.
+struct StagingShape {
+  std::int64_t max_chosen = 0;   ///< S: tokens per query head with own logits
+  std::int64_t union_rows = 0;   ///< tokens per KV head
+  std::int64_t num_scored = 0;   ///< tokens whose logits a selector gets; not sent
+  bool has_own_choices = false;  ///< query heads of a group may choose different tokens
+  bool has_keys = false;
+  bool has_output = false;
+  friend bool operator==(const StagingShape&, const StagingShape&) = default;
+};
+
+/// The smallest shape that serves both.
+StagingShape merge(const StagingShape& a, const StagingShape& b);
+
+class HostStaging {
+ public:
+  HostStaging() = default;
+  HostStaging(const ModelConfig& config,
+              DType dtype,
+              const DeviceContext& device,
+              const StagingShape& shape);
+
+  /// What a slot takes of host memory.
+  static std::int64_t required_bytes(const ModelConfig& config,
+                                     DType dtype,
+                                     const StagingShape& shape);
+  /// What of it may be sent; a device that is not the host holds as much again.
+  static std::int64_t payload_bytes(const ModelConfig& config,
+                                    DType dtype,
+                                    const StagingShape& shape);
+
+  HostJobBuffers buffers();
+
+  /// Starts the copies to the device on the current stream (none on a CPU device) and fills
+  /// payload(). Returns the bytes that cross the link, counted the same on every device.
+  std::int64_t ship(const DeviceContext& device, const HostJob& job);
+
+  /// Sends value rows alone, those that union_sizes in buffers() counts; waits for them. Returns
+  /// the bytes.
+  std::int64_t ship_values(const DeviceContext& device);
+
+  const HostPayload& payload() const { return payload_; }
+
+ private:
+  std::int64_t num_heads_ = 0;
+  std::int64_t num_kv_heads_ = 0;
+  std::int64_t head_dim_ = 0;
+  StagingShape shape_;
+  at::Tensor logits_, index_, values_, keys_, output_, lse_;  ///< host side
+  HostPayload device_;                                        ///< every tensor, as on the device
+  std::vector<std::int32_t> positions_;
+  std::vector<std::int32_t> merged_;
+  std::vector<std::int64_t> union_sizes_;
+  HostBuffer scores_;
+  HostPayload payload_;  ///< of the last ship(): what the job sent and nothing else
+};
+
+}  // namespace hybridgen

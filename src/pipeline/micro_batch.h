@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// Requests whose decode rows pass through a layer together, with all tensors of a step. Built when
+// the set of running requests changes and reused until then, so that steady state allocates
+// nothing.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Event.h>
+
+#include <array>
+#include <optional>
+#include <vector>
+
+#include "models/decoder_model.h"
+#include "pipeline/cpu_stage.h"
+#include "pipeline/request_state.h"
+
+namespace hybridgen {
+
+struct MicroBatch {
+  MicroBatch(const DecoderModel& model, const Method& method, std::vector<RequestState*> requests);
+
+  std::int64_t rows() const { return static_cast<std::int64_t>(requests.size()); }
+
+  std::vector<RequestState*> requests;  ///< row r belongs to requests[r]; not owned
+  at::Tensor tokens;                    ///< [B] int64 on the host: this step's inputs
+  BlockWorkspace ws;
+  at::Tensor logits;       ///< float32 [B, V] on the device
+  at::Tensor host_logits;  ///< float32 [B, V] on the host; the same tensor on a CPU device
+
+  /// One layer's host jobs; layers alternate between two of them.
+  struct HostSlot {
+    HostJobBatch batch;
+    std::vector<std::int64_t> rows;  ///< row of each job
+    at::Tensor queries;              ///< [B, H D] on the host
+    at::Tensor new_keys;             ///< [B, G D] on the host; where the host holds every token
+    at::Tensor new_values;           ///< the same
+    std::optional<c10::Event> device_ready;
+    std::optional<c10::Event> payload_ready;
+  };
+  std::array<HostSlot, 2> slots;
+  std::vector<AttentionItem> items;  ///< one per row
+
+  HostSlot& slot(std::int64_t layer) { return slots[static_cast<std::size_t>(layer % 2)]; }
+};
+
+}  // namespace hybridgen

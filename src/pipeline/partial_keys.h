@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+// InfiniGen's speculation (Lee et al., OSDI 2024; snu-comparch/InfiniGen): a few dimensions of
+// every offloaded key stay on the device, and the next layer's logits are guessed from them alone.
+//
+// Which dimensions: per (layer, KV head) keys and queries are turned by an orthogonal matrix A, the
+// right singular vectors of the prompt's queries, which changes no logit ((qA).(kA) = q.k) and
+// gathers most of the queries' length in few columns; those with the largest sums of |qA| are kept.
+// A is applied to rotated queries and keys at run time, because it does not commute with rotary
+// positions. Query heads that share a KV head share A, the columns and the chosen tokens.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "device/device_ops.h"
+#include "hybridgen/core/model_config.h"
+#include "hybridgen/methods/method.h"
+
+namespace hybridgen {
+
+class PartialKeys {
+ public:
+  /// Room for `capacity` tokens on the device of `options`.
+  PartialKeys(const ModelConfig& config,
+              at::TensorOptions options,
+              const PartialKeyOptions& settings,
+              std::int64_t capacity);
+
+  static std::int64_t required_bytes(const ModelConfig& config,
+                                     DType dtype,
+                                     const PartialKeyOptions& settings,
+                                     std::int64_t capacity);
+
+  std::int64_t query_heads_per_kv_head() const { return query_heads_per_kv_head_; }
+  bool has_columns(std::int64_t layer) const {
+    return columns_[static_cast<std::size_t>(layer)].defined();
+  }
+  /// Chooses a layer's columns from sample queries [T, H, D], rotated; T >= 1.
+  void choose_columns(std::int64_t layer, const at::Tensor& queries);
+
+  /// Keeps the columns of rotated keys [G, N, D] in slots [first_slot, first_slot + N).
+  void write(std::int64_t layer, std::int64_t first_slot, const at::Tensor& keys);
+  /// The same for one key [D] of one KV head.
+  void write_row(std::int64_t layer,
+                 std::int64_t kv_head,
+                 std::int64_t slot,
+                 const at::Tensor& key);
+
+  /// Slots among [0, num_tokens) to fetch for a guessed, rotated query [H, D], unscaled: int32
+  /// [G, n'] on the host, ascending. Per KV head a token's score is the largest guessed logit of
+  /// its query heads, and every KV head fetches its own n' best. n' is `count` if that is given.
+  /// Otherwise tokens within alpha of a head's best count; n' is their mean number over the KV
+  /// heads, at least 1 and at most max_fetch. NumericError if a guess is NaN.
+  at::Tensor plan(const DeviceOps& ops,
+                  std::int64_t layer,
+                  const at::Tensor& query,
+                  std::int64_t num_tokens,
+                  std::optional<std::int64_t> count = std::nullopt) const;
+
+  /// The guessed logits [G, num_tokens] that plan() ranks by.
+  at::Tensor guess(const DeviceOps& ops,
+                   std::int64_t layer,
+                   const at::Tensor& query,
+                   std::int64_t num_tokens) const;
+
+  /// n' from guessed logits [G, N] (rows of any numbers): the rule above, for tests.
+  static std::int64_t fetch_count(const at::Tensor& guesses,
+                                  double alpha,
+                                  const TokenCount& max_fetch);
+
+ private:
+  static std::int64_t num_columns(const ModelConfig& config, const PartialKeyOptions& settings);
+
+  PartialKeyOptions settings_;
+  std::int64_t num_kv_heads_;
+  std::int64_t query_heads_per_kv_head_;
+  std::int64_t head_dim_;
+  std::int64_t num_columns_;
+  std::vector<at::Tensor> columns_;  ///< per layer [G, D, rd]: the chosen columns of A
+  std::vector<at::Tensor> keys_;     ///< per layer [G, blocks, rd, 32], as host keys lie
+};
+
+}  // namespace hybridgen

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// Prompt processing in chunks: exact full attention whatever the window is. Tokens that do not fit
+// the window leave for the host while prefilling; later chunks stream them back in blocks, and the
+// parts (offloaded, resident, own chunk) are merged by log-sum-exp. So a prompt larger than the
+// device never has its whole KV cache there.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <span>
+
+#include <functional>
+
+#include "hybridgen/pipeline/statistics.h"
+#include "hybridgen/runtime/trace_recorder.h"
+#include "models/decoder_model.h"
+#include "pipeline/request_state.h"
+
+namespace hybridgen {
+
+class Prefill {
+ public:
+  /// All references must outlive this.
+  Prefill(const DecoderModel& model,
+          const DeviceOps& ops,
+          const Method& method,
+          TraceRecorder& trace,
+          PipelineStatistics& statistics);
+
+  /// Appends `tokens` (>= 1) to the request's caches. With `want_logits` the float32 logits [V]
+  /// that follow the last of them, on the host; else an undefined tensor.
+  at::Tensor run_chunk(RequestState& request,
+                       std::span<const std::int64_t> tokens,
+                       bool want_logits);
+
+  /// After the last chunk (or none): a retention policy chooses what stays; else nothing happens.
+  void finish(RequestState& request);
+
+ private:
+  at::Tensor attend(RequestState& request,
+                    std::int64_t layer,
+                    const at::Tensor& keys,
+                    const at::Tensor& values);
+  /// Calls visit(first position, keys, values) for blocks of offloaded tokens, on the device.
+  void for_offloaded_blocks(
+      const RequestState& request,
+      std::int64_t layer,
+      const std::function<void(std::int64_t, const at::Tensor&, const at::Tensor&)>& visit);
+  /// Sums of the chunk's weights, for those who rank tokens by them. `device`: attention over what
+  /// is on the device, `offloaded` over the rest, `all` over both.
+  void give_weights(RequestState& request,
+                    std::int64_t layer,
+                    const at::Tensor& keys,
+                    const PartialAttention& device,
+                    const PartialAttention& offloaded,
+                    const PartialAttention& all);
+  void add_prompt_sums(RequestState& request,
+                       std::int64_t layer,
+                       const at::Tensor& keys,
+                       const at::Tensor& lse);
+  void keep_layer(RequestState& request, std::int64_t layer, ResidentCache& kept);
+  std::int64_t rows_to_keep(const RequestState& request, std::int64_t rows) const;
+  void place(RequestState& request,
+             std::int64_t layer,
+             const at::Tensor& keys,
+             const at::Tensor& values);
+
+  const DecoderModel& model_;
+  const DeviceOps& ops_;
+  const Method& method_;
+  TraceRecorder& trace_;
+  PipelineStatistics& statistics_;
+  BlockWorkspace ws_;                     ///< of the last chunk's size
+  BlockWorkspace last_;                   ///< one row, for the head
+  at::Tensor block_keys_, block_values_;  ///< host staging of streamed blocks
+};
+
+}  // namespace hybridgen

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+// How the CPU's operations are spread over threads must not show in their results. What they
+// compute is the business of the kernels' tests and of the examples that both implementations
+// share.
+#include <ATen/Context.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/randn.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <gtest/gtest.h>
+#include <torch/library.h>
+
+#include <exception>
+#include <new>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "device/device_ops.h"
+#include "runtime/worker_pool.h"
+
+namespace hybridgen {
+namespace {
+
+// What LibTorch's matrix products throw where a Refusal is alive.
+thread_local std::exception_ptr thrown;
+
+at::Tensor& refuse_mm(const at::Tensor& /*x*/, const at::Tensor& /*weight*/, at::Tensor& /*y*/) {
+  std::rethrow_exception(thrown);
+}
+
+at::Tensor& refuse_addmm(const at::Tensor& /*bias*/,
+                         const at::Tensor& /*x*/,
+                         const at::Tensor& /*weight*/,
+                         const at::Scalar& /*beta*/,
+                         const at::Scalar& /*alpha*/,
+                         at::Tensor& /*y*/) {
+  std::rethrow_exception(thrown);
+}
+
+TORCH_LIBRARY_IMPL(aten, TESTING_ONLY_GenericMode, library) {
+  library.impl("mm.out", refuse_mm);
+  library.impl("addmm.out", refuse_addmm);
+}
+
+TORCH_LIBRARY_IMPL(_, TESTING_ONLY_GenericMode, library) {
+  library.fallback(torch::CppFunction::makeFallthrough());
+}
+
+/// Makes LibTorch refuse this thread's matrix products.
+class Refusal {
+ public:
+  explicit Refusal(std::exception_ptr error) { thrown = std::move(error); }
+
+ private:
+  c10::impl::IncludeDispatchKeyGuard guard_{c10::DispatchKey::TESTING_ONLY_GenericMode};
+};
+
+std::exception_ptr of_torch(const char* text) {
+  return std::make_exception_ptr(c10::Error({__func__, __FILE__, 1}, text));
+}
+
+class CpuOpsOnAPool : public testing::TestWithParam<int> {
+ protected:
+  CpuOpsOnAPool() { at::manual_seed(7); }
+
+  WorkerPool pool_{{.cpus = std::vector<int>(static_cast<std::size_t>(GetParam()), -1)}};
+  std::unique_ptr<DeviceOps> spread_ = make_cpu_ops("auto", &pool_);
+  std::unique_ptr<DeviceOps> alone_ = make_cpu_ops("auto");
+};
+
+INSTANTIATE_TEST_SUITE_P(Workers, CpuOpsOnAPool, testing::Values(1, 3));
+
+TEST_P(CpuOpsOnAPool, LinearLayersAreTheSameBitByBit) {
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    for (const std::int64_t rows : {1, 2, 16}) {
+      // Pieces that divide the outputs and pieces that do not; one piece alone.
+      for (const std::int64_t outputs : {8, 1000, 1536}) {
+        const at::Tensor x = at::randn({rows, 576}, type);
+        const at::Tensor weight = at::randn({outputs, 576}, type);
+        const at::Tensor bias = at::randn({outputs}, type);
+        at::Tensor expected = at::empty({rows, outputs}, type);
+        at::Tensor y = at::full({rows, outputs}, 7.0, type);
+        alone_->linear(x, weight, bias, expected);
+        spread_->linear(x, weight, bias, y);
+        EXPECT_TRUE(at::equal(y, expected)) << rows << " rows, " << outputs << " outputs";
+      }
+    }
+  }
+}
+
+TEST_P(CpuOpsOnAPool, MatrixProductsThatALibraryRefusesAreOurs) {
+  const at::Tensor x = at::randn({80, 96}, at::kBFloat16);
+  const at::Tensor weight = at::randn({40, 96}, at::kBFloat16);
+  const at::Tensor bias = at::randn({40}, at::kBFloat16);
+  for (const at::Tensor& added : {bias, at::Tensor()}) {
+    at::Tensor expected = at::empty({80, 40}, at::kBFloat16);
+    alone_->linear(x, weight, added, expected);
+    for (const std::exception_ptr& refusal :
+         {std::make_exception_ptr(std::bad_alloc()),
+          std::make_exception_ptr(std::runtime_error("could not execute a primitive")),
+          of_torch("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.")}) {
+      at::Tensor y = at::full({80, 40}, 7.0, at::kBFloat16);
+      const Refusal refused(refusal);
+      ASSERT_ANY_THROW(at::_ops::mm_out::call(x, weight.t(), y));
+      spread_->linear(x, weight, added, y);
+      EXPECT_TRUE(y.to(at::kFloat).allclose(expected.to(at::kFloat), 2e-2, 2e-1));
+    }
+  }
+}
+
+TEST_P(CpuOpsOnAPool, WhateverElseALibraryThrowsIsThrownOn) {
+  const at::Tensor x = at::randn({80, 96}, at::kBFloat16);
+  const at::Tensor weight = at::randn({40, 96}, at::kBFloat16);
+  const at::Tensor bias = at::randn({40}, at::kBFloat16);
+  at::Tensor y = at::empty({80, 40}, at::kBFloat16);
+  EXPECT_THROW(spread_->linear(x, weight.narrow(1, 0, 95), {}, y), c10::Error);
+  EXPECT_THROW(spread_->linear(x, weight, bias.narrow(0, 0, 39), y), c10::Error);
+  const Refusal refused(std::make_exception_ptr(std::domain_error("a fault of its own")));
+  EXPECT_THROW(spread_->linear(x, weight, {}, y), std::domain_error);
+  EXPECT_THROW(spread_->linear(x, weight, bias, y), std::domain_error);
+}
+
+TEST_P(CpuOpsOnAPool, ElementwiseOperationsAreTheSameBitByBit) {
+  // Wide enough that they are cut into several pieces.
+  const at::Tensor gate = at::randn({4, 60000});
+  const at::Tensor up = at::randn({4, 60000});
+  at::Tensor expected = at::empty_like(gate);
+  at::Tensor y = at::empty_like(gate);
+  alone_->silu_gate(gate, up, expected);
+  spread_->silu_gate(gate, up, y);
+  EXPECT_TRUE(at::equal(y, expected));
+  alone_->add(expected, up);
+  spread_->add(y, up);
+  EXPECT_TRUE(at::equal(y, expected));
+  alone_->relu(expected);
+  spread_->relu(y);
+  EXPECT_TRUE(at::equal(y, expected));
+}
+
+TEST_P(CpuOpsOnAPool, AttentionOverResidentTokensIsTheSameBitByBit) {
+  constexpr std::int64_t kTokens = 700;
+  const at::Tensor query = at::randn({1, 6, 64});
+  const at::Tensor keys = at::randn({3, kTokens, 64});
+  const at::Tensor values = at::randn({3, kTokens, 64});
+  const auto attend = [&](const DeviceOps& ops) {
+    at::Tensor logits = at::empty({6, kTokens});
+    at::Tensor merged = at::empty({6, kTokens});
+    at::Tensor out = at::empty({1, 6, 64});
+    const std::vector<AttentionItem> items{{.keys = &keys,
+                                            .values = &values,
+                                            .num_resident = kTokens,
+                                            .resident_logits = &logits,
+                                            .merged_logits = &merged}};
+    ops.resident_logits(query, items);
+    ops.merge(query, items, out);
+    return out;
+  };
+  EXPECT_TRUE(at::equal(attend(*spread_), attend(*alone_)));
+}
+
+}  // namespace
+}  // namespace hybridgen
