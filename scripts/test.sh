@@ -62,7 +62,7 @@ run_sanitized() {
     labels=(-L "^($(IFS='|' && echo "${thread_folders[*]}"))\$")
   fi
   # Where the kernel randomizes addresses strongly, g++ 12's thread sanitizer cannot start.
-  if ! "build-$1/tests/cpp/device_tests" --gtest_list_tests >/dev/null 2>&1; then
+  if ! "build-$1/tests/cpp/runtime_tests" --gtest_list_tests >/dev/null 2>&1; then
     without_randomization=(setarch -R)
   fi
   GTEST_FILTER="$(sanitized_filter "$1")" "${without_randomization[@]}" \
