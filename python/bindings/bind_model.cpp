@@ -6,9 +6,9 @@
 #include <pybind11/stl.h>
 
 #include "bindings.h"
+#include "device/driver_thread.h"
 #include "hybridgen/core/error.h"
 #include "models/decoder_model.h"
-#include "runtime/driver_thread.h"
 #include "runtime/process.h"
 
 namespace py = pybind11;

@@ -192,11 +192,6 @@ void register_info(py::module_& module) {
   module.def("available_parallelism",
              &available_parallelism,
              "CPUs' worth of time this process may use (affinity and cgroup quota).");
-  module.def("nearest_name",
-             &nearest_name,
-             py::arg("name"),
-             py::arg("candidates"),
-             "The candidate most like `name`, or an empty string.");
   module.def(
       "method_table",
       [] {

@@ -27,7 +27,6 @@ __all__: list[str] = [
     "device_window",
     "is_engine_thread",
     "method_table",
-    "nearest_name",
     "numa_nodes",
     "read_bandwidth",
     "register_selector",
@@ -432,11 +431,6 @@ def is_engine_thread() -> bool:
 def method_table() -> list:
     """
     What there is to know about every method, in a fixed order.
-    """
-
-def nearest_name(name: str, candidates: collections.abc.Sequence[str]) -> str:
-    """
-    The candidate most like `name`, or an empty string.
     """
 
 def numa_nodes() -> list:

@@ -59,20 +59,6 @@ TEST(SelectorRegistry, TellsTheStrategyWithoutMakingASelector) {
   EXPECT_THROW(strategy_of_selector("top_k"), ConfigError);
 }
 
-TEST(NearestName, AcceptsTwoEditsOrAThirdOfTheName) {
-  const std::vector<std::string> names = {"hybridgen", "full"};
-  EXPECT_EQ(nearest_name("hybridgen", names), "hybridgen");
-  EXPECT_EQ(nearest_name("hybrdgn", names), "hybridgen");    // two edits
-  EXPECT_EQ(nearest_name("hybridxyz", names), "hybridgen");  // three edits, nine letters
-  EXPECT_EQ(nearest_name("ful", names), "full");
-  EXPECT_EQ(nearest_name("fxyz", names), "");  // three edits, four letters
-  EXPECT_EQ(nearest_name("full", {}), "");
-}
-
-TEST(NearestName, TheFirstOfEquallyNearOnesWins) {
-  EXPECT_EQ(nearest_name("bat", {"cat", "hat"}), "cat");
-}
-
 /// What every selector guarantees, whatever it prefers.
 class AnySelector : public testing::TestWithParam<std::string> {
  protected:
