@@ -94,7 +94,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "infinigen, fifo": of("infinigen", capacity=0.97, policy="fifo"),
     "infinigen, lru": of("infinigen", capacity=0.97, policy="lru", device_tokens=10),
     "hgca": of("hgca", device_tokens=20),
-    "hgca, small blocks": of("hgca", device_tokens=20, beta=0.5, block=2, blocks=3),
+    "hgca, small blocks": of("hgca", beta=0.5, block=2, blocks=3),
 }
 
 
