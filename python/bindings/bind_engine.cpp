@@ -266,6 +266,9 @@ void register_options(py::module_& module) {
                        float top_p,
                        float min_p,
                        float repetition_penalty,
+                       float presence_penalty,
+                       float frequency_penalty,
+                       std::map<std::int64_t, float> logit_bias,
                        std::uint64_t seed,
                        int max_tokens,
                        int min_tokens,
@@ -278,6 +281,9 @@ void register_options(py::module_& module) {
              options.top_p = top_p;
              options.min_p = min_p;
              options.repetition_penalty = repetition_penalty;
+             options.presence_penalty = presence_penalty;
+             options.frequency_penalty = frequency_penalty;
+             options.logit_bias = std::move(logit_bias);
              options.seed = seed;
              options.max_tokens = max_tokens;
              options.min_tokens = min_tokens;
@@ -293,6 +299,9 @@ void register_options(py::module_& module) {
            py::arg("top_p") = 1.0F,
            py::arg("min_p") = 0.0F,
            py::arg("repetition_penalty") = 1.0F,
+           py::arg("presence_penalty") = 0.0F,
+           py::arg("frequency_penalty") = 0.0F,
+           py::arg("logit_bias") = std::map<std::int64_t, float>{},
            py::arg("seed") = 0,
            py::arg("max_tokens") = 16,
            py::arg("min_tokens") = 0,

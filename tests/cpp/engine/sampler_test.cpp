@@ -166,6 +166,65 @@ TEST(Sampler, PenaltyOfOneCallLeavesNoTraceInTheNext) {
   }
 }
 
+// By hand, in vLLM's order: bias, repetition over all tokens, frequency and presence over generated
+// ones. Token 0 is in the prompt, 1 and 2 were generated (2 twice), 3 is in both, 4 in neither.
+TEST(Sampler, BiasAndPenaltiesAreAppliedInOrderEachOverItsTokens) {
+  SamplingOptions options;
+  options.logit_bias = {{0, 2.0F}, {2, -5.0F}, {4, 0.5F}};
+  options.repetition_penalty = 2.0F;
+  options.frequency_penalty = 0.5F;
+  options.presence_penalty = 0.25F;
+  std::vector<float> logits = {4.0F, 3.0F, 1.0F, -1.0F, 0.0F};
+  Sampler sampler(options);
+  const SampledToken sampled = sampler.sample(logits, Ids{0, 3, 0, 2, 1, 3, 2}, 4);
+  EXPECT_EQ(logits,
+            (std::vector<float>{
+                (4.0F + 2.0F) / 2.0F,                        // not generated
+                3.0F / 2.0F - 0.5F - 0.25F,                  // once
+                (1.0F - 5.0F) * 2.0F - 2.0F * 0.5F - 0.25F,  // twice
+                -1.0F * 2.0F - 0.5F - 0.25F,                 // once, the prompt's does not count
+                0.0F + 0.5F,                                 // never seen
+            }));
+  EXPECT_EQ(sampled.token, 0);
+  const std::vector<float> given = {4.0F, 3.0F, 1.0F, -1.0F, 0.0F};
+  EXPECT_NEAR(static_cast<double>(sampled.logprob), exact_logprob(given, 0), 1e-6);
+}
+
+TEST(Sampler, NegativePenaltiesMakeGeneratedTokensLikelier) {
+  SamplingOptions options;
+  options.presence_penalty = -2.0F;
+  EXPECT_EQ(sample(options, {1.0F, 2.0F, 0.0F}, Ids{0}, 0).token, 1);  // of the prompt
+  EXPECT_EQ(sample(options, {1.0F, 2.0F, 0.0F}, Ids{0}, 1).token, 0);
+  options.presence_penalty = 0.0F;
+  options.frequency_penalty = -2.0F;
+  EXPECT_EQ(sample(options, {-1.0F, 2.0F, 0.0F}, Ids{0}, 1).token, 1);
+  EXPECT_EQ(sample(options, {-1.0F, 2.0F, 0.0F}, Ids{0, 0}, 2).token, 0);
+}
+
+TEST(Sampler, CountsOfOneCallLeaveNoTraceInTheNext) {
+  SamplingOptions options;
+  options.frequency_penalty = 1.0F;
+  Sampler sampler(options);
+  std::vector<float> first = {0.0F, 0.0F, 0.0F};
+  sampler.sample(first, Ids{1, 1, 2}, 3);
+  EXPECT_EQ(first, (std::vector<float>{0.0F, -2.0F, -1.0F}));
+  std::vector<float> second = {0.0F, 0.0F, 0.0F};
+  sampler.sample(second, Ids{2}, 1);
+  EXPECT_EQ(second, (std::vector<float>{0.0F, 0.0F, -1.0F}));
+}
+
+TEST(Sampler, ABiasForbidsOrForcesATokenAndNothingBecomesInfinite) {
+  SamplingOptions options;
+  options.logit_bias = {{1, -100.0F}, {2, 100.0F}};
+  EXPECT_EQ(sample(options, {0.0F, 9.0F, -9.0F}).token, 2);
+  std::vector<float> logits = {0.0F, -kInfinity, std::numeric_limits<float>::max()};
+  Sampler(options).sample(logits, {}, 0);
+  EXPECT_EQ(logits[1], -kInfinity);
+  EXPECT_EQ(logits[2], std::numeric_limits<float>::max());
+  options.logit_bias = {{3, 1.0F}};
+  EXPECT_THROW(sample(options, {0.0F, 1.0F, 2.0F}), ConfigError);
+}
+
 TEST(Sampler, StopTokensAreOutUntilMinTokensWereGenerated) {
   SamplingOptions options;
   options.min_tokens = 2;
@@ -423,6 +482,11 @@ const BadOption kBadOptions[] = {
     {"min_p", [](SamplingOptions& o) { o.min_p = 1.1F; }},
     {"repetition_penalty", [](SamplingOptions& o) { o.repetition_penalty = 0.0F; }},
     {"repetition_penalty", [](SamplingOptions& o) { o.repetition_penalty = kInfinity; }},
+    {"presence_penalty", [](SamplingOptions& o) { o.presence_penalty = 2.1F; }},
+    {"presence_penalty", [](SamplingOptions& o) { o.presence_penalty = kNan; }},
+    {"frequency_penalty", [](SamplingOptions& o) { o.frequency_penalty = -2.1F; }},
+    {"logit_bias", [](SamplingOptions& o) { o.logit_bias = {{3, kInfinity}}; }},
+    {"logit_bias", [](SamplingOptions& o) { o.logit_bias = {{-1, 1.0F}}; }},
     {"max_tokens", [](SamplingOptions& o) { o.max_tokens = 0; }},
     {"min_tokens", [](SamplingOptions& o) { o.min_tokens = -1; }},
     {"min_tokens", [](SamplingOptions& o) { o.min_tokens = o.max_tokens + 1; }},
