@@ -205,18 +205,20 @@ def agreement(
 
     The text after the prompt is given, so that one difference does not spoil what follows.
     """
-    sequences = [
-        llm._sequence(
-            ids,
+    requests = [
+        llm._maker.make(
+            "agreement",
+            (None, ids),
             hg.SamplingParams(max_tokens=len(text), ignore_eos=True),
-            None,
+            makes_text=False,
             forced=text,
             decode_prompt_tokens=decode_prompt_tokens,
         )
         for ids, text in zip(prompts, texts, strict=True)
     ]
     # LLM.score does the same, but says only whether all tokens are equal.
-    llm._run("agreement", [[s] for s in sequences], prompts, lambda: sequences)
+    llm._run("agreement", requests, lambda: requests)
+    sequences = [request.sequences[0] for request in requests]
     return [float(same) for s in sequences for same in s.greedy], [s.metrics for s in sequences]
 
 

@@ -44,6 +44,7 @@ from .info import Info, info  # noqa: E402
 from .k_min import KMinProfile, calibrate  # noqa: E402
 from .llm import LLM  # noqa: E402
 from .method_options import methods, register_selector  # noqa: E402
+from .model import Model  # noqa: E402
 from .outputs import (  # noqa: E402
     CompletionOutput,
     RequestMetrics,
@@ -68,6 +69,7 @@ __all__ = [
     "Info",
     "KMinProfile",
     "KVConfig",
+    "Model",
     "NumericError",
     "OutOfMemoryError",
     "QueryConfig",

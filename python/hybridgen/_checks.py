@@ -15,11 +15,13 @@ import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform
+from types import MappingProxyType
+from typing import Any, ParamSpec, TypeVar, dataclass_transform
 
 from .errors import ConfigError, shortened
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 MAX_COUNT = (1 << 31) - 1
 """Largest number of tokens, steps and the like: what the engine counts with, and far more than
@@ -40,46 +42,51 @@ def did_you_mean(name: object, candidates: Iterable[str]) -> str:
     return f"; did you mean {match!r}?" if match else ""
 
 
-def check_keywords(
-    function: Callable[..., T],
-    operation: str,
-    *,
-    homes: dict[str, str] | None = None,
-) -> Callable[..., T]:
-    """Wrap a function so that an unknown keyword raises ConfigError with a suggestion.
+def checked_keywords(
+    operation: str, elsewhere: Mapping[str, str] = MappingProxyType({})
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate a function so that an unknown keyword raises ConfigError with a suggestion.
 
     Parameters
     ----------
-    function : callable
-        Its signature says what is known.
-    homes : dict[str, str], optional
-        Keywords that belong elsewhere, and how to write them there.
+    operation : str
+        As messages begin.
+    elsewhere : mapping of str to str
+        Names that other libraries or other places have, and what to do instead.
     """
-    known = [name for name in inspect.signature(function).parameters if name != "self"]
 
-    @functools.wraps(function)
-    def checked(*args: Any, **kwargs: Any) -> T:
-        for name in kwargs:
-            if name in known:
-                continue
-            if homes and name in homes:
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        known = [name for name in inspect.signature(function).parameters if name != "self"]
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+            for name in kwargs:
+                if name in known:
+                    continue
+                if name in elsewhere:
+                    raise ConfigError(
+                        f"[{operation}] unknown option {brief(name)}; {elsewhere[name]}"
+                    )
                 raise ConfigError(
-                    f"[{operation}] unknown option {brief(name)}; write {homes[name]}"
+                    f"[{operation}] unknown option {brief(name)}{did_you_mean(name, known)} "
+                    f"(options: {', '.join(known)})"
                 )
-            raise ConfigError(
-                f"[{operation}] unknown option {brief(name)}{did_you_mean(name, known)} "
-                f"(options: {', '.join(known)})"
-            )
-        return function(*args, **kwargs)
+            return function(*args, **kwargs)
 
-    return checked
+        return checked
+
+    return decorate
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def options_class(cls: type[T]) -> type[T]:
-    """Make a frozen, keyword-only dataclass that names unknown options helpfully."""
+    """Make a frozen, keyword-only dataclass that names unknown options helpfully.
+
+    Its ``_elsewhere``, if it has one, says what to write for names that it does not have.
+    """
     made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-    made.__init__ = check_keywords(made.__init__, cls.__name__)  # type: ignore[method-assign]
+    elsewhere = vars(cls).get("_elsewhere", {})
+    made.__init__ = checked_keywords(cls.__name__, elsewhere)(made.__init__)  # type: ignore[method-assign]
     return made
 
 

@@ -302,6 +302,11 @@ class SamplingOptions:
         top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0,
         min_p: typing.SupportsFloat | typing.SupportsIndex = 0.0,
         repetition_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        presence_penalty: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        frequency_penalty: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        logit_bias: collections.abc.Mapping[
+            typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex
+        ] = {},
         seed: typing.SupportsInt | typing.SupportsIndex = 0,
         max_tokens: typing.SupportsInt | typing.SupportsIndex = 16,
         min_tokens: typing.SupportsInt | typing.SupportsIndex = 0,

@@ -32,7 +32,8 @@ class Guard:
     ``with guard.lock:`` is a section; `rest` inside of one lets the interpreter end there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, owner: str = "LLM") -> None:
+        self._owner = owner
         self._process = os.getpid()
         self._lock = threading.RLock()
         with _registration:
@@ -60,8 +61,9 @@ class Guard:
         """Raise ConfigError in a forked child, which has none of the engine's threads."""
         if self.is_forked:
             raise ConfigError(
-                f"[LLM] this process ({os.getpid()}) was forked from the one that made the LLM "
-                f"({self._process}), whose threads are not here; make the LLM in this process, or "
+                f"[{self._owner}] this process ({os.getpid()}) was forked from the one that made "
+                f"the {self._owner} ({self._process}), whose threads are not here; make the "
+                f"{self._owner} in this process, or "
                 "start it with multiprocessing.get_context('spawn')"
             )
 

@@ -24,6 +24,8 @@ from ._checks import brief, one_line
 from .codec import Codec, is_foreign, words_of
 from .errors import ConfigError, DeviceError
 
+Messages = list[dict[str, Any]] | list[list[dict[str, Any]]]
+
 _START_SECONDS = 120
 _WAY_OUT = "generate takes a prompt as it is, and tokenizer= a tokenizer with another chat_template"
 

@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import _core
 from ._checks import as_int, brief, one_of
 from .config import QUERY_MODES, CpuConfig, KVConfig, QueryConfig, SchedulerConfig, is_auto
 from .errors import ConfigError
 from .k_min import resolve_k, resolve_k_min
 from .method_options import MethodOptions, methods, resolve_method
+from .model import Model
 
 
 class EngineSetup:
@@ -42,6 +45,8 @@ class EngineSetup:
         scheduler: SchedulerConfig | None,
         cpu: CpuConfig | None,
         max_model_len: int | None,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
     ) -> None:
         kv = instance("kv", kv, KVConfig)
         self.cpu: CpuConfig = instance("cpu", cpu, CpuConfig)
@@ -77,6 +82,8 @@ class EngineSetup:
             "divides_heads": is_auto(self.cpu.numa),
             "isa": self.cpu.isa,
             "max_model_len": max_model_len or 0,
+            "max_batch": as_int("LLM", "max_num_seqs", max_num_seqs, 1),
+            "prefill_chunk": as_int("LLM", "max_num_batched_tokens", max_num_batched_tokens, 1),
         }
         self.options(None)  # refuses bad values before anything is loaded
 
@@ -106,12 +113,12 @@ class EngineSetup:
             device_bytes=device_bytes,
         )
 
-    def engine(self, model: Any, path: Path | None, device_bytes: int) -> Any:
+    def engine(self, model: Model) -> Any:
         """Return an engine of a loaded model; see `options`."""
-        options = self.options(path, device_bytes)
+        options = self.options(model.path, _free_device_bytes(model.device))
         if self._composition is None:
-            return _core.Engine(model, options)
-        return _core.Engine(model, options, self._composition)
+            return _core.Engine(model.weights, options)
+        return _core.Engine(model.weights, options, self._composition)
 
 
 def instance(name: str, value: Any, kind: type[Any]) -> Any:
@@ -124,3 +131,11 @@ def instance(name: str, value: Any, kind: type[Any]) -> Any:
             f"{name}={kind.__name__}()"
         )
     return value
+
+
+def _free_device_bytes(device: str) -> int:
+    """Return what a request's window may take on a GPU; 0 lets the engine look at host memory."""
+    if not device.startswith("cuda"):
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(0.9 * free)  # the rest is for activations

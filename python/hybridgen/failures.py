@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 from ._checks import brief
 from .errors import GenerationError, HybridGenError, shortened, text_of
+
+if TYPE_CHECKING:
+    from .request import Request
 
 _MOST_SHOWN = 4
 _MOST_CHARACTERS = 300
@@ -34,40 +37,50 @@ def name_prompt(error: BaseException, operation: str, index: int, prompt: object
     return error
 
 
-def raise_failures(
-    operation: str,
-    prompts: list[Any],
-    failures: Mapping[int, BaseException],
-    outputs: list[Any],
-) -> None:
-    """Raise what the failures of one call come to; nothing if there are none.
+@contextmanager
+def reported(
+    operation: str, requests: list[Request], outputs: Callable[[], list[Any]]
+) -> Iterator[None]:
+    """Run a block that runs requests: what it raises names their prompts and carries `outputs()`.
 
     Parameters
     ----------
     operation : str
         As messages begin.
-    prompts : list
-        Text or token ids, for messages.
-    failures : mapping
-        The error of each failed prompt by its number in the call.
-    outputs : list
-        What the call would have returned.
+    requests : list of Request
+        One for each prompt of the call, in order.
+    outputs : callable
+        Makes what the call would have returned.
 
     Raises
     ------
     GenerationError
-        If there were several prompts.
+        At the end of the block, if some of several prompts failed.
     BaseException
-        The failure itself, if there was one prompt.
+        The failure itself, if there was one prompt; what interrupted the block.
     """
-    if not failures:
-        return
-    if len(prompts) == 1:
-        error = name_prompt(failures[0], operation, 0, prompts[0])
+    try:
+        yield
+    except GeneratorExit:  # a stream is left early
+        raise
+    except BaseException as error:
+        for index, request in enumerate(requests):
+            if any(s.error is error for s in request.sequences):  # refused: nothing was run
+                name_prompt(error, operation, index, request.shown)
+        attach_outputs(error, outputs())
+        raise
+    if any(request.error is not None for request in requests):
+        _raise_failures(operation, requests, outputs())
+
+
+def _raise_failures(operation: str, requests: list[Request], outputs: list[Any]) -> None:
+    failures = {i: r.error for i, r in enumerate(requests) if r.error is not None}
+    if len(requests) == 1:
+        error = name_prompt(failures[0], operation, 0, requests[0].shown)
         attach_outputs(error, outputs)
         raise error
     shown = [
-        f"prompt {index} ({brief(prompts[index])}): {type(error).__name__}: "
+        f"prompt {index} ({brief(requests[index].shown)}): {type(error).__name__}: "
         f"{shortened(text_of(error), _MOST_CHARACTERS)}"
         for index, error in list(failures.items())[:_MOST_SHOWN]
     ]
@@ -76,8 +89,8 @@ def raise_failures(
         more = len(failures) - _MOST_SHOWN
         shown.append(f"and {more} more: prompts {numbers}{', ...' if more > 20 else ''}")
     raise GenerationError.of(
-        f"[{operation}] {len(failures)} of {len(prompts)} prompts failed, the others ran to their "
+        f"[{operation}] {len(failures)} of {len(requests)} prompts failed, the others ran to their "
         f"end: {'; '.join(shown)}; see .outputs and .errors of this exception",
-        dict(failures),
+        failures,
         outputs,
     ) from next(iter(failures.values()))

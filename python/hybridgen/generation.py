@@ -15,15 +15,21 @@ from typing import Any
 from ._lifetime import Guard, rest
 from .errors import ConfigError, HybridGenError, own_error, text_of
 from .outputs import RequestMetrics
-from .sequence import NewToken, Sequence
+from .sequence import Sequence
 
 
 class Call:
-    """What the caller of some sequences has yet to hear of; whoever steps the engine fills it."""
+    """Which sequences a caller has yet to hear of; whoever steps the engine fills it.
+
+    A sequence is in it once for every token, and once more when it has ended and all of it is done.
+    """
 
     def __init__(self) -> None:
-        self.has_news = False
-        self.ended: deque[Sequence] = deque()
+        self.news: deque[Sequence] = deque()
+
+    def read(self) -> list[Sequence]:
+        """Return the sequences there is news of, each once, and forget the news."""
+        return list(dict.fromkeys(self.news.popleft() for _ in range(len(self.news))))
 
 
 class EngineLoop:
@@ -43,6 +49,8 @@ class EngineLoop:
         self._live: dict[int, Sequence] = {}
         self._events: list[Any] = []
         """Of the last step, not yet given to their sequences."""
+        self._past: dict[str, Any] = {}
+        """Sums of before the last call began."""
         self._guard = Guard()
 
     @property
@@ -58,52 +66,74 @@ class EngineLoop:
         return self._engine
 
     @property
-    def _lock(self) -> Any:
-        return self._guard.lock
-
-    @property
     def idle(self) -> bool:
         """Whether no request is in flight."""
         return not self._live
 
-    def run(self, sequences: list[Sequence]) -> Generator[list[Sequence], None, None]:
-        """Queue sequences, all or none, and yield after every step those that ended in it.
+    @property
+    def lock(self) -> Any:
+        """What a caller holds while nobody else may step; it is reentrant."""
+        return self._guard.lock
 
-        Each ends with a `finish_reason` and, if it could not be finished, with an `error`. Closing
-        the iterator ends those that still run. What the engine finds wrong with a sequence before
-        anything runs is raised.
+    def add(self, sequences: list[Sequence], call: Call) -> None:
+        """Queue sequences, all or none; what the engine finds wrong with one is raised.
+
+        Under the lock as a whole: nobody steps the first ones while a later one is refused.
+        """
+        with self.lock:
+            if self.idle:
+                self._past = self.all_stats()
+                self.engine.reset_stats()
+            for sequence in sequences:
+                try:
+                    sequence.call = call
+                    sequence.request_id = self.engine.add(
+                        sequence.prompt_ids,
+                        sequence.options,
+                        forced=sequence.forced,
+                        decode_prompt_tokens=sequence.decode_prompt_tokens,
+                    )
+                    self._live[sequence.request_id] = sequence
+                except BaseException as error:
+                    sequence.error = error
+                    for each in sequences:
+                        self.abort(each)
+                    raise
+
+    def run(self, sequences: list[Sequence]) -> Generator[list[Sequence], None, None]:
+        """Queue sequences and yield after every step those of which there is news.
+
+        Each ends with a `finish_reason` and, if it could not be finished, with an `error`; ended
+        it is yielded once. Closing the iterator ends those that still run.
         """
         call = Call()
         waiting = set(sequences)
         try:
-            self._add_all(sequences, call)
+            self.add(sequences, call)
             while waiting:
-                if not call.has_news:
+                if not call.news:
                     self.step()
-                call.has_news = False
-                ended = [call.ended.popleft() for _ in range(len(call.ended))]
-                # Somebody else's interrupt may have one told of twice.
-                done = [sequence for sequence in dict.fromkeys(ended) if sequence in waiting]
-                waiting.difference_update(done)
-                yield done
+                # Somebody else's interrupt may have the end of one told of twice.
+                fresh = [sequence for sequence in call.read() if sequence in waiting]
+                waiting.difference_update(s for s in fresh if s.finished)
+                yield fresh
         finally:
             for sequence in sequences:
                 self.abort(sequence)
 
-    def stream(self, sequence: Sequence) -> Generator[NewToken, None, None]:
-        """Run one sequence, yielding every token; raises what ended it early."""
-        read = 0
-        with closing(self.run([sequence])) as steps:
-            for _ in steps:
-                while read < len(sequence.pieces):
-                    read += 1
-                    yield sequence.pieces[read - 1]
-        if sequence.error is not None:
-            raise sequence.error
+    def stream(self, sequences: list[Sequence]) -> Generator[tuple[Sequence, int], None, None]:
+        """Run sequences, yielding every token as the number of a piece of its sequence."""
+        read = dict.fromkeys(sequences, 0)
+        with closing(self.run(sequences)) as steps:
+            for fresh in steps:
+                for sequence in fresh:
+                    while read[sequence] < len(sequence.pieces):
+                        read[sequence] += 1
+                        yield sequence, read[sequence] - 1
 
     def step(self) -> None:
         """Advance all requests once, and give every sequence what is new of it."""
-        with self._lock:
+        with self.lock:
             if not self._events:
                 try:
                     # Filled in place: an interrupt on the way back must not lose others' tokens.
@@ -129,7 +159,7 @@ class EngineLoop:
         if self._guard.is_forked:
             sequence.end("abort")
             return
-        with self._lock:
+        with self.lock:
             rest()
             if sequence.request_id in self._live:
                 self._forget(sequence, "abort")
@@ -138,26 +168,32 @@ class EngineLoop:
 
     def run_stats(self) -> dict[str, Any]:
         """Return the engine's sums since the last call began."""
-        with self._lock:
+        with self.lock:
             return dict(self.engine.run_stats())
+
+    def all_stats(self) -> dict[str, Any]:
+        """Return the engine's sums since it was made."""
+        with self.lock:
+            now = self.engine.run_stats()
+            return {name: value + self._past.get(name, 0) for name, value in now.items()}
 
     def refresh_metrics(self, sequence: Sequence) -> None:
         """Read the engine's statistics of a sequence in flight."""
-        with self._lock, suppress(HybridGenError):
+        with self.lock, suppress(HybridGenError):
             if sequence.request_id in self._live:
                 stats = self.engine.request_stats(sequence.request_id)
                 sequence.metrics = RequestMetrics.from_stats(stats)
 
     def device_bytes(self) -> int:
         """Return how much the device's part of the cache holds now; 0 once closed."""
-        with self._lock, suppress(HybridGenError):
+        with self.lock, suppress(HybridGenError):
             return int(self.engine.memory().get("device", {}).get("used", 0))
         return 0
 
     def close(self) -> None:
         """Let go of the engine and its requests, whose callers get an error."""
         # In a forked child another thread may have held the lock, which nobody gives up there.
-        with nullcontext() if self._guard.is_forked else self._lock:
+        with nullcontext() if self._guard.is_forked else self.lock:
             for sequence in [] if self._guard.is_forked else list(self._live.values()):
                 self._forget(
                     sequence,
@@ -169,27 +205,6 @@ class EngineLoop:
                 )
             self._live.clear()
             self._engine = None
-
-    def _add_all(self, sequences: list[Sequence], call: Call) -> None:
-        # Under the lock as a whole: nobody steps the first ones while a later one is refused.
-        with self._lock:
-            if self.idle:
-                self.engine.reset_stats()
-            for sequence in sequences:
-                try:
-                    sequence.call = call
-                    sequence.request_id = self.engine.add(
-                        sequence.prompt_ids,
-                        sequence.options,
-                        forced=sequence.forced,
-                        decode_prompt_tokens=sequence.decode_prompt_tokens,
-                    )
-                    self._live[sequence.request_id] = sequence
-                except BaseException as error:
-                    sequence.error = error
-                    for each in sequences:
-                        self.abort(each)
-                    raise
 
     def _deliver(self, event: Any) -> None:
         """Give an event to its sequence, which it may end.
@@ -213,7 +228,7 @@ class EngineLoop:
         if sequence.finished:
             self._forget(sequence)
         elif sequence.call is not None:
-            sequence.call.has_news = True
+            sequence.call.news.append(sequence)
 
     def _forget(
         self, sequence: Sequence, reason: str = "", error: BaseException | None = None
@@ -229,8 +244,7 @@ class EngineLoop:
                 self._engine.finish(sequence.request_id, sequence.output.finish_reason)
         self.refresh_metrics(sequence)
         if sequence.call is not None:
-            sequence.call.ended.append(sequence)
-            sequence.call.has_news = True
+            sequence.call.news.append(sequence)
         self._release(sequence.request_id)
         self._live.pop(sequence.request_id, None)
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .errors import text_of
+
 
 def _rate(count: float, seconds: float) -> float:
     return count / seconds if seconds > 0 else 0.0
@@ -131,8 +133,8 @@ class RequestOutput:
 
     Parameters
     ----------
-    request_id : int
-        Unique within an engine.
+    request_id : int or str
+        Unique within an engine; that of `LLM.add_request` as it was given.
     prompt : str or None
         None if the prompt was given as tokens.
     prompt_token_ids : list of int
@@ -140,17 +142,21 @@ class RequestOutput:
     outputs : list of CompletionOutput
         ``SamplingParams.n`` of them.
     finished : bool
-        False only in the ``outputs`` of an exception and in ``LLM.partial_outputs``.
+        Whether no more will come of it; of a call that raised (its ``outputs``) whether it ran to
+        its end.
     metrics : RequestMetrics
         What it cost.
+    error : BaseException or None
+        What kept it from being finished; from `LLM.step`, where other calls raise it.
     """
 
-    request_id: int
+    request_id: int | str
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     finished: bool
     metrics: RequestMetrics
+    error: BaseException | None = None
 
     @property
     def text(self) -> str:
@@ -168,8 +174,9 @@ class RequestOutput:
         return self.outputs[0].finish_reason
 
     def to_dict(self) -> dict[str, Any]:
-        """Return nested plain dicts and lists, ready for JSON."""
-        return dataclasses.asdict(self)
+        """Return nested plain dicts and lists, ready for JSON; the error as its words."""
+        words = None if self.error is None else text_of(self.error)
+        return dataclasses.asdict(dataclasses.replace(self, error=None)) | {"error": words}
 
 
 @dataclass
@@ -183,13 +190,17 @@ class StreamChunk:
     token_id : int
         The new token.
     index : int
-        Its number, from 0.
+        Its number in its text, from 0.
     prompt_tps, generation_tps : float
         Tokens per second so far.
     peak_memory : int
         Most bytes the device's part of the cache has held so far.
     finish_reason : str or None
-        Set in the last chunk.
+        Set in the last chunk of a text.
+    prompt_index : int
+        Which of the prompts it continues.
+    output_index : int
+        Which of the ``n`` texts of that prompt.
     """
 
     text: str
@@ -199,6 +210,8 @@ class StreamChunk:
     generation_tps: float
     peak_memory: int
     finish_reason: str | None = None
+    prompt_index: int = 0
+    output_index: int = 0
 
 
 class RunStats(Mapping[str, Any]):
@@ -212,14 +225,15 @@ class RunStats(Mapping[str, Any]):
     """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = dict(values)
-        rates = {
-            "prefill_tps": ("prompt_tokens", "prefill_s"),
-            "decode_tps": ("decode_tokens", "decode_s"),
-        }
-        for name, (count, seconds) in rates.items():
-            rate = _rate(self._values.get(count, 0), self._values.get(seconds, 0.0))
-            self._values.setdefault(name, rate)
+        self._values = _with_rates(values)
+
+    def fill(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+        """Become what was done between two readings of the engine's sums."""
+        done = {name: value - before.get(name, 0) for name, value in after.items()}
+        host_s = done.get("t_cpu_s", 0.0) + done.get("t_link_s", 0.0)
+        waited = done.get("t_wait_s", 0.0) / host_s if host_s > 0 else 0.0
+        done["hidden_share"] = max(0.0, 1.0 - waited)  # a ratio: not the difference of two
+        self._values = _with_rates(done)
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
@@ -283,6 +297,17 @@ class RunStats(Mapping[str, Any]):
             for name, value in self._values.items()
         )
         return f"<table>{rows}</table>"
+
+
+def _with_rates(values: Mapping[str, Any]) -> dict[str, Any]:
+    rates = {
+        "prefill_tps": ("prompt_tokens", "prefill_s"),
+        "decode_tps": ("decode_tokens", "decode_s"),
+    }
+    found = dict(values)
+    for name, (count, seconds) in rates.items():
+        found.setdefault(name, _rate(found.get(count, 0), found.get(seconds, 0.0)))
+    return found
 
 
 def _bytes(count: float) -> str:

@@ -35,23 +35,21 @@ class ProgressBar:
             with suppress(Exception):
                 self._bar.close()
 
-    def update(self, done: list[Sequence], sequences: list[Sequence]) -> None:
-        """Count finished requests; refresh the numbers a few times a second."""
+    def update(self, fresh: list[Sequence]) -> None:
+        """Count those that ended; refresh the numbers a few times a second."""
         if self._bar is None:
             return
         try:
-            self._draw(done, sequences)
+            self._draw(fresh, [sequence for sequence in fresh if sequence.finished])
         except Exception:
             self._bar = None
 
-    def _draw(self, done: list[Sequence], sequences: list[Sequence]) -> None:
+    def _draw(self, fresh: list[Sequence], done: list[Sequence]) -> None:
         now = time.perf_counter()
-        if done or now - self._shown > 0.3:
+        if done or (fresh and now - self._shown > 0.3):
             self._shown = now
             stats = RunStats(self._loop.run_stats())
-            shown = done[0] if done else next((s for s in sequences if not s.finished), None)
-            if shown is None:
-                return
+            shown = (done or fresh)[0]
             self._loop.refresh_metrics(shown)
             metrics = shown.metrics
             postfix = {

@@ -15,6 +15,8 @@ from .detokenizer import Detokenizer
 from .errors import ConfigError
 
 Prompt = str | list[int] | dict[str, Any]
+Encoded = tuple[str | None, list[int]]
+"""A prompt that was read: its text, if it came as one, and its token ids."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class PromptReader:
     last_id: int
     operation: str = "generate"
 
-    def read(self, prompts: Any) -> list[tuple[str | None, list[int]]]:
+    def read(self, prompts: Any) -> list[Encoded]:
         """Return (text or None, token ids) of one prompt or of each of several."""
         if hasattr(prompts, "tolist"):
             prompts = prompts.tolist()
@@ -48,7 +50,7 @@ class PromptReader:
             "token ids, a dict with prompt or prompt_token_ids, or a list of these"
         )
 
-    def read_one(self, prompt: Any) -> tuple[str | None, list[int]]:
+    def read_one(self, prompt: Any) -> Encoded:
         """Return (text or None, token ids) of one prompt."""
         text, ids = self._parts(prompt)
         if ids is None:

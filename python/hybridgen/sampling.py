@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import numbers
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from ._checks import (
     MAX_INT64,
@@ -28,9 +27,22 @@ from .sampling_names import ELSEWHERE
 
 # Each text of a prompt is a request of its own.
 _MAX_TEXTS = 16384
+_MAX_PENALTY, _MAX_BIAS = 2.0, 100.0
 _MAX_STOP_LETTERS = 65536
 # The engine computes with float32; what lies outside would become infinity or zero there.
 _MIN_FACTOR, _MAX_FACTOR = 1e-30, 1e30
+
+
+class _DefaultInt(int):
+    """A default that can be told from the same number given."""
+
+
+class _DefaultFloat(float):
+    """The same of a float."""
+
+
+_USUAL_LENGTH = _DefaultInt(16)
+_GREEDY = _DefaultFloat(0.0)
 _TAKES_THE_PLACE_OF = {
     "max_tokens": ("max_new_tokens", "max_length"),
     "max_new_tokens": ("max_new_tokens", "max_length"),
@@ -68,11 +80,20 @@ class SamplingParams:
         Report the log-probability of each new token and of this many likeliest ones, of the
         model's own distribution: before temperature, penalty and the restrictions above.
     repetition_penalty : float
-        Above 1.0 makes tokens that occurred before less likely.
+        Above 1.0 makes tokens that occurred before, in prompt or text, less likely.
+    presence_penalty, frequency_penalty : float
+        Taken off the logit of each token that was generated; the second as often as it was. From
+        -2 to 2; below 0 they make tokens likelier.
+    logit_bias : dict of int to float, optional
+        Added to the logits of these tokens, before all penalties; from -100, which all but forbids
+        a token, to 100.
     skip_special_tokens : bool
         Leave special tokens out of the text.
-
-    The names of transformers ``max_new_tokens`` and ``do_sample`` are understood too.
+    include_stop_str_in_output : bool
+        Let a text end with the stop string that ended it, as far as that is text (not of the
+        prompt, nor of special tokens that are left out).
+    max_new_tokens, do_sample
+        transformers' names: ``max_tokens``, and ``temperature`` 1.0 or 0.0.
 
     Raises
     ------
@@ -86,11 +107,11 @@ class SamplingParams:
     """
 
     n: int = 1
-    temperature: float = 0.0
+    temperature: float = _GREEDY
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
-    max_tokens: int | None = 16
+    max_tokens: int | None = _USUAL_LENGTH
     min_tokens: int = 0
     stop: str | Iterable[str] | None = ()
     stop_token_ids: Iterable[int] | None = ()
@@ -98,10 +119,15 @@ class SamplingParams:
     seed: int | None = None
     logprobs: int | None = None
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
     skip_special_tokens: bool = True
-    # Translated before the dataclass sees them, see _apply_aliases; here for type checkers.
+    include_stop_str_in_output: bool = False
     max_new_tokens: dataclasses.InitVar[int | None] = None
     do_sample: dataclasses.InitVar[bool | None] = None
+
+    _elsewhere: ClassVar[Mapping[str, str]] = ELSEWHERE
 
     def __post_init__(self, max_new_tokens: int | None, do_sample: bool | None) -> None:
         name = "SamplingParams"
@@ -110,7 +136,8 @@ class SamplingParams:
             object.__setattr__(self, field, value)
 
         put("n", as_int(name, "n", self.n, 1, _MAX_TEXTS))
-        put("temperature", as_float(name, "temperature", self.temperature, 0.0, _MAX_FACTOR))
+        temperature = _temperature(self.temperature, do_sample)
+        put("temperature", as_float(name, "temperature", temperature, 0.0, _MAX_FACTOR))
         put("top_p", as_float(name, "top_p", self.top_p, 0.0, 1.0))
         if self.top_p < _MIN_FACTOR:
             raise ConfigError(
@@ -120,8 +147,10 @@ class SamplingParams:
         # vLLM writes -1 for "no restriction"; the engine writes 0.
         put("top_k", max(0, as_int(name, "top_k", self.top_k, -1)))
         put("min_p", as_float(name, "min_p", self.min_p, 0.0, 1.0))
-        if self.max_tokens is not None:
-            put("max_tokens", as_int(name, "max_tokens", self.max_tokens, 1))
+        max_tokens = _max_tokens(self.max_tokens, max_new_tokens)
+        if max_tokens is not None:
+            max_tokens = as_int(name, "max_tokens", max_tokens, 1)
+        put("max_tokens", max_tokens)
         put("min_tokens", as_int(name, "min_tokens", self.min_tokens, 0))
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ConfigError(
@@ -142,10 +171,11 @@ class SamplingParams:
                 "1.0 means none"
             )
         put("repetition_penalty", penalty)
-        put(
-            "skip_special_tokens",
-            as_bool(name, "skip_special_tokens", self.skip_special_tokens),
-        )
+        for field in ("presence_penalty", "frequency_penalty"):
+            put(field, as_float(name, field, getattr(self, field), -_MAX_PENALTY, _MAX_PENALTY))
+        put("logit_bias", _logit_bias(name, self.logit_bias))
+        for field in ("skip_special_tokens", "include_stop_str_in_output"):
+            put(field, as_bool(name, field, getattr(self, field)))
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **overrides: Any) -> SamplingParams:
@@ -274,34 +304,46 @@ def _stop_ids(operation: str, value: object) -> tuple[int, ...]:
     return tuple(as_int(operation, "stop_token_ids", i, 0) for i in ids)
 
 
-def _apply_aliases(init: Any) -> Any:
-    """Translate ``max_new_tokens`` and ``do_sample`` before the dataclass sees them."""
-
-    @functools.wraps(init)
-    def with_aliases(self: SamplingParams, **fields: Any) -> None:
-        for name in fields.keys() & ELSEWHERE.keys():
-            raise ConfigError(f"[SamplingParams] unknown option {brief(name)}; {ELSEWHERE[name]}")
-        limit, do_sample = fields.pop("max_new_tokens", None), fields.pop("do_sample", None)
-        if limit is not None:
-            limit = as_int("SamplingParams", "max_new_tokens", limit, 1)
-            other = fields.setdefault("max_tokens", limit)
-            if not isinstance(other, numbers.Integral) or other != limit:
-                raise ConfigError(
-                    f"[SamplingParams] max_tokens is {brief(other)} and max_new_tokens is {limit}; "
-                    "they mean the same, so give one of them"
-                )
-        if do_sample is not None:
-            do_sample = as_bool("SamplingParams", "do_sample", do_sample)
-            given = fields.setdefault("temperature", 1.0 if do_sample else 0.0)
-            temperature = as_float("SamplingParams", "temperature", given, 0.0, _MAX_FACTOR)
-            if do_sample == (temperature == 0):
-                raise ConfigError(
-                    f"[SamplingParams] do_sample is {do_sample} and temperature is "
-                    f"{brief(temperature)}; sampling needs a temperature above 0, greedy decoding 0"
-                )
-        init(self, **fields)
-
-    return with_aliases
+def _logit_bias(operation: str, value: object) -> dict[int, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"[{operation}] logit_bias is {brief(value)}; allowed: a dict from token ids to numbers"
+        )
+    return {
+        as_int(operation, "a token id of logit_bias", token, 0): as_float(
+            operation, f"logit_bias of token {brief(token)}", bias, -_MAX_BIAS, _MAX_BIAS
+        )
+        for token, bias in value.items()
+    }
 
 
-SamplingParams.__init__ = _apply_aliases(SamplingParams.__init__)  # type: ignore[method-assign]
+def _max_tokens(max_tokens: int | None, max_new_tokens: int | None) -> int | None:
+    """Return the one of them that was given; both may be if they say the same."""
+    if max_new_tokens is None:
+        return max_tokens
+    limit = as_int("SamplingParams", "max_new_tokens", max_new_tokens, 1)
+    is_same = isinstance(max_tokens, numbers.Integral) and max_tokens == limit
+    if max_tokens is not _USUAL_LENGTH and not is_same:
+        raise ConfigError(
+            f"[SamplingParams] max_tokens is {brief(max_tokens)} and max_new_tokens is {limit}; "
+            "they mean the same, so give one of them"
+        )
+    return limit
+
+
+def _temperature(temperature: float, do_sample: bool | None) -> float:
+    """Return the temperature that do_sample means; ConfigError if another one was given."""
+    if do_sample is None:
+        return temperature
+    do_sample = as_bool("SamplingParams", "do_sample", do_sample)
+    if temperature is _GREEDY:
+        return 1.0 if do_sample else 0.0
+    temperature = as_float("SamplingParams", "temperature", temperature, 0.0, _MAX_FACTOR)
+    if do_sample == (temperature == 0):
+        raise ConfigError(
+            f"[SamplingParams] do_sample is {do_sample} and temperature is "
+            f"{brief(temperature)}; sampling needs a temperature above 0, greedy decoding 0"
+        )
+    return temperature

@@ -39,7 +39,6 @@ ELSEWHERE = {
             "early_stopping",
             "diversity_penalty",
         ],
-        "of penalties there is repetition_penalty": ["presence_penalty", "frequency_penalty"],
         "of ways to restrict sampling there are top_p, top_k and min_p": [
             "typical_p",
             "top_a",
@@ -49,8 +48,7 @@ ELSEWHERE = {
             "eta_cutoff",
             "penalty_alpha",
         ],
-        "tokens cannot be weighted or forbidden": [
-            "logit_bias",
+        "of ways to weigh or forbid tokens there is logit_bias": [
             "bad_words",
             "bad_words_ids",
             "allowed_token_ids",
@@ -63,7 +61,6 @@ ELSEWHERE = {
             "response_format",
         ],
         "LLM.score gives the log-probability of a text": ["prompt_logprobs", "echo"],
-        "a stop string is never part of the text": ["include_stop_str_in_output"],
         "prompts are never cut; max_model_len of LLM is their limit": ["truncate_prompt_tokens"],
         "the cache is always used": ["use_cache"],
     }.items()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _core
@@ -82,7 +83,7 @@ class Sequence:
         if params.logprobs is not None:
             self.output.logprobs = []
         self._delivery = _Delivery(None, 0, 0.0)
-        self._matcher = StopMatcher(params.stop_strings)
+        self._matcher = self._new_matcher()
         self._tokenizer = tokenizer
         self._detokenizer: Detokenizer | None = None
 
@@ -90,6 +91,18 @@ class Sequence:
     def finished(self) -> bool:
         """Whether no more tokens will come."""
         return self.output.finish_reason is not None
+
+    def output_so_far(self) -> CompletionOutput:
+        """Return a copy of what there is of it, which may go on."""
+        tokens = list(self.pieces)  # others may append while this is read
+        count = len(tokens)
+        found = self.output
+        return replace(
+            found,
+            text=found.text if self.finished else "".join(piece.text for piece in tokens),
+            token_ids=found.token_ids[:count],
+            logprobs=None if found.logprobs is None else found.logprobs[:count],
+        )
 
     def accept(self, event: Any) -> None:
         """Take one token from the engine; afterwards `finished` may be true.
@@ -148,10 +161,14 @@ class Sequence:
     def _repeat_text(self) -> None:
         """Make the text so far once more: what makes it may hold a part of one more token."""
         self.output.stop_reason = None
-        self._matcher = StopMatcher(self.params.stop_strings)
+        self._matcher = self._new_matcher()
         self._detokenizer = None
         for i, piece in enumerate(self.pieces):
             self._text_of(piece.token_id, i, ended=False)
+
+    def _new_matcher(self) -> StopMatcher:
+        params = self.params
+        return StopMatcher(params.stop_strings, keeps_stop=params.include_stop_str_in_output)
 
     def _text_so_far(self) -> str:
         return "".join(piece.text for piece in self.pieces)
@@ -208,12 +225,16 @@ def sampling_options(
     valid_vocab : int
         Tokens from here on are never sampled; 0 for no limit.
     """
+    logit_bias: Any = params.logit_bias or {}
     return _core.SamplingOptions(
         temperature=params.temperature,
         top_k=params.top_k,
         top_p=params.top_p,
         min_p=params.min_p,
         repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        logit_bias=logit_bias,
         seed=seed,
         max_tokens=max_tokens,
         min_tokens=params.min_tokens,

@@ -63,7 +63,7 @@ def _compiled(strings: tuple[str, ...]) -> StopStrings:
 
 
 class StopMatcher:
-    """Finds the first stop string that a stream of text completes, and cuts the text before it.
+    """Finds the first stop string that a stream of text completes, and cuts the text there.
 
     Text that could be the beginning of a stop string is held back until what follows decides. How
     the text is divided into pieces does not matter, nor how many stop strings there are.
@@ -72,10 +72,13 @@ class StopMatcher:
     ----------
     stops : sequence of str
         None of them empty.
+    keeps_stop : bool
+        Cut behind the string, not before it.
     """
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
+    def __init__(self, stops: tuple[str, ...], *, keeps_stop: bool = False) -> None:
         self._stops = _compiled(tuple(stops)) if stops else None
+        self._keeps_stop = keeps_stop
         self._state = 0
         # What is shown of each letter that is held back: itself, or nothing.
         self._held: deque[str] = deque()
@@ -104,7 +107,8 @@ class StopMatcher:
             self._state = self._stops.after(self._state, letter)
             stop = self._stops.found[self._state]
             if armed and stop:
-                out += islice(self._held, len(self._held) - len(stop))
+                kept = len(self._held) - (0 if self._keeps_stop else len(stop))
+                out += islice(self._held, kept)
                 self._held.clear()
                 self._state = 0
                 return "".join(out), stop

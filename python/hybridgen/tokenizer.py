@@ -96,14 +96,14 @@ def _is_library_class(name: object) -> bool | None:
     )
 
 
-def checked_codec(tokenizer: Any) -> Codec:
+def checked_codec(tokenizer: Any, operation: str = "LLM") -> Codec:
     """Return the codec of a tokenizer that can do what will be asked of it; else ConfigError."""
     needed = ("encode", "decode")
     missing = [name for name in needed if not callable(getattr(tokenizer, name, None))]
     if missing:
         raise ConfigError(
-            f"[LLM] tokenizer is {brief(tokenizer)}, which cannot {' or '.join(missing)}; allowed: "
-            "a folder, a hub id, or an object with encode and decode as in transformers"
+            f"[{operation}] tokenizer is {brief(tokenizer)}, which cannot {' or '.join(missing)}; "
+            "allowed: a folder, a hub id, or an object with encode and decode as in transformers"
         )
     codec = Codec(tokenizer)
     codec.check()

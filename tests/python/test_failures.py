@@ -148,6 +148,11 @@ def llm(request: pytest.FixtureRequest) -> Iterator[LLM]:
         yield model
 
 
+def sequence_of(llm: LLM, ids: list[int]) -> Any:
+    """Return one text that was not queued yet."""
+    return llm._maker.make("generate", (None, ids), GREEDY, makes_text=False).sequences[0]
+
+
 def is_idle(llm: LLM) -> bool:
     engine = llm._loop.engine
     used = [tier["used"] for tier in llm.memory.values()]
@@ -164,7 +169,6 @@ def test_generate_runs_all_other_prompts_to_their_end_and_names_the_failed_ones(
     assert "prompt 3 ([63])" in str(error)
     assert sorted(error.errors) == [1, 3]
     assert error.__cause__ is error.errors[1]
-    assert error.outputs == llm.partial_outputs
     assert [o.finish_reason for o in error.outputs] == [
         "length",
         "error",
@@ -481,7 +485,6 @@ def test_an_interrupt_carries_what_there_is_and_takes_no_token_from_others(
         with pytest.raises(KeyboardInterrupt) as caught:
             llm.generate(HEALTHY[1:], GREEDY)
     outputs = caught.value.outputs  # type: ignore[attr-defined]
-    assert outputs == llm.partial_outputs
     assert [o.finish_reason for o in outputs] == ["abort", "abort"]
     for output, whole in zip(outputs, expected[1:], strict=True):
         assert output.token_ids == whole[: len(output.token_ids)]
@@ -513,7 +516,7 @@ class InterruptAt:
             return None
         if code.co_name == "_deliver" and kind == "call":
             self._is_theirs = frame.f_locals["event"].request_id == self._request_id
-        if kind == "line" and self._is_theirs and code.co_name not in ("run", "abort", "_add_all"):
+        if kind == "line" and self._is_theirs and code.co_name not in ("run", "abort", "add"):
             self._left -= 1
             if self._left < 0:
                 self._is_theirs = False
@@ -563,7 +566,7 @@ def test_a_call_hears_once_of_each_end_whatever_others_interrupt(
     done: list[int] = []
     with broken(**FULL) as llm:
         loop = llm._loop
-        sequences = [llm._sequence(ids, GREEDY, None) for ids in HEALTHY[:2]]
+        sequences = [sequence_of(llm, ids) for ids in HEALTHY[:2]]
         steps = loop.run(sequences)
         forget = loop._forget
         interrupted: list[Any] = []
@@ -571,20 +574,20 @@ def test_a_call_hears_once_of_each_end_whatever_others_interrupt(
         def interrupting(sequence: Any, *arguments: Any) -> None:
             if sequence is sequences[0] and not interrupted:
                 assert sequence.call is not None
-                sequence.call.ended.append(sequence)
+                sequence.call.news.append(sequence)
                 interrupted.append(sequence)
                 raise KeyboardInterrupt
             forget(sequence, *arguments)
 
         monkeypatch.setattr(loop, "_forget", interrupting)
         for _ in range(NUM_TOKENS):
-            done += [len(next(steps))]
+            done += [sum(s.finished for s in next(steps))]
             if sequences[0].finished:
                 break
             if len(sequences[0].pieces) == NUM_TOKENS - 1:
                 with pytest.raises(KeyboardInterrupt):  # in a step of somebody else's
                     loop.step()
-        done += [len(ended) for ended in steps]
+        done += [sum(s.finished for s in fresh) for fresh in steps]
         assert interrupted
         assert sum(done) == 2
         assert [len(s.output.token_ids) for s in sequences] == [6, 6]
@@ -625,14 +628,14 @@ def test_requests_made_at_the_same_time_have_seeds_of_their_own(
 
         def __add__(self, other: int) -> int:
             if len(seeds) < 3:
-                monkeypatch.setattr(llm, "_seed", int(self))
-                llm._sequence([5], GREEDY, None)
+                monkeypatch.setattr(llm._maker, "_seed", int(self))
+                sequence_of(llm, [5])
             return int(self) + other
 
-    monkeypatch.setattr("hybridgen.llm.sampling_options", noting)
-    monkeypatch.setattr(llm, "_seed", AnotherBetween(7))
+    monkeypatch.setattr("hybridgen.request.sampling_options", noting)
+    monkeypatch.setattr(llm._maker, "_seed", AnotherBetween(7))
     for _ in range(2):
-        llm._sequence([5], GREEDY, None)
+        sequence_of(llm, [5])
     assert len(set(seeds)) == len(seeds) == 3
 
 
@@ -767,7 +770,7 @@ def test_lacks_of_memory_while_loading_are_called_that(
 
     makers: list[Callable[..., None]] = [refuse, taken_for_other]
     for make in makers:
-        monkeypatch.setattr("hybridgen.llm.load_model", make)
+        monkeypatch.setattr("hybridgen.model.load_model", make)
         with pytest.raises(OutOfMemoryError, match="an allocation failed"):
             LLM(CONFIG, load_format="dummy")
 

@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,6 @@ import torch
 import hybridgen as hg
 from conftest import CONFIGS, VOCAB_SIZE, make_config
 from hybridgen import LLM, ConfigError, KVConfig, SamplingParams, SchedulerConfig, _core
-from hybridgen.cli import main
 from hybridgen.outputs import RunStats
 from hybridgen.tracing import chrome_trace
 
@@ -112,12 +109,11 @@ def test_scores_do_not_depend_on_the_batch(llm: LLM) -> None:
 
 def test_scoring_splits_text_as_the_evaluation_harness_does(llm: LLM) -> None:
     encode = llm.tokenizer.encode
-    assert llm._reader("score").read_pair("the lazy ", "dog") == llm._reader("score").read_pair(
-        "the lazy", " dog"
-    )
-    context, continuation = llm._reader("score").read_pair("the lazy", " dog")
+    read_pair = llm.model.reader("score").read_pair
+    assert read_pair("the lazy ", "dog") == read_pair("the lazy", " dog")
+    context, continuation = read_pair("the lazy", " dog")
     assert context + continuation == encode("the lazy dog")
-    assert llm._reader("score").read_pair("", "dog") == (
+    assert read_pair("", "dog") == (
         [llm.tokenizer.bos_token_id],
         encode("dog"),
     )
@@ -249,36 +245,6 @@ def test_a_stop_string_before_min_tokens_does_not_end(llm: LLM) -> None:
     free = llm.generate("The quick", NO_EOS)[0]
     params = NO_EOS.replace(stop=free.text[2:4], min_tokens=12)
     assert len(llm.generate("The quick", params)[0].token_ids) == 12
-
-
-def test_a_stream_gives_the_same_tokens_and_text(llm: LLM) -> None:
-    whole = llm.generate("The quick", NO_EOS)[0]
-    chunks = list(llm.stream("The quick", NO_EOS))
-    assert [c.token_id for c in chunks] == whole.token_ids
-    assert "".join(c.text for c in chunks) == whole.text
-    assert [c.index for c in chunks] == list(range(12))
-    assert [c.finish_reason for c in chunks] == [None] * 11 + ["length"]
-    assert chunks[-1].peak_memory > 0
-    assert chunks[-1].generation_tps > 0
-    stopped = "".join(c.text for c in llm.stream("The quick", NO_EOS.replace(stop=whole.text[2:4])))
-    assert stopped == whole.text[: whole.text.index(whole.text[2:4])]
-
-
-def test_leaving_a_stream_ends_its_request(llm: LLM) -> None:
-    for chunk in llm.stream("The quick", NO_EOS):
-        if chunk.index == 2:
-            break
-    assert llm._loop.idle
-    assert not llm._loop.engine.has_work()
-
-
-def test_other_calls_may_run_while_a_stream_pauses(llm: LLM) -> None:
-    whole = llm.generate("The quick", NO_EOS)[0]
-    stream = llm.stream("The quick", NO_EOS)
-    tokens = [next(stream).token_id for _ in range(3)]
-    assert llm.generate("The quick", NO_EOS)[0].token_ids == whole.token_ids
-    tokens += [chunk.token_id for chunk in stream]
-    assert tokens == whole.token_ids
 
 
 def test_samples_repeat_with_the_same_seed_and_differ_with_another(llm: LLM) -> None:
@@ -424,9 +390,9 @@ def test_an_interruption_keeps_finished_text_and_the_engine(
 
     with monkeypatch.context() as patch:
         patch.setattr(llm._loop, "step", interrupted)
-        with pytest.raises(failure):
+        with pytest.raises(failure) as caught:
             llm.generate(PROMPTS, params)
-    partial = llm.partial_outputs
+    partial = caught.value.outputs  # type: ignore[attr-defined]
     assert [o.finished for o in partial] == [True, False, False]
     assert partial[0].token_ids == expected[0].token_ids[:2]
     assert [o.finish_reason for o in partial] == ["length", "abort", "abort"]
@@ -672,91 +638,3 @@ def test_run_stats_can_be_copied_and_pickled() -> None:
 
     stats = RunStats({"decode_tokens": 20, "decode_s": 0.5})
     assert copy.deepcopy(stats).decode_tps == pickle.loads(pickle.dumps(stats)).decode_tps == 40.0
-
-
-class TestCommandLine:
-    """``python -m hybridgen``: output on stdout, one line of error on stderr, exit codes."""
-
-    def options(self, path: Path) -> list[str]:
-        return ["--model", str(path), "--query", "exact", "--k", "all", "--device-tokens", "4"]
-
-    def test_generate_prints_the_text(
-        self, checkpoint: Checkpoint, llm: LLM, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        arguments = ["generate", *self.options(checkpoint("llama")), "--prompt", "The quick"]
-        arguments += ["--max-tokens", "12", "--ignore-eos"]
-        text = llm.generate("The quick", NO_EOS)[0].text
-        assert main(arguments) == 0
-        assert capsys.readouterr().out == f"{text}\n"
-        assert main([*arguments, "--stream"]) == 0
-        assert capsys.readouterr().out == f"{text}\n"
-        assert main([*arguments, "--json", "--prompt", "fox"]) == 0
-        printed = json.loads(capsys.readouterr().out)
-        assert printed["outputs"][0]["outputs"][0]["text"] == text
-        assert printed["outputs"][1]["prompt"] == "fox"
-        assert printed["stats"]["requests"] == 2
-
-    def test_a_prompt_may_come_from_a_file(
-        self, checkpoint: Checkpoint, llm: LLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        file = tmp_path / "prompt.txt"
-        file.write_text("The quick\n", encoding="utf-8")
-        arguments = ["generate", *self.options(checkpoint("llama")), "--ignore-eos"]
-        assert main([*arguments, "--max-tokens", "12", "--prompt-file", str(file)]) == 0
-        assert capsys.readouterr().out == f"{llm.generate('The quick', NO_EOS)[0].text}\n"
-
-    @pytest.mark.parametrize(
-        ("arguments", "code", "message"),
-        [
-            (["--prompt", "a", "--k", "0"], 2, "k is 0"),
-            (["--prompt", "a", "--method", "nothing"], 2, "method is 'nothing'"),
-            (["--prompt", "a", "--method", "full", "--k", "5"], 2, "full] k is 5"),
-            (["--prompt", "a", "--method", "full", "--k", "steered"], 2, "scheduler is steering"),
-            (["--prompt", "a", "--method", "h2o", "--device-tokens", "5"], 2, "device_tokens is 5"),
-            (["--prompt", "a", "--query", "exact", "--spec-first-layer", "3"], 2, "first_layer is"),
-            (["--prompt", "a", "--pre-selector", "sinks_recent"], 2, "set strategy='pre'"),
-            (["--prompt-file", "/does/not/exist"], 2, "cannot read --prompt-file"),
-            (["--prompt", "a", "--load-format", "bin"], 1, "there are no weights"),
-        ],
-    )
-    def test_errors_are_one_line_with_an_exit_code(
-        self,
-        checkpoint: Checkpoint,
-        capsys: pytest.CaptureFixture[str],
-        arguments: list[str],
-        code: int,
-        message: str,
-    ) -> None:
-        assert main(["generate", "--model", str(checkpoint("llama")), *arguments]) == code
-        printed = capsys.readouterr()
-        assert printed.out == ""
-        assert printed.err.startswith("error: ")
-        assert message in printed.err
-        assert printed.err.count("\n") == 1
-
-    def test_a_wrong_command_line_exits_with_two(self) -> None:
-        with pytest.raises(SystemExit) as caught:
-            main(["generate"])
-        assert caught.value.code == 2
-
-    def test_a_reader_that_leaves_early_is_no_error(self) -> None:
-        read_end, write_end = os.pipe()
-        os.close(read_end)
-        command = "import sys; from hybridgen.cli import main; sys.exit(main(['methods']))"
-        paths = [str(Path(hg.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        done = subprocess.run(
-            [sys.executable, "-c", command],
-            stdout=write_end,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        )
-        os.close(write_end)
-        assert (done.returncode, done.stderr) == (1, "")
-
-    def test_info_and_methods_print_text_or_json(self, capsys: pytest.CaptureFixture[str]) -> None:
-        for command in ("info", "methods"):
-            assert main([command]) == 0
-            assert capsys.readouterr().out
-            assert main([command, "--json"]) == 0
-            assert json.loads(capsys.readouterr().out)

@@ -717,7 +717,7 @@ def test_a_revision_of_what_has_none_is_refused(trained: Trained) -> None:
 def test_another_llm_shares_its_weights_and_tokenizer(trained: Trained) -> None:
     base = trained("tiny-llama")
     with LLM(base, method="h2o") as first, LLM(first, method="flexgen") as second:
-        assert first._loaded.model is second._loaded.model is base._loaded.model
+        assert first.model.weights is second.model.weights is base.model.weights
         assert first.tokenizer is base.tokenizer
         assert (first.path, second.model_config) == (base.path, base.model_config)
         expected = base.generate_ids(MIX, new_tokens(6))

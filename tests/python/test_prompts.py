@@ -190,9 +190,9 @@ def test_a_tokenizer_is_tried_once_for_all_that_share_a_model(
     with LLM(base, tokenizer=Odd(get_vocab=get_vocab)) as first, LLM(first) as second:
         assert calls == ["get_vocab"]
         assert second.tokenizer is first.tokenizer
-        assert second._codec is first._codec
-        assert second._valid_vocab == 10
-    assert base._codec is not first._codec
+        assert second.model.codec is first.model.codec
+        assert second.model.valid_vocab == 10
+    assert base.model.codec is not first.model.codec
 
 
 def test_a_panic_of_the_tokenizers_library_is_an_error_of_ours() -> None:

@@ -165,7 +165,7 @@ def run(engine: Any, requests: list[dict[str, Any]]) -> list[Result]:
 def test_results_are_whole_accounted_for_and_independent_of_the_mix(
     trained: Trained, method: str
 ) -> None:
-    model = trained("tiny-llama")._loaded.model
+    model = trained("tiny-llama").model.weights
 
     @settings(
         derandomize=True,
@@ -212,7 +212,7 @@ with LLM(folder_of("tiny-llama"), dtype="float32", cpu=CPU, method="full") as ll
         options = _core.EngineOptions(
             method="hgca", method_config={"block": block}, device_tokens=window,
             prefill_chunk=16, threads=1, device_threads=1)
-        engine = _core.Engine(llm._loaded.model, options)
+        engine = _core.Engine(llm.model.weights, options)
         requests = [dict(length=n, offset=0, new=8, decoded=0, late=2) for n in (length, 40)]
         together = run(engine, requests)
         for request, (tokens, score, stats) in zip(requests, together, strict=True):

@@ -22,7 +22,7 @@ def small_device(base: LLM, rows: int) -> Any:
     config = base.model_config
     row = 2 * config["num_layers"] * config["num_kv_heads"] * config["head_dim"] * 4
     options = _core.EngineOptions(k=2, device_bytes=rows * row, threads=1, device_threads=1)
-    return _core.Engine(base._loaded.model, options)
+    return _core.Engine(base.model.weights, options)
 
 
 def run(engine: Any, prompts: list[list[int]]) -> list[list[tuple[int, float]]]:

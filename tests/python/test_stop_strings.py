@@ -107,6 +107,22 @@ def test_a_stop_string_may_begin_in_the_prompt() -> None:
     assert text_and_count("byte_level", "a stop", "opop", stop="stop") == ("opop", 4)
 
 
+def test_the_stop_string_may_stay_as_far_as_it_is_text() -> None:
+    def ended(prompt: str, text: str, **options: Any) -> str:
+        found = text_and_count(
+            "byte_level", prompt, text, include_stop_str_in_output=True, **options
+        )
+        return found[0]
+
+    assert ended("!", "one stop two", stop="stop") == "one stop"
+    assert ended("a st", "op", stop="stop") == "op"  # the rest is the prompt's
+    assert ended("!", "Hi<|im_end|>xyz", stop="<|im_end|>") == "Hi"
+    assert ended("!", "Hi<|im_end|>xyz", stop="<|im_end|>", skip_special_tokens=False) == (
+        "Hi<|im_end|>"
+    )
+    assert ended("!", "Hi<|im_end|>xyz", stop="end|>x") == "Hix"
+
+
 def test_pieces_with_stop_strings_add_up_to_the_text() -> None:
     tokenizer = tokenizer_of("byte_level")
 

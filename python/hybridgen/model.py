@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model that is loaded: weights and tokenizer, for one engine or several."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import _core
+from ._checks import MAX_INT64, as_int, brief, checked_keywords, one_of
+from ._lifetime import Guard, guarded
+from .checkpoint import LOAD_FORMATS, LoadedModel, load_model
+from .codec import Codec
+from .config import is_auto
+from .errors import ConfigError, own_errors
+from .model_config import read_eos_ids
+from .prompts import PromptReader
+from .tokenizer import checked_codec, load_codec
+
+
+class Model:
+    """Weights on their device and the tokenizer: what several engines can share.
+
+    ``LLM(model, ...)`` makes an engine of it. Every Model and every LLM is closed for itself, and
+    the weights go back to the system with the last.
+
+    Parameters
+    ----------
+    model : str, Path or dict
+        A local folder, a hub id, or with ``load_format="dummy"`` the content of a config.json.
+    tokenizer : str, Path or object, optional
+        A folder, a hub id, or an object with encode and decode as in transformers. By default the
+        one in the model's folder; without any, token ids still work.
+    revision : str, optional
+        Branch, tag or commit of a hub id.
+    dtype : str
+        "auto" keeps the checkpoint's; else "float32", "bfloat16" or "float16".
+    device : str
+        "auto", "cpu" or "cuda:0".
+    load_format : str
+        "auto", "safetensors", "bin" or "dummy".
+    seed : int
+        Of dummy weights.
+
+    Raises
+    ------
+    ConfigError
+        For an option that is not allowed; checked before anything is loaded.
+    UnsupportedModelError, CheckpointError
+        If the model cannot be run or read.
+    OutOfMemoryError
+        If it does not fit.
+
+    Examples
+    --------
+    >>> with Model("path/to/model") as model:  # doctest: +SKIP
+    ...     texts = [LLM(model, method=m).generate("Once")[0].text for m in ("full", "h2o")]
+    """
+
+    tokenizer: Any
+    """As it was given or loaded; None without one."""
+    path: Path | None
+    """The folder; None if it was made from a dict."""
+    config: dict[str, Any]
+    """Its sizes and kinds, as the engine sees them."""
+    generation_config: dict[str, Any]
+    """Content of generation_config.json; see `SamplingParams.from_generation_config`."""
+    eos_token_ids: tuple[int, ...]
+    """The ending tokens of checkpoint and tokenizer."""
+    dtype: str
+    device: str
+
+    @guarded
+    @checked_keywords("Model")
+    def __init__(
+        self,
+        model: str | Path | dict[str, Any],
+        *,
+        tokenizer: Any = None,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        load_format: str = "auto",
+        seed: int = 0,
+    ) -> None:
+        loading = {"dtype": dtype, "device": device, "load_format": load_format, "seed": seed}
+        self._load("Model", model, tokenizer, revision, loading)
+
+    @classmethod
+    def opened_by(
+        cls, operation: str, model: Any, tokenizer: Any, revision: str | None, **loading: Any
+    ) -> Model:
+        """Do as the constructor, for one whom messages then name."""
+        made = cls.__new__(cls)
+        made._load(operation, model, tokenizer, revision, loading)
+        return made
+
+    def _load(
+        self,
+        operation: str,
+        model: Any,
+        tokenizer: Any,
+        revision: str | None,
+        loading: dict[str, Any],
+    ) -> None:
+        as_int(operation, "seed", loading["seed"], 0, MAX_INT64)
+        one_of(operation, "load_format", loading["load_format"], LOAD_FORMATS)
+        codec = None if _is_place(tokenizer) else checked_codec(tokenizer, operation)
+        _refuse_idle_revision(operation, revision, model, tokenizer)
+        loading["device"] = _resolve_device(operation, loading["device"])
+        with own_errors("load_model"):
+            loaded = load_model(model, revision=revision, **loading)
+        self._hold(loaded, codec or _load_codec(operation, tokenizer, revision, loaded.path))
+
+    def _hold(self, loaded: LoadedModel, codec: Codec | None) -> None:
+        self._guard = Guard("Model")
+        self._loaded = replace(loaded)  # closing one leaves the others theirs
+        self.codec = codec
+        """Of the tokenizer; None without one."""
+        self.path = loaded.path
+        self.config = loaded.config
+        self.generation_config = loaded.generation_config
+        self.eos_token_ids = loaded.eos_token_ids
+        self.dtype, self.device = loaded.model.dtype, loaded.model.device
+        self.tokenizer = None if codec is None else codec.tokenizer
+        self.valid_vocab = 0
+        """Token ids from here on are padding of the embedding; 0 for none."""
+        if codec is not None:
+            ids = [*loaded.eos_token_ids, codec.special_id("eos_token_id")]
+            self.eos_token_ids = read_eos_ids({"eos_token_id": ids})
+            size = codec.vocabulary_size
+            self.valid_vocab = size if 0 < size < loaded.config["vocab_size"] else 0
+
+    def share(
+        self, *, tokenizer: Any = None, revision: str | None = None, **loading: object
+    ) -> Model:
+        """Return another holder of the same weights, which is closed for itself.
+
+        Parameters
+        ----------
+        tokenizer, revision
+            As for `Model`; None shares the tokenizer too.
+        **loading
+            Options that only loading reads: anything but "auto" is refused.
+        """
+        for name, value in loading.items():
+            if not is_auto(value):
+                raise ConfigError(
+                    f"[LLM] {name} is {brief(value)} for a model that is loaded already; allowed: "
+                    "'auto'; pass its path to load it again"
+                )
+        _refuse_idle_revision("LLM", revision, tokenizer)
+        _ = self.weights  # refuses one that is closed
+        codec = self.codec
+        if tokenizer is not None:
+            is_place = _is_place(tokenizer)
+            codec = (
+                _load_codec("LLM", tokenizer, revision, None)
+                if is_place
+                else checked_codec(tokenizer)
+            )
+        other = type(self).__new__(type(self))
+        other._hold(self._loaded, codec)
+        return other
+
+    # ---------------------------------------------------------------------------------------- text
+
+    def get_tokenizer(self) -> Any:
+        """Return the tokenizer; ConfigError without one."""
+        return self.reader("get_tokenizer").require_codec().tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text as `LLM.generate` reads it."""
+        return self.reader("encode").read_one({"prompt": text})[1]
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of token ids."""
+        codec = self.reader("decode").require_codec()
+        return codec.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def reader(self, operation: str) -> PromptReader:
+        """Return what reads prompts for this model; messages begin with the operation."""
+        return PromptReader(self.codec, self.config["vocab_size"] - 1, operation)
+
+    # ------------------------------------------------------------------------------------ lifetime
+
+    @property
+    def weights(self) -> Any:
+        """The engine's side of it; ConfigError once it is closed, and in a forked process."""
+        self._guard.refuse_if_forked()
+        if self._loaded.model is None:
+            raise ConfigError(
+                "[Model] the model is closed; allowed: a Model that is open; make a new one, or "
+                "close this one later"
+            )
+        return self._loaded.model
+
+    @guarded
+    def close(self) -> None:
+        """Let the weights go; calling it again does nothing.
+
+        Engines that were made of it keep theirs. What was read from the checkpoint (``path``,
+        ``config``, ``tokenizer`` and so on) stays.
+        """
+        if self._loaded.model is None:
+            return
+        self._loaded.model = None
+        _core.release_free_memory()
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+    def __enter__(self) -> Model:
+        _ = self.weights  # refuses one that is closed
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # The constructor may have failed before there was anything to close.
+        with suppress(Exception):
+            self.close()
+
+    def __reduce_ex__(self, _protocol: object) -> Any:
+        raise ConfigError(
+            "[Model] a model owns memory of this process and cannot be copied or pickled; "
+            "LLM(model) makes an engine on the same weights; in another process load it from the "
+            "same path"
+        )
+
+    def __repr__(self) -> str:
+        return f"Model({self.describe()}, {self.dtype} on {self.device})"
+
+    def describe(self) -> str:
+        """Return its kind and sizes in a few words."""
+        config = self.config
+        return (
+            f"{config['architecture']}, {config['num_layers']} layers of "
+            f"{config['hidden_size']}, {config['num_heads']} heads on {config['num_kv_heads']} "
+            "key/value heads"
+        )
+
+
+def _is_place(value: object) -> bool:
+    """Say whether it is, or by being None leaves open, where something lies."""
+    return value is None or isinstance(value, str | Path)
+
+
+def _refuse_idle_revision(operation: str, revision: str | None, *sources: object) -> None:
+    if revision is not None and not any(isinstance(source, str | Path) for source in sources):
+        raise ConfigError(
+            f"[{operation}] revision is {brief(revision)} and nothing is read from the hub; "
+            "allowed: None; pass the hub id that it belongs to"
+        )
+
+
+def _load_codec(
+    operation: str, tokenizer: str | Path | None, revision: str | None, folder: Path | None
+) -> Codec | None:
+    """Return the codec of the named tokenizer, or of the one in the model's folder if any."""
+    if tokenizer is None:
+        return None if folder is None else load_codec(folder)
+    codec = load_codec(tokenizer, revision)
+    if codec is None:
+        raise ConfigError(
+            f"[{operation}] tokenizer is {brief(str(tokenizer), 300)}, where there is none; "
+            "allowed: a folder or hub id with one, an object with encode and decode, or None for "
+            "the model's own"
+        )
+    return codec
+
+
+def _resolve_device(operation: str, device: object) -> str:
+    name = str(device) if isinstance(device, str | torch.device) else brief(device)
+    count = torch.cuda.device_count()
+    if name == "auto":
+        return "cuda:0" if count else "cpu"
+    if name == "cpu":
+        return name
+    match = re.fullmatch(r"cuda(?::([0-9]{1,9}))?", name)
+    if not match:
+        raise ConfigError(f"[{operation}] device is {brief(name)}; allowed: auto, cpu, cuda:0")
+    index = int(match[1] or 0)
+    if index >= count:
+        raise ConfigError(
+            f"[{operation}] device is {name!r}, but torch {torch.__version__} sees {count} CUDA "
+            "devices; allowed: auto, cpu"
+            + (f", cuda:0 to cuda:{count - 1}" if count else "; a GPU needs a CUDA build of torch")
+        )
+    return f"cuda:{index}"
