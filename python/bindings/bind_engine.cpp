@@ -274,6 +274,7 @@ void register_options(py::module_& module) {
                        int min_tokens,
                        std::vector<std::int64_t> stop_token_ids,
                        int num_logprobs,
+                       int num_prompt_logprobs,
                        std::int64_t valid_vocab) {
              SamplingOptions options;
              options.temperature = temperature;
@@ -289,6 +290,7 @@ void register_options(py::module_& module) {
              options.min_tokens = min_tokens;
              options.stop_token_ids = std::move(stop_token_ids);
              options.num_logprobs = num_logprobs;
+             options.num_prompt_logprobs = num_prompt_logprobs;
              options.valid_vocab = valid_vocab;
              options.validate();
              return options;
@@ -307,6 +309,7 @@ void register_options(py::module_& module) {
            py::arg("min_tokens") = 0,
            py::arg("stop_token_ids") = std::vector<std::int64_t>{},
            py::arg("num_logprobs") = -1,
+           py::arg("num_prompt_logprobs") = -1,
            py::arg("valid_vocab") = 0);
 
   py::class_<TokenEvent>(module, "TokenEvent", "A new token of a request, or its failure.")
@@ -315,6 +318,11 @@ void register_options(py::module_& module) {
       .def_readonly("logprob", &TokenEvent::logprob)
       .def_readonly("is_greedy", &TokenEvent::is_greedy)
       .def_readonly("top_logprobs", &TokenEvent::top_logprobs)
+      .def_readonly(
+          "prompt_logprobs",
+          &TokenEvent::prompt_logprobs,
+          "With the first token: (token, logprob) of each prompt token but the first, and of "
+          "the most likely in its place.")
       .def_property_readonly(
           "finish_reason",
           [](const TokenEvent& event) { return std::string(name_of(event.finish_reason)); },

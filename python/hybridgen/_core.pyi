@@ -312,6 +312,7 @@ class SamplingOptions:
         min_tokens: typing.SupportsInt | typing.SupportsIndex = 0,
         stop_token_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
         num_logprobs: typing.SupportsInt | typing.SupportsIndex = -1,
+        num_prompt_logprobs: typing.SupportsInt | typing.SupportsIndex = -1,
         valid_vocab: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None: ...
 
@@ -333,6 +334,11 @@ class TokenEvent:
     def is_greedy(self) -> bool: ...
     @property
     def logprob(self) -> float: ...
+    @property
+    def prompt_logprobs(self) -> list[list[tuple[int, float]]]:
+        """
+        With the first token: (token, logprob) of each prompt token but the first, and of the most likely in its place.
+        """
     @property
     def request_id(self) -> int: ...
     @property

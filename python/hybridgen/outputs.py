@@ -146,6 +146,9 @@ class RequestOutput:
         its end.
     metrics : RequestMetrics
         What it cost.
+    prompt_logprobs : list, optional
+        Per prompt token, token id to log-probability: its own, and the likeliest in its place; None
+        for the first. Only if asked for, and once the first new token is there.
     error : BaseException or None
         What kept it from being finished; from `LLM.step`, where other calls raise it.
     """
@@ -156,6 +159,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool
     metrics: RequestMetrics
+    prompt_logprobs: list[dict[int, float] | None] | None = None
     error: BaseException | None = None
 
     @property

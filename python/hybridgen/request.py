@@ -78,6 +78,7 @@ class Request:
             prompt_token_ids=self.prompt_ids,
             outputs=texts,
             finished=finished,
+            prompt_logprobs=self.sequences[0].prompt_logprobs,
             metrics=RequestMetrics.combined([sequence.metrics for sequence in self.sequences]),
         )
 
@@ -175,7 +176,8 @@ class RequestMaker:
         seed = self._seed + number if params.seed is None else params.seed + index
         eos = () if params.ignore_eos else self._model.eos_token_ids
         return sampling_options(
-            params,
+            # All texts of a prompt have the same one: the first tells of it.
+            params if index == 0 else params.replace(prompt_logprobs=None),
             max_tokens=max(room, 1) if params.max_tokens is None else params.max_tokens,
             seed=seed & MAX_INT64,
             stop_ids=sorted({*eos, *params.extra_stop_ids}),

@@ -79,6 +79,8 @@ class SamplingParams:
     logprobs : int, optional
         Report the log-probability of each new token and of this many likeliest ones, of the
         model's own distribution: before temperature, penalty and the restrictions above.
+    prompt_logprobs : int, optional
+        Report the same of each prompt token but the first, which nothing comes before.
     repetition_penalty : float
         Above 1.0 makes tokens that occurred before, in prompt or text, less likely.
     presence_penalty, frequency_penalty : float
@@ -118,6 +120,7 @@ class SamplingParams:
     ignore_eos: bool = False
     seed: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -162,8 +165,9 @@ class SamplingParams:
         put("ignore_eos", as_bool(name, "ignore_eos", self.ignore_eos))
         if self.seed is not None:
             put("seed", as_int(name, "seed", self.seed, 0, MAX_INT64))
-        if self.logprobs is not None:
-            put("logprobs", as_int(name, "logprobs", self.logprobs, 0))
+        for field in ("logprobs", "prompt_logprobs"):
+            if getattr(self, field) is not None:
+                put(field, as_int(name, field, getattr(self, field), 0))
         penalty = as_float(name, "repetition_penalty", self.repetition_penalty, 0.0, _MAX_FACTOR)
         if penalty < _MIN_FACTOR:
             raise ConfigError(

@@ -60,7 +60,7 @@ ELSEWHERE = {
             "structured_outputs",
             "response_format",
         ],
-        "LLM.score gives the log-probability of a text": ["prompt_logprobs", "echo"],
+        "prompt_logprobs=0 gives the log-probability of each prompt token": ["echo"],
         "prompts are never cut; max_model_len of LLM is their limit": ["truncate_prompt_tokens"],
         "the cache is always used": ["use_cache"],
     }.items()

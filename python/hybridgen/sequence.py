@@ -76,6 +76,8 @@ class Sequence:
         """What kept it from being finished."""
         self.metrics = RequestMetrics(prompt_tokens=len(prompt_ids))
         self.output = CompletionOutput(index)
+        self.prompt_logprobs: list[dict[int, float] | None] | None = None
+        """Of each prompt token, if they were asked for; None of the first."""
         self.greedy: list[bool] = []
         """Of each token, whether the model would have chosen it."""
         self.pieces: list[NewToken] = []
@@ -140,6 +142,8 @@ class Sequence:
     def _take(self, delivery: _Delivery) -> None:
         event, number, logprob = delivery
         output = self.output
+        if number == 0 and self.options is not None and self.params.prompt_logprobs is not None:
+            self.prompt_logprobs = [None, *map(dict, event.prompt_logprobs)]
         # Assigned by number, not appended: an interrupted delivery may have been here before.
         output.token_ids[number:] = [event.token_id]
         self.greedy[number:] = [event.is_greedy]
@@ -235,6 +239,7 @@ def sampling_options(
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
         logit_bias=logit_bias,
+        num_prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
         seed=seed,
         max_tokens=max_tokens,
         min_tokens=params.min_tokens,

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <map>
+#include <utility>
 
 #include "device/driver_thread.h"
 #include "device/own_error.h"
@@ -26,6 +27,8 @@
 namespace hybridgen {
 namespace {
 
+constexpr std::int64_t kScoredRows = 32;  // whose logits are there at a time: V floats each
+
 /// A request from add() to release().
 struct Request {
   explicit Request(SamplingOptions options) : sampler(options), sampling(std::move(options)) {}
@@ -39,6 +42,8 @@ struct Request {
   std::int64_t prefill_tokens = 0;  ///< of the prompt; the rest passes through decode steps
   Sampler sampler;
   SamplingOptions sampling;
+  std::vector<std::vector<std::pair<std::int64_t, float>>>
+      prompt_logprobs;                  ///< until the first token
   std::unique_ptr<RequestState> state;  ///< while it runs
   std::int64_t added_ns = 0;
   RequestStatistics statistics;
@@ -48,6 +53,18 @@ struct Request {
   }
   RequestShape shape() const { return {id, prompt_tokens, max_tokens, content}; }
   bool finished() const { return statistics.finish_reason != FinishReason::kNone; }
+
+  /// Notes what the model thinks of the prompt token at `position`, if that was asked for.
+  void score_prompt_token(std::span<const float> logits, std::int64_t position) {
+    const int count = sampling.num_prompt_logprobs;
+    if (count < 0) {
+      return;
+    }
+    SampledToken scored = sampler.score(logits, tokens[static_cast<std::size_t>(position)], count);
+    auto& noted = prompt_logprobs.emplace_back();
+    noted.emplace_back(scored.token, scored.logprob);
+    noted.insert(noted.end(), scored.top_logprobs.begin(), scored.top_logprobs.end());
+  }
 };
 
 double seconds_since(std::int64_t begin_ns) {
@@ -82,6 +99,8 @@ struct Engine::Impl {
   void enter(Phase phase);
   void prefill_chunk(std::vector<TokenEvent>& events);
   void decode(std::vector<TokenEvent>& events);
+  /// Scores the prompt tokens that follow those of the chunk `done` to `done` + `count`.
+  void score_chunk(Request& request, std::int64_t done, std::int64_t count);
   void rebuild_batches();
   void emit(Request& request, std::span<float> logits, std::vector<TokenEvent>& events);
   void end(Request& request, FinishReason reason);
@@ -325,6 +344,9 @@ void Engine::Impl::prefill_chunk(std::vector<TokenEvent>& events) {
       enter(Phase::kPrefill);
       logits = prefill->run_chunk(
           *request.state, {request.tokens.data() + done, static_cast<std::size_t>(count)}, samples);
+      if (request.sampling.num_prompt_logprobs >= 0) {
+        score_chunk(request, done, count);
+      }
     }
     request.statistics.prefill_s += seconds_since(begin_ns);
     if (is_last) {
@@ -340,6 +362,19 @@ void Engine::Impl::prefill_chunk(std::vector<TokenEvent>& events) {
     }
   } catch (...) {
     fail(request, std::current_exception(), events);
+  }
+}
+
+void Engine::Impl::score_chunk(Request& request, std::int64_t done, std::int64_t count) {
+  const std::int64_t end = std::min(done + count, request.prompt_tokens - 1);
+  for (std::int64_t row = done; row < end; row += kScoredRows) {
+    const std::int64_t rows = std::min(kScoredRows, end - row);
+    const at::Tensor logits = prefill->chunk_logits(row - done, rows);
+    const std::int64_t vocab = logits.size(1);
+    const float* const first = logits.const_data_ptr<float>();
+    for (std::int64_t i = 0; i < rows; ++i) {
+      request.score_prompt_token({first + i * vocab, static_cast<std::size_t>(vocab)}, row + i + 1);
+    }
   }
 }
 
@@ -402,11 +437,13 @@ void Engine::Impl::decode(std::vector<TokenEvent>& events) {
         continue;
       }
       const auto position = request.state->tokens.num_tokens();
-      if (position < static_cast<std::int64_t>(request.tokens.size())) {
-        continue;  // still feeding the prompt
-      }
+      const std::span<float> own{logits + row * vocab, static_cast<std::size_t>(vocab)};
       try {
-        emit(request, {logits + row * vocab, static_cast<std::size_t>(vocab)}, events);
+        if (position < static_cast<std::int64_t>(request.tokens.size())) {
+          request.score_prompt_token(own, position);  // still feeding the prompt
+        } else {
+          emit(request, own, events);
+        }
       } catch (...) {
         fail(request, std::current_exception(), events);
       }
@@ -420,7 +457,9 @@ void Engine::Impl::emit(Request& request,
   const std::int64_t index = request.generated();
   const bool is_forced = !request.forced.empty();
   const SampledToken sampled =
-      is_forced ? request.sampler.score(logits, request.forced[static_cast<std::size_t>(index)])
+      is_forced ? request.sampler.score(logits,
+                                        request.forced[static_cast<std::size_t>(index)],
+                                        request.sampling.num_logprobs)
                 : request.sampler.sample(logits, request.tokens, index);
   if (index == 0) {
     request.statistics.ttft_s = seconds_since(request.added_ns);
@@ -433,6 +472,7 @@ void Engine::Impl::emit(Request& request,
   event.logprob = sampled.logprob;
   event.is_greedy = sampled.is_greedy;
   event.top_logprobs = sampled.top_logprobs;
+  event.prompt_logprobs = std::exchange(request.prompt_logprobs, {});
   const auto& stops = request.sampling.stop_token_ids;
   if (!is_forced && std::ranges::find(stops, sampled.token) != stops.end()) {
     event.finish_reason = FinishReason::kStop;

@@ -201,6 +201,9 @@ void SamplingOptions::validate() const {
     reject("min_tokens", min_tokens, message("0 to max_tokens (max_tokens is ", max_tokens, ")"));
   }
   if (num_logprobs < -1) reject("num_logprobs", num_logprobs, ">= -1 (-1 reports none)");
+  if (num_prompt_logprobs < -1) {
+    reject("num_prompt_logprobs", num_prompt_logprobs, ">= -1 (-1 reports none)");
+  }
   if (valid_vocab < 0) reject("valid_vocab", valid_vocab, ">= 0 (0: the whole vocabulary)");
 }
 
@@ -238,12 +241,14 @@ SampledToken Sampler::sample(std::span<float> logits,
   return sampled;
 }
 
-SampledToken Sampler::score(std::span<const float> logits, std::int64_t token) const {
+SampledToken Sampler::score(std::span<const float> logits,
+                            std::int64_t token,
+                            int num_logprobs) const {
   const std::size_t num_valid = checked_valid_vocab(logits, options_.valid_vocab);
   check_id("token to score", token, logits.size());
   const RawStatistics raw = raw_statistics(logits, num_valid);
   SampledToken sampled = report(token, logits[static_cast<std::size_t>(token)], raw);
-  sampled.top_logprobs = top_logprobs(logits.first(num_valid), options_.num_logprobs, raw);
+  sampled.top_logprobs = top_logprobs(logits.first(num_valid), num_logprobs, raw);
   return sampled;
 }
 

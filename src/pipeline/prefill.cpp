@@ -86,6 +86,22 @@ at::Tensor Prefill::run_chunk(RequestState& request,
   return logits;
 }
 
+at::Tensor Prefill::chunk_logits(std::int64_t first, std::int64_t count) const {
+  const auto compute = model_.device().use_compute();
+  BlockWorkspace rows;  // views of what the head reads and writes
+  rows.rows = count;
+  rows.x = ws_.x.narrow(0, first, count);
+  rows.normed = ws_.normed.narrow(0, first, count);
+  if (ws_.embedding.defined()) {
+    rows.embedding = ws_.embedding.narrow(0, first, count);
+  }
+  at::Tensor logits =
+      at::empty({count, model_.config().vocab_size},
+                at::TensorOptions().dtype(at::kFloat).device(model_.device().device()));
+  model_.head(ops_, rows, logits);
+  return logits.cpu();
+}
+
 // Before a retention policy has chosen, the whole prompt stays.
 std::int64_t Prefill::rows_to_keep(const RequestState& request, std::int64_t rows) const {
   return request.retention != nullptr ? rows : std::min(request.plan.window, rows);

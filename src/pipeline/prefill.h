@@ -34,6 +34,10 @@ class Prefill {
                        std::span<const std::int64_t> tokens,
                        bool want_logits);
 
+  /// The float32 logits [count, V] that follow the last chunk's tokens from `first` on, on the
+  /// host.
+  at::Tensor chunk_logits(std::int64_t first, std::int64_t count) const;
+
   /// After the last chunk (or none): a retention policy chooses what stays; else nothing happens.
   void finish(RequestState& request);
 

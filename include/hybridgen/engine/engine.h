@@ -39,6 +39,9 @@ struct TokenEvent {
   float logprob = 0.0F;  ///< natural logarithm, of the raw distribution
   bool is_greedy = false;
   std::vector<std::pair<std::int64_t, float>> top_logprobs;
+  /// With the first token, if they were asked for: of each prompt token but the first its own
+  /// (token, logprob) and then the most likely ones.
+  std::vector<std::vector<std::pair<std::int64_t, float>>> prompt_logprobs;
   FinishReason finish_reason = FinishReason::kNone;
   std::exception_ptr error;  ///< kError: what ended the request; one of error.h where it can be
 };

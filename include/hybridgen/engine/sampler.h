@@ -30,6 +30,7 @@ struct SamplingOptions {
   int min_tokens = 0;  ///< no stop token before this many were generated
   std::vector<std::int64_t> stop_token_ids;
   int num_logprobs = -1;         ///< -1: none; n: the n most likely beside the sampled one
+  int num_prompt_logprobs = -1;  ///< -1: none; n: of each prompt token but the first, likewise
   std::int64_t valid_vocab = 0;  ///< > 0: ids from here on are padding, never chosen nor listed
 
   /// Throws ConfigError naming the first bad option.
@@ -58,8 +59,9 @@ class Sampler {
                       std::span<const std::int64_t> context,
                       std::int64_t num_generated);
 
-  /// What the model thinks of `token`, whatever the options would choose. Same errors.
-  SampledToken score(std::span<const float> logits, std::int64_t token) const;
+  /// What the model thinks of `token`, whatever the options would choose, with the `num_logprobs`
+  /// most likely beside it. Same errors.
+  SampledToken score(std::span<const float> logits, std::int64_t token, int num_logprobs) const;
 
  private:
   struct Candidate {
@@ -75,8 +77,8 @@ class Sampler {
   std::int64_t draw(std::span<const float> logits, std::int64_t num_generated);
 
   SamplingOptions options_;
-  std::vector<Candidate> candidates_;    // scratch: those that may be chosen
-  std::vector<Candidate> replaced_;      // scratch: logits before a change; a token's first is given
+  std::vector<Candidate> candidates_;  // scratch: those that may be chosen
+  std::vector<Candidate> replaced_;    // scratch: logits before a change; a token's first is given
   std::vector<std::uint64_t> seen_ids_;  // scratch: bit set over the vocabulary, 0 between calls
   std::vector<std::int32_t> counts_;     // scratch: how often generated, by id; 0 between calls
 };

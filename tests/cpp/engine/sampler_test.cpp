@@ -108,15 +108,15 @@ TEST(Sampler, ScoreReportsAnyTokenAsSampleWould) {
   options.num_logprobs = 3;
   const Sampler sampler(options);
   const SampledToken greedy = sample(options, logits);
-  const SampledToken scored = sampler.score(logits, greedy.token);
+  const SampledToken scored = sampler.score(logits, greedy.token, 3);
   EXPECT_EQ(scored.token, greedy.token);
   EXPECT_EQ(scored.logprob, greedy.logprob);
   EXPECT_EQ(scored.top_logprobs, greedy.top_logprobs);
   EXPECT_TRUE(scored.is_greedy);
 
   const std::int64_t other = (greedy.token + 1) % 300;
-  EXPECT_FALSE(sampler.score(logits, other).is_greedy);
-  EXPECT_NEAR(static_cast<double>(sampler.score(logits, other).logprob),
+  EXPECT_FALSE(sampler.score(logits, other, -1).is_greedy);
+  EXPECT_NEAR(static_cast<double>(sampler.score(logits, other, -1).logprob),
               exact_logprob(logits, other),
               2e-6);
 }
@@ -419,7 +419,7 @@ TEST(Sampler, LogitsThatAreNotNumbersAreNumericErrors) {
       std::vector<float> logits(40, 1.0F);
       logits[place] = bad;
       Sampler sampler({});
-      EXPECT_THROW(static_cast<void>(sampler.score(logits, 0)), NumericError);
+      EXPECT_THROW(static_cast<void>(sampler.score(logits, 0, -1)), NumericError);
       try {
         sampler.sample(logits, {}, 0);
         ADD_FAILURE() << "accepted " << bad << " at " << place;
@@ -447,8 +447,8 @@ TEST(Sampler, RejectsIdsOutsideTheVocabulary) {
   EXPECT_THROW(sample(options, {1, 2}, {-1}), ConfigError);
   EXPECT_THROW(sample({}, {}), ConfigError);
   const std::vector<float> logits = {1, 2};
-  EXPECT_THROW(static_cast<void>(Sampler({}).score(logits, 2)), ConfigError);
-  EXPECT_THROW(static_cast<void>(Sampler({}).score(logits, -1)), ConfigError);
+  EXPECT_THROW(static_cast<void>(Sampler({}).score(logits, 2, -1)), ConfigError);
+  EXPECT_THROW(static_cast<void>(Sampler({}).score(logits, -1, -1)), ConfigError);
 }
 
 struct BadOption {
@@ -491,6 +491,7 @@ const BadOption kBadOptions[] = {
     {"min_tokens", [](SamplingOptions& o) { o.min_tokens = -1; }},
     {"min_tokens", [](SamplingOptions& o) { o.min_tokens = o.max_tokens + 1; }},
     {"num_logprobs", [](SamplingOptions& o) { o.num_logprobs = -2; }},
+    {"num_prompt_logprobs", [](SamplingOptions& o) { o.num_prompt_logprobs = -2; }},
     {"valid_vocab", [](SamplingOptions& o) { o.valid_vocab = -1; }},
 };
 
