@@ -3,7 +3,8 @@
 
 A block says what it is: ``python`` runs, in a process of its own; ``bash`` is read command by
 command (``CHECKS`` below); ``text`` is a drawing or something printed. ``path/or/hub-id`` and
-``path/to/model`` stand for a model, and here for ``tests/models/tiny-llama``.
+``path/to/model`` stand for a model, and here for ``tests/models/tiny-llama``. Notebooks run in
+``test_notebook.py``; here their words are read as documents are.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import pytest
 from trained import ROOT, run_python
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
 MODEL = str(ROOT / "tests" / "models" / "tiny-llama")
 STAND_INS = ("path/or/hub-id", "path/to/model")
 
@@ -285,6 +287,25 @@ def test_indented_code_and_blocks_without_an_end_are_found() -> None:
         list(blocks_of("```bash\nmake\n"))
 
 
+def words_of(path: Path) -> str:
+    """Return a document's text; of a notebook that of its cells of words."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    cells = json.loads(text)["cells"]
+    return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebooks_are_committed_without_outputs_and_run_by_a_test(path: Path) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for cell in content["cells"]:
+        if cell["cell_type"] == "code":
+            assert (cell["outputs"], cell["execution_count"]) == ([], None)
+    assert content["metadata"]["kernelspec"]["name"] == "python3"  # not that of one machine
+    assert path.name in (ROOT / "tests/python/test_notebook.py").read_text(encoding="utf-8")
+
+
 PLACES = r"(?:benchmarks|cmake|docs|include|python|scripts|src|tests)"
 
 
@@ -293,14 +314,18 @@ def named_paths(text: str) -> set[str]:
     return set(re.findall(rf"`(?:bash |python )?({PLACES}/[\w./-]+\.\w+)[^`]*`", text))
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", DOCUMENTS + NOTEBOOKS, ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_files_that_documents_name_exist(path: Path) -> None:
     # F stands for a folder.
-    names = {name for name in named_paths(path.read_text("utf-8")) if "/F/" not in name}
+    names = {name for name in named_paths(words_of(path)) if "/F/" not in name}
     assert not [name for name in names if not (ROOT / name).exists()]
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", DOCUMENTS + NOTEBOOKS, ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_links_between_documents_lead_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#\s]+)[^)]*\)", path.read_text("utf-8")):
+    for target in re.findall(r"\]\((?!https?:)([^)#\s]+)[^)]*\)", words_of(path)):
         assert (path.parent / target).exists(), target
