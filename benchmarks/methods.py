@@ -172,7 +172,7 @@ def measure(base: hg.LLM, case: Case, tokens: int, steps: int) -> Figures:
 
 def compare(report: Report, base: hg.LLM, tokens: int, steps: int) -> list[str]:
     """Measure all cases at one length; returns the table's lines."""
-    rate = _core.read_bandwidth(_core.available_parallelism())
+    rate = _core.read_bandwidth(hg.info().cpu["usable"])
     report.add(f"{tokens} tokens: read rate", rate / 1e9, "GB/s")
     figures: dict[str, Figures] = {}
     for case in cases(tokens):
@@ -271,7 +271,7 @@ def main() -> None:
     lengths = args.tokens or ([2048, 8192] if args.quick else [2048, 8192, 32768])
     # A multiple of hgca's block, so that whole blocks leave while steps are measured.
     steps = 32 if args.quick else 64
-    load, cores = os.getloadavg()[0], _core.available_parallelism()
+    load, cores = os.getloadavg()[0], hg.info().cpu["usable"]
     if load > 0.5 * cores:
         print(
             f"load is {load:.1f} on {cores} cores: host and device stages wait for other programs, "

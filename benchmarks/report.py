@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 import hybridgen
-from hybridgen import _core
 from hybridgen._files import write_whole
 
 
@@ -30,22 +29,17 @@ class Result:
 
 def describe_machine() -> dict[str, Any]:
     """Return what the figures depend on: processor, instruction set, cores, versions."""
-    cpu = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            cpu = line.split(":", 1)[1].strip()
-            break
-    build = _core.build_info()
+    found = hybridgen.info()
     return {
-        "cpu": cpu,
-        "isa": build["isa"],
-        "isas": build["isas"],
-        "cores": _core.available_parallelism(),
-        "memory_gib": round(_core.available_host_bytes() / 2**30, 1),
+        "cpu": found.cpu["model"],
+        "isa": found.cpu["isa"],
+        "isas": found.cpu["isas"],
+        "cores": found.cpu["usable"],
+        "memory_gib": round(found.cpu["available_host_bytes"] / 2**30, 1),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "hybridgen": hybridgen.__version__,
-        "build_type": build["build_type"],
+        "build_type": found.build["build_type"],
         "command": " ".join(["python", *sys.argv]),
     }
 

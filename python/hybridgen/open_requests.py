@@ -65,7 +65,10 @@ class OpenRequests:
                 self._loop.step()
             # Read, then removed: an interrupt in between hands news out twice, never loses them.
             news = list(self._call.news)
-            names = [self._of_sequence[s] for s in dict.fromkeys(news) if s in self._of_sequence]
+            fresh = [s for s in dict.fromkeys(news) if s in self._of_sequence]
+            for sequence in fresh:
+                self._loop.refresh_metrics(sequence)
+            names = [self._of_sequence[sequence] for sequence in fresh]
             found = {name: self._requests[name].output_so_far() for name in dict.fromkeys(names)}
             for _ in news:
                 self._call.news.popleft()

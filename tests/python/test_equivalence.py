@@ -72,22 +72,30 @@ def ids_of(length: int, vocabulary: int, seed: int = 0) -> list[int]:
     return torch.randint(3, vocabulary, (length,), generator=generator).tolist()
 
 
-def full_logprobs(llm: LLM, prompt: list[int], forced: list[int] | None, decoded: int) -> Any:
-    """Return log-probabilities [tokens, vocabulary] of each generated (or forced) token."""
-    core = hg._core
+def row_of(found: dict[int, float] | None, vocabulary: int) -> Any:
+    assert found is not None
+    row = torch.full((vocabulary,), float("nan"))
+    for token, logprob in found.items():
+        row[token] = logprob
+    return row
+
+
+def logprobs_at_every_position(llm: LLM, prompt: list[int], decoded: int) -> Any:
+    """Return log-probabilities [tokens, vocabulary] of what follows each prompt token."""
     vocabulary = llm.model_config["vocab_size"]
-    engine = llm._loop.engine
-    options = core.SamplingOptions(max_tokens=1, num_logprobs=vocabulary)
-    request = engine.add(prompt, options, forced=forced or [], decode_prompt_tokens=decoded)
-    rows = []
-    while engine.has_work():
-        for event in engine.step():
-            row = torch.full((vocabulary,), float("nan"))
-            for token, logprob in event.top_logprobs:
-                row[token] = logprob
-            rows.append(row)
-    engine.release(request)
-    return torch.stack(rows)
+    params = SamplingParams(max_tokens=1, logprobs=vocabulary, prompt_logprobs=vocabulary)
+    output = llm.generate([prompt], params, decode_prompt_tokens=decoded)[0]
+    assert output.prompt_logprobs is not None
+    assert output.outputs[0].logprobs is not None
+    rows = [*output.prompt_logprobs[1:], output.outputs[0].logprobs[0]]
+    return torch.stack([row_of(found, vocabulary) for found in rows])
+
+
+def logprobs_behind(llm: LLM, prompts: list[list[int]]) -> Any:
+    """Return log-probabilities [prompts, vocabulary] of what follows each prompt."""
+    vocabulary = llm.model_config["vocab_size"]
+    outputs = llm.generate(prompts, SamplingParams(max_tokens=1, logprobs=vocabulary))
+    return torch.stack([row_of((o.outputs[0].logprobs or [None])[0], vocabulary) for o in outputs])
 
 
 def worst(actual: Any, logits: Any) -> float:
@@ -115,15 +123,14 @@ def test_logits_are_those_of_transformers_at_every_position(
         },
     ):
         with LLM(folder, dtype="float32", cpu=CPU, **options) as llm:
-            # Decode: every position after the first as a forced token.
-            decoded = full_logprobs(llm, ids[:1], [*ids[1:], 0], decoded=1)
+            # Decode: every position passes through a step of its own.
+            decoded = logprobs_at_every_position(llm, ids, decoded=len(ids))
             assert (llm.stats.evicted_bytes > 0) == (options.get("method") != "full")
             assert worst(decoded, logits) < 1e-4
-            # Prefill: prompts of every length.
-            prefilled = [
-                full_logprobs(llm, ids[:n], None, decoded=0)[0] for n in range(1, len(ids) + 1)
-            ]
-            assert worst(torch.stack(prefilled), logits) < 1e-4
+            # Prefill: all positions at once, and the last of prompts of every length.
+            assert worst(logprobs_at_every_position(llm, ids, decoded=0), logits) < 1e-4
+            prefilled = logprobs_behind(llm, [ids[:n] for n in range(1, len(ids) + 1)])
+            assert worst(prefilled, logits) < 1e-4
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hybridgen import LLM, ConfigError, KVConfig, SchedulerConfig, _core
+from hybridgen import LLM, ConfigError, KVConfig, RequestMetrics, SchedulerConfig, _core
 from trained import assert_offloaded, new_tokens, prompts_of, variant
 
 Trained = Callable[[str], LLM]
@@ -203,35 +203,30 @@ def test_exact_queries_overlap_nothing_and_so_decide_nothing(trained: Trained) -
         assert (metrics.k, metrics.strategy, metrics.scheduler_decisions) == (K_MIN, "post", 0)
 
 
-def steps(llm: LLM, prompt: list[int], count: int) -> tuple[int, Callable[[], dict[str, Any]]]:
-    """Queue a request; return its id and what reads its statistics."""
-    engine = llm._loop.engine
-    request = engine.add(prompt, _core.SamplingOptions(max_tokens=count))
-    return request, lambda: engine.request_stats(request)
-
-
 def test_requests_beside_each_other_have_states_of_their_own(trained: Trained) -> None:
     scheduler = SchedulerConfig(k=None, k_min=K_MIN, interval=2, warmup=1)
     with variant(trained("tiny-llama"), kv=FEW, scheduler=scheduler) as llm:
-        engine = llm._loop.engine
-        first, first_stats = steps(llm, PROMPTS[0], 40)
+        metrics: dict[Any, RequestMetrics] = {}
+
+        def step() -> set[Any]:
+            news = {output.request_id: output.metrics for output in llm.step()}
+            metrics.update(news)
+            return set(news)
+
+        llm.add_request("first", PROMPTS[0], new_tokens(40))
         for _ in range(20):
-            engine.step()
-        decisions = first_stats()["scheduler_decisions"]
-        assert decisions >= 6
-        second, second_stats = steps(llm, PROMPTS[1], 10)
-        engine.step()  # the prompt
-        assert first_stats()["scheduler_decisions"] == decisions
+            step()
+        assert metrics["first"].scheduler_decisions >= 6
+        llm.add_request("second", PROMPTS[1], new_tokens(10))
+        assert step() == {"second"}  # the prompt
         for _ in range(2):  # as long as it warms up and samples
-            found = second_stats()
-            assert (found["k"], found["strategy"]) == (K_MIN, "post")
-            assert (found["scheduler_decisions"], found["last_decision"]) == (0, "hold")
-            engine.step()
-        while engine.has_work():
-            engine.step()
-        assert first_stats()["scheduler_decisions"] > second_stats()["scheduler_decisions"] > 0
-        engine.release(first)
-        engine.release(second)
+            found = metrics["second"]
+            assert (found.k, found.strategy) == (K_MIN, "post")
+            assert (found.scheduler_decisions, found.last_decision) == (0, "hold")
+            assert step() == {"first", "second"}
+        while llm.has_unfinished_requests():
+            step()
+        assert metrics["first"].scheduler_decisions > metrics["second"].scheduler_decisions > 0
 
 
 def test_a_finished_request_does_not_affect_the_next(trained: Trained) -> None:
