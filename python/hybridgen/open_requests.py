@@ -87,7 +87,7 @@ class OpenRequests:
             )
         with self._loop.lock:
             for name in wanted:
-                if name in self._requests:
+                if isinstance(name, str | int) and name in self._requests:
                     for sequence in self._requests[name].sequences:
                         self._loop.abort(sequence)
                     self._forget(name)

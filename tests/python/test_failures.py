@@ -7,24 +7,15 @@ own, memory at admission, the tokenizer, the user's patience.
 
 from __future__ import annotations
 
-import atexit
-import functools
-import json
 import pickle
 import re
-import shutil
-import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
 
 import hybridgen as hg
 import hybridgen.codec
@@ -32,13 +23,23 @@ import hybridgen.detokenizer
 import hybridgen.generation
 import hybridgen.sequence
 import hybridgen.stop_strings
+from broken_model import (
+    BROKEN,
+    CONFIG,
+    EARLY,
+    FULL,
+    GREEDY,
+    HEALTHY,
+    HYBRID,
+    ToyTokenizer,
+    broken,
+    is_idle,
+)
 from hybridgen import (
     LLM,
     ConfigError,
-    CpuConfig,
     GenerationError,
     HybridGenError,
-    KVConfig,
     NumericError,
     OutOfMemoryError,
     SamplingParams,
@@ -47,116 +48,11 @@ from hybridgen import (
 from hybridgen.errors import own_error
 from trained import run_python
 
-CONFIG: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_act": "silu",
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
-BROKEN = 63
-"""A token whose numbers overflow."""
-HYBRID: dict[str, Any] = {
-    "kv": KVConfig(device_tokens=4),
-    "scheduler": SchedulerConfig(k=4),
-    "cpu": CpuConfig(threads=1, device_threads=1),
-}
-FULL: dict[str, Any] = {"method": "full", "cpu": CpuConfig(device_threads=1)}
-NUM_TOKENS = 6
-GREEDY = SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True)
-HEALTHY = [[5, 6, 7, 8, 9, 10, 11, 12], [20, 21, 22], [30] * 17]
-EARLY = [3, BROKEN, 4, 5]
-"""Fails with the first logits."""
-
-
-class ToyTokenizer:
-    """A letter or sign per token; breaks on one of them, if told to."""
-
-    eos_token_id = 0
-    bos_token_id = 1
-    all_special_ids: tuple[int, ...] = ()
-    broken_on = -1
-
-    def __len__(self) -> int:
-        return 64
-
-    def get_vocab(self) -> dict[str, int]:
-        return {chr(32 + i): i for i in range(64)}
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return [(ord(c) - 32) % 64 for c in text]
-
-    def decode(self, ids: Any, **_: Any) -> str:
-        if self.broken_on in ids:
-            raise ArithmeticError("this tokenizer cannot say that")
-        return "".join(chr(32 + i) for i in ids)
-
-
-@functools.cache
-def folder() -> Path:
-    """Return a checkpoint of which one token's numbers overflow.
-
-    That token alone has a part in the first dimension, which nothing else is ever written to, and
-    which makes its query, key and value infinite.
-    """
-    generator = torch.Generator().manual_seed(1)
-    tensors = {}
-    shapes = {
-        "self_attn.q_proj": (32, 32),
-        "self_attn.k_proj": (32, 32),
-        "self_attn.v_proj": (32, 32),
-        "self_attn.o_proj": (32, 32),
-        "mlp.gate_proj": (32, 32),
-        "mlp.up_proj": (32, 32),
-        "mlp.down_proj": (32, 32),
-    }
-    for layer in range(CONFIG["num_hidden_layers"]):
-        for name, shape in shapes.items():
-            weight = 0.3 * torch.randn(shape, generator=generator)
-            if name in ("self_attn.o_proj", "mlp.down_proj"):
-                weight[0] = 0
-            if name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
-                weight[:, 0] = 3e38
-            tensors[f"model.layers.{layer}.{name}.weight"] = weight
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"model.layers.{layer}.{name}.weight"] = torch.ones(32)
-    for name in ("model.embed_tokens", "lm_head"):
-        table = torch.randn((64, 32), generator=generator)
-        table[:, 0] = 0
-        tensors[f"{name}.weight"] = table
-    tensors["model.embed_tokens.weight"][BROKEN, 0] = 1.0
-    tensors["model.norm.weight"] = torch.ones(32)
-    path = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
-    (path / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
-    save_file(tensors, path / "model.safetensors")
-    return path
-
-
-def broken(**options: Any) -> LLM:
-    """Return a model of which one token's numbers overflow."""
-    return LLM(folder(), **options)
-
 
 @pytest.fixture(scope="module", params=["full", "hybrid"])
 def llm(request: pytest.FixtureRequest) -> Iterator[LLM]:
     with broken(**(FULL if request.param == "full" else HYBRID)) as model:
         yield model
-
-
-def sequence_of(llm: LLM, ids: list[int]) -> Any:
-    """Return one text that was not queued yet."""
-    return llm._maker.make("generate", (None, ids), GREEDY, makes_text=False).sequences[0]
-
-
-def is_idle(llm: LLM) -> bool:
-    engine = llm._loop.engine
-    used = [tier["used"] for tier in llm.memory.values()]
-    return llm._loop.idle and not engine.has_work() and used == [0] * len(used)
 
 
 def test_generate_runs_all_other_prompts_to_their_end_and_names_the_failed_ones(llm: LLM) -> None:
@@ -453,206 +349,6 @@ def test_a_list_with_one_prompt_that_cannot_run_runs_nothing(llm: LLM) -> None:
     assert is_idle(llm)
     assert llm.stats.decode_tokens == 0
     assert llm.stats.prefill_tokens == 0
-
-
-class Interrupting:
-    """The engine, with something that comes between the end of a step and its caller."""
-
-    def __init__(self, engine: Any, after: int, error: BaseException) -> None:
-        self._engine = engine
-        self._left = after
-        self._error = error
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    def step(self, events: list[Any]) -> None:
-        self._engine.step(events)
-        self._left -= 1
-        if self._left == 0:
-            raise self._error
-
-
-def test_an_interrupt_carries_what_there_is_and_takes_no_token_from_others(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = llm.generate_ids(HEALTHY, GREEDY)
-    stream = llm.stream(HEALTHY[0], GREEDY)
-    got = [next(stream).token_id]
-    engine = Interrupting(llm._loop.engine, 4, KeyboardInterrupt())
-    with monkeypatch.context() as patch:
-        patch.setattr(llm._loop, "_engine", engine)
-        with pytest.raises(KeyboardInterrupt) as caught:
-            llm.generate(HEALTHY[1:], GREEDY)
-    outputs = caught.value.outputs  # type: ignore[attr-defined]
-    assert [o.finish_reason for o in outputs] == ["abort", "abort"]
-    for output, whole in zip(outputs, expected[1:], strict=True):
-        assert output.token_ids == whole[: len(output.token_ids)]
-    got += [chunk.token_id for chunk in stream]
-    assert got == expected[0]
-    assert is_idle(llm)
-
-
-class InterruptAt:
-    """Raises KeyboardInterrupt at one line of what delivers the tokens of one request."""
-
-    FILES = (
-        hybridgen.generation.__file__,
-        hybridgen.sequence.__file__,
-        hybridgen.detokenizer.__file__,
-        hybridgen.stop_strings.__file__,
-        hybridgen.codec.__file__,
-    )
-
-    def __init__(self, request_id: int, line: int) -> None:
-        self._request_id = request_id
-        self._left = line
-        self._is_theirs = False
-        self.where = ""
-
-    def __call__(self, frame: FrameType, kind: str, _: object) -> Any:
-        code = frame.f_code
-        if code.co_filename not in self.FILES:
-            return None
-        if code.co_name == "_deliver" and kind == "call":
-            self._is_theirs = frame.f_locals["event"].request_id == self._request_id
-        if kind == "line" and self._is_theirs and code.co_name not in ("run", "abort", "add"):
-            self._left -= 1
-            if self._left < 0:
-                self._is_theirs = False
-                self.where = f"{code.co_qualname}:{frame.f_lineno}"
-                raise KeyboardInterrupt
-        return self
-
-
-@pytest.mark.parametrize("stop", [[], ["\x7f no such \x7f"]], ids=["plain", "stop"])
-def test_an_interrupt_at_any_line_takes_no_token_from_others(stop: list[str]) -> None:
-    params = SamplingParams(max_tokens=3, ignore_eos=True, stop=stop, logprobs=1)
-    places = set()
-    with broken(tokenizer=ToyTokenizer(), **FULL) as llm:
-        expected = [(chunk.token_id, chunk.text) for chunk in llm.stream("ABCD", params)]
-        whole = llm.generate("ABCD", params)[0].outputs[0]
-        line = 0
-        while True:
-            stream = llm.stream("ABCD", params)
-            chunks = [next(stream)]
-            (theirs,) = llm._loop._live.values()
-            interrupt = InterruptAt(theirs.request_id, line)
-            sys.settrace(interrupt)
-            try:
-                llm.generate(["EF", "GHI"], GREEDY)
-            except KeyboardInterrupt as error:
-                sys.settrace(None)
-                outputs = error.outputs  # type: ignore[attr-defined]
-                assert {o.finish_reason for o in outputs} <= {"abort", "length"}
-            finally:
-                sys.settrace(None)
-            chunks += stream
-            assert [(c.token_id, c.text) for c in chunks] == expected, interrupt.where
-            assert [c.finish_reason for c in chunks][-1] == "length", interrupt.where
-            assert theirs.output == whole, interrupt.where
-            assert theirs.metrics.generated_tokens == 3, interrupt.where
-            assert is_idle(llm), interrupt.where
-            if not interrupt.where:
-                break
-            places.add(interrupt.where.split(":")[0])
-            line += 1
-    assert {"EngineLoop.step", "EngineLoop._forget", "Sequence._take"} <= places
-
-
-def test_a_call_hears_once_of_each_end_whatever_others_interrupt(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    done: list[int] = []
-    with broken(**FULL) as llm:
-        loop = llm._loop
-        sequences = [sequence_of(llm, ids) for ids in HEALTHY[:2]]
-        steps = loop.run(sequences)
-        forget = loop._forget
-        interrupted: list[Any] = []
-
-        def interrupting(sequence: Any, *arguments: Any) -> None:
-            if sequence is sequences[0] and not interrupted:
-                assert sequence.call is not None
-                sequence.call.news.append(sequence)
-                interrupted.append(sequence)
-                raise KeyboardInterrupt
-            forget(sequence, *arguments)
-
-        monkeypatch.setattr(loop, "_forget", interrupting)
-        for _ in range(NUM_TOKENS):
-            done += [sum(s.finished for s in next(steps))]
-            if sequences[0].finished:
-                break
-            if len(sequences[0].pieces) == NUM_TOKENS - 1:
-                with pytest.raises(KeyboardInterrupt):  # in a step of somebody else's
-                    loop.step()
-        done += [sum(s.finished for s in fresh) for fresh in steps]
-        assert interrupted
-        assert sum(done) == 2
-        assert [len(s.output.token_ids) for s in sequences] == [6, 6]
-        assert is_idle(llm)
-
-
-def test_what_the_engine_did_is_read_between_steps(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held = []
-
-    class Watched:
-        def __getattr__(self, name: str) -> Any:
-            if name == "run_stats":
-                held.append(llm._loop._guard._lock._is_owned())  # type: ignore[attr-defined]
-            return getattr(engine, name)
-
-    engine = llm._loop.engine
-    monkeypatch.setattr(llm._loop, "_engine", Watched())
-    llm.generate_ids(HEALTHY, GREEDY, progress=True)
-    assert llm.stats.decode_tokens > 0
-    assert len(held) > 1
-    assert all(held)
-
-
-def test_requests_made_at_the_same_time_have_seeds_of_their_own(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seeds: list[int] = []
-    original = hybridgen.sequence.sampling_options
-
-    def noting(params: SamplingParams, **options: Any) -> Any:
-        seeds.append(options["seed"])
-        return original(params, **options)
-
-    class AnotherBetween(int):
-        """A seed whose use is interrupted by another request."""
-
-        def __add__(self, other: int) -> int:
-            if len(seeds) < 3:
-                monkeypatch.setattr(llm._maker, "_seed", int(self))
-                sequence_of(llm, [5])
-            return int(self) + other
-
-    monkeypatch.setattr("hybridgen.request.sampling_options", noting)
-    monkeypatch.setattr(llm._maker, "_seed", AnotherBetween(7))
-    for _ in range(2):
-        sequence_of(llm, [5])
-    assert len(set(seeds)) == len(seeds) == 3
-
-
-def test_a_step_that_fails_as_a_whole_ends_everything_in_flight_and_no_more(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stream = llm.stream(HEALTHY[0], GREEDY)
-    next(stream)
-    engine = Interrupting(llm._loop.engine, 3, OutOfMemoryError("no room for the events"))
-    with monkeypatch.context() as patch:
-        patch.setattr(llm._loop, "_engine", engine)
-        with pytest.raises(OutOfMemoryError, match=r"prompt 0 .*prompt 1 .*no room"):
-            llm.generate(HEALTHY[1:], GREEDY)
-        with pytest.raises(OutOfMemoryError, match="no room for the events"):
-            list(stream)
-    assert is_idle(llm)
-    assert len(llm.generate_ids(HEALTHY[:1], GREEDY)[0]) == 6
 
 
 def test_closing_beside_a_stream_ends_it_with_an_error() -> None:

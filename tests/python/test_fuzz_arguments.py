@@ -128,7 +128,16 @@ def drawn_engine(draw: random.Random) -> dict[str, Any]:
 ENGINE_OPTIONS = [
     *("tokenizer", "revision", "dtype", "device", "max_model_len", "seed", "load_format"),
     *("method", "method_config", "kv", "query", "selector", "pre_selector", "scheduler"),
-    *("weights", "cpu", "no_such_option"),
+    *("weights", "cpu", "max_num_seqs", "max_num_batched_tokens", "no_such_option"),
+]
+MODEL_OPTIONS = [
+    "tokenizer",
+    "revision",
+    "dtype",
+    "device",
+    "load_format",
+    "seed",
+    "no_such_option",
 ]
 
 
@@ -148,6 +157,19 @@ def test_an_engine_takes_any_value_of_an_option_or_refuses_it_by_name(
     for value in ODD:
         options = {"cpu": CPU} | {name: value}
         make_and_use(base, options, shown(options))
+
+
+@pytest.mark.parametrize("name", MODEL_OPTIONS)
+def test_a_model_takes_any_value_of_an_option_or_refuses_it_by_name(name: str) -> None:
+    fields = {"architectures": ["OPTForCausalLM"], "vocab_size": 50, "hidden_size": 16}
+    fields |= {"word_embed_proj_dim": 16, "num_hidden_layers": 1, "ffn_dim": 16}
+    fields |= {"num_attention_heads": 2, "max_position_embeddings": 32}
+    for value in ODD:
+        options = {"load_format": "dummy"} | {name: value}
+        outcome = Outcome(lambda options=options: hg.Model(fields, **options), shown(options))
+        if outcome.error is None:
+            with outcome.result as model, LLM(model, cpu=CPU) as llm:
+                assert len(llm.generate_ids([[1, 2]], SamplingParams(max_tokens=1))) == 1
 
 
 def test_an_engine_is_made_or_refused_by_name(trained: Trained) -> None:
@@ -232,7 +254,12 @@ def drawn_params(draw: random.Random) -> Any:
         "ignore_eos": draw.random() < 0.5,
         "seed": draw.choice([None, 0, 2**63 - 1]),
         "logprobs": draw.choice([None, 0, 3, 10**6]),
+        "prompt_logprobs": draw.choice([None, 0, 3, 10**6]),
         "repetition_penalty": draw.choice([1.0, 1.3, 1e-30, 1e30]),
+        "presence_penalty": draw.choice([0.0, 2.0, -2]),
+        "frequency_penalty": draw.choice([0.0, 0.1, -2.0]),
+        "logit_bias": draw.choice([None, {}, {3: 100}, {9: -100.0, 5: 0.5}, {2**31 - 1: 1}]),
+        "include_stop_str_in_output": draw.random() < 0.5,
     }
     kept = [*few(draw, list(fields)), "max_tokens"]
     return SamplingParams(**{name: fields[name] for name in kept})
@@ -246,9 +273,25 @@ def drawn_calls(draw: random.Random) -> Iterator[tuple[str, Callable[[LLM], Any]
     taken = draw.choice([1, 3, 10**6])
 
     def stream(llm: LLM) -> list[str]:
-        chunks = llm.stream(prompts[0], params, decode_prompt_tokens=decoded)
+        chunks = llm.stream(many, params, decode_prompt_tokens=decoded)
         return [chunk.text for chunk, _ in zip(chunks, range(taken), strict=False)]
 
+    def by_steps(llm: LLM) -> None:
+        names = [draw.choice(["a", "b", 3, draw.choice(ODD)]) for _ in prompts]
+        try:
+            for name, prompt in zip(names, prompts, strict=True):
+                llm.add_request(name, prompt, params)
+                llm.step()
+            llm.abort_request(draw.choice([names[0], names[1:], draw.choice(ODD)]))
+            for _ in range(taken):
+                if not llm.has_unfinished_requests():
+                    break
+                llm.step()
+        finally:
+            llm.abort_request([name for name in names if isinstance(name, str | int)])
+            assert not llm.has_unfinished_requests()
+
+    yield "add_request", by_steps
     yield "generate", lambda llm: llm.generate(many, params, decode_prompt_tokens=decoded)
     yield "generate_ids", lambda llm: llm.generate_ids(many, params)
     yield "stream", stream
@@ -259,6 +302,7 @@ def drawn_calls(draw: random.Random) -> Iterator[tuple[str, Callable[[LLM], Any]
     content = draw.choice(ODD)
     messages = [{"role": draw.choice(["user", draw.choice(ODD)]), "content": content}]
     yield "chat", lambda llm: llm.chat(messages, params)
+    yield "chat", lambda llm: list(llm.chat(messages, params, stream=draw.choice([True, *ODD])))
 
 
 def test_a_call_answers_or_refuses_and_leaves_the_engine_as_it_was(trained: Trained) -> None:

@@ -603,11 +603,16 @@ def test_a_closed_engine_says_so(checkpoint: Checkpoint) -> None:
 def test_progress_is_shown_on_request(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
     llm.generate(PROMPTS, NO_EOS)
     assert capsys.readouterr().err == ""
-    llm.generate(PROMPTS, NO_EOS, progress=True)
-    shown = capsys.readouterr().err
-    assert "3/3" in shown
-    for part in ("tok/s", "K=", "mode=post", "hidden="):
-        assert part in shown
+    for calling in (
+        lambda: llm.generate(PROMPTS, NO_EOS, use_tqdm=True),
+        lambda: llm.generate(PROMPTS, NO_EOS, progress=True),
+        lambda: llm.generate_ids(PROMPTS, NO_EOS, use_tqdm=True),
+    ):
+        calling()
+        shown = capsys.readouterr().err
+        assert "3/3" in shown
+        for part in ("tok/s", "K=", "mode=post", "hidden="):
+            assert part in shown
 
 
 def test_info_describes_the_installation() -> None:
