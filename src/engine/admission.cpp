@@ -32,7 +32,7 @@ RequestPlan Admission::plan_with(const RequestShape& shape, std::int64_t window)
 
 std::int64_t Admission::largest_window(const RequestShape& shape) const {
   const auto fits = [&](std::int64_t window) {
-    return plan_with(shape, window).device_bytes <= device_budget.capacity_bytes();
+    return plan_with(shape, window).device_bytes <= device().capacity_bytes();
   };
   if (fits(shape.max_tokens)) {
     return shape.max_tokens;
@@ -71,20 +71,25 @@ void Admission::check_fits(const RequestShape& shape) const {
       };
   const std::int64_t device_bytes = needed.device_bytes + needed.prompt_device_bytes;
   std::string smaller;
-  if (method.residency == Residency::kWindow && device_bytes > device_budget.capacity_bytes()) {
+  if (method.residency == Residency::kWindow && device_bytes > device().capacity_bytes()) {
     smaller = message("KVConfig(device_tokens=", largest_window(shape), ")");
   } else {
     const std::int64_t row = ResidentCache::required_bytes(model.config(), model.dtype(), 1);
-    const std::int64_t rows = device_budget.capacity_bytes() / row;
+    const std::int64_t rows = device().capacity_bytes() / row;
     smaller =
         message("method='hybridgen' with KVConfig(device_tokens=",
                 std::max<std::int64_t>(0, rows - ResidentCache::capacity_for(0, shape.max_tokens)),
                 ")");
   }
-  too_large(device_bytes, device_budget, smaller);
+  too_large(device_bytes, device(), smaller);
   too_large(needed.dram_bytes,
-            dram_budget,
+            budgets[TierKind::kDram],
             message("KVConfig(dram=", needed.dram_bytes, ") or a larger device_tokens"));
+}
+
+bool Admission::fits_now(const RequestPlan& plan) const {
+  return plan.device_bytes + plan.prompt_device_bytes <= device().free_bytes() &&
+         plan.dram_bytes <= budgets[TierKind::kDram].free_bytes();
 }
 
 void Admission::check_positions(const RequestShape& shape, std::int64_t prefill_tokens) const {

@@ -6,7 +6,7 @@
 
 #include "hybridgen/core/engine_options.h"
 #include "hybridgen/methods/method.h"
-#include "memory/memory_budget.h"
+#include "memory/budgets.h"
 #include "models/decoder_model.h"
 #include "pipeline/request_state.h"
 
@@ -18,8 +18,7 @@ struct Admission {
   const EngineOptions& options;
   const Method& method;
   const AttendedTokens& attended;
-  const MemoryBudget& device_budget;
-  const MemoryBudget& dram_budget;
+  Budgets& budgets;
 
   /// Sizes of a request. An automatic window takes what fits into the device's whole budget: what
   /// other requests hold at that moment decides when a request runs, never what it says.
@@ -29,11 +28,15 @@ struct Admission {
   /// they are empty.
   void check_fits(const RequestShape& shape) const;
 
+  /// Whether the tiers have room for a plan now.
+  bool fits_now(const RequestPlan& plan) const;
+
   /// ConfigError unless the model knows all positions that a request meets: those of its
   /// `prefill_tokens` first tokens, and of the others those that the method gives them.
   void check_positions(const RequestShape& shape, std::int64_t prefill_tokens) const;
 
  private:
+  const MemoryBudget& device() const { return budgets[TierKind::kDevice]; }
   RequestPlan plan_with(const RequestShape& shape, std::int64_t window) const;
   /// The largest window whose plan fits into an empty device; 0 if none does.
   std::int64_t largest_window(const RequestShape& shape) const;

@@ -12,29 +12,25 @@
 
 namespace hybridgen {
 
-void resolve_threads(EngineOptions& options,
-                     const DeviceContext& device,
-                     bool offloads,
-                     std::int64_t host_cores) {
+ThreadCounts resolve_threads(ThreadCounts asked,
+                             bool device_is_cpu,
+                             bool offloads,
+                             std::int64_t host_cores) {
   const std::int64_t cores = available_parallelism();
+  const auto device_or = [&](std::int64_t chosen) {
+    return asked.device > 0 ? asked.device : device_is_cpu ? chosen : std::int64_t{1};
+  };
   if (!offloads) {
-    options.threads = 0;
-    if (options.device_threads == 0) {
-      options.device_threads = device.is_cpu() ? cores : 1;
-    }
-    return;
+    return {0, device_or(cores)};
   }
-  if (options.threads == 0) {
+  ThreadCounts counts = asked;
+  if (counts.host == 0) {
     // A GPU engine scores with all cores but one; on a CPU device the stages share the machine.
-    const std::int64_t taken = !device.is_cpu()             ? 1
-                               : options.device_threads > 0 ? options.device_threads
-                                                            : (cores + 1) / 2;
-    options.threads = std::clamp<std::int64_t>(cores - taken, 1, host_cores);
+    const std::int64_t taken = device_is_cpu ? device_or((cores + 1) / 2) : 1;
+    counts.host = std::clamp<std::int64_t>(cores - taken, 1, host_cores);
   }
-  if (options.device_threads == 0) {
-    options.device_threads =
-        device.is_cpu() ? std::max<std::int64_t>(1, cores - options.threads) : 1;
-  }
+  counts.device = device_or(std::max<std::int64_t>(1, cores - counts.host));
+  return counts;
 }
 
 std::vector<int> worker_cpus(const std::vector<int>& cpus,

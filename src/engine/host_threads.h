@@ -5,19 +5,23 @@
 #include <cstdint>
 #include <vector>
 
-#include "device/device_context.h"
-#include "hybridgen/core/engine_options.h"
 #include "memory/numa.h"
 #include "memory/numa_division.h"
 
 namespace hybridgen {
 
-/// Fills options.threads and options.device_threads where they are automatic. Workers are never
-/// more than `host_cores`, those they may be pinned to.
-void resolve_threads(EngineOptions& options,
-                     const DeviceContext& device,
-                     bool offloads,
-                     std::int64_t host_cores);
+/// Host workers and cores of a CPU device (which count its driver); 0: chosen.
+struct ThreadCounts {
+  std::int64_t host = 0;
+  std::int64_t device = 0;
+};
+
+/// `asked` with its automatic counts chosen. Host workers are never more than `host_cores`, those
+/// they may be pinned to; none where nothing is offloaded.
+ThreadCounts resolve_threads(ThreadCounts asked,
+                             bool device_is_cpu,
+                             bool offloads,
+                             std::int64_t host_cores);
 
 /// A core for each worker of the pool, -1 for one that is not pinned. `threads` workers are the
 /// last of `host_cpus`, the cores of `cpus` on their node; `helpers` of the device are the last of

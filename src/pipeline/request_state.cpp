@@ -149,12 +149,11 @@ RequestState::RequestState(const DecoderModel& model,
                            const Method& method,
                            const AttendedTokens& attended,
                            const RequestPlan& plan_,
-                           MemoryBudget& device_budget,
-                           MemoryBudget& dram_budget,
+                           Budgets& budgets,
                            int numa_node,
                            const std::vector<NumaPart>& numa_parts)
-    : device_reservation(device_budget.reserve(plan_.device_bytes, "admit request")),
-      prompt_reservation(device_budget.reserve(plan_.prompt_device_bytes, "admit request")),
+    : device_reservation(budgets[TierKind::kDevice].reserve(plan_.device_bytes, "admit request")),
+      prompt_reservation(budgets[TierKind::kDevice].reserve(plan_.prompt_device_bytes, "admit request")),
       plan(plan_),
       eviction(plan_.window, method.eviction_block),
       fixed_strategy(method.strategy),
@@ -183,7 +182,7 @@ RequestState::RequestState(const DecoderModel& model,
   if (plan.max_offloaded == 0) {
     return;
   }
-  dram_reservation = dram_budget.reserve(plan.dram_bytes, "admit request");
+  dram_reservation = budgets[TierKind::kDram].reserve(plan.dram_bytes, "admit request");
   host = std::make_unique<HostKvStore>(HostKvShape{.num_layers = config.num_layers,
                                                    .num_kv_heads = config.num_kv_heads,
                                                    .head_dim = config.head_dim,

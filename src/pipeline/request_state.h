@@ -17,7 +17,7 @@
 #include "kvcache/eviction_engine.h"
 #include "kvcache/host_kv_store.h"
 #include "kvcache/token_mapper.h"
-#include "memory/memory_budget.h"
+#include "memory/budgets.h"
 #include "models/decoder_model.h"
 #include "pipeline/host_staging.h"
 #include "pipeline/partial_keys.h"
@@ -55,15 +55,14 @@ RequestPlan plan_request(const ModelConfig& config,
                          std::int64_t window);
 
 struct RequestState {
-  /// Takes the plan's memory from both budgets: OutOfMemoryError if one has too little. Offloaded
+  /// Takes the plan's memory from the tiers' budgets: OutOfMemoryError if one has too little. Offloaded
   /// tokens lie on `numa_node` (-1: where the system likes) or, if there are any, on the nodes of
   /// `numa_parts`.
   RequestState(const DecoderModel& model,
                const Method& method,
                const AttendedTokens& attended,
                const RequestPlan& plan,
-               MemoryBudget& device_budget,
-               MemoryBudget& dram_budget,
+               Budgets& budgets,
                int numa_node,
                const std::vector<NumaPart>& numa_parts = {});
 

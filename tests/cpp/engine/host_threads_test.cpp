@@ -3,7 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "hybridgen/core/error.h"
+#include "runtime/cpus.h"
 
 namespace hybridgen {
 namespace {
@@ -50,6 +53,34 @@ TEST(SpreadOverNodes, MakesFewWorkersUseAllNodes) {
   EXPECT_EQ(worker_cpus(cores, cores, /*threads=*/2, /*helpers=*/0), (Cpus{3, 7}));
   EXPECT_EQ(worker_cpus(cores, cores, 4, 2), (Cpus{2, 6, 3, 7, 1, 5}));
   EXPECT_EQ(worker_cpus(cores, cores, 7, 0), (Cpus{4, 1, 5, 2, 6, 3, 7}));
+}
+
+TEST(ResolveThreads, WhatIsAskedForIsTaken) {
+  const ThreadCounts counts = resolve_threads({3, 2}, /*device_is_cpu=*/true, true, 8);
+  EXPECT_EQ(counts.host, 3);
+  EXPECT_EQ(counts.device, 2);
+}
+
+TEST(ResolveThreads, WithoutOffloadingTheDeviceHasEverything) {
+  const std::int64_t cores = available_parallelism();
+  EXPECT_EQ(resolve_threads({5, 0}, true, /*offloads=*/false, 8).host, 0);
+  EXPECT_EQ(resolve_threads({}, true, false, 8).device, cores);
+  EXPECT_EQ(resolve_threads({}, /*device_is_cpu=*/false, false, 8).device, 1);
+}
+
+TEST(ResolveThreads, AGpuLeavesAllCoresButOneToTheHost) {
+  const std::int64_t cores = available_parallelism();
+  const ThreadCounts counts = resolve_threads({}, false, true, cores);
+  EXPECT_EQ(counts.host, std::max<std::int64_t>(1, cores - 1));
+  EXPECT_EQ(counts.device, 1);
+}
+
+TEST(ResolveThreads, ACpuDeviceSharesTheMachineWithTheHost) {
+  const std::int64_t cores = available_parallelism();
+  const ThreadCounts counts = resolve_threads({}, true, true, cores);
+  EXPECT_EQ(counts.host, std::max<std::int64_t>(1, cores / 2));
+  EXPECT_EQ(counts.device, std::max<std::int64_t>(1, cores - counts.host));
+  EXPECT_EQ(resolve_threads({}, true, true, /*host_cores=*/1).host, 1);
 }
 
 TEST(InventedNodes, HaveWorkersByTurns) {

@@ -38,9 +38,10 @@ Result attend(double attn_sparsity) {
                                         attended,
                                         {0, 3, 8},
                                         /*window=*/1);
-  MemoryBudget device(TierKind::kDevice, 1 << 20, "device");
-  MemoryBudget dram(TierKind::kDram, 1 << 20, "dram");
-  RequestState request(model, method, attended, plan, device, dram, /*numa_node=*/-1);
+  Budgets budgets;
+  budgets.add(TierKind::kDevice, 1 << 20, "device");
+  budgets.add(TierKind::kDram, 1 << 20, "dram");
+  RequestState request(model, method, attended, plan, budgets, /*numa_node=*/-1);
   MicroBatch batch(model, method, {&request});
 
   const float ln2 = std::log(2.0F);

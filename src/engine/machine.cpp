@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/machine.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "device/driver_thread.h"
+#include "hybridgen/core/error.h"
+#include "memory/numa.h"
+#include "runtime/cpus.h"
+
+namespace hybridgen {
+namespace {
+
+std::string resolve_math(const std::string& asked, bool device_is_cpu) {
+  if (asked == "kernels" && !device_is_cpu) {
+    throw ConfigError("[engine] math is 'kernels' on a CUDA device; allowed there: aten");
+  }
+  return asked == "auto" ? (device_is_cpu ? "kernels" : "aten") : asked;
+}
+
+}  // namespace
+
+Machine::Machine(const EngineOptions& options, const Method& method, const DecoderModel& model)
+    : device_is_cpu_(model.device().is_cpu()),
+      isa_(kernels::resolve_isa(options.isa)),
+      math_(resolve_math(options.math, device_is_cpu_)),
+      cores_(available_cpus()) {
+  const bool divides = options.numa_node == -1 && options.divides_heads && method.offloads();
+  const std::vector<NumaNode> nodes = divides ? numa_nodes() : std::vector<NumaNode>{};
+  const std::vector<int> cores = spread_over_nodes(cores_, nodes);
+  const std::vector<int> host_cpus =
+      options.numa_node == -1 ? cores : cpus_of_node(find_numa_node(options.numa_node), cores);
+  threads_ = resolve_threads({options.threads, options.device_threads},
+                             device_is_cpu_,
+                             method.offloads(),
+                             static_cast<std::int64_t>(host_cpus.size()));
+  // One pool for host jobs and the device's operations: whoever is free takes what is there.
+  const std::int64_t helpers = math_ == "kernels" ? threads_.device - 1 : 0;
+  WorkerPool::Options pool_options;
+  pool_options.cpus = worker_cpus(cores, host_cpus, threads_.host, helpers);
+  if (!pool_options.cpus.empty()) {
+    if (pool_options.cpus.front() >= 0) {
+      pool_cpus_ = pool_options.cpus;
+    }
+    pool_ = std::make_unique<WorkerPool>(std::move(pool_options));
+  }
+  ops_ =
+      math_ == "kernels" ? make_cpu_ops(std::string(name_of(isa_)), pool_.get()) : make_aten_ops();
+  if (divides) {
+    const std::int64_t num_kv_heads = model.config().num_kv_heads;
+    const auto num_workers = static_cast<std::int64_t>(pool_->size());
+    division_ =
+        options.test.invented_nodes > 0
+            ? divide_over_invented_nodes(options.test.invented_nodes, num_workers, num_kv_heads)
+            : divide_heads(nodes, pool_cpus_, num_kv_heads);
+  }
+}
+
+void Machine::start_driver() {
+  if (openmp_binds_threads()) {
+    pin_current_thread(cores_);  // not the place of the thread that made this one
+  }
+  // No more than OMP_NUM_THREADS unless the user asked for more by device_threads.
+  const std::int64_t all =
+      std::min<std::int64_t>(threads_.device + threads_.host, default_intra_op_threads());
+  prefill_threads_ = static_cast<int>(std::max(threads_.device, all));
+  if (device_is_cpu_) {
+    flush_denormals_in_current_thread();  // as the workers, which share its operations
+    start_intra_op_threads(prefill_threads_);
+  }
+}
+
+void Machine::enter(Phase next) {
+  if (phase_ == next) {
+    return;
+  }
+  phase_ = next;
+  if (pool_) {
+    // While prefilling, LibTorch's threads need the cores that workers would spin on; so does the
+    // driver in decode steps, where workers are not pinned beside it.
+    const bool spins_long = next == Phase::kDecode && !pool_cpus_.empty();
+    pool_->set_spin(spins_long ? WorkerPool::kDecodeSpin : WorkerPool::Options{}.spin);
+  }
+  if (!device_is_cpu_) {
+    set_intra_op_threads(1);
+    return;
+  }
+  // While prefilling the host workers have nothing to do: the whole machine works on the prompt. In
+  // decode steps the driver keeps off their cores, or they would run only while it waits for them.
+  std::vector<int> cpus = cores_;
+  if (next == Phase::kDecode) {
+    std::erase_if(cpus,
+                  [&](int cpu) { return std::ranges::find(pool_cpus_, cpu) != pool_cpus_.end(); });
+  }
+  if (!pool_cpus_.empty() || openmp_binds_threads()) {
+    pin_current_thread(cpus);
+  }
+  set_intra_op_threads(next == Phase::kPrefill ? prefill_threads_
+                                               : static_cast<int>(threads_.device));
+}
+
+}  // namespace hybridgen

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "memory/budgets.h"
+
+#include <tuple>
+#include <utility>
+
+namespace hybridgen {
+
+void Budgets::add(TierKind tier, std::int64_t capacity_bytes, std::string setting) {
+  budgets_.emplace(std::piecewise_construct,
+                   std::forward_as_tuple(tier),
+                   std::forward_as_tuple(tier, capacity_bytes, std::move(setting)));
+}
+
+}  // namespace hybridgen
