@@ -155,7 +155,7 @@ class Model:
                     "'auto'; pass its path to load it again"
                 )
         _refuse_idle_revision("LLM", revision, tokenizer)
-        _ = self.weights  # refuses one that is closed
+        weights = self.weights  # refuses one that is closed
         codec = self.codec
         if tokenizer is not None:
             is_place = _is_place(tokenizer)
@@ -165,7 +165,7 @@ class Model:
                 else checked_codec(tokenizer)
             )
         other = type(self).__new__(type(self))
-        other._hold(self._loaded, codec)
+        other._hold(replace(self._loaded, model=weights), codec)
         return other
 
     # ---------------------------------------------------------------------------------------- text

@@ -18,6 +18,7 @@ import pytest
 import hybridgen as hg
 from conftest import make_config
 from hybridgen import LLM, ConfigError, CpuConfig, KVConfig, Model, SamplingParams, SchedulerConfig
+from test_lifetime import in_child
 
 Checkpoint = Callable[..., Path]
 
@@ -73,6 +74,19 @@ def test_a_closed_model_says_so_and_closes_again(checkpoint: Checkpoint) -> None
         with pytest.raises(ConfigError, match="the model is closed"):
             use()
     assert model.encode("The quick")  # what needs no weights goes on
+
+
+@pytest.mark.timeout(60)
+def test_a_forked_child_may_not_use_the_model_and_may_let_it_go(model: Model) -> None:
+    def check() -> None:
+        for use in (lambda: LLM(model), lambda: model.weights):
+            with pytest.raises(ConfigError, match=r"\[Model\] .*was forked from .*\('spawn'\)"):
+                use()
+        model.close()
+
+    in_child(check)
+    with LLM(model, cpu=CPU) as llm:
+        assert len(llm.generate_ids([PROMPT], GREEDY)[0]) == 6
 
 
 def test_a_model_knows_what_its_checkpoint_says(checkpoint: Checkpoint, model: Model) -> None:
