@@ -295,5 +295,47 @@ TEST(EngineScoring, ForcedTokensGetTheLogprobsOfSampledOnes) {
   }
 }
 
+// The prompt's own log-probabilities are those of scoring it: in one chunk, in several, and in
+// decode steps; they come with the first token.
+TEST(EngineScoring, PromptTokensGetTheLogprobsOfForcedOnes) {
+  const std::vector<std::int64_t> text = prompt(70);
+  Engine scoring(tiny_model(), testing::options("full"));
+  scoring.add({text.front()}, tokens(1), {text.begin() + 1, text.end()}, 1);
+  std::vector<float> expected;
+  while (scoring.has_work()) {
+    for (const TokenEvent& event : scoring.step()) {
+      EXPECT_TRUE(event.prompt_logprobs.empty());
+      expected.push_back(event.logprob);
+    }
+  }
+  ASSERT_EQ(expected.size(), text.size() - 1);
+  for (const std::int64_t chunk : {1024, 33, 1}) {
+    for (const std::int64_t decoded : {0, 5, 70}) {
+      EngineOptions options = testing::options("full");
+      options.prefill_chunk = chunk;
+      Engine engine(tiny_model(), options);
+      SamplingOptions sampling = tokens(2);
+      sampling.num_prompt_logprobs = 1;
+      engine.add(text, sampling, {}, decoded);
+      std::vector<TokenEvent> events;
+      while (engine.has_work()) {
+        for (TokenEvent& event : engine.step()) {
+          events.push_back(std::move(event));
+        }
+      }
+      ASSERT_EQ(events.size(), 2U);
+      EXPECT_TRUE(events[1].prompt_logprobs.empty());
+      const auto& found = events[0].prompt_logprobs;
+      ASSERT_EQ(found.size(), expected.size());
+      for (std::size_t i = 0; i < found.size(); ++i) {
+        ASSERT_EQ(found[i].size(), 2U);  // the token's own, and the most likely one's
+        EXPECT_EQ(found[i][0].first, text[i + 1]);
+        EXPECT_NEAR(found[i][0].second, expected[i], 1e-4F) << "token " << i + 1;
+        EXPECT_GE(found[i][1].second, found[i][0].second);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace hybridgen
