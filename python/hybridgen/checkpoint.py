@@ -25,13 +25,13 @@ from .errors import (
     UnsupportedModelError,
 )
 from .families import IGNORED_TENSORS, Family, family_of
-from .foreign_formats import adapter_file, describe_file, describe_folder, quantized_tensors
+from .foreign_formats import adapter_file, describe_folder, quantized_tensors
 from .model_config import read_eos_ids, resolve_dtype
+from .model_folder import resolve_folder
 from .weight_files import FLOATING, OpenFile, open_weights
 
 LOAD_FORMATS = ("auto", "safetensors", "bin", "dummy")
 
-_JSON_AND_TOKENIZER = ["*.json", "tokenizer.model", "*.txt", "*.jinja"]
 _LISTED = 8
 
 
@@ -112,21 +112,7 @@ def load_model(
         raise ConfigError(
             f"[load_model] load_format is {brief(load_format)}; allowed: {', '.join(LOAD_FORMATS)}"
         )
-    path: Path | None = None
-    if isinstance(path_or_id, dict):
-        if load_format != "dummy":
-            raise ConfigError(
-                "[load_model] the model is a dict, which holds no weights; allowed: a folder or a "
-                "hub id, or load_format='dummy' for random weights"
-            )
-        hf_config, generation = path_or_id, {}
-    else:
-        path = resolve_folder(path_or_id, revision, load_format)
-        _reject_adapter(path)
-        hf_config = read_json(path / "config.json")
-        generation_file = path / "generation_config.json"
-        generation = read_json(generation_file) if generation_file.exists() else {}
-
+    path, hf_config, generation = _read_configs(path_or_id, load_format, revision)
     family = family_of(hf_config)
     config = family.read(hf_config)
     eos_token_ids = read_eos_ids(hf_config, generation)
@@ -144,6 +130,23 @@ def load_model(
     return LoadedModel(model, config, hf_config, path, eos_token_ids, generation)
 
 
+def _read_configs(
+    path_or_id: str | Path | dict[str, Any], load_format: str, revision: str | None
+) -> tuple[Path | None, dict[str, Any], dict[str, Any]]:
+    """Return the folder, if there is one, and what config and generation_config hold."""
+    if isinstance(path_or_id, dict):
+        if load_format != "dummy":
+            raise ConfigError(
+                "[load_model] the model is a dict, which holds no weights; allowed: a folder or a "
+                "hub id, or load_format='dummy' for random weights"
+            )
+        return None, path_or_id, {}
+    path = resolve_folder(path_or_id, revision, load_format)
+    _reject_adapter(path)
+    file = path / "generation_config.json"
+    return path, read_json(path / "config.json"), read_json(file) if file.exists() else {}
+
+
 def _require_memory(model: _core.Model) -> None:
     """Refuse weights that the host cannot hold, before they are written and the system ends us."""
     available = _core.available_host_bytes()
@@ -153,93 +156,6 @@ def _require_memory(model: _core.Model) -> None:
             f"the host has {available / 1e9:.1f} GB left; free memory, or pass dtype='bfloat16' or "
             "a smaller model"
         )
-
-
-def resolve_folder(path_or_id: str | Path, revision: str | None, load_format: str) -> Path:
-    """Return the local folder of a model, downloading it only if the name is a hub id."""
-    folder, text = local_path(path_or_id), str(path_or_id)
-    if folder.is_dir():
-        if revision is not None:
-            raise ConfigError(
-                f"[load_model] revision is {brief(revision)} but {text} is a local folder; "
-                "allowed: revision with a hub id only"
-            )
-        return folder
-    if folder.exists():
-        raise CheckpointError(
-            f"[load_model] {text} is a file; "
-            + (describe_file(folder) or "pass the folder that contains it")
-        )
-    is_hub_id = isinstance(path_or_id, str) and re.fullmatch(
-        r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text
-    )
-    if not is_hub_id:
-        raise CheckpointError(
-            f"[load_model] there is no folder {brief(text, 300)}; pass one that there is, or a "
-            "hub id"
-        )
-    return _download(text, revision, load_format)
-
-
-def local_path(path_or_id: str | Path) -> Path:
-    """Return where a folder or hub id would lie on this machine; CheckpointError for no path."""
-    if not isinstance(path_or_id, str | Path):
-        raise ConfigError(
-            f"[load_model] the model is {brief(path_or_id)}; allowed: a folder or a hub id"
-        )
-    try:
-        folder = Path(path_or_id).expanduser()
-        folder.is_dir()
-    # A name that is too long, a folder that may not be entered, the home of an unknown user.
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(
-            f"[load_model] there is no folder {brief(str(path_or_id), 300)}: {reason}; pass one "
-            "that there is, or a hub id"
-        ) from error
-    return folder
-
-
-def _download(repo: str, revision: str | None, load_format: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-        )
-    except ImportError as error:
-        raise CheckpointError(
-            f"[load_model] there is no folder {repo}, and hub ids need huggingface_hub: "
-            "pip install huggingface_hub"
-        ) from error
-
-    def fetch(patterns: list[str]) -> Path:
-        # Subfolders hold copies in other formats.
-        return Path(
-            snapshot_download(
-                repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
-            )
-        )
-
-    try:
-        if load_format == "dummy":
-            return fetch(_JSON_AND_TOKENIZER)
-        if load_format != "bin":
-            folder = fetch([*_JSON_AND_TOKENIZER, "*.safetensors"])
-            if load_format == "safetensors" or any(folder.glob("*.safetensors")):
-                return folder
-        return fetch([*_JSON_AND_TOKENIZER, "pytorch_model*.bin"])
-    except LocalEntryNotFoundError as error:
-        raise CheckpointError(
-            f"[load_model] {repo} is neither a folder nor in the local hub cache, and the hub "
-            "cannot be reached (no network, or HF_HUB_OFFLINE is set); download the model first "
-            f"or pass a folder ({error})"
-        ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise CheckpointError(
-            f"[load_model] {repo} is no folder, and downloading it from the hub failed: {error}"
-        ) from error
 
 
 def read_json(file: Path, operation: str = "load_model") -> dict[str, Any]:

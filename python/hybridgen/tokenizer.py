@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ._checks import brief
-from .checkpoint import local_path, read_json, resolve_folder
+from .checkpoint import read_json
 from .codec import Codec, is_foreign, words_of
 from .errors import CheckpointError, ConfigError
+from .model_folder import local_path, resolve_folder
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
