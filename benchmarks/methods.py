@@ -30,7 +30,7 @@ sys.path[:0] = [str(ROOT / "benchmarks")]
 import hybridgen as hg  # noqa: E402
 from hybridgen import _core  # noqa: E402
 from hybridgen._files import unwound_by_sigterm  # noqa: E402
-from hybridgen.method_options import MethodOptions  # noqa: E402
+from hybridgen.config import MethodOptions  # noqa: E402
 from report import Report  # noqa: E402
 
 LAYERS, HIDDEN, FFN, VOCABULARY = 4, 256, 768, 1024

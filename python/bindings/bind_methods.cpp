@@ -157,58 +157,6 @@ SelectorFactory named_selector(const std::string& name, SelectionStrategy strate
 }
 
 void register_scheduler(py::module_& module) {
-  py::class_<SchedulerOptions>(module, "SchedulerOptions", "How K and the strategy are steered.")
-      .def(py::init([](std::int64_t k_min,
-                       std::pair<std::int64_t, std::int64_t> grow,
-                       std::pair<std::int64_t, std::int64_t> shrink,
-                       double k_max_ratio,
-                       std::optional<std::int64_t> k_max,
-                       std::int64_t interval,
-                       std::int64_t warmup,
-                       double deadband,
-                       bool adapt_k,
-                       bool adapt_strategy,
-                       const std::string& strategy,
-                       const std::string& return_to_post,
-                       double return_margin,
-                       std::int64_t return_hold) {
-             SchedulerOptions options;
-             options.k_min = k_min;
-             options.grow = {grow.first, grow.second};
-             options.shrink = {shrink.first, shrink.second};
-             options.k_max_ratio = k_max_ratio;
-             options.k_max = k_max;
-             options.interval = interval;
-             options.warmup = warmup;
-             options.deadband = deadband;
-             options.adapt_k = adapt_k;
-             options.adapt_strategy = adapt_strategy;
-             options.initial_strategy = parse_strategy(strategy);
-             options.return_to_post =
-                 parse("return_to_post",
-                       return_to_post,
-                       std::array{std::pair{"never", ReturnToPost::kNever},
-                                  std::pair{"estimate", ReturnToPost::kEstimate}});
-             options.return_margin = return_margin;
-             options.return_hold = return_hold;
-             options.validate();
-             return options;
-           }),
-           py::kw_only(),
-           py::arg("k_min") = 128,
-           py::arg("grow") = std::pair<std::int64_t, std::int64_t>{6, 5},
-           py::arg("shrink") = std::pair<std::int64_t, std::int64_t>{4, 5},
-           py::arg("k_max_ratio") = 1.0,
-           py::arg("k_max") = py::none(),
-           py::arg("interval") = 4,
-           py::arg("warmup") = 1,
-           py::arg("deadband") = 0.0,
-           py::arg("adapt_k") = true,
-           py::arg("adapt_strategy") = true,
-           py::arg("strategy") = "post",
-           py::arg("return_to_post") = "never",
-           py::arg("return_margin") = 0.1,
-           py::arg("return_hold") = 3);
   module.def("scheduler_preset_names",
              &scheduler_preset_names,
              "Names of the six schedules of the paper's ablation (§5.4).");

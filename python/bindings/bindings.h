@@ -8,8 +8,10 @@ namespace hybridgen::bindings {
 
 void register_errors(pybind11::module_& module);
 void register_info(pybind11::module_& module);
+/// What Python's option classes are made from.
+void register_options(pybind11::module_& module);
 void register_model(pybind11::module_& module);
-/// SchedulerOptions, Method (compositions of a user's own) and selectors written in Python.
+/// Method (compositions of a user's own) and selectors written in Python.
 void register_methods(pybind11::module_& module);
 void register_engine(pybind11::module_& module);
 

@@ -14,6 +14,7 @@
 #include <cstring>
 #include <thread>
 
+#include "bind_options.h"
 #include "bindings.h"
 #include "device/own_error.h"
 #include "hybridgen/core/error.h"
@@ -197,15 +198,6 @@ void register_info(py::module_& module) {
       [] {
         py::list table;
         for (const MethodInfo& info : list_methods()) {
-          py::list tunables;
-          for (const Tunable& tunable : info.tunables) {
-            py::dict option;
-            option["name"] = tunable.name;
-            option["default"] = tunable.default_value;
-            option["allowed"] = tunable.allowed;
-            option["meaning"] = tunable.meaning;
-            tunables.append(option);
-          }
           py::dict row;
           row["name"] = info.name;
           row["summary"] = info.summary;
@@ -214,7 +206,7 @@ void register_info(py::module_& module) {
           row["exact_when"] = info.exact_when;
           row["drops"] = info.drops;
           row["link"] = info.link;
-          row["tunables"] = tunables;
+          row["tunables"] = to_python(info.tunables);
           row["reads"] = info.reads;
           table.append(row);
         }
@@ -270,6 +262,7 @@ PYBIND11_MODULE(_core, module) {
   module.doc() = "Compiled core of hybridgen.";
   hybridgen::bindings::register_errors(module);
   hybridgen::bindings::register_info(module);
+  hybridgen::bindings::register_options(module);
   hybridgen::bindings::register_model(module);
   hybridgen::bindings::register_methods(module);
   hybridgen::bindings::register_engine(module);

@@ -29,7 +29,8 @@ if _built_for.split(".")[:2] != str(_torch.__version__).split(".")[:2]:
         f"installed. Install torch {_built_for}, or rebuild: pip install --no-build-isolation ."
     )
 
-from .config import CpuConfig, KVConfig, QueryConfig, SchedulerConfig, WeightConfig  # noqa: E402
+from . import methods, selectors  # noqa: E402
+from .config import CpuConfig, KVConfig, QueryConfig, SchedulerConfig  # noqa: E402
 from .errors import (  # noqa: E402
     CheckpointError,
     ConfigError,
@@ -41,9 +42,9 @@ from .errors import (  # noqa: E402
     UnsupportedModelError,
 )
 from .info import Info, info  # noqa: E402
-from .k_min import KMinProfile, calibrate  # noqa: E402
+from .k_min import calibrate  # noqa: E402
+from .k_min_profile import KMinProfile  # noqa: E402
 from .llm import LLM  # noqa: E402
-from .method_options import methods, register_selector  # noqa: E402
 from .model import Model  # noqa: E402
 from .outputs import (  # noqa: E402
     CompletionOutput,
@@ -52,8 +53,8 @@ from .outputs import (  # noqa: E402
     RunStats,
     StreamChunk,
 )
-from .registry import selectors  # noqa: E402
 from .sampling import SamplingParams  # noqa: E402
+from .selectors import register as register_selector  # noqa: E402
 
 __version__ = str(_core.build_info()["version"])
 
@@ -80,7 +81,6 @@ __all__ = [
     "SchedulerConfig",
     "StreamChunk",
     "UnsupportedModelError",
-    "WeightConfig",
     "__version__",
     "calibrate",
     "info",

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar, dataclass_transform
 
+from typing_extensions import TypeIs
+
 from .errors import ConfigError, shortened
 
 T = TypeVar("T")
@@ -160,6 +162,11 @@ def as_path(operation: str, name: str, value: object) -> Path:
     raise ConfigError(
         f"[{operation}] {name} is {brief(value)}{reason}; allowed: the path of a file or folder"
     )
+
+
+def is_auto(value: object) -> TypeIs[str]:
+    """Say whether an option is left to the engine; checked options hold no other string."""
+    return isinstance(value, str) and value == "auto"
 
 
 def items_of(value: object) -> list[Any] | None:

@@ -19,15 +19,16 @@ __all__: list[str] = [
     "Model",
     "ModelConfig",
     "SamplingOptions",
-    "SchedulerOptions",
     "TokenEvent",
     "available_host_bytes",
     "available_parallelism",
     "build_info",
+    "checked_options",
     "device_window",
     "is_engine_thread",
     "method_table",
     "numa_nodes",
+    "option_classes",
     "read_bandwidth",
     "register_selector",
     "release_free_memory",
@@ -41,83 +42,92 @@ class ModelConfig:
     """
     Shape and conventions of a decoder-only model.
     """
+    @staticmethod
+    def describe() -> list:
+        """
+        Name, type, default, what is allowed and meaning of every option.
+        """
     def __init__(
         self,
         *,
-        architecture: str,
-        num_layers: typing.SupportsInt | typing.SupportsIndex,
-        hidden_size: typing.SupportsInt | typing.SupportsIndex,
-        num_heads: typing.SupportsInt | typing.SupportsIndex,
-        num_kv_heads: typing.SupportsInt | typing.SupportsIndex,
-        head_dim: typing.SupportsInt | typing.SupportsIndex,
-        ffn_size: typing.SupportsInt | typing.SupportsIndex,
-        vocab_size: typing.SupportsInt | typing.SupportsIndex,
-        max_positions: typing.SupportsInt | typing.SupportsIndex,
-        embedding_size: typing.SupportsInt | typing.SupportsIndex = 0,
+        architecture: str = "llama",
+        num_layers: int = 0,
+        hidden_size: int = 0,
+        num_heads: int = 0,
+        num_kv_heads: int = 0,
+        head_dim: int = 0,
+        ffn_size: int = 0,
+        vocab_size: int = 0,
+        max_positions: int = 0,
+        embedding_size: int = 0,
         norm: str = "rms",
-        norm_eps: typing.SupportsFloat | typing.SupportsIndex = 1e-05,
+        norm_eps: float = 1e-05,
         pre_norm: bool = True,
         final_norm: bool = True,
         activation: str = "silu_gate",
         position: str = "rotary",
-        position_offset: typing.SupportsInt | typing.SupportsIndex = 0,
-        rope_theta: typing.SupportsFloat | typing.SupportsIndex = 10000.0,
-        rope_scaling: typing.Any = None,
+        position_offset: int = 0,
+        rope_theta: float = 10000.0,
+        rope_scaling: dict[str, typing.Any] | None = None,
         qkv_bias: bool = False,
         output_bias: bool = False,
         ffn_bias: bool = False,
         tie_embeddings: bool = False,
     ) -> None: ...
+    def to_dict(self) -> typing.Any:
+        """
+        All options by name.
+        """
     def validate(self) -> None:
         """
         Raises ConfigError for an inconsistent field.
         """
     @property
-    def activation(self) -> str: ...
+    def activation(self) -> typing.Any: ...
     @property
-    def architecture(self) -> str: ...
+    def architecture(self) -> typing.Any: ...
     @property
-    def embedding_size(self) -> int: ...
+    def embedding_size(self) -> typing.Any: ...
     @property
-    def ffn_bias(self) -> bool: ...
+    def ffn_bias(self) -> typing.Any: ...
     @property
-    def ffn_size(self) -> int: ...
+    def ffn_size(self) -> typing.Any: ...
     @property
-    def final_norm(self) -> bool: ...
+    def final_norm(self) -> typing.Any: ...
     @property
-    def head_dim(self) -> int: ...
+    def head_dim(self) -> typing.Any: ...
     @property
-    def hidden_size(self) -> int: ...
+    def hidden_size(self) -> typing.Any: ...
     @property
-    def max_positions(self) -> int: ...
+    def max_positions(self) -> typing.Any: ...
     @property
-    def norm(self) -> str: ...
+    def norm(self) -> typing.Any: ...
     @property
-    def norm_eps(self) -> float: ...
+    def norm_eps(self) -> typing.Any: ...
     @property
-    def num_heads(self) -> int: ...
+    def num_heads(self) -> typing.Any: ...
     @property
-    def num_kv_heads(self) -> int: ...
+    def num_kv_heads(self) -> typing.Any: ...
     @property
-    def num_layers(self) -> int: ...
+    def num_layers(self) -> typing.Any: ...
     @property
-    def output_bias(self) -> bool: ...
+    def output_bias(self) -> typing.Any: ...
     @property
-    def position(self) -> str: ...
+    def position(self) -> typing.Any: ...
     @property
-    def position_offset(self) -> int: ...
+    def position_offset(self) -> typing.Any: ...
     @property
-    def pre_norm(self) -> bool: ...
+    def pre_norm(self) -> typing.Any: ...
     @property
-    def qkv_bias(self) -> bool: ...
+    def qkv_bias(self) -> typing.Any: ...
     @property
     def rope_scaling(self) -> typing.Any: ...
     @property
-    def rope_theta(self) -> float: ...
+    def rope_theta(self) -> typing.Any: ...
     @property
-    def tie_embeddings(self) -> bool: ...
+    def tie_embeddings(self) -> typing.Any: ...
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> typing.Any: ...
 
 class Model:
     """
@@ -149,33 +159,6 @@ class Model:
     @property
     def weight_bytes(self) -> int: ...
 
-class SchedulerOptions:
-    """
-    How K and the strategy are steered.
-    """
-    def __init__(
-        self,
-        *,
-        k_min: typing.SupportsInt | typing.SupportsIndex = 128,
-        grow: tuple[
-            typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
-        ] = (6, 5),
-        shrink: tuple[
-            typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
-        ] = (4, 5),
-        k_max_ratio: typing.SupportsFloat | typing.SupportsIndex = 1.0,
-        k_max: typing.SupportsInt | typing.SupportsIndex | None = None,
-        interval: typing.SupportsInt | typing.SupportsIndex = 4,
-        warmup: typing.SupportsInt | typing.SupportsIndex = 1,
-        deadband: typing.SupportsFloat | typing.SupportsIndex = 0.0,
-        adapt_k: bool = True,
-        adapt_strategy: bool = True,
-        strategy: str = "post",
-        return_to_post: str = "never",
-        return_margin: typing.SupportsFloat | typing.SupportsIndex = 0.1,
-        return_hold: typing.SupportsInt | typing.SupportsIndex = 3,
-    ) -> None: ...
-
 class Composition:
     """
     A method of the user's own, made of the parts of ours.
@@ -202,119 +185,164 @@ class EngineOptions:
     """
     What is decided when an engine is built.
     """
+    @staticmethod
+    def describe() -> list:
+        """
+        Name, type, default, what is allowed and meaning of every option.
+        """
     def __init__(
         self,
         *,
         method: str = "hybridgen",
-        method_config: collections.abc.Mapping[
-            str,
-            bool
-            | typing.SupportsInt
-            | typing.SupportsIndex
-            | typing.SupportsFloat
-            | typing.SupportsIndex
-            | str,
-        ] = {},
-        scheduler: SchedulerOptions | None = None,
-        guess_norm: str = "next",
-        guess_source: str = "next_weights",
-        query: str = "rescore",
-        selector: str = "topk",
-        pre_selector: str = "partial_keys",
-        strategy: str = "post",
-        k: typing.Any = (256, 0.125),
-        scoring: str = "full",
-        candidates_per_k: typing.SupportsFloat | typing.SupportsIndex = 0.0,
-        device_tokens: typing.Any = None,
-        spec_first_layer: typing.SupportsInt | typing.SupportsIndex = 2,
-        dram_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
-        device_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
-        threads: typing.SupportsInt | typing.SupportsIndex = 0,
-        device_threads: typing.SupportsInt | typing.SupportsIndex = 0,
-        numa_node: typing.SupportsInt | typing.SupportsIndex = -1,
-        divides_heads: bool = True,
+        method_config: collections.abc.Mapping[str, typing.Any] = {},
+        device_tokens: str | int | float = "auto",
+        dram: int | str = "auto",
+        device_bytes: int | str = "auto",
+        threads: str | int = "auto",
+        device_threads: str | int = "auto",
+        numa: str | int = "auto",
         isa: str = "auto",
         math: str = "auto",
-        max_model_len: typing.SupportsInt | typing.SupportsIndex = 0,
-        prefill_chunk: typing.SupportsInt | typing.SupportsIndex = 1024,
-        micro_batch: typing.SupportsInt | typing.SupportsIndex = 16,
-        max_batch: typing.SupportsInt | typing.SupportsIndex = 64,
+        max_model_len: int | None = None,
+        max_num_batched_tokens: int = 1024,
+        micro_batch: int = 16,
+        max_num_seqs: int = 64,
         synchronous: bool = False,
-        random_delay_us: typing.SupportsInt | typing.SupportsIndex = 0,
+        random_delay_us: int = 0,
         oracle_proxy: bool = False,
-        invented_nodes: typing.SupportsInt | typing.SupportsIndex = 0,
+        invented_nodes: int = 0,
+        k: int | float | str | None = "auto",
+        strategy: str = "post",
+        query: str | typing.Any = "rescore",
+        selector: str = "topk",
+        pre_selector: str = "partial_keys",
+        scoring: str = "full",
+        candidates_per_k: float | None = None,
+        scheduler: typing.Any | None = None,
+        column_share: float = 0.2,
         composition: Composition | None = None,
     ) -> None: ...
+    def to_dict(self) -> typing.Any:
+        """
+        All options by name.
+        """
     @property
-    def candidates_per_k(self) -> float: ...
+    def candidates_per_k(self) -> typing.Any: ...
     @property
-    def device_bytes(self) -> int: ...
+    def column_share(self) -> typing.Any: ...
     @property
-    def device_threads(self) -> int: ...
+    def device_bytes(self) -> typing.Any: ...
+    @property
+    def device_threads(self) -> typing.Any: ...
     @property
     def device_tokens(self) -> typing.Any: ...
     @property
-    def divides_heads(self) -> bool: ...
+    def dram(self) -> typing.Any: ...
     @property
-    def dram_bytes(self) -> int: ...
+    def invented_nodes(self) -> typing.Any: ...
     @property
-    def isa(self) -> str: ...
+    def isa(self) -> typing.Any: ...
     @property
     def k(self) -> typing.Any: ...
     @property
-    def math(self) -> str: ...
+    def math(self) -> typing.Any: ...
     @property
-    def max_batch(self) -> int: ...
+    def max_model_len(self) -> typing.Any: ...
     @property
-    def max_model_len(self) -> int: ...
+    def max_num_batched_tokens(self) -> typing.Any: ...
     @property
-    def method(self) -> str: ...
+    def max_num_seqs(self) -> typing.Any: ...
     @property
-    def micro_batch(self) -> int: ...
+    def method(self) -> typing.Any: ...
     @property
-    def numa_node(self) -> int: ...
+    def method_config(self) -> typing.Any: ...
     @property
-    def pre_selector(self) -> str: ...
+    def micro_batch(self) -> typing.Any: ...
     @property
-    def prefill_chunk(self) -> int: ...
+    def numa(self) -> typing.Any: ...
     @property
-    def query(self) -> str: ...
+    def oracle_proxy(self) -> typing.Any: ...
     @property
-    def scoring(self) -> str: ...
+    def pre_selector(self) -> typing.Any: ...
     @property
-    def selector(self) -> str: ...
+    def query(self) -> typing.Any: ...
     @property
-    def spec_first_layer(self) -> int: ...
+    def random_delay_us(self) -> typing.Any: ...
     @property
-    def strategy(self) -> str: ...
+    def scheduler(self) -> typing.Any: ...
     @property
-    def threads(self) -> int: ...
+    def scoring(self) -> typing.Any: ...
+    @property
+    def selector(self) -> typing.Any: ...
+    @property
+    def strategy(self) -> typing.Any: ...
+    @property
+    def synchronous(self) -> typing.Any: ...
+    @property
+    def threads(self) -> typing.Any: ...
 
 class SamplingOptions:
     """
     How tokens are drawn; temperature 0 is greedy.
     """
+    @staticmethod
+    def describe() -> list:
+        """
+        Name, type, default, what is allowed and meaning of every option.
+        """
     def __init__(
         self,
         *,
-        temperature: typing.SupportsFloat | typing.SupportsIndex = 0.0,
-        top_k: typing.SupportsInt | typing.SupportsIndex = 0,
-        top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0,
-        min_p: typing.SupportsFloat | typing.SupportsIndex = 0.0,
-        repetition_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0,
-        presence_penalty: typing.SupportsFloat | typing.SupportsIndex = 0.0,
-        frequency_penalty: typing.SupportsFloat | typing.SupportsIndex = 0.0,
-        logit_bias: collections.abc.Mapping[
-            typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex
-        ] = {},
-        seed: typing.SupportsInt | typing.SupportsIndex = 0,
-        max_tokens: typing.SupportsInt | typing.SupportsIndex = 16,
-        min_tokens: typing.SupportsInt | typing.SupportsIndex = 0,
-        stop_token_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
-        num_logprobs: typing.SupportsInt | typing.SupportsIndex = -1,
-        num_prompt_logprobs: typing.SupportsInt | typing.SupportsIndex = -1,
-        valid_vocab: typing.SupportsInt | typing.SupportsIndex = 0,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: tuple[tuple[int, float], ...] = (),
+        seed: int = 0,
+        max_tokens: int = 16,
+        min_tokens: int = 0,
+        stop_token_ids: tuple[int, ...] = (),
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
+        valid_vocab: int = 0,
     ) -> None: ...
+    def to_dict(self) -> typing.Any:
+        """
+        All options by name.
+        """
+    @property
+    def frequency_penalty(self) -> typing.Any: ...
+    @property
+    def logit_bias(self) -> typing.Any: ...
+    @property
+    def logprobs(self) -> typing.Any: ...
+    @property
+    def max_tokens(self) -> typing.Any: ...
+    @property
+    def min_p(self) -> typing.Any: ...
+    @property
+    def min_tokens(self) -> typing.Any: ...
+    @property
+    def presence_penalty(self) -> typing.Any: ...
+    @property
+    def prompt_logprobs(self) -> typing.Any: ...
+    @property
+    def repetition_penalty(self) -> typing.Any: ...
+    @property
+    def seed(self) -> typing.Any: ...
+    @property
+    def stop_token_ids(self) -> typing.Any: ...
+    @property
+    def temperature(self) -> typing.Any: ...
+    @property
+    def top_k(self) -> typing.Any: ...
+    @property
+    def top_p(self) -> typing.Any: ...
+    @property
+    def valid_vocab(self) -> typing.Any: ...
 
 class TokenEvent:
     """
@@ -427,6 +455,11 @@ def build_info() -> dict:
     Facts about this build and what this CPU supports.
     """
 
+def checked_options(name: str, options: dict) -> typing.Any:
+    """
+    The options of a class as they are kept; ConfigError unless they are allowed.
+    """
+
 def device_window(
     device_tokens: typing.Any, prompt_tokens: typing.SupportsInt | typing.SupportsIndex
 ) -> int | None:
@@ -447,6 +480,11 @@ def method_table() -> list:
 def numa_nodes() -> list:
     """
     Memory nodes with their CPUs and bytes; a single one where the system tells of none.
+    """
+
+def option_classes() -> list:
+    """
+    What Python's classes of options are made from: their options, in order.
     """
 
 def read_bandwidth(

@@ -8,23 +8,24 @@ stderr. Characters that standard output has no code for are printed as escapes.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import _core, methods, selectors
 from ._files import unwound_by_sigterm
 from .config import CpuConfig, KVConfig, QueryConfig, SchedulerConfig
 from .errors import ConfigError, GenerationError, HybridGenError
 from .info import info, to_json
-from .k_min import DEFAULT_TOKENS, FILE_NAME, calibrate, read_dataset
+from .k_min import DEFAULT_TOKENS, calibrate, read_dataset
+from .k_min_profile import FILE_NAME
 from .llm import LLM
-from .method_options import methods
 from .outputs import RequestOutput
-from .registry import selectors
 from .sampling import SamplingParams
 
 
@@ -47,9 +48,56 @@ def _method_option(text: str) -> tuple[str, Any]:
     return name, words.get(value.lower(), number_or_word(value))
 
 
-def _k(text: str) -> Any:
-    """Return K as `SchedulerConfig` takes it; what leaves it to stage times has a word here."""
-    return None if text == "steered" else number_or_word(text)
+def _value(text: str) -> Any:
+    """Return an option as Python has it; what leaves K to stage times has a word here."""
+    words = {"true": True, "false": False, "steered": None, "none": None}
+    return words.get(text.lower(), number_or_word(text))
+
+
+def _add_options(
+    parser: argparse.ArgumentParser,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    prefix: str = "",
+    names: Mapping[str, str] | None = None,
+) -> None:
+    """Add a flag for each option of a table; those that are not given are absent afterwards."""
+    for row in rows:
+        name = (names or {}).get(row["name"], prefix + row["name"])
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=f"{prefix}{row['name']}",
+            type=_value,
+            default=argparse.SUPPRESS,
+            metavar=row["name"].upper(),
+            help=f"{row['meaning']} {row['allowed']}; default: {row['default']!r}".replace(
+                "%", "%%"
+            ),
+        )
+
+
+def _rows(kind: str) -> list[Mapping[str, Any]]:
+    """Return the options of a class by its name."""
+    return next(row["options"] for row in _core.option_classes() if row["name"] == kind)
+
+
+def _sampling_rows() -> list[Mapping[str, Any]]:
+    """Return the options of the sampler that have no flag of their own."""
+    fields = {field.name for field in dataclasses.fields(SamplingParams)}
+    own = ("seed", "max_tokens", "stop_token_ids")
+    rows = _core.SamplingOptions.describe()
+    return [row for row in rows if row["name"] in fields and row["name"] not in own]
+
+
+def _given(arguments: argparse.Namespace, kind: str, prefix: str = "") -> dict[str, Any]:
+    """Return what a command line said of a class's options."""
+    said = vars(arguments)
+    names = [row["name"] for row in _rows(kind)]
+    return {name: said[prefix + name] for name in names if prefix + name in said}
+
+
+# What these flags were called before there was one for each option of a QueryConfig.
+_QUERY_FLAGS = {"mode": "query", "first_layer": "spec_first_layer"}
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,15 +107,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0")
     parser.add_argument("--load-format", default="auto", help="auto, safetensors, bin, dummy")
     parser.add_argument("--max-model-len", type=int, help="prompt and new tokens at most")
-    parser.add_argument("--threads", type=number_or_word, default="auto")
-    parser.add_argument("--device-threads", type=number_or_word, default="auto")
-    parser.add_argument(
-        "--numa",
-        type=number_or_word,
-        default="auto",
-        help="memory node of offloaded tokens: 0, auto (divide heads over all), off",
-    )
-    parser.add_argument("--isa", default="auto")
+    _add_options(parser, _rows("CpuConfig"))
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -83,32 +123,11 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="an option of the method; may be given several times",
     )
-    parser.add_argument("--query", default="rescore", help="exact, speculative, rescore")
-    parser.add_argument(
-        "--spec-first-layer", type=int, default=2, metavar="N", help="first layer that is guessed"
-    )
-    parser.add_argument("--selector", default="topk", help="of the post strategy")
-    parser.add_argument("--pre-selector", default="partial_keys", help="of the pre strategy")
-    parser.add_argument("--strategy", default="post", help="post, pre")
-    parser.add_argument(
-        "--k",
-        type=_k,
-        default="auto",
-        help="offloaded tokens attended to: auto, 128, 0.05 (share), all, steered (by stage times)",
-    )
-    parser.add_argument(
-        "--scoring",
-        default="full",
-        choices=["full", "int8", "int4"],
-        help="copy of the offloaded keys that proposes tokens",
-    )
-    parser.add_argument(
-        "--device-tokens",
-        type=number_or_word,
-        default="auto",
-        help="newest tokens kept on the device: 64, 0.1 (share of the prompt, 256 at least), auto",
-    )
-    parser.add_argument("--dram", default="auto", help="host memory: auto, 64GiB")
+    _add_options(parser, _rows("KVConfig"))
+    _add_options(parser, _rows("SchedulerConfig"))
+    _add_options(parser, _rows("QueryConfig"), prefix="guess_", names=_QUERY_FLAGS)
+    by_name = [row for row in _rows("HybridGen") if row["name"] in ("selector", "pre_selector")]
+    _add_options(parser, by_name)
 
 
 def model_from(arguments: argparse.Namespace, **options: Any) -> LLM:
@@ -120,28 +139,23 @@ def model_from(arguments: argparse.Namespace, **options: Any) -> LLM:
         load_format=arguments.load_format,
         max_model_len=arguments.max_model_len,
         seed=arguments.seed,
-        cpu=CpuConfig(
-            threads=arguments.threads,
-            device_threads=arguments.device_threads,
-            numa=arguments.numa,
-            isa=arguments.isa,
-        ),
+        cpu=CpuConfig(**_given(arguments, "CpuConfig")),
         **options,
     )
 
 
 def engine_from(arguments: argparse.Namespace) -> LLM:
     """Build the engine that the options of `add_engine_arguments` describe."""
-    dram = number_or_word(arguments.dram)
+    query = _given(arguments, "QueryConfig", "guess_")
     return model_from(
         arguments,
         method=arguments.method,
         method_config=dict(arguments.method_config) or None,
-        query=QueryConfig(mode=arguments.query, first_layer=arguments.spec_first_layer),
-        selector=arguments.selector,
-        pre_selector=arguments.pre_selector,
-        kv=KVConfig(device_tokens=arguments.device_tokens, dram=dram, scoring=arguments.scoring),
-        scheduler=SchedulerConfig(k=arguments.k, strategy=arguments.strategy),
+        query=QueryConfig(**query) if query else None,
+        selector=getattr(arguments, "selector", None),
+        pre_selector=getattr(arguments, "pre_selector", None),
+        kv=KVConfig(**_given(arguments, "KVConfig")),
+        scheduler=SchedulerConfig(**_given(arguments, "SchedulerConfig")),
     )
 
 
@@ -162,9 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--prompt", action="append", help="may be given several times")
     source.add_argument("--prompt-file", help="the whole file is one prompt; - is standard input")
     generate.add_argument("--max-tokens", type=int, default=128)
-    generate.add_argument("--temperature", type=float, default=0.0)
-    generate.add_argument("--top-p", type=float, default=1.0)
-    generate.add_argument("--top-k", type=int, default=0)
+    _add_options(generate, _sampling_rows())
     generate.add_argument("--stop", action="append", default=[], help="may be given several times")
     generate.add_argument("--ignore-eos", action="store_true")
     output = generate.add_mutually_exclusive_group()
@@ -204,11 +216,10 @@ def _generate(arguments: argparse.Namespace) -> None:
     prompts = arguments.prompt or [_read_prompt(arguments.prompt_file)]
     if arguments.stream and len(prompts) != 1:
         raise ConfigError(f"[generate] --stream with {len(prompts)} prompts; allowed: 1")
+    said = vars(arguments)
     params = SamplingParams(
         max_tokens=arguments.max_tokens,
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        top_k=arguments.top_k,
+        **{row["name"]: said[row["name"]] for row in _sampling_rows() if row["name"] in said},
         stop=arguments.stop,
         ignore_eos=arguments.ignore_eos,
         seed=arguments.seed,
@@ -274,8 +285,8 @@ def _info(arguments: argparse.Namespace) -> None:
 def _methods(arguments: argparse.Namespace) -> None:
     content: dict[str, list[Any]] = {
         "methods": methods.table(),
-        "selectors": selectors("post"),
-        "pre_selectors": selectors("pre"),
+        "selectors": selectors.names("post"),
+        "pre_selectors": selectors.names("pre"),
     }
     if arguments.json:
         # Standard JSON has no infinity.

@@ -14,128 +14,21 @@ default it is K; where K is steered, ``SchedulerConfig(k_min="auto")`` reads it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import _core
 from ._checks import as_bool, as_float, as_int, as_path, brief, items_of, one_of
-from ._files import replacing, write_whole
-from .config import DEFAULT_K, USUAL_K, KVConfig, SchedulerConfig, is_auto
+from .config import HybridGen, KVConfig
 from .errors import ConfigError
+from .k_min_profile import KMinProfile, fingerprint
+from .llm import LLM
 from .sampling import SamplingParams
 
-if TYPE_CHECKING:
-    from .llm import LLM
-
-FILE_NAME = "k_min.json"
-FORMAT = 1
 DEFAULT_TOKENS = (4, 8, 16, 32, 64, 128, 256, 512)
 METRICS = ("auto", "agreement", "exact_match")
-
-
-@dataclass(frozen=True)
-class KMinProfile:
-    """What profiling found.
-
-    Parameters
-    ----------
-    k_min : int
-        Offloaded tokens per head.
-    metric : str
-        "agreement" (share of greedy tokens equal to full attention's) or "exact_match" (share of
-        answers that the continuation begins with).
-    tolerance : float
-        Loss that K_min may have, as a share of the accuracy with all tokens.
-    curve : tuple of (int, float)
-        K and its accuracy, ascending.
-    all_tokens : float
-        Accuracy with every offloaded token.
-    num_prompts : int
-        Size of the data set.
-    device_tokens : int or float
-        Tokens that stayed on the device.
-    model : str
-        Name of the model's folder.
-    fingerprint : str
-        Tells one checkpoint from another; empty without a folder.
-    """
-
-    k_min: int
-    metric: str
-    tolerance: float
-    curve: tuple[tuple[int, float], ...]
-    all_tokens: float
-    num_prompts: int
-    device_tokens: int | float
-    model: str
-    fingerprint: str
-
-    def save(self, path: str | Path) -> None:
-        """Write ``k_min.json``; if that fails, a file that was there stays as it was.
-
-        Raises
-        ------
-        ConfigError, DeviceError
-            If there can be no such file, or the system cannot write it.
-        """
-        content = {"format": FORMAT, **vars(self), "curve": [list(point) for point in self.curve]}
-        write_whole(path, json.dumps(content, indent=1) + "\n", "k_min")
-
-    @classmethod
-    def load(cls, path: str | Path) -> KMinProfile:
-        """Read a file that `save` wrote.
-
-        Raises
-        ------
-        ConfigError
-            If it cannot be read or is something else.
-        """
-        path = as_path("k_min", "path", path)
-        way_out = (
-            "make it again with `python -m hybridgen calibrate`, or pass SchedulerConfig(k=...), "
-            "or k=None with k_min=..."
-        )
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(f"[k_min] cannot read {path}: {error}; {way_out}") from error
-        try:
-            if content.pop("format") != FORMAT:
-                raise ValueError("its format is not known")
-            curve = tuple((int(k), float(accuracy)) for k, accuracy in content.pop("curve"))
-            profile = cls(curve=curve, **content)
-            as_int("k_min", "k_min", profile.k_min, 1)
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ConfigError(
-                f"[k_min] {path} is not a profile of K_min: {error}; {way_out}"
-            ) from error
-        return profile
-
-    def plot(self, path: str | Path) -> None:
-        """Draw the curve as a png; needs matplotlib."""
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ConfigError(
-                "[k_min] drawing needs matplotlib, which is not installed; pip install matplotlib"
-            ) from error
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        axes = figure.subplots()
-        ks, accuracies = zip(*self.curve, strict=True)
-        axes.plot(ks, accuracies, marker="o", label="K tokens")
-        axes.axhline(self.all_tokens, linestyle=":", color="grey", label="all tokens")
-        axes.axvline(self.k_min, linestyle="--", color="tab:red", label=f"K_min = {self.k_min}")
-        axes.set_xscale("log", base=2)
-        axes.set_xlabel("K (offloaded tokens attended to per head)")
-        axes.set_ylabel(self.metric.replace("_", " "))
-        axes.set_title(f"{self.model}: {self.num_prompts} prompts, measured")
-        axes.legend()
-        with replacing(path, "k_min") as temporary:
-            figure.savefig(temporary, dpi=150, format="png")
 
 
 def find_k_min(
@@ -201,8 +94,6 @@ def calibrate(
     GenerationError, NumericError, OutOfMemoryError
         As `LLM.generate`.
     """
-    from .llm import LLM
-
     if not isinstance(llm, LLM):
         raise ConfigError(f"[calibrate] llm is {brief(llm)}; allowed: an LLM")
     one_of("calibrate", "metric", metric, METRICS)
@@ -238,8 +129,7 @@ def calibrate(
         all_tokens = accuracy(full)
     curve = []
     for k in ks:
-        scheduler = SchedulerConfig(k=k)
-        with LLM(llm, query="exact", kv=kv, scheduler=scheduler, cpu=llm._cpu) as variant:
+        with LLM(llm, method=HybridGen(k=k, query="exact"), kv=kv, cpu=llm._cpu) as variant:
             curve.append((k, accuracy(variant)))
     return _profile(llm, metric, tolerance, curve, all_tokens, len(prompts), kv.device_tokens)
 
@@ -400,56 +290,3 @@ def _agreement(ids: list[int], reference: list[int]) -> float:
             break
         same += 1
     return same / max(1, len(reference))
-
-
-def fingerprint(path: Path) -> str:
-    """Return what tells one checkpoint from another: of its config and its weight files' heads."""
-    digest = hashlib.sha256()
-    for file in sorted([path / "config.json", *path.glob("*.safetensors"), *path.glob("*.bin")]):
-        if file.is_file():
-            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-            with file.open("rb") as content:
-                digest.update(content.read(1 << 16))
-    return digest.hexdigest()
-
-
-def resolve_k(
-    scheduler: SchedulerConfig, path: Path | None
-) -> int | float | tuple[int, float] | None:
-    """Return a fixed K as the engine takes it; "auto" is K_min where a profile of the model lies.
-
-    Raises
-    ------
-    ConfigError
-        If the k_min.json beside the checkpoint is broken or belongs to another model.
-    """
-    if is_auto(scheduler.k):
-        return _profiled_k_min(path) or USUAL_K
-    return scheduler.resolved_k
-
-
-def resolve_k_min(scheduler: SchedulerConfig, path: Path | None) -> int:
-    """Return K_min of a steered request: the user's, the one in k_min.json, or the default.
-
-    Raises
-    ------
-    ConfigError
-        If the k_min.json beside the checkpoint is broken or belongs to another model.
-    """
-    if not is_auto(scheduler.k_min):
-        return int(scheduler.k_min)
-    return _profiled_k_min(path) or DEFAULT_K
-
-
-def _profiled_k_min(path: Path | None) -> int | None:
-    """Return what the k_min.json beside a checkpoint says; None without one."""
-    file = None if path is None else path / FILE_NAME
-    if path is None or file is None or not file.is_file():
-        return None
-    profile = KMinProfile.load(file)
-    if profile.fingerprint != fingerprint(path):
-        raise ConfigError(
-            f"[k_min] {file} was made for another checkpoint ({profile.model or 'unnamed'}); make "
-            "it again with `python -m hybridgen calibrate`, or pass SchedulerConfig(k=...)"
-        )
-    return profile.k_min

@@ -11,14 +11,13 @@ from typing import Any, Literal, TypeVar, overload
 from ._checks import MAX_INT64, as_bool, as_int, checked_keywords, items_of
 from ._lifetime import guarded
 from .chat import Messages, chat_prompts
-from .config import CpuConfig, KVConfig, QueryConfig, SchedulerConfig, WeightConfig
+from .config import CpuConfig, KVConfig, MethodOptions, QueryConfig, SchedulerConfig
 from .engine_handle import EngineHandle
-from .engine_options import EngineSetup, instance
+from .engine_options import EngineSetup
 from .engine_steps import EngineSteps
 from .errors import ConfigError
 from .failures import reported
 from .generation import EngineLoop
-from .method_options import MethodOptions
 from .model import Model
 from .outputs import RequestOutput, StreamChunk
 from .progress import ProgressBar
@@ -32,8 +31,10 @@ T = TypeVar("T")
 _ELSEWHERE = {
     "device_tokens": "write kv=KVConfig(device_tokens=...)",
     "dram": "write kv=KVConfig(dram=...)",
-    "k": "write scheduler=SchedulerConfig(k=...)",
-    "strategy": "write scheduler=SchedulerConfig(strategy=...)",
+    "k": "write method=hybridgen.methods.HybridGen(k=...)",
+    "strategy": "write method=hybridgen.methods.HybridGen(strategy=...)",
+    "scoring": "write method=hybridgen.methods.HybridGen(scoring=...)",
+    "column_share": "write method=hybridgen.methods.HybridGen(column_share=...)",
     "threads": "write cpu=CpuConfig(threads=...)",
     "device_threads": "write cpu=CpuConfig(device_threads=...)",
     "numa": "write cpu=CpuConfig(numa=...)",
@@ -63,24 +64,16 @@ class LLM(EngineSteps):
         Prompt tokens that pass through the model together at most.
     seed : int
         Of samples without a seed of their own, and of dummy weights.
-    method : str
-        A name from ``hybridgen.methods()``.
+    method : str or object, optional
+        A name from ``hybridgen.methods.names()``, or that method's options, such as
+        ``hybridgen.methods.H2O(heavy=0.1)``; by default "hybridgen".
     method_config : dict or object, optional
-        That method's own options: a dict, or one of the classes in ``hybridgen.methods``, such as
-        ``hybridgen.methods.H2O(heavy=0.1)``.
+        Options of a method that is given by name.
     kv : KVConfig, optional
         Where keys and values live.
-    query : str or QueryConfig
-        "rescore" chooses tokens by a query guessed one layer ahead and scores them with the layer's
-        own, "speculative" (the paper's) takes the guessed scores as well, "exact" waits for the
-        layer's own query.
-    selector, pre_selector : str
-        Names from ``hybridgen.selectors("post")`` and ``hybridgen.selectors("pre")``.
-    scheduler : SchedulerConfig, optional
-        How many offloaded tokens count (K) and when they are chosen: a fixed K that keeps the
-        answers of full attention, unless it says otherwise.
-    weights : WeightConfig, optional
-        Where the weights live.
+    query, selector, pre_selector, scheduler : optional
+        Options of hybridgen, as `hybridgen.methods.HybridGen` has them; of these compositions read
+        ``scheduler``.
     cpu : CpuConfig, optional
         Threads, memory node and instruction set.
 
@@ -115,17 +108,15 @@ class LLM(EngineSteps):
         max_num_batched_tokens: int = 1024,
         seed: int = 0,
         load_format: str = "auto",
-        method: str = "hybridgen",
+        method: str | MethodOptions | None = None,
         method_config: MethodOptions | Mapping[str, Any] | None = None,
         kv: KVConfig | None = None,
-        query: str | QueryConfig = "rescore",
-        selector: str = "topk",
-        pre_selector: str = "partial_keys",
+        query: str | QueryConfig | None = None,
+        selector: str | None = None,
+        pre_selector: str | None = None,
         scheduler: SchedulerConfig | None = None,
-        weights: WeightConfig | None = None,
         cpu: CpuConfig | None = None,
     ) -> None:
-        instance("weights", weights, WeightConfig)
         as_int("LLM", "seed", seed, 0, MAX_INT64)
         setup = EngineSetup(
             method=method,

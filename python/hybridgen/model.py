@@ -12,11 +12,10 @@ from typing import Any
 import torch
 
 from . import _core
-from ._checks import MAX_INT64, as_int, brief, checked_keywords, one_of
+from ._checks import MAX_INT64, as_int, brief, checked_keywords, is_auto, one_of
 from ._lifetime import Guard, guarded
 from .checkpoint import LOAD_FORMATS, LoadedModel, load_model
 from .codec import Codec
-from .config import is_auto
 from .errors import ConfigError, own_errors
 from .model_config import read_eos_ids
 from .prompts import PromptReader

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+from . import _core
 from ._checks import (
-    MAX_INT64,
     as_bool,
     as_float,
     as_int,
@@ -27,10 +27,11 @@ from .sampling_names import ELSEWHERE
 
 # Each text of a prompt is a request of its own.
 _MAX_TEXTS = 16384
-_MAX_PENALTY, _MAX_BIAS = 2.0, 100.0
+_MAX_BIAS = 100.0
 _MAX_STOP_LETTERS = 65536
-# The engine computes with float32; what lies outside would become infinity or zero there.
-_MIN_FACTOR, _MAX_FACTOR = 1e-30, 1e30
+
+
+_SAMPLER_OPTIONS = {row["name"] for row in _core.SamplingOptions.describe()}
 
 
 class _DefaultInt(int):
@@ -139,47 +140,27 @@ class SamplingParams:
             object.__setattr__(self, field, value)
 
         put("n", as_int(name, "n", self.n, 1, _MAX_TEXTS))
-        temperature = _temperature(self.temperature, do_sample)
-        put("temperature", as_float(name, "temperature", temperature, 0.0, _MAX_FACTOR))
-        put("top_p", as_float(name, "top_p", self.top_p, 0.0, 1.0))
-        if self.top_p < _MIN_FACTOR:
-            raise ConfigError(
-                f"[{name}] top_p is {self.top_p}; allowed: a number in (0, 1]; use "
-                "temperature=0.0 for greedy decoding"
-            )
-        # vLLM writes -1 for "no restriction"; the engine writes 0.
-        put("top_k", max(0, as_int(name, "top_k", self.top_k, -1)))
-        put("min_p", as_float(name, "min_p", self.min_p, 0.0, 1.0))
-        max_tokens = _max_tokens(self.max_tokens, max_new_tokens)
-        if max_tokens is not None:
-            max_tokens = as_int(name, "max_tokens", max_tokens, 1)
-        put("max_tokens", max_tokens)
-        put("min_tokens", as_int(name, "min_tokens", self.min_tokens, 0))
-        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise ConfigError(
-                f"[{name}] min_tokens is {self.min_tokens}; allowed: at most max_tokens, which is "
-                f"{self.max_tokens}"
-            )
-        put("stop", _stop_strings(name, self.stop))
-        put("stop_token_ids", _stop_ids(name, self.stop_token_ids))
-        put("ignore_eos", as_bool(name, "ignore_eos", self.ignore_eos))
-        if self.seed is not None:
-            put("seed", as_int(name, "seed", self.seed, 0, MAX_INT64))
-        for field in ("logprobs", "prompt_logprobs"):
-            if getattr(self, field) is not None:
-                put(field, as_int(name, field, getattr(self, field), 0))
-        penalty = as_float(name, "repetition_penalty", self.repetition_penalty, 0.0, _MAX_FACTOR)
-        if penalty < _MIN_FACTOR:
-            raise ConfigError(
-                f"[{name}] repetition_penalty is {penalty}; allowed: a number >= {_MIN_FACTOR}; "
-                "1.0 means none"
-            )
-        put("repetition_penalty", penalty)
-        for field in ("presence_penalty", "frequency_penalty"):
-            put(field, as_float(name, field, getattr(self, field), -_MAX_PENALTY, _MAX_PENALTY))
+        put("temperature", _temperature(self.temperature, do_sample))
+        put("max_tokens", _max_tokens(self.max_tokens, max_new_tokens))
         put("logit_bias", _logit_bias(name, self.logit_bias))
-        for field in ("skip_special_tokens", "include_stop_str_in_output"):
+        put("stop_token_ids", _stop_ids(name, self.stop_token_ids))
+        for field, value in _core.checked_options(name, self.engine_options()).items():
+            if field != "logit_bias":
+                put(field, value)
+        put("stop", _stop_strings(name, self.stop))
+        for field in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
             put(field, as_bool(name, field, getattr(self, field)))
+
+    def engine_options(self) -> dict[str, Any]:
+        """Return what the engine's sampler knows of these, by its names; no None but for None."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["logit_bias"] = tuple((self.logit_bias or {}).items())
+        if type(self.top_k) is int and self.top_k == -1:  # as vLLM writes "no restriction"
+            fields["top_k"] = 0
+        for name in ("max_tokens", "seed"):
+            if fields[name] is None:  # of the model's length, of the engine's seed
+                del fields[name]
+        return {name: fields[name] for name in _SAMPLER_OPTIONS & fields.keys()}
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **overrides: Any) -> SamplingParams:
@@ -344,7 +325,6 @@ def _temperature(temperature: float, do_sample: bool | None) -> float:
     do_sample = as_bool("SamplingParams", "do_sample", do_sample)
     if temperature is _GREEDY:
         return 1.0 if do_sample else 0.0
-    temperature = as_float("SamplingParams", "temperature", temperature, 0.0, _MAX_FACTOR)
     if do_sample == (temperature == 0):
         raise ConfigError(
             f"[SamplingParams] do_sample is {do_sample} and temperature is "

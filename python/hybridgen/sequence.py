@@ -229,21 +229,10 @@ def sampling_options(
     valid_vocab : int
         Tokens from here on are never sampled; 0 for no limit.
     """
-    logit_bias: Any = params.logit_bias or {}
-    return _core.SamplingOptions(
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        min_p=params.min_p,
-        repetition_penalty=params.repetition_penalty,
-        presence_penalty=params.presence_penalty,
-        frequency_penalty=params.frequency_penalty,
-        logit_bias=logit_bias,
-        num_prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
-        seed=seed,
-        max_tokens=max_tokens,
-        min_tokens=params.min_tokens,
-        stop_token_ids=stop_ids,
-        num_logprobs=-1 if params.logprobs is None else params.logprobs,
-        valid_vocab=valid_vocab,
-    )
+    changed = {
+        "seed": seed,
+        "max_tokens": max_tokens,
+        "stop_token_ids": tuple(stop_ids),
+        "valid_vocab": valid_vocab,
+    }
+    return _core.SamplingOptions(**(params.engine_options() | changed))

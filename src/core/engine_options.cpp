@@ -1,138 +1,182 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hybridgen/core/engine_options.h"
 
-#include <algorithm>
-#include <cmath>
-#include <limits>
-
-#include "hybridgen/core/error.h"
+#include "core/option_tables.h"
 
 namespace hybridgen {
 namespace {
 
-constexpr std::int64_t kMaxTokens = std::numeric_limits<std::int32_t>::max();
+using E = EngineOptions;
+using Row = OptionRow<E>;
 
-void require(bool holds, const char* name, const std::string& value, const char* allowed) {
-  if (!holds) {
-    throw ConfigError(message("[engine options] ", name, " is ", value, "; allowed: ", allowed));
+constexpr const char* kSize =
+    "a number of bytes from 1 to 1 EiB, or text such as '64GiB' or '500MB'";
+constexpr Whole kThreads{1, 4096};
+constexpr Whole kNodes{0, 1023};  // Linux knows at most 1024
+
+Row bytes(std::string name, std::int64_t E::* member) {
+  const Row row = option(std::move(name), member, kBytesType, kSize, read_bytes, std::identity());
+  Row size = or_word(row, member, 0, "auto");
+  size.info.type = kBytesType;
+  return size;
+}
+
+Row threads(std::string name, std::int64_t E::* member) {
+  return or_word(option(std::move(name), member, kThreads), member, 0, "auto");
+}
+
+bool read_window(const OptionValue& value, WindowSetting& window) {
+  std::int64_t count = 0;
+  double share = 0.0;
+  if (value == OptionValue("auto")) {
+    window = {};
+  } else if (read_whole(value, {}, count)) {
+    window = {.count = count, .share = {}};
+  } else if (read_fraction(value, kShare, share)) {
+    window = {.count = {}, .share = share};
+  } else {
+    return false;
   }
+  return true;
+}
+
+OptionValue value_of(const WindowSetting& window) {
+  if (window.count) return *window.count;
+  return window.share ? OptionValue(*window.share) : OptionValue("auto");
+}
+
+bool read_map(const OptionValue& value, OptionMap& map) {
+  const auto* found = value.as<OptionMap>();
+  if (found != nullptr) map = *found;
+  return found != nullptr;
+}
+
+// "auto", "off" or a node: two members.
+Row numa() {
+  const auto get = [](const E& o) {
+    if (o.numa_node != -1) return OptionValue(o.numa_node);
+    return OptionValue(o.divides_heads ? "auto" : "off");
+  };
+  const auto set = [](E& o, const OptionValue& v) {
+    std::int64_t node = -1;
+    const bool divides = v == OptionValue("auto");
+    if (!divides && v != OptionValue("off") && !read_whole(v, kNodes, node)) return false;
+    o.numa_node = static_cast<int>(node);
+    o.divides_heads = divides;
+    return true;
+  };
+  return {{"numa", "str | int", "'auto', 'off' or " + kNodes.text(), {}, {}}, get, set};
+}
+
+std::vector<Row> engine_rows() {
+  using T = TestSwitches;
+  std::vector<Row> rows = {
+      option("method", &E::method, "a method's name").means("How old tokens count."),
+      option("method_config",
+             &E::method_config,
+             "Mapping[str, Any]",
+             "options by name",
+             read_map,
+             std::identity())
+          .means("Options of that method."),
+      option("device_tokens",
+             &E::device_tokens,
+             "str | int | float",
+             "'auto', an int in [0, 2147483647] (tokens), or a float in [0.0, 1.0] (share of the "
+             "prompt)",
+             read_window,
+             [](const WindowSetting& window) { return value_of(window); })
+          .means("The newest tokens of a request that stay on the device: a number of tokens, a "
+                 "share of its prompt from 0.0 to 1.0, or as many as fit. ``1`` is one token, "
+                 "``1.0`` the whole prompt. A share above 0.0 never means fewer than 256 tokens. "
+                 "What fits follows from the prompt, the new tokens and the device's whole budget; "
+                 "while others hold it, a request waits."),
+      bytes("dram", &E::dram_bytes)
+          .means("Host memory for offloaded tokens at most: bytes, or text such as ``\"64GiB\"``."),
+      bytes("device_bytes", &E::device_bytes).means("Device memory for requests."),
+      threads("threads", &E::threads).means("Threads that score offloaded tokens."),
+      threads("device_threads", &E::device_threads)
+          .means("Threads of the device's part when the device is the CPU."),
+      numa().means(
+          "Where offloaded tokens lie and which CPUs score them. \"auto\" divides key/value heads "
+          "over the memory nodes of this machine, if it has several with CPUs that this process "
+          "may use: a head's tokens lie on one node, whose CPUs score them first; "
+          "`LLM.numa_parts` shows it. \"off\" leaves both to the operating system. A number is "
+          "one node, with CPUs, from ``numa_nodes`` in ``hybridgen.info()``, for all of them."),
+      option("isa", &E::isa, "'auto' or a name that hybridgen.info() lists under isas")
+          .means("Instruction set."),
+      option("math",
+             &E::math,
+             {{"auto", Math::kAuto}, {"kernels", Math::kKernels}, {"aten", Math::kAten}})
+          .means("Whose dense operations."),
+      or_word(option("max_model_len", &E::max_model_len, Whole{1}), &E::max_model_len, 0, {})
+          .means("Prompt and new tokens of a request at most; None: the model's own limit."),
+      option("max_num_batched_tokens", &E::prefill_chunk, Whole{1})
+          .means("Prompt tokens that pass through the model together at most."),
+      option("micro_batch", &E::micro_batch, Whole{1})
+          .means("Decode rows that pass through a layer together."),
+      option("max_num_seqs", &E::max_batch, Whole{1})
+          .means("Requests that run at the same time at most; others wait."),
+      lifted(option("synchronous", &T::synchronous), &E::test).means("Test: wait for host jobs."),
+      lifted(option("random_delay_us", &T::random_delay_us, Whole{}), &E::test)
+          .means("Test: sleep up to this long at seams."),
+      lifted(option("oracle_proxy", &T::oracle_proxy), &E::test).means("Test: guess right."),
+      lifted(option("invented_nodes", &T::invented_nodes, Whole{}), &E::test)
+          .means("Test: as if workers had this many memory nodes.")};
+  for (const auto& row : hybridgen_table().rows()) rows.push_back(lifted(row, &E::hybridgen));
+  return rows;
+}
+
+OptionClass class_of(std::string name,
+                     std::string summary,
+                     const std::vector<std::string>& options) {
+  std::vector<OptionInfo> infos;
+  for (const std::string& option : options) infos.push_back(engine_table().find(option)->info);
+  const auto checked = [name, infos](const OptionMap& given) {
+    check_together(name, engine_table().read(name, given).hybridgen);
+    return as_written(infos, given);
+  };
+  return {std::move(name), "", std::move(summary), infos, checked};
 }
 
 }  // namespace
 
-TokenCount TokenCount::count(std::int64_t tokens) {
-  require(tokens >= 1 && tokens <= kMaxTokens,
-          "k",
-          std::to_string(tokens),
-          "an integer in [1, 2^31 - 1], a share in (0, 1) or \"all\"");
-  TokenCount result;
-  result.count_ = tokens;
-  return result;
-}
-
-TokenCount TokenCount::share(double share) {
-  require(share > 0.0 && share < 1.0,
-          "k",
-          message(share),
-          "an integer >= 1, a share in (0, 1) or \"all\"");
-  TokenCount result;
-  result.share_ = share;
-  return result;
-}
-
-TokenCount TokenCount::larger_of(std::int64_t tokens, double share) {
-  TokenCount result = count(tokens);
-  result.share_ = TokenCount::share(share).share_;
-  return result;
-}
-
-std::int64_t TokenCount::resolve(std::int64_t available) const {
-  if (available <= 0) {
-    return 0;
-  }
-  if (is_all()) {
-    return available;
-  }
-  std::int64_t wanted = count_.value_or(1);
-  if (share_) {
-    wanted = std::max(wanted, static_cast<std::int64_t>(*share_ * static_cast<double>(available)));
-  }
-  return std::clamp<std::int64_t>(wanted, 1, available);
-}
-
-std::optional<std::int64_t> WindowSetting::resolve(std::int64_t prompt_tokens) const {
-  if (count || !share) {
-    return count;
-  }
-  if (*share == 0.0) {
-    return 0;
-  }
-  return std::max(kFewestOfAShare,
-                  static_cast<std::int64_t>(*share * static_cast<double>(prompt_tokens)));
-}
-
-std::string TokenCount::text() const {
-  if (count_ && share_) {
-    return message("max(", *count_, ", ", *share_, ")");
-  }
-  if (count_) {
-    return std::to_string(*count_);
-  }
-  return share_ ? message(*share_) : "all";
+const OptionTable<EngineOptions>& engine_table() {
+  static const OptionTable<EngineOptions> table(engine_rows());
+  return table;
 }
 
 void EngineOptions::validate() const {
-  if (device_tokens.count) {
-    require(*device_tokens.count >= 0 && *device_tokens.count <= kMaxTokens,
-            "device_tokens",
-            std::to_string(*device_tokens.count),
-            "an integer in [0, 2^31 - 1], a share of the prompt in [0, 1] or \"auto\"");
+  engine_table().check("engine options", *this);
+  check_together("engine options", hybridgen);
+}
+
+OptionMap as_written(const std::vector<OptionInfo>& options, const OptionMap& given) {
+  OptionMap written = given;
+  for (const OptionInfo& option : options) {
+    const auto found = written.find(option.name);
+    if (found == written.end()) continue;
+    std::int64_t bytes = 0;
+    if (option.type == kBytesType && read_bytes(found->second, bytes)) found->second = bytes;
+    const auto* whole = found->second.as<std::int64_t>();
+    if (whole == nullptr || option.type.find("int") != std::string::npos) continue;
+    found->second = static_cast<double>(*whole);
   }
-  if (device_tokens.share) {
-    require(*device_tokens.share >= 0.0 && *device_tokens.share <= 1.0,
-            "device_tokens",
-            message(*device_tokens.share),
-            "an integer >= 0, a share of the prompt in [0, 1] or \"auto\"");
-  }
-  const auto at_least =
-      [](const char* name, std::int64_t value, std::int64_t minimum, const char* allowed) {
-        require(value >= minimum, name, std::to_string(value), allowed);
-      };
-  at_least("spec_first_layer", spec_first_layer, 1, "an integer >= 1");
-  at_least("dram_bytes", dram_bytes, 0, "bytes > 0, or 0 for automatic");
-  at_least("device_bytes", device_bytes, 0, "bytes > 0, or 0 for automatic");
-  at_least("threads", threads, 0, "an integer >= 1, or 0 for automatic");
-  at_least("device_threads", device_threads, 0, "an integer >= 1, or 0 for automatic");
-  at_least("numa_node", numa_node, -1, "an integer >= 0, or -1 for automatic");
-  require(max_model_len >= 0 && max_model_len <= kMaxTokens,
-          "max_model_len",
-          std::to_string(max_model_len),
-          "an integer in [1, 2^31 - 1], or 0 for the model's positions");
-  at_least("prefill_chunk", prefill_chunk, 1, "an integer >= 1");
-  at_least("micro_batch", micro_batch, 1, "an integer >= 1");
-  at_least("max_batch", max_batch, 1, "an integer >= 1");
-  at_least("random_delay_us", test.random_delay_us, 0, "an integer >= 0");
-  at_least("invented_nodes", test.invented_nodes, 0, "an integer >= 0");
-  require(guess_norm == "next" || guess_norm == "current",
-          "guess_norm",
-          "'" + guess_norm + "'",
-          "next, current");
-  require(guess_source == "next_weights" || guess_source == "previous_query",
-          "guess_source",
-          "'" + guess_source + "'",
-          "next_weights, previous_query");
-  require(scoring == "full" || scoring == "int8" || scoring == "int4",
-          "scoring",
-          "'" + scoring + "'",
-          "full, int8, int4");
-  require(candidates_per_k == 0.0 || (candidates_per_k >= 1.0 && std::isfinite(candidates_per_k)),
-          "candidates_per_k",
-          message(candidates_per_k),
-          "a number >= 1, or 0 for automatic");
-  require(math == "auto" || math == "kernels" || math == "aten",
-          "math",
-          "'" + math + "'",
-          "auto, kernels, aten");
+  return written;
+}
+
+std::vector<OptionClass> core_option_classes() {
+  return {class_of("KVConfig",
+                   "Where the keys and values of past tokens are kept.",
+                   {"device_tokens", "dram", "scoring", "candidates_per_k"}),
+          scheduler_class(),
+          query_class(),
+          class_of("CpuConfig",
+                   "Threads, memory node and instruction set of the host's part.",
+                   {"threads", "device_threads", "numa", "isa"}),
+          class_of("LLM",
+                   "Limits of an engine.",
+                   {"max_model_len", "max_num_seqs", "max_num_batched_tokens"})};
 }
 
 }  // namespace hybridgen

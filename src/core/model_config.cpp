@@ -2,9 +2,9 @@
 #include "hybridgen/core/model_config.h"
 
 #include <cstdint>
-#include <limits>
 #include <string_view>
 
+#include "core/option_tables.h"
 #include "hybridgen/core/error.h"
 
 namespace hybridgen {
@@ -16,12 +16,12 @@ namespace {
 constexpr std::int64_t kMaxLayers = 4096;
 constexpr std::int64_t kMaxHeads = 1 << 16;
 constexpr std::int64_t kMaxWidth = 1 << 24;
-constexpr std::int64_t kMaxCount = std::numeric_limits<std::int32_t>::max();
 constexpr double kMaxElements = 1e15;
 constexpr double kMaxTokenBytes = 1 << 30;
 // Beyond these, float32 arithmetic gives zeros and infinities.
-constexpr double kMinFactor = 1e-30;
-constexpr double kMaxFactor = 1e30;
+constexpr Interval kFactor{1e-30, 1e30};
+
+constexpr const char* kScaling = "ModelConfig.rope_scaling";
 
 template <typename T>
 [[noreturn]] void reject(std::string_view field, const T& value, std::string_view allowed) {
@@ -34,14 +34,27 @@ template <typename T>
                             "; correct the model's configuration"));
 }
 
-void require_count(std::string_view field, std::int64_t value, std::int64_t limit) {
-  if (value < 1 || value > limit) reject(field, value, message("1 to ", limit));
+using C = ModelConfig;
+
+const OptionTable<RopeScaling>& scaling_table() {
+  using R = RopeScaling;
+  static const OptionTable<R> table(
+      {option("factor", &R::factor, kFactor),
+       option("low_freq_factor", &R::low_freq_factor, kFactor),
+       option("high_freq_factor", &R::high_freq_factor, kFactor),
+       option("original_max_positions", &R::original_max_positions, Whole{1})});
+  return table;
 }
 
-void require_factor(std::string_view field, double value) {
-  if (!(value >= kMinFactor && value <= kMaxFactor)) {
-    reject(field, value, message(kMinFactor, " to ", kMaxFactor));
-  }
+bool read_scaling(const OptionValue& value, RopeScaling& scaling) {
+  const auto* fields = value.as<OptionMap>();
+  if (fields == nullptr && !value.is_none()) return false;
+  scaling = fields == nullptr ? RopeScaling{} : scaling_table().read(kScaling, *fields);
+  return true;
+}
+
+OptionValue value_of(const RopeScaling& scaling) {
+  return scaling.factor == 1.0 ? OptionValue() : OptionValue(scaling_table().values(scaling));
 }
 
 // In double: what is refused here may not fit 64 bits.
@@ -65,24 +78,49 @@ double bytes_of_a_token(const ModelConfig& config) {
 
 }  // namespace
 
+const OptionTable<ModelConfig>& model_table() {
+  static const OptionTable<C> table(
+      {option("architecture", &C::architecture, "a text"),
+       option("num_layers", &C::num_layers, Whole{1, kMaxLayers}),
+       option("hidden_size", &C::hidden_size, Whole{1, kMaxWidth}),
+       option("num_heads", &C::num_heads, Whole{1, kMaxHeads}),
+       option("num_kv_heads", &C::num_kv_heads, Whole{1, kMaxHeads}),
+       option("head_dim", &C::head_dim, Whole{1, kMaxHeads}),
+       option("ffn_size", &C::ffn_size, Whole{1, kMaxWidth}),
+       option("vocab_size", &C::vocab_size, Whole{1}),
+       option("max_positions", &C::max_positions, Whole{1}),
+       option("embedding_size", &C::embedding_size, Whole{1, kMaxWidth}),
+       option("norm", &C::norm, {{"rms", NormKind::kRms}, {"layer", NormKind::kLayer}}),
+       option("norm_eps", &C::norm_eps, kFactor),
+       option("pre_norm", &C::pre_norm),
+       option("final_norm", &C::final_norm),
+       option("activation",
+              &C::activation,
+              {{"silu_gate", Activation::kSiluGate}, {"relu", Activation::kRelu}}),
+       option("position",
+              &C::position,
+              {{"rotary", PositionKind::kRotary}, {"learned", PositionKind::kLearned}}),
+       option("position_offset", &C::position_offset, Whole{}),
+       option("rope_theta", &C::rope_theta, kFactor),
+       option("rope_scaling",
+              &C::rope_scaling,
+              "dict[str, Any] | None",
+              "factors by name, or None",
+              read_scaling,
+              [](const RopeScaling& scaling) { return value_of(scaling); }),
+       option("qkv_bias", &C::qkv_bias),
+       option("output_bias", &C::output_bias),
+       option("ffn_bias", &C::ffn_bias),
+       option("tie_embeddings", &C::tie_embeddings)});
+  return table;
+}
+
 void ModelConfig::validate() const {
-  require_count("num_layers", num_layers, kMaxLayers);
-  require_count("hidden_size", hidden_size, kMaxWidth);
-  require_count("num_heads", num_heads, kMaxHeads);
-  require_count("num_kv_heads", num_kv_heads, kMaxHeads);
+  model_table().check("ModelConfig", *this);
   if (num_heads % num_kv_heads != 0) {
     reject("num_kv_heads",
            num_kv_heads,
            message("divisors of num_heads (num_heads is ", num_heads, ")"));
-  }
-  require_count("head_dim", head_dim, kMaxHeads);
-  require_count("ffn_size", ffn_size, kMaxWidth);
-  require_count("vocab_size", vocab_size, kMaxCount);
-  require_count("max_positions", max_positions, kMaxCount);
-  if (embedding_size < 1 || embedding_size > kMaxWidth) {
-    reject("embedding_size",
-           embedding_size,
-           message("1 to ", kMaxWidth, ", hidden_size (", hidden_size, ") unless projected"));
   }
   if (elements_of_weights(*this) > kMaxElements) {
     reject("the number of weights", elements_of_weights(*this), message("<= ", kMaxElements));
@@ -92,26 +130,17 @@ void ModelConfig::validate() const {
            human_bytes(bytes_of_a_token(*this)),
            message("<= ", human_bytes(kMaxTokenBytes)));
   }
-  require_factor("norm_eps", norm_eps);
-  if (position_offset < 0 || position_offset > kMaxCount) {
-    reject("position_offset", position_offset, message("0 to ", kMaxCount));
-  }
   if (position != PositionKind::kRotary) return;
 
   if (head_dim % 2 != 0) reject("head_dim", head_dim, "even numbers (rotary positions)");
-  require_factor("rope_theta", rope_theta);
-  require_factor("rope_scaling.factor", rope_scaling.factor);
   if (rope_scaling.factor == 1.0) return;
 
-  require_factor("rope_scaling.low_freq_factor", rope_scaling.low_freq_factor);
-  require_factor("rope_scaling.high_freq_factor", rope_scaling.high_freq_factor);
+  scaling_table().check(kScaling, rope_scaling);
   if (rope_scaling.high_freq_factor <= rope_scaling.low_freq_factor) {
     reject("rope_scaling.high_freq_factor",
            rope_scaling.high_freq_factor,
            message("> low_freq_factor (", rope_scaling.low_freq_factor, ")"));
   }
-  require_count(
-      "rope_scaling.original_max_positions", rope_scaling.original_max_positions, kMaxCount);
 }
 
 }  // namespace hybridgen

@@ -72,8 +72,9 @@ Method checked_method(const EngineOptions& options,
   }
   check_method(method, config);
   if (method.offloads()) {
-    check_selector(options.selector, SelectionStrategy::kPostQkt, "selector");
-    check_selector(options.pre_selector, SelectionStrategy::kPreQkt, "pre_selector");
+    const HybridGenOptions chosen = hybridgen_options(options);
+    check_selector(chosen.selector, SelectionStrategy::kPostQkt, "selector");
+    check_selector(chosen.pre_selector, SelectionStrategy::kPreQkt, "pre_selector");
   }
   return method;
 }
@@ -141,7 +142,7 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
                    std::optional<Method> own)
     : model(std::move(model_)),
       method(checked_method(asked, std::move(own), model->config())),
-      attended{asked.k, steering_of(method, asked.scheduler)},
+      attended{hybridgen_options(asked).k, steering_of(method, hybridgen_options(asked).scheduler)},
       budgets(make_budgets(asked)),
       machine(asked, method, *model),
       options(resolved_options(asked, model->config(), budgets, machine)) {

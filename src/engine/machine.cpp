@@ -12,11 +12,12 @@
 namespace hybridgen {
 namespace {
 
-std::string resolve_math(const std::string& asked, bool device_is_cpu) {
-  if (asked == "kernels" && !device_is_cpu) {
+Math resolve_math(Math asked, bool device_is_cpu) {
+  if (asked == Math::kKernels && !device_is_cpu) {
     throw ConfigError("[engine] math is 'kernels' on a CUDA device; allowed there: aten");
   }
-  return asked == "auto" ? (device_is_cpu ? "kernels" : "aten") : asked;
+  if (asked != Math::kAuto) return asked;
+  return device_is_cpu ? Math::kKernels : Math::kAten;
 }
 
 }  // namespace
@@ -36,7 +37,7 @@ Machine::Machine(const EngineOptions& options, const Method& method, const Decod
                              method.offloads(),
                              static_cast<std::int64_t>(host_cpus.size()));
   // One pool for host jobs and the device's operations: whoever is free takes what is there.
-  const std::int64_t helpers = math_ == "kernels" ? threads_.device - 1 : 0;
+  const std::int64_t helpers = math_ == Math::kKernels ? threads_.device - 1 : 0;
   WorkerPool::Options pool_options;
   pool_options.cpus = worker_cpus(cores, host_cpus, threads_.host, helpers);
   if (!pool_options.cpus.empty()) {
@@ -45,8 +46,8 @@ Machine::Machine(const EngineOptions& options, const Method& method, const Decod
     }
     pool_ = std::make_unique<WorkerPool>(std::move(pool_options));
   }
-  ops_ =
-      math_ == "kernels" ? make_cpu_ops(std::string(name_of(isa_)), pool_.get()) : make_aten_ops();
+  ops_ = math_ == Math::kKernels ? make_cpu_ops(std::string(name_of(isa_)), pool_.get())
+                                 : make_aten_ops();
   if (divides) {
     const std::int64_t num_kv_heads = model.config().num_kv_heads;
     const auto num_workers = static_cast<std::int64_t>(pool_->size());

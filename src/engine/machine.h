@@ -29,7 +29,7 @@ class Machine {
   Machine(const EngineOptions& options, const Method& method, const DecoderModel& model);
 
   kernels::Isa isa() const { return isa_; }
-  const std::string& math() const { return math_; }
+  Math math() const { return math_; }
   ThreadCounts threads() const { return threads_; }
   const NumaDivision& division() const { return division_; }
   const DeviceOps& ops() const { return *ops_; }
@@ -44,7 +44,7 @@ class Machine {
  private:
   bool device_is_cpu_;
   kernels::Isa isa_;
-  std::string math_;
+  Math math_;
   std::vector<int> cores_;  ///< that this process may use
   std::vector<int>
       pool_cpus_;  ///< pinned cores of the pool's workers; empty if they are not pinned

@@ -16,19 +16,6 @@ namespace hybridgen {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kMaxPenalty = 2.0F;  // these two as in OpenAI's and vLLM's interfaces
-constexpr float kMaxBias = 100.0F;
-
-template <typename T>
-[[noreturn]] void reject(std::string_view option, T value, std::string_view allowed) {
-  throw ConfigError(message("[sampling] ",
-                            option,
-                            " is ",
-                            value,
-                            "; allowed: ",
-                            allowed,
-                            "; correct the sampling options"));
-}
 
 std::int64_t first_equal(std::span<const float> logits, float value) {
   return std::find(logits.begin(), logits.end(), value) - logits.begin();
@@ -177,35 +164,6 @@ std::vector<std::pair<std::int64_t, float>> top_logprobs(std::span<const float> 
 }
 
 }  // namespace
-
-void SamplingOptions::validate() const {
-  if (!(temperature >= 0.0F && temperature < kInfinity)) {
-    reject("temperature", temperature, "finite and >= 0 (0 is greedy)");
-  }
-  if (top_k < 0) reject("top_k", top_k, ">= 0 (0 keeps all)");
-  if (!(top_p > 0.0F && top_p <= 1.0F)) reject("top_p", top_p, "0 < top_p <= 1");
-  if (!(min_p >= 0.0F && min_p <= 1.0F)) reject("min_p", min_p, "0 <= min_p <= 1");
-  if (!(repetition_penalty > 0.0F && repetition_penalty < kInfinity)) {
-    reject("repetition_penalty", repetition_penalty, "finite and > 0 (1 changes nothing)");
-  }
-  for (const auto& [name, penalty] : {std::pair{"presence_penalty", presence_penalty},
-                                      std::pair{"frequency_penalty", frequency_penalty}}) {
-    if (!(std::abs(penalty) <= kMaxPenalty)) reject(name, penalty, "-2 to 2 (0 changes nothing)");
-  }
-  for (const auto& [id, bias] : logit_bias) {
-    if (id < 0) reject("a token id of logit_bias", id, ">= 0");
-    if (!(std::abs(bias) <= kMaxBias)) reject("a value of logit_bias", bias, "-100 to 100");
-  }
-  if (max_tokens < 1) reject("max_tokens", max_tokens, ">= 1");
-  if (min_tokens < 0 || min_tokens > max_tokens) {
-    reject("min_tokens", min_tokens, message("0 to max_tokens (max_tokens is ", max_tokens, ")"));
-  }
-  if (num_logprobs < -1) reject("num_logprobs", num_logprobs, ">= -1 (-1 reports none)");
-  if (num_prompt_logprobs < -1) {
-    reject("num_prompt_logprobs", num_prompt_logprobs, ">= -1 (-1 reports none)");
-  }
-  if (valid_vocab < 0) reject("valid_vocab", valid_vocab, ">= 0 (0: the whole vocabulary)");
-}
 
 Sampler::Sampler(SamplingOptions options) : options_(std::move(options)) { options_.validate(); }
 

@@ -6,46 +6,56 @@
 
 namespace hybridgen {
 
+namespace {
+
+struct H2OOptions {
+  TokenBudget heavy{0.1};
+  TokenBudget recent{0.1};
+  PositionMode positions = PositionMode::kOriginal;
+  Home home = Home::kDevice;
+};
+
+const OptionTable<H2OOptions>& table() {
+  using O = H2OOptions;
+  static const OptionTable<O> rows(
+      {option("heavy", &O::heavy, 0).means("kept tokens with the largest accumulated weights"),
+       option("recent", &O::recent, 1).means("newest tokens that are kept"),
+       option("positions",
+              &O::positions,
+              {{"original", PositionMode::kOriginal}, {"shift", PositionMode::kCacheIndex}})
+           .means("positions in the text, or in the cache (rotary models, home=\"device\")"),
+       home_option(&O::home)});
+  return rows;
+}
+
+}  // namespace
+
 MethodInfo h2o_info() {
   return {.name = "h2o",
+          .class_name = "H2O",
           .summary = "heavy hitters by accumulated attention, and recent tokens",
           .attention = "device",
           .timing = "post",
           .exact_when = "heavy + recent >= tokens",
           .drops = "tokens that are neither heavy nor recent",
           .link = "softmax weights to the host; with home='host' K and V of the kept tokens back",
-          .tunables = {{"heavy",
-                        0.1,
-                        "an integer >= 0 (tokens) or a float in [0, 1] (share of the prompt)",
-                        "kept tokens with the largest accumulated weights"},
-                       {"recent",
-                        0.1,
-                        "an integer >= 1 (tokens) or a float in (0, 1] (share of the prompt)",
-                        "newest tokens that are kept"},
-                       {"positions",
-                        std::string("original"),
-                        "'original' or 'shift' (rotary models, home='device')",
-                        "positions in the text, or in the cache"},
-                       home_option()},
+          .tunables = table().described(),
           .reads = {}};
 }
 
 Method h2o_method(const EngineOptions& options) {
   const MethodInfo info = h2o_info();
-  const MethodConfig config(info, options);
-  const auto heavy = config.budget("heavy", 0);
-  const auto recent = config.budget("recent", 1);
-  Method method = retaining_method(info, config);
+  const H2OOptions own = own_options(table(), info, options);
+  Method method = retaining_method(info, own.home);
   method.position_modes = "original, shift";
-  if (config.choice("positions", method.position_modes) == "shift") {
-    method.positions = PositionMode::kCacheIndex;
-    if (method.retained_on_host) {
-      config.refuse("positions", "keep the tokens on the device (home='device') to shift them");
-    }
+  method.positions = own.positions;
+  if (own.positions == PositionMode::kCacheIndex && own.home == Home::kHost) {
+    table().refuse("method h2o", own, "positions", kShiftOnDevice);
   }
-  method.retention = [heavy, recent](const RetentionShape& shape, const RequestShape& request) {
+  method.retention = [heavy = own.heavy, recent = own.recent](const RetentionShape& shape,
+                                                              const RequestShape& request) {
     return make_heavy_hitter_retention(
-        shape, heavy(request.prompt_tokens), recent(request.prompt_tokens));
+        shape, heavy.resolve(request.prompt_tokens, 0), recent.resolve(request.prompt_tokens, 1));
   };
   return method;
 }

@@ -1,17 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
 // HGCA (Deng et al., 2025): dense attention over the recent window on the device, sparse attention
 // over salient older tokens on the host, merged by log-sum-exp.
-#include <limits>
-
-#include "methods/method_config.h"
 #include "methods/methods.h"
 #include "selection/hgca_selector.h"
 
 namespace hybridgen {
 
+namespace {
+
+struct HgcaSettings {
+  std::int64_t block = 128;
+  std::int64_t blocks = 2;
+  HgcaOptions salience;
+};
+
+const OptionTable<HgcaSettings>& table() {
+  using O = HgcaSettings;
+  using S = HgcaOptions;
+  static const OptionTable<O> rows(
+      {option("block", &O::block, Whole{1}).means("tokens that leave the window at once"),
+       option("blocks", &O::blocks, Whole{1})
+           .means("blocks in the window; KVConfig(device_tokens=) overrides it"),
+       lifted(option("alpha", &S::alpha, kShare), &O::salience)
+           .means("weight of the newest step in the moving average"),
+       lifted(option("beta", &S::beta, Interval{}), &O::salience)
+           .means("salience threshold, in shares of the mean weight; 0 keeps every token"),
+       lifted(option("keep_min", &S::keep_min, Whole{}), &O::salience)
+           .means("tokens of every leaving block that are kept at least"),
+       lifted(option("groups", &S::groups, Whole{1}), &O::salience)
+           .means("groups of KV heads that keep the same number of tokens")});
+  return rows;
+}
+
+}  // namespace
+
 MethodInfo hgca_info() {
   return {
       .name = "hgca",
+      .class_name = "HGCA",
       .summary = "recent window on the device, salient older tokens on the host, merged outputs",
       .attention = "both",
       .timing = "state",
@@ -20,35 +46,14 @@ MethodInfo hgca_info() {
           "nothing, but tokens that are not salient when they leave the window take part "
           "no more",
       .link = "query and softmax weights to the host; output and log-sum-exp back",
-      .tunables =
-          {{"block", std::int64_t{128}, "an integer >= 1", "tokens that leave the window at once"},
-           {"blocks",
-            std::int64_t{2},
-            "an integer >= 1",
-            "blocks in the window; KVConfig(device_tokens=) overrides it"},
-           {"alpha", 0.5, "a float in [0, 1]", "weight of the newest step in the moving average"},
-           {"beta", 0.5, "a float >= 0", "salience threshold, in shares of the mean weight"},
-           {"keep_min",
-            std::int64_t{10},
-            "an integer >= 0",
-            "tokens of every leaving block that are kept at least"},
-           {"groups",
-            std::int64_t{4},
-            "an integer >= 1",
-            "groups of KV heads that keep the same number of tokens"}},
+      .tunables = table().described(),
       .reads = {"device_tokens"}};
 }
 
 Method hgca_method(const EngineOptions& options) {
   const MethodInfo info = hgca_info();
-  const MethodConfig config(info, options);
-  const std::int64_t block = config.integer("block", 1);
-  const std::int64_t window = block * config.integer("blocks", 1);
-  HgcaOptions salience;
-  salience.alpha = config.number("alpha", 0.0, 1.0);
-  salience.beta = config.number("beta", 0.0, std::numeric_limits<double>::max());
-  salience.keep_min = config.integer("keep_min", 0);
-  salience.groups = config.integer("groups", 1);
+  const HgcaSettings own = own_options(table(), info, options);
+  const std::int64_t window = own.block * own.blocks;
   Method method;
   method.name = info.name;
   method.residency = Residency::kWindow;
@@ -56,11 +61,11 @@ Method hgca_method(const EngineOptions& options) {
     method.unread.emplace("blocks", "KVConfig(device_tokens=) sets the window; give one of them");
   }
   method.window = [window](const RequestShape&) { return window; };
-  method.eviction_block = block;
+  method.eviction_block = own.block;
   method.rule = {HostQuery::kExact, PayloadKind::kPartialAttention, HostChoice::kSelector};
   method.key_layout = KeyLayout::kRows;
   method.strategy = SelectionStrategy::kPreQkt;
-  method.pre_selector = [salience](const SelectorShape& shape) {
+  method.pre_selector = [salience = own.salience](const SelectorShape& shape) {
     return make_hgca_selector(shape, salience);
   };
   return method;

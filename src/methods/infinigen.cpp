@@ -4,48 +4,78 @@
 // device computes exact attention over them.
 #include <limits>
 
-#include "methods/method_config.h"
 #include "methods/methods.h"
 
 namespace hybridgen {
 
+namespace {
+
+struct InfiniGenOptions {
+  PartialKeyOptions partial_keys;
+  std::int64_t first_layer = 2;
+  PoolLimit pool;
+};
+
+bool read_max_fetch(const OptionValue& value, TokenCount& tokens) {
+  if (value == OptionValue(1.0)) return tokens = TokenCount::all(), true;
+  return value.as<std::string>() == nullptr && read_token_count(value, tokens);
+}
+
+OptionValue value_of_max_fetch(const TokenCount& tokens) {
+  return tokens.is_all() ? OptionValue(1.0) : value_of(tokens);
+}
+
+const OptionTable<InfiniGenOptions>& table() {
+  using O = InfiniGenOptions;
+  using Keys = PartialKeyOptions;
+  constexpr Interval kAlpha{0.0, std::numeric_limits<double>::infinity(), /*low_open=*/true};
+  static const OptionTable<O> rows(
+      {lifted(option("alpha", &Keys::alpha, kAlpha), &O::partial_keys)
+           .means("tokens within alpha of the largest guessed logit count"),
+       lifted(option("column_share", &Keys::column_share, kPositiveShare), &O::partial_keys)
+           .means("share of every key's rotated dimensions that the guess sees"),
+       lifted(option("max_fetch",
+                     &Keys::max_fetch,
+                     "int | float",
+                     "an integer >= 1 (tokens) or a number in (0, 1] (share of the offloaded "
+                     "tokens)",
+                     read_max_fetch,
+                     value_of_max_fetch),
+              &O::partial_keys)
+           .means("tokens fetched per KV head at most"),
+       option("first_layer", &O::first_layer, Whole{1})
+           .means("first layer that is guessed; the layers before load every token"),
+       lifted(option("capacity", &PoolLimit::capacity, kPositiveShare), &O::pool)
+           .means("share of a request's tokens that the host keeps, never less than its prompt"),
+       lifted(option("policy",
+                     &PoolLimit::policy,
+                     {{"fifo", PoolPolicy::kFifo},
+                      {"lru", PoolPolicy::kLru},
+                      {"counter", PoolPolicy::kCounter}}),
+              &O::pool)
+           .means("which token leaves a full pool (capacity below 1.0)")});
+  return rows;
+}
+
+}  // namespace
+
 MethodInfo infinigen_info() {
   return {
       .name = "infinigen",
+      .class_name = "InfiniGen",
       .summary = "tokens prefetched by guessed logits over partial keys, exact attention over them",
       .attention = "device",
       .timing = "pre",
       .exact_when = "alpha = inf and max_fetch = 1.0",
       .drops = "only what exceeds `capacity`",
       .link = "K and V of the chosen tokens, their positions to the host; first layers: all tokens",
-      .tunables =
-          {{"alpha", 4.0, "a float > 0", "tokens within alpha of the largest guessed logit count"},
-           {"column_share",
-            0.2,
-            "a float in (0, 1]",
-            "share of every key's rotated dimensions that the guess sees"},
-           {"max_fetch",
-            0.2,
-            "an integer >= 1 (tokens) or a float in (0, 1] (share of the offloaded tokens)",
-            "tokens fetched per KV head at most"},
-           {"first_layer",
-            std::int64_t{2},
-            "an integer >= 1",
-            "first layer that is guessed; the layers before load every token"},
-           {"capacity",
-            1.0,
-            "a float in (0, 1]",
-            "share of a request's tokens that the host keeps, never less than its prompt"},
-           {"policy",
-            std::string("counter"),
-            "'fifo', 'lru' or 'counter'",
-            "which token leaves a full pool"}},
+      .tunables = table().described(),
       .reads = {"device_tokens"}};
 }
 
 Method infinigen_method(const EngineOptions& options) {
   const MethodInfo info = infinigen_info();
-  const MethodConfig config(info, options);
+  const InfiniGenOptions own = own_options(table(), info, options);
   Method method;
   method.name = info.name;
   method.residency = Residency::kWindow;
@@ -53,18 +83,12 @@ Method infinigen_method(const EngineOptions& options) {
   method.rule = {HostQuery::kGuessed, PayloadKind::kKeysAndValues, HostChoice::kPartialKeys};
   method.early_rule = {HostQuery::kNone, PayloadKind::kKeysAndValues, HostChoice::kAll};
   method.strategy = SelectionStrategy::kPreQkt;
-  method.first_layer = config.integer("first_layer", 1);
+  method.first_layer = own.first_layer;
   method.guess_norm = GuessNorm::kCurrent;
   method.key_layout = KeyLayout::kRows;
-  method.partial_keys.alpha =
-      config.number("alpha", 0.0, std::numeric_limits<double>::infinity(), /*open=*/true);
-  method.partial_keys.column_share = config.number("column_share", 0.0, 1.0, /*open=*/true);
-  method.partial_keys.max_fetch = config.tokens("max_fetch");
-  PoolLimit pool;
-  pool.capacity = config.number("capacity", 0.0, 1.0, /*open=*/true);
-  pool.policy = pool_policy_from_name(config.choice("policy", "fifo, lru, counter"));
-  if (pool.capacity < 1.0) {
-    method.pool = pool;
+  method.partial_keys = own.partial_keys;
+  if (own.pool.capacity < 1.0) {
+    method.pool = own.pool;
   } else {
     method.unread.emplace("policy", "no pool is ever full with capacity=1.0; set it to less");
   }

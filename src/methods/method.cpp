@@ -4,6 +4,7 @@
 #include <array>
 
 #include "core/names.h"
+#include "core/option_tables.h"
 #include "hybridgen/core/error.h"
 #include "hybridgen/selection/token_selector.h"
 #include "methods/methods.h"
@@ -144,6 +145,26 @@ KeyLayout natural_key_layout(const Method& method) {
   // Only rows can be shipped whole; blocks are faster to scan, and some selectors read them.
   return ships_all(method.rule) || ships_all(method.early_rule) ? KeyLayout::kRows
                                                                 : KeyLayout::kBlocked;
+}
+
+std::vector<OptionClass> method_option_classes() {
+  std::vector<OptionClass> classes;
+  for (const MethodInfo& info : list_methods()) {
+    const auto checked = [info](const OptionMap& given) {
+      EngineOptions options;
+      options.method = info.name;
+      options.method_config = given;
+      // Whether hybridgen reads them depends on what is said elsewhere, in a SchedulerConfig.
+      if (info.name == "hybridgen") {
+        static_cast<void>(hybridgen_options(options));
+      } else {
+        static_cast<void>(make_method(options));
+      }
+      return as_written(info.tunables, given);
+    };
+    classes.push_back({info.class_name, info.name, info.summary, info.tunables, checked});
+  }
+  return classes;
 }
 
 std::vector<MethodInfo> list_methods() {

@@ -3,8 +3,10 @@
 // them.
 #pragma once
 
+#include <string>
+
+#include "core/option_table.h"
 #include "hybridgen/methods/method.h"
-#include "methods/method_config.h"
 
 namespace hybridgen {
 
@@ -27,8 +29,24 @@ Method hgca_method(const EngineOptions& options);
 MethodInfo hybridgen_info();
 Method hybridgen_method(const EngineOptions& options);
 
-/// What methods with a fixed budget share: the option `home`, and the parts that follow from it.
-Tunable home_option();
-Method retaining_method(const MethodInfo& info, const MethodConfig& config);
+/// A method's own options: what the user set, checked against the method's table.
+template <typename Options>
+Options own_options(const OptionTable<Options>& table,
+                    const MethodInfo& info,
+                    const EngineOptions& options) {
+  return table.read("method " + info.name, options.method_config);
+}
+
+/// Where the kept tokens of a method with a fixed budget live.
+enum class Home : std::uint8_t { kDevice, kHost };
+template <typename Options>
+OptionRow<Options> home_option(Home Options::* member) {
+  return option("home", member, {{"device", Home::kDevice}, {"host", Home::kHost}})
+      .means("where the kept tokens live; \"host\" streams them every step");
+}
+inline constexpr const char* kShiftOnDevice =
+    "keep the tokens on the device (home='device') to shift them";
+/// What follows for such a method.
+Method retaining_method(const MethodInfo& info, Home home);
 
 }  // namespace hybridgen

@@ -3,15 +3,11 @@
 
 namespace hybridgen {
 
-Tunable home_option() {
-  return {"home", std::string("device"), "'device' or 'host'", "where the kept tokens live"};
-}
-
-Method retaining_method(const MethodInfo& info, const MethodConfig& config) {
+Method retaining_method(const MethodInfo& info, Home home) {
   Method method;
   method.name = info.name;
   method.residency = Residency::kRetained;
-  method.retained_on_host = config.choice("home", "device, host") == "host";
+  method.retained_on_host = home == Home::kHost;
   if (method.retained_on_host) {
     method.rule = {HostQuery::kNone, PayloadKind::kKeysAndValues, HostChoice::kAll};
   }

@@ -65,7 +65,7 @@ def test_a_prompt_may_come_from_a_file(
         (["--prompt", "a", "--k", "0"], 2, "k is 0"),
         (["--prompt", "a", "--method", "nothing"], 2, "method is 'nothing'"),
         (["--prompt", "a", "--method", "full", "--k", "5"], 2, "full] k is 5"),
-        (["--prompt", "a", "--method", "full", "--k", "steered"], 2, "scheduler is steering"),
+        (["--prompt", "a", "--method", "full", "--k", "steered"], 2, "full] k is None"),
         (["--prompt", "a", "--method", "h2o", "--device-tokens", "5"], 2, "device_tokens is 5"),
         (["--prompt", "a", "--query", "exact", "--spec-first-layer", "3"], 2, "first_layer is"),
         (["--prompt", "a", "--pre-selector", "sinks_recent"], 2, "set strategy='pre'"),

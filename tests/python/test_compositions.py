@@ -17,7 +17,7 @@ import pytest
 
 import hybridgen as hg
 from hybridgen import LLM, ConfigError, KVConfig, QueryConfig, SchedulerConfig
-from hybridgen.method_options import Composition
+from hybridgen.methods import Composition
 from trained import new_tokens, prompts_of, run_python, variant
 
 M = hg.methods
@@ -710,7 +710,7 @@ def test_a_composition_has_no_options(trained: Trained) -> None:
     ("options", "message"),
     [
         ({"query": "exact"}, "query is 'exact'; allowed: 'rescore'"),
-        ({"query": QueryConfig(first_layer=1)}, "spec_first_layer is 1; allowed: 2"),
+        ({"query": QueryConfig(first_layer=1)}, "query.first_layer is 1; allowed: 2"),
         ({"selector": "h2o"}, "selector is 'h2o'; allowed: 'topk'"),
         (
             {"pre_selector": "sinks_recent"},

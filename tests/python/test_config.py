@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import inspect
 import math
 import pickle
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import hybridgen
 from hybridgen import (
     ConfigError,
     CpuConfig,
@@ -18,12 +21,18 @@ from hybridgen import (
     QueryConfig,
     SamplingParams,
     SchedulerConfig,
-    WeightConfig,
     _core,
 )
-from hybridgen.config import parse_bytes
+from hybridgen.config import METHOD_OPTIONS
 
-ALL_CONFIGS = [KVConfig, SchedulerConfig, WeightConfig, CpuConfig, QueryConfig, SamplingParams]
+ALL_CONFIGS = [
+    KVConfig,
+    SchedulerConfig,
+    CpuConfig,
+    QueryConfig,
+    SamplingParams,
+    *(options for options in METHOD_OPTIONS if options.method != "full"),
+]
 
 
 @pytest.mark.parametrize("config_class", ALL_CONFIGS)
@@ -31,9 +40,20 @@ def test_defaults_are_valid_frozen_and_survive_pickling(config_class: type[Any])
     config = config_class()
     assert pickle.loads(pickle.dumps(config)) == config
     assert config_class(**dataclasses.asdict(config)) == config
+    assert copy.copy(config) == copy.deepcopy(config) == dataclasses.replace(config) == config
+    assert hash(config_class()) == hash(config)
     first = dataclasses.fields(config)[0].name
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(config, first, None)
+
+
+@pytest.mark.parametrize("config_class", ALL_CONFIGS)
+def test_help_shows_every_option_with_its_default(config_class: type[Any]) -> None:
+    parameters = inspect.signature(config_class).parameters
+    for field in dataclasses.fields(config_class):
+        assert parameters[field.name].default == field.default
+        assert field.name in (config_class.__doc__ or "")
+        assert f"{field.name}={getattr(config_class(), field.name)!r}" in repr(config_class())
 
 
 @pytest.mark.parametrize("config_class", ALL_CONFIGS)
@@ -47,7 +67,6 @@ def test_fields_are_keyword_only(config_class: type[Any]) -> None:
     [
         (KVConfig, "device_token", "device_tokens"),
         (SchedulerConfig, "strategie", "strategy"),
-        (WeightConfig, "gpus", "gpu"),
         (CpuConfig, "thread", "threads"),
         (QueryConfig, "first_layers", "first_layer"),
         (SamplingParams, "max_token", "max_tokens"),
@@ -75,11 +94,8 @@ def test_unknown_names_are_answered_with_the_nearest(
         (KVConfig, "dram", "-1GiB"),
         (KVConfig, "dram", 1.5),
         (KVConfig, "dram", True),
-        (KVConfig, "cxl", "64GiB"),
-        (KVConfig, "cxl_node", 1),
-        (KVConfig, "placement", "interleaved"),
-        (KVConfig, "pin", 1),
-        (KVConfig, "pin", False),
+        (KVConfig, "scoring", "int2"),
+        (KVConfig, "candidates_per_k", 3),
         (SchedulerConfig, "k", 0),
         (SchedulerConfig, "k", -5),
         (SchedulerConfig, "k", 1.0),
@@ -101,10 +117,8 @@ def test_unknown_names_are_answered_with_the_nearest(
         (SchedulerConfig, "warmup", -1),
         (SchedulerConfig, "deadband", -0.1),
         (SchedulerConfig, "adapt_k", 1),
-        (WeightConfig, "gpu", 0.5),
         (QueryConfig, "mode", "exactly"),
         (QueryConfig, "first_layer", 0),
-        (WeightConfig, "gpu", math.nan),
         (CpuConfig, "threads", 0),
         (CpuConfig, "threads", True),
         (CpuConfig, "threads", 2.0),
@@ -197,15 +211,14 @@ def test_numbers_of_numpy_become_numbers_of_python() -> None:
         (99, 99),
     ],
 )
-def test_sizes_are_read_as_people_write_them(text: object, size: int) -> None:
-    assert parse_bytes("test", "dram", text) == size
+def test_sizes_are_read_as_people_write_them(text: Any, size: int) -> None:
+    assert KVConfig(dram=text).dram == size
 
 
 def test_k_resolves_to_what_the_engine_takes() -> None:
-    assert SchedulerConfig().resolved_k == (256, 0.125)
-    assert SchedulerConfig(k=64).resolved_k == 64
-    assert SchedulerConfig(k=0.05).resolved_k == 0.05
-    assert SchedulerConfig(k="all").resolved_k is None
+    for k, found in (("auto", (256, 0.125)), (64, 64), (0.05, 0.05), ("all", "all")):
+        options = _core.EngineOptions(k=SchedulerConfig(k=k).k)
+        assert (options.k, options.to_dict()["k"]) == (found, found)
 
 
 def test_sampling_is_greedy_by_default() -> None:
@@ -279,9 +292,7 @@ def test_replace_resolves_aliases_first() -> None:
         ("num_return_sequences", "write n="),
         ("best_of", "there is no beam search"),
         ("length_penalty", "there is no beam search"),
-        ("presence_penalty", "repetition_penalty"),
-        ("logit_bias", "cannot be weighted"),
-        ("prompt_logprobs", r"LLM\.score"),
+        ("bad_words", "there is logit_bias"),
     ],
 )
 def test_names_of_other_libraries_are_refused_with_what_to_write(name: str, hint: str) -> None:
@@ -289,3 +300,12 @@ def test_names_of_other_libraries_are_refused_with_what_to_write(name: str, hint
         SamplingParams(**{name: 1})
     with pytest.raises(ConfigError, match=f"unknown option {name!r}; .*{hint}"):
         SamplingParams().replace(**{name: 1})
+
+
+@pytest.mark.parametrize("name", ["cxl", "cxl_node", "placement", "pin"])
+def test_options_that_had_one_legal_value_are_unknown_and_the_others_named(name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"unknown option '{name}'.*options: device_tokens, dram"
+    ):
+        KVConfig(**{name: None})
+    assert not hasattr(hybridgen, "WeightConfig")

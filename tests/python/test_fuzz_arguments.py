@@ -65,7 +65,6 @@ OPTION_CLASSES: tuple[Any, ...] = (
     hg.SchedulerConfig,
     hg.CpuConfig,
     hg.QueryConfig,
-    hg.WeightConfig,
     *(getattr(hg.methods, name) for name in ("Full", "HybridGen", "FlexGen", "MoELightning")),
     *(getattr(hg.methods, name) for name in ("StreamingLLM", "H2O", "Keyformer", "InfiniGen")),
     hg.methods.HGCA,
@@ -115,7 +114,7 @@ def drawn_engine(draw: random.Random) -> dict[str, Any]:
     """Options of an LLM that are mostly sound."""
     options: dict[str, Any] = {
         "cpu": CPU,
-        "method": draw.choice([*hg.methods(), "hybridgen", "hybridgen"]),
+        "method": draw.choice([*hg.methods.names(), "hybridgen", "hybridgen"]),
         "kv": hg.KVConfig(device_tokens=draw.choice([0, 3, 20, 0.1, "auto"])),
         "scheduler": hg.SchedulerConfig(k=draw.choice([1, 5, 0.2, "all"])),
         "query": draw.choice(["speculative", "exact", "rescore"]),

@@ -16,16 +16,14 @@ from hypothesis import strategies as st
 
 from hybridgen import LLM, ConfigError, KVConfig, SchedulerConfig, calibrate
 from hybridgen.cli import main
-from hybridgen.config import DEFAULT_K
+from hybridgen.engine_options import EngineSetup
 from hybridgen.k_min import (
-    FILE_NAME,
     KMinProfile,
     find_k_min,
     fingerprint,
     read_dataset,
-    resolve_k,
-    resolve_k_min,
 )
+from hybridgen.k_min_profile import FILE_NAME
 from trained import CPU, folder_of, new_tokens, prompts_of, run_python, samples
 
 Trained = Callable[[str], LLM]
@@ -160,12 +158,17 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
         KMinProfile.load(tmp_path / FILE_NAME)
 
 
+def steered_k_min(path: Path | None, **steering: Any) -> int:
+    """Return the first K of a request whose K is steered."""
+    setup = EngineSetup(scheduler=SchedulerConfig(k=None, **steering))
+    return int(setup.options(path).scheduler["k_min"])
+
+
 def test_without_a_file_k_min_is_the_papers(steered: Callable[..., LLM]) -> None:
-    assert DEFAULT_K == 128
     with steered() as llm:
-        assert resolve_k_min(SchedulerConfig(k=None), llm.path) == 128
-    assert resolve_k_min(SchedulerConfig(k=None), None) == 128
-    assert resolve_k_min(SchedulerConfig(k=None, k_min=7), None) == 7
+        assert steered_k_min(llm.path) == 128
+    assert steered_k_min(None) == 128
+    assert steered_k_min(None, k_min=7) == 7
 
 
 def test_by_default_k_is_what_the_file_says_or_the_usual(copied: Path) -> None:
@@ -415,8 +418,8 @@ def test_calibrate_writes_a_file_that_auto_reads(
     assert printed["k_min"] == profile.k_min
     assert [k for k, _ in profile.curve] == [8, 256]
     assert profile.fingerprint == fingerprint(copied)
-    assert resolve_k_min(SchedulerConfig(k=None), copied) == profile.k_min
-    assert resolve_k(SchedulerConfig(), copied) == profile.k_min
+    assert steered_k_min(copied) == profile.k_min
+    assert EngineSetup().options(copied).k == profile.k_min
     # Again, with the file in place, to another file and for people.
     out = copied / "other.json"
     assert main([*arguments[:-1], "--out", str(out)]) == 0
@@ -481,4 +484,4 @@ def test_methods_are_printed_as_standard_json() -> None:
     assert {"sinks_recent", "block_digests"} <= set(printed["pre_selectors"])
     for row in printed["methods"]:
         for option in row["tunables"]:
-            assert set(option) == {"name", "default", "allowed", "meaning"}
+            assert set(option) == {"name", "type", "default", "allowed", "meaning"}

@@ -209,7 +209,7 @@ def test_what_an_llm_hands_out_can_be_copied_and_sent(llm: LLM) -> None:
     output = llm.generate([PROMPT], SamplingParams(max_tokens=3, logprobs=2))[0]
     chunk = next(llm.stream(PROMPT, FEW))
     handed_out = [output, chunk, llm.stats, FEW, KVConfig(device_tokens=8), SchedulerConfig(k=4)]
-    handed_out += [hg.CpuConfig(), hg.QueryConfig(), hg.WeightConfig(), hg.info(), llm.memory]
+    handed_out += [hg.CpuConfig(), hg.QueryConfig(), hg.info(), llm.memory]
     handed_out += [hg.methods.H2O(heavy=0.1), ConfigError("why")]
     for thing in handed_out:
         for again in (copy.copy(thing), copy.deepcopy(thing), pickle.loads(pickle.dumps(thing))):

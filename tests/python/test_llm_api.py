@@ -581,7 +581,7 @@ def test_heads_divided_over_memory_nodes_give_the_same_tokens(
     cpu = hg.CpuConfig(threads=2, numa="off")
     with LLM(checkpoint("llama"), cpu=cpu, **EXACT) as engine:
         assert engine.numa_parts == []
-        assert not engine.engine_options.divides_heads
+        assert engine.engine_options.numa == "off"
         assert engine.generate_ids(PROMPTS, NO_EOS) == llm.generate_ids(PROMPTS, NO_EOS)
 
 
@@ -630,7 +630,7 @@ def test_info_describes_the_installation() -> None:
 
 
 def test_names_to_choose_from_are_listed() -> None:
-    assert {"full", "hybridgen"} <= set(hg.methods())
+    assert {"full", "hybridgen"} <= set(hg.methods.names())
     assert "topk" in hg.selectors("post")
     assert "sinks_recent" in hg.selectors("pre")
     with pytest.raises(ConfigError, match="allowed: post, pre"):

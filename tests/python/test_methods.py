@@ -16,7 +16,7 @@ import pytest
 
 import hybridgen as hg
 from hybridgen import LLM, ConfigError, KVConfig
-from hybridgen.method_options import OPTIONS
+from hybridgen.config import METHOD_OPTIONS as OPTIONS
 from hybridgen.outputs import RequestMetrics
 from trained import (
     CPU,
@@ -155,10 +155,8 @@ EXACT: dict[str, dict[str, Any]] = {
 
 
 def engine_of(base: LLM, setting: dict[str, Any]) -> LLM:
-    """Return a variant; a method is named by its options if not by itself."""
+    """Return a variant; its method is named by its options if not by itself."""
     options = dict(setting)
-    if "method_config" in options:
-        options["method"] = options["method_config"].method
     if options.pop("pre", False):
         options["scheduler"] = hg.SchedulerConfig(k="all", strategy="pre")
     return variant(base, **options)
@@ -553,9 +551,9 @@ def test_positions_that_the_model_does_not_have_are_refused(
 # Every option that only some methods read, set to something else than its default.
 SET: dict[str, dict[str, Any]] = {
     "query": {"query": "exact"},
-    "spec_first_layer": {"query": hg.QueryConfig(first_layer=3)},
-    "guess_norm": {"query": hg.QueryConfig(norm="current")},
-    "guess_source": {"query": hg.QueryConfig(source="previous_query")},
+    "query.first_layer": {"query": hg.QueryConfig(first_layer=3)},
+    "query.norm": {"query": hg.QueryConfig(norm="current")},
+    "query.source": {"query": hg.QueryConfig(source="previous_query")},
     "selector": {"selector": "h2o"},
     "pre_selector": {"pre_selector": "sinks_recent"},
     "strategy": {"scheduler": hg.SchedulerConfig(strategy="pre")},
@@ -569,7 +567,9 @@ OWN_STRATEGY = {"infinigen": "pre", "hgca": "pre"}
 
 
 def test_there_is_a_setting_of_every_option_that_not_all_methods_read() -> None:
-    assert set(SET) == set(M.reads("hybridgen"))
+    own = {field.name for field in dataclasses.fields(M.HybridGen)}
+    assert {name.partition(".")[0] for name in SET} | {"column_share"} == own | {"device_tokens"}
+    assert set(M.reads("hybridgen")) == own | {"device_tokens"}
     assert M.reads("full") == ()
     assert {name for name in NAMES if "device_tokens" in M.reads(name)} == {
         "hybridgen",
@@ -588,11 +588,14 @@ def test_an_option_that_the_method_does_not_read_is_refused_by_name(
     trained: Trained, method: str, option: str
 ) -> None:
     base = trained("tiny-llama")
-    if option in M.reads(method) or (option, OWN_STRATEGY.get(method)) == ("strategy", "pre"):
+    if option.partition(".")[0] in M.reads(method) or (option, OWN_STRATEGY.get(method)) == (
+        "strategy",
+        "pre",
+    ):
         with LLM(base, method=method, **SET[option]) as llm:
             assert len(llm.generate_ids([[5, 6, 7]], new_tokens(2))[0]) == 2
         return
-    name = "scoring" if option == "candidates_per_k" else option
+    name = {"candidates_per_k": "scoring", "scheduler": "k"}.get(option, option)
     message = rf"^\[method {method}\] {name} is .*; allowed: .* {method} does not read it; leave "
     with pytest.raises(ConfigError, match=message):
         LLM(base, method=method, **SET[option])
@@ -689,12 +692,12 @@ def test_an_option_at_its_default_is_no_request(trained: Trained) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"query": hg.QueryConfig(mode="exact", first_layer=3)}, "spec_first_layer is 3.*guesses"),
+        ({"query": hg.QueryConfig(mode="exact", first_layer=3)}, "query.first_layer is 3.*guesses"),
         (SET["pre_selector"], "pre_selector is 'sinks_recent'.*set strategy='pre' or k=None"),
         (SET["selector"] | SET["strategy"], "selector is 'h2o'.*set strategy='post'"),
         (
             {"query": hg.QueryConfig(source="previous_query", norm="current")},
-            "guess_norm is 'current'.*takes that query as it is",
+            "query.norm is 'current'.*takes that query as it is",
         ),
     ],
 )

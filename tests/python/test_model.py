@@ -168,7 +168,7 @@ def test_constructors_say_what_they_take() -> None:
 def test_limits_of_a_batch_go_to_the_engine_and_bad_ones_are_named(model: Model) -> None:
     with LLM(model, max_num_seqs=2, max_num_batched_tokens=3, method="full", cpu=CPU) as small:
         options = small.engine_options
-        assert (options.max_batch, options.prefill_chunk) == (2, 3)
+        assert (options.max_num_seqs, options.max_num_batched_tokens) == (2, 3)
         found = small.generate_ids([PROMPT] * 5, GREEDY)
         assert small.stats.decode_steps == 3 * 5  # two, two and one at a time
     with LLM(model, method="full", cpu=CPU) as usual:
@@ -176,7 +176,9 @@ def test_limits_of_a_batch_go_to_the_engine_and_bad_ones_are_named(model: Model)
         assert usual.stats.decode_steps == 5
     for name in ("max_num_seqs", "max_num_batched_tokens"):
         for value in (0, -1, 2.0, True, None):
-            with pytest.raises(ConfigError, match=rf"^\[LLM\] {name} is {value}; allowed: an int"):
+            with pytest.raises(
+                ConfigError, match=rf"^\[LLM\] {name} is {value}; allowed: an integer"
+            ):
                 LLM(model, **{name: value})
 
 

@@ -24,7 +24,7 @@ import hybridgen as hg
 from conftest import MODEL_FOLDERS
 from hybridgen import LLM, ConfigError, DeviceError, SamplingParams, cli
 from hybridgen._files import replacing, unwound_by_sigterm, write_whole
-from hybridgen.k_min import KMinProfile
+from hybridgen.k_min_profile import KMinProfile
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -87,9 +87,9 @@ ENGINES = st.fixed_dictionaries(
         "device_tokens": st.none() | st.integers(0, 60) | st.sampled_from([0.0, 0.1, 1.0]),
         "spec_first_layer": st.integers(1, 4),
         # Most prompts are longer than one chunk of this.
-        "prefill_chunk": st.sampled_from([7, 16, 33, 1024]),
+        "max_num_batched_tokens": st.sampled_from([7, 16, 33, 1024]),
         "micro_batch": st.sampled_from([1, 2, 16]),
-        "max_batch": st.sampled_from([1, 3, 64]),
+        "max_num_seqs": st.sampled_from([1, 3, 64]),
         "random_delay_us": st.sampled_from([0, 0, 20]),
     }
 )
@@ -211,7 +211,7 @@ with LLM(folder_of("tiny-llama"), dtype="float32", cpu=CPU, method="full") as ll
     for block, window, length in itertools.product((2, 6, 8), (None, 1, 16), (5, 25, 57)):
         options = _core.EngineOptions(
             method="hgca", method_config={"block": block}, device_tokens=window,
-            prefill_chunk=16, threads=1, device_threads=1)
+            max_num_batched_tokens=16, threads=1, device_threads=1)
         engine = _core.Engine(llm.model.weights, options)
         requests = [dict(length=n, offset=0, new=8, decoded=0, late=2) for n in (length, 40)]
         together = run(engine, requests)

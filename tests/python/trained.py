@@ -46,8 +46,9 @@ def prompts_of(*lengths: int, seed: int = 0) -> list[list[int]]:
 def variant(base: LLM, **options: Any) -> LLM:
     """Return an engine of its own with the weights of ``base``; all tokens count by default."""
     settings: dict[str, Any] = {"cpu": CPU} | options
-    method = settings.get("method", "hybridgen")
-    if method in methods() and "k" in methods.reads(method):
+    named = settings.get("method") or settings.get("method_config")
+    method = getattr(named, "method", named if isinstance(named, str) else "hybridgen")
+    if method in methods.names() and "k" in methods.reads(method):
         settings.setdefault("scheduler", ALL)
     return LLM(base, **settings)
 

@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <optional>
-#include <string_view>
 
 #include "hybridgen/core/types.h"
 
@@ -21,7 +20,6 @@ struct Rational {
 /// Whether a request in Pre-QKT may return to Post-QKT. Never: as in Algorithm 1. Estimate: when
 /// the scan Post-QKT would need is predicted to fit behind the device stage.
 enum class ReturnToPost : std::uint8_t { kNever, kEstimate };
-std::string_view name_of(ReturnToPost policy);  ///< "never", "estimate"
 
 /// Algorithm 1 fixes k_min, the start in Post-QKT and the two tests; the rest are our options.
 struct SchedulerOptions {

@@ -71,10 +71,6 @@ enum class PositionMode : std::uint8_t {
   kClamped,     ///< in the text, but never beyond the budget (learned positions)
 };
 
-/// How a guessed query is made (see kNext and kNextWeights: the paper's reading).
-enum class GuessNorm : std::uint8_t { kNext, kCurrent };
-enum class GuessSource : std::uint8_t { kNextWeights, kPreviousQuery };
-
 /// Name of the Pre-QKT choice that has no part on the host: the device plans by partial keys.
 inline constexpr const char* kPartialKeysSelector = "partial_keys";
 
@@ -90,6 +86,8 @@ struct PoolLimit {
   double capacity = 1.0;  ///< share of a request's tokens (prompt and new), >= its prompt
   PoolPolicy policy = PoolPolicy::kCounter;
 };
+
+struct OptionClass;
 
 /// What a per-request part may depend on.
 struct RequestShape {
@@ -160,24 +158,17 @@ struct Method {
   }
 };
 
-/// An option of a method: name, default, what is allowed, what it does.
-struct Tunable {
-  std::string name;
-  MethodValue default_value;
-  std::string allowed;
-  std::string meaning;
-};
-
 /// What tables say about a method.
 struct MethodInfo {
   std::string name;
+  std::string class_name;  ///< of its options in Python
   std::string summary;
   std::string attention;  ///< "device", "host" or "both"
   std::string timing;     ///< when tokens are chosen: "none", "pre", "post", "state" or "scheduled"
   std::string exact_when;
   std::string drops;  ///< what is lost for good
   std::string link;   ///< what crosses it, per layer and step
-  std::vector<Tunable> tunables;
+  std::vector<OptionInfo> tunables;
   /// Options of the engine, beyond the method's own ones, that change what it does; of those in
   /// selective_options().
   std::vector<std::string> reads;
@@ -205,6 +196,9 @@ KeyLayout natural_key_layout(const Method& method);
 /// of strategy where only one has a selector, and the method's own strategy to start with.
 std::optional<SchedulerOptions> steering_of(const Method& method,
                                             const std::optional<SchedulerOptions>& asked);
+
+/// The class of options of each method, in the order of list_methods.
+std::vector<OptionClass> method_option_classes();
 
 /// All methods in a fixed order.
 std::vector<MethodInfo> list_methods();

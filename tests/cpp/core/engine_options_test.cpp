@@ -31,7 +31,7 @@ TEST(TokenCount, UsuallyIs256TokensOrAnEighthWhicheverIsMore) {
   for (const auto& [available, tokens] : kTable) {
     EXPECT_EQ(TokenCount::usual().resolve(available), tokens) << available;
   }
-  EXPECT_EQ(EngineOptions{}.k, TokenCount::usual());
+  EXPECT_EQ(EngineOptions{}.hybridgen.k, TokenCount::usual());
 }
 
 TEST(TokenCount, TheLargerOfACountAndAShareNeverFallsAndIsBoundedByBoth) {
@@ -80,9 +80,9 @@ TEST(WindowSetting, AShareNeverMeansFewerThan256TokensAndNothingIsNothing) {
 
 TEST(EngineOptions, RescoreByDefaultWithAFixedK) {
   const EngineOptions options;
-  EXPECT_EQ(options.query, QueryMode::kRescore);
-  EXPECT_EQ(options.strategy, SelectionStrategy::kPostQkt);
-  EXPECT_FALSE(options.scheduler);
+  EXPECT_EQ(options.hybridgen.query.mode, QueryMode::kRescore);
+  EXPECT_EQ(options.hybridgen.strategy, SelectionStrategy::kPostQkt);
+  EXPECT_FALSE(options.hybridgen.scheduler);
   EXPECT_EQ(options.device_tokens, WindowSetting{});
 }
 

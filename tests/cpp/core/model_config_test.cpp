@@ -83,10 +83,10 @@ const BadField kBadFields[] = {
     {"norm_eps", [](ModelConfig& c) { c.norm_eps = std::numeric_limits<double>::quiet_NaN(); }},
     {"position_offset", [](ModelConfig& c) { c.position_offset = -1; }},
     {"rope_theta", [](ModelConfig& c) { c.rope_theta = 0; }},
-    {"rope_scaling.factor", [](ModelConfig& c) { c.rope_scaling.factor = 0; }},
+    {"rope_scaling] factor", [](ModelConfig& c) { c.rope_scaling.factor = 0; }},
     {"rope_scaling.high_freq_factor",
      [](ModelConfig& c) { c.rope_scaling = {8.0, 4.0, 1.0, 8192}; }},
-    {"rope_scaling.original_max_positions",
+    {"rope_scaling] original_max_positions",
      [](ModelConfig& c) { c.rope_scaling = {8.0, 1.0, 4.0, 0}; }},
 };
 

@@ -32,7 +32,7 @@ std::vector<Generated> each_alone(const EngineOptions& options) {
 // A window that is left to the engine, and so few chosen tokens that its size shows in the text.
 EngineOptions automatic(std::int64_t rows) {
   EngineOptions options = testing::options("hybridgen");
-  options.k = TokenCount::count(2);
+  options.hybridgen.k = TokenCount::count(2);
   options.device_bytes =
       ResidentCache::required_bytes(testing::tiny_config(), DType::kFloat32, rows);
   return options;

@@ -62,10 +62,11 @@ TEST(EngineOptionsInput, UnknownNamesSuggestTheNearest) {
   };
   expect_error<ConfigError>([&] { build([](EngineOptions& o) { o.method = "hybridgne"; }); },
                             {"hybridgne", "did you mean 'hybridgen'", "full"});
-  expect_error<ConfigError>([&] { build([](EngineOptions& o) { o.selector = "topq"; }); },
+  expect_error<ConfigError>([&] { build([](EngineOptions& o) { o.hybridgen.selector = "topq"; }); },
                             {"topq", "topk"});
-  expect_error<ConfigError>([&] { build([](EngineOptions& o) { o.selector = "sinks_recent"; }); },
-                            {"sinks_recent", "post", "topk"});
+  expect_error<ConfigError>(
+      [&] { build([](EngineOptions& o) { o.hybridgen.selector = "sinks_recent"; }); },
+      {"sinks_recent", "post", "topk"});
   expect_error<ConfigError>([&] { build([](EngineOptions& o) { o.device_tokens.count = -1; }); },
                             {"device_tokens", "-1"});
   expect_error<ConfigError>([&] { build([](EngineOptions& o) { o.isa = "mmx"; }); }, {"mmx"});
@@ -123,8 +124,8 @@ TEST(EngineMemory, AutomaticWindowsTakeWhatFits) {
   EngineOptions options = testing::options("hybridgen");
   const ModelConfig config = testing::tiny_config();
   options.device_bytes = ResidentCache::required_bytes(config, DType::kFloat32, 100);
-  options.query = QueryMode::kExact;
-  options.k = TokenCount::all();
+  options.hybridgen.query.mode = QueryMode::kExact;
+  options.hybridgen.k = TokenCount::all();
   Engine engine(tiny_model(), options);
   const std::int64_t id = engine.add(prompt(120), tokens(10));
   while (engine.has_work()) {
@@ -139,10 +140,10 @@ TEST(EngineMemory, AutomaticWindowsTakeWhatFits) {
 TEST(EngineStatistics, CountTheBytesOfEachLinkByTheFormulas) {
   EngineOptions options = testing::options("hybridgen");
   options.device_tokens.count = 10;
-  options.k = TokenCount::count(5);
-  options.strategy = SelectionStrategy::kPreQkt;
-  options.pre_selector = "sinks_recent";  // all heads share positions: unions of 5 rows
-  options.query = QueryMode::kExact;
+  options.hybridgen.k = TokenCount::count(5);
+  options.hybridgen.strategy = SelectionStrategy::kPreQkt;
+  options.hybridgen.pre_selector = "sinks_recent";  // all heads share positions: unions of 5 rows
+  options.hybridgen.query.mode = QueryMode::kExact;
   Engine engine(tiny_model(), options);
   generate(engine, {prompt(50)}, 5);  // one token from prefill, four decode steps
   const PipelineStatistics statistics = engine.run_statistics().pipeline;
@@ -160,8 +161,8 @@ TEST(EngineStatistics, CountTheBytesOfEachLinkByTheFormulas) {
 TEST(EngineStatistics, PostQktReadsAllOffloadedKeys) {
   EngineOptions options = testing::options("hybridgen");
   options.device_tokens.count = 10;
-  options.k = TokenCount::count(5);
-  options.query = QueryMode::kExact;
+  options.hybridgen.k = TokenCount::count(5);
+  options.hybridgen.query.mode = QueryMode::kExact;
   Engine engine(tiny_model(), options);
   generate(engine, {prompt(50)}, 5);
   const std::int64_t scanned = 41 + 42 + 43 + 44;  // n_c of the four steps
@@ -216,7 +217,7 @@ TEST(EngineRequests, PromptAndNewTokensNeverExceedTheMaximum) {
                             {"21 tokens with its continuation", "at most 20", "max_model_len"});
 }
 
-using MethodOptions = std::map<std::string, MethodValue>;
+using MethodOptions = OptionMap;
 
 EngineOptions shifted(const std::string& method, MethodOptions budget, std::int64_t most) {
   EngineOptions options = testing::options(method);

@@ -74,7 +74,7 @@ EngineOptions options_of(const std::string& method) {
   EngineOptions options = testing::options(method);
   if (method == "hybridgen") {
     options.device_tokens.count = 9;
-    options.k = TokenCount::count(6);
+    options.hybridgen.k = TokenCount::count(6);
   }
   return options;
 }
@@ -181,12 +181,12 @@ TEST(AFailureOfASelector, OfAUsersOwnEndsTheRequestItChoosesFor) {
   for (const auto query : {QueryMode::kExact, QueryMode::kSpeculative, QueryMode::kRescore}) {
     for (const auto strategy : {SelectionStrategy::kPostQkt, SelectionStrategy::kPreQkt}) {
       EngineOptions options = options_of("hybridgen");
-      options.query = query;
-      options.strategy = strategy;
+      options.hybridgen.query.mode = query;
+      options.hybridgen.strategy = strategy;
       if (strategy == SelectionStrategy::kPostQkt) {
-        options.selector = "failing_post";
+        options.hybridgen.selector = "failing_post";
       } else {
-        options.pre_selector = "failing_pre";
+        options.hybridgen.pre_selector = "failing_pre";
       }
       const std::int64_t window = *options.device_tokens.count;
       room_of_victim = room_of_misfit = -1;
@@ -212,7 +212,7 @@ TEST(AFailureOfASelector, OfAUsersOwnEndsTheRequestItChoosesFor) {
 TEST(AFailureWithoutAnOwner, EndsEveryRequestOfTheStepAndLeavesTheEngineUsable) {
   const auto model = tiny_model();
   EngineOptions options = options_of("full");
-  options.math = "aten";  // whose products check their operands
+  options.math = Math::kAten;  // whose products check their operands
   Engine engine(model, options);
   const std::int64_t id = engine.add(healthy_prompt(20, 1), eight_tokens());
   const Generated expected = run(engine).generated.at(id);

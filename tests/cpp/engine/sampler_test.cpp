@@ -490,8 +490,8 @@ const BadOption kBadOptions[] = {
     {"max_tokens", [](SamplingOptions& o) { o.max_tokens = 0; }},
     {"min_tokens", [](SamplingOptions& o) { o.min_tokens = -1; }},
     {"min_tokens", [](SamplingOptions& o) { o.min_tokens = o.max_tokens + 1; }},
-    {"num_logprobs", [](SamplingOptions& o) { o.num_logprobs = -2; }},
-    {"num_prompt_logprobs", [](SamplingOptions& o) { o.num_prompt_logprobs = -2; }},
+    {"logprobs", [](SamplingOptions& o) { o.num_logprobs = -2; }},
+    {"prompt_logprobs", [](SamplingOptions& o) { o.num_prompt_logprobs = -2; }},
     {"valid_vocab", [](SamplingOptions& o) { o.valid_vocab = -1; }},
 };
 

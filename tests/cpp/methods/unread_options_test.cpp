@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <functional>
 #include <map>
+#include <set>
 
 #include "hybridgen/core/error.h"
 #include "hybridgen/methods/method.h"
@@ -18,17 +19,19 @@ using Change = std::function<void(EngineOptions&)>;
 // Every selective option, set to something that is not its default.
 const std::map<std::string, Change>& changes() {
   static const std::map<std::string, Change> all = {
-      {"query", [](EngineOptions& o) { o.query = QueryMode::kSpeculative; }},
-      {"spec_first_layer", [](EngineOptions& o) { o.spec_first_layer = 3; }},
-      {"guess_norm", [](EngineOptions& o) { o.guess_norm = "current"; }},
-      {"guess_source", [](EngineOptions& o) { o.guess_source = "previous_query"; }},
-      {"selector", [](EngineOptions& o) { o.selector = "h2o"; }},
-      {"pre_selector", [](EngineOptions& o) { o.pre_selector = "sinks_recent"; }},
-      {"strategy", [](EngineOptions& o) { o.strategy = SelectionStrategy::kPreQkt; }},
-      {"k", [](EngineOptions& o) { o.k = TokenCount::count(5); }},
-      {"scheduler", [](EngineOptions& o) { o.scheduler.emplace(); }},
-      {"scoring", [](EngineOptions& o) { o.scoring = "int8"; }},
-      {"candidates_per_k", [](EngineOptions& o) { o.candidates_per_k = 3.0; }},
+      {"query", [](EngineOptions& o) { o.hybridgen.query.mode = QueryMode::kSpeculative; }},
+      {"query.first_layer", [](EngineOptions& o) { o.hybridgen.query.first_layer = 3; }},
+      {"query.norm", [](EngineOptions& o) { o.hybridgen.query.norm = GuessNorm::kCurrent; }},
+      {"query.source",
+       [](EngineOptions& o) { o.hybridgen.query.source = GuessSource::kPreviousQuery; }},
+      {"selector", [](EngineOptions& o) { o.hybridgen.selector = "h2o"; }},
+      {"pre_selector", [](EngineOptions& o) { o.hybridgen.pre_selector = "sinks_recent"; }},
+      {"strategy", [](EngineOptions& o) { o.hybridgen.strategy = SelectionStrategy::kPreQkt; }},
+      {"k", [](EngineOptions& o) { o.hybridgen.k = TokenCount::count(5); }},
+      {"scheduler", [](EngineOptions& o) { o.hybridgen.scheduler.emplace(); }},
+      {"scoring", [](EngineOptions& o) { o.hybridgen.scoring = Scoring::kInt8; }},
+      {"candidates_per_k", [](EngineOptions& o) { o.hybridgen.candidates_per_k = 3.0; }},
+      {"column_share", [](EngineOptions& o) { o.hybridgen.column_share = 0.9; }},
       {"device_tokens", [](EngineOptions& o) { o.device_tokens.count = 30; }}};
   return all;
 }
@@ -42,11 +45,14 @@ std::string refusal(const EngineOptions& options) {
   return "";
 }
 
+// The option that "query.norm" is a part of.
+std::string whole_of(const std::string& name) { return name.substr(0, name.find('.')); }
+
 TEST(UnreadOptions, HaveAChangeHereForEveryName) {
-  std::vector<std::string> names = selective_options();
-  std::ranges::sort(names);
-  ASSERT_EQ(names.size(), changes().size());
-  for (const std::string& name : names) EXPECT_TRUE(changes().contains(name)) << name;
+  std::set<std::string> changed;
+  for (const auto& [name, change] : changes()) changed.insert(whole_of(name));
+  const std::vector<std::string> names = selective_options();
+  EXPECT_EQ(changed, std::set<std::string>(names.begin(), names.end()));
 }
 
 TEST(UnreadOptions, AreRefusedByNameByEveryMethodThatDoesNotReadThem) {
@@ -55,11 +61,14 @@ TEST(UnreadOptions, AreRefusedByNameByEveryMethodThatDoesNotReadThem) {
     for (const auto& [name, change] : changes()) {
       EngineOptions options = testing::options(info.name);
       change(options);
-      const bool reads = std::ranges::find(info.reads, name) != info.reads.end();
-      const bool is_its_own = name == "strategy" &&
-                              make_method(testing::options(info.name)).strategy == options.strategy;
+      const bool reads = std::ranges::find(info.reads, whole_of(name)) != info.reads.end();
+      const bool is_its_own =
+          name == "strategy" &&
+          make_method(testing::options(info.name)).strategy == options.hybridgen.strategy;
       if (!reads && !is_its_own) {
-        const std::string start = message("[method ", info.name, "] ", name, " is ");
+        // A steered K is said as k=None, too.
+        const std::string said = name == "scheduler" ? "k" : name;
+        const std::string start = message("[method ", info.name, "] ", said, " is ");
         EXPECT_EQ(refusal(options).substr(0, start.size()), start);
         EXPECT_NE(refusal(options).find("; allowed: "), std::string::npos);
         EXPECT_NE(refusal(options).find("hybridgen"), std::string::npos);  // the way out
@@ -72,21 +81,21 @@ TEST(UnreadOptions, AreRefusedByNameByEveryMethodThatDoesNotReadThem) {
 
 TEST(UnreadOptions, AreNoDefaultsForReadingAlike) {
   EngineOptions options = testing::options("full");
-  options.k = TokenCount::larger_of(256, 0.1250000001);
-  ASSERT_EQ(options.k.text(), TokenCount::usual().text());
-  EXPECT_TRUE(refusal(options).starts_with("[method full] k is max(256, 0.125); allowed: "));
+  options.hybridgen.k = TokenCount::larger_of(256, 0.1250000001);
+  ASSERT_EQ(options.hybridgen.k.text(), TokenCount::usual().text());
+  EXPECT_TRUE(refusal(options).starts_with("[method full] k is (256, 0.125); allowed: "));
 }
 
 TEST(UnreadOptions, AreNamedAllAtOnce) {
   EngineOptions options = testing::options("full");
-  options.selector = "h2o";
-  options.k = TokenCount::count(5);
-  options.strategy = SelectionStrategy::kPreQkt;
+  options.hybridgen.selector = "h2o";
+  options.hybridgen.k = TokenCount::count(5);
+  options.hybridgen.strategy = SelectionStrategy::kPreQkt;
   options.device_tokens.count = 3;
   EXPECT_EQ(refusal(options),
-            "[method full] selector is 'h2o'; allowed: 'topk', as full does not read it; leave "
-            "selector out, or use a method that reads it: hybridgen; the same holds for strategy, "
-            "k, device_tokens");
+            "[method full] k is 5; allowed: 'auto', as full does not read it; leave it out, or use "
+            "a method that reads it: hybridgen; the same holds for strategy, selector, "
+            "device_tokens");
 }
 
 struct Unread {
@@ -96,14 +105,14 @@ struct Unread {
 };
 
 TEST(UnreadOptions, OfHybridgenAreThoseThatAnotherOfItsOptionsLeavesWithoutEffect) {
-  const auto exact = [](EngineOptions& o) { o.query = QueryMode::kExact; };
-  const auto before = [](EngineOptions& o) { o.strategy = SelectionStrategy::kPreQkt; };
+  const auto exact = [](EngineOptions& o) { o.hybridgen.query.mode = QueryMode::kExact; };
+  const auto before = [](EngineOptions& o) { o.hybridgen.strategy = SelectionStrategy::kPreQkt; };
   const auto nothing = [](EngineOptions&) {};
   for (const auto& [name, change, reason] : std::vector<Unread>{
-           {"spec_first_layer", exact, "guesses nothing"},
-           {"guess_norm", exact, "guesses nothing"},
-           {"guess_source", exact, "guesses nothing"},
-           {"guess_norm", changes().at("guess_source"), "takes that query as it is"},
+           {"query.first_layer", exact, "guesses nothing"},
+           {"query.norm", exact, "guesses nothing"},
+           {"query.source", exact, "guesses nothing"},
+           {"query.norm", changes().at("query.source"), "takes that query as it is"},
            {"pre_selector", nothing, "set strategy='pre' or k=None"},
            {"selector", before, "set strategy='post'"},
            {"scoring", before, "set strategy='post'"},
@@ -119,17 +128,17 @@ TEST(UnreadOptions, OfHybridgenAreThoseThatAnotherOfItsOptionsLeavesWithoutEffec
   }
   // Who may choose before and after reads both selectors.
   EngineOptions steered = testing::options("hybridgen");
-  steered.scheduler.emplace();
-  steered.selector = "h2o";
-  steered.pre_selector = "sinks_recent";
+  steered.hybridgen.scheduler.emplace();
+  steered.hybridgen.selector = "h2o";
+  steered.hybridgen.pre_selector = "sinks_recent";
   EXPECT_EQ(refusal(steered), "");
 }
 
 struct UnreadOwn {
   std::string method;
   std::string name;
-  MethodValue value;       // not its default
-  MethodValue by_default;  // maybe written as another type
+  OptionValue value;       // not its default
+  OptionValue by_default;  // maybe written as another type
   Change read;             // makes it count
   Change silence;          // leaves it without effect
   std::string reason;
@@ -141,10 +150,10 @@ TEST(UnreadOptions, OfAMethodsOwnAreRefusedUnlessTheyAreAtTheirDefaults) {
   const auto window = changes().at("device_tokens");
   const auto share = [](EngineOptions& o) { o.device_tokens.share = 0.0; };
   const auto steered = [](EngineOptions& o) {
-    o.scheduler.emplace();
-    o.pre_selector = "sinks_recent";
+    o.hybridgen.scheduler.emplace();
+    o.hybridgen.pre_selector = "sinks_recent";
   };
-  const auto set = [](const char* name, const MethodValue& value) {
+  const auto set = [](const char* name, const OptionValue& value) {
     return [=](EngineOptions& o) { o.method_config[name] = value; };
   };
   const std::int64_t whole = 7;
@@ -184,7 +193,7 @@ TEST(UnreadOptions, OfAMethodsOwnAreRefusedUnlessTheyAreAtTheirDefaults) {
 TEST(UnreadOptions, OfTheEngineAndOfTheMethodAreNamedTogether) {
   EngineOptions options = testing::options("keyformer");
   options.method_config = {{"noise", false}, {"seed", std::int64_t{3}}};
-  options.k = TokenCount::count(5);
+  options.hybridgen.k = TokenCount::count(5);
   const std::string found = refusal(options);
   EXPECT_TRUE(found.starts_with("[method keyformer] k is 5; allowed: ")) << found;
   EXPECT_TRUE(found.ends_with("; the same holds for seed")) << found;
@@ -209,7 +218,7 @@ TEST(UnreadOptions, OfACompositionAreRefusedByTheEngineToo) {
   Method on_device;
   on_device.name = "mine";
   EngineOptions options = testing::options("full");
-  options.k = TokenCount::count(5);
+  options.hybridgen.k = TokenCount::count(5);
   try {
     Engine engine(testing::tiny_model(), options, on_device);
     FAIL() << "nothing was refused";

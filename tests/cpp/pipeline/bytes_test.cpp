@@ -58,7 +58,7 @@ struct Bytes {
 };
 
 using Formula = std::function<Bytes(const At&)>;
-using Config = std::map<std::string, MethodValue>;
+using Config = OptionMap;
 
 struct Case {
   std::string name;
@@ -210,11 +210,12 @@ Case hybrid(const std::string& name, const HybridSetting& setting) {
                 return hybrid_bytes(at, setting);
               }};
   EngineOptions& options = result.options;
-  options.query = setting.query;
-  options.strategy = setting.strategy;
-  (setting.strategy == SelectionStrategy::kPostQkt ? options.selector : options.pre_selector) =
+  options.hybridgen.query.mode = setting.query;
+  options.hybridgen.strategy = setting.strategy;
+  (setting.strategy == SelectionStrategy::kPostQkt ? options.hybridgen.selector
+                                                   : options.hybridgen.pre_selector) =
       setting.selector;
-  options.k = setting.k;
+  options.hybridgen.k = setting.k;
   options.device_tokens.count = kWindow;
   return result;
 }
@@ -223,11 +224,11 @@ std::vector<Case> cases() {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   constexpr auto kPre = SelectionStrategy::kPreQkt;
   constexpr auto kPost = SelectionStrategy::kPostQkt;
-  const MethodValue on_host = std::string("host");
-  const MethodValue shift = std::string("shift");
+  const OptionValue on_host = std::string("host");
+  const OptionValue shift = std::string("shift");
   const Config sinks_window = {{"sinks", std::int64_t{2}}, {"window", std::int64_t{7}}};
   const Config growing = {{"heavy", std::int64_t{8}}, {"recent", std::int64_t{28}}};
-  const auto with = [](Config config, const std::string& name, const MethodValue& value) {
+  const auto with = [](Config config, const std::string& name, const OptionValue& value) {
     config[name] = value;
     return config;
   };

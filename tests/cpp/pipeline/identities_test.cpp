@@ -17,8 +17,8 @@ using testing::tiny_model;
 constexpr int kSteps = 12;
 EngineOptions hybrid(QueryMode query, std::int64_t window) {
   EngineOptions options = testing::options("hybridgen");
-  options.query = query;
-  options.k = TokenCount::all();
+  options.hybridgen.query.mode = query;
+  options.hybridgen.k = TokenCount::all();
   options.device_tokens.count = window;
   return options;
 }
@@ -46,7 +46,7 @@ TEST_P(ExactSettings, AnOracleGuessMakesSpeculationExact) {
 
 TEST_P(ExactSettings, PlanningAllTokensBeforehandEqualsFullAttention) {
   EngineOptions options = hybrid(QueryMode::kExact, GetParam());
-  options.strategy = SelectionStrategy::kPreQkt;
+  options.hybridgen.strategy = SelectionStrategy::kPreQkt;
   expect_same(run(options), run(testing::options("full")));
 }
 
@@ -62,7 +62,7 @@ TEST(Speculation, DiffersFromFullAttentionWhereTheGuessIsWrong) {
 
 TEST(Speculation, FromBeyondTheLastLayerIsExact) {
   EngineOptions options = hybrid(QueryMode::kSpeculative, 4);
-  options.spec_first_layer = 4;
+  options.hybridgen.query.first_layer = 4;
   expect_same(run(options), run(testing::options("full")));
 }
 
@@ -102,7 +102,7 @@ TEST(Prefill, PromptTokensThatPassThroughDecodeStepsChangeNothing) {
 
 TEST(Batch, CompositionAndMicroBatchesChangeNoBit) {
   EngineOptions options = hybrid(QueryMode::kSpeculative, 9);
-  options.k = TokenCount::count(6);
+  options.hybridgen.k = TokenCount::count(6);
   const auto together = run(options);
   for (const std::int64_t micro_batch : {1, 2, 3}) {
     options.micro_batch = micro_batch;
@@ -117,7 +117,7 @@ TEST(Batch, CompositionAndMicroBatchesChangeNoBit) {
 
 TEST(Batch, ARequestDoesNotInheritFromThoseBeforeIt) {
   EngineOptions options = hybrid(QueryMode::kSpeculative, 9);
-  options.k = TokenCount::count(6);
+  options.hybridgen.k = TokenCount::count(6);
   Engine engine(tiny_model(), options);
   const auto first = generate(engine, {testing::prompt(40, 8)}, kSteps);
   generate(engine, ragged_prompts(), kSteps);
@@ -127,10 +127,10 @@ TEST(Batch, ARequestDoesNotInheritFromThoseBeforeIt) {
 TEST(Mathematics, AtenAndKernelsAgree) {
   for (const QueryMode query : {QueryMode::kExact, QueryMode::kSpeculative, QueryMode::kRescore}) {
     EngineOptions options = hybrid(query, 9);
-    options.k = TokenCount::count(6);
-    options.math = "kernels";
+    options.hybridgen.k = TokenCount::count(6);
+    options.math = Math::kKernels;
     const auto kernels = run(options);
-    options.math = "aten";
+    options.math = Math::kAten;
     expect_same(run(options), kernels);
   }
 }

@@ -18,7 +18,7 @@ using testing::ragged_prompts;
 using testing::tiny_model;
 
 constexpr int kSteps = 12;
-using Config = std::map<std::string, MethodValue>;
+using Config = OptionMap;
 
 struct Setting {
   std::string name;
@@ -39,11 +39,11 @@ Setting hybrid(const std::string& name,
                const std::string& selector,
                TokenCount k) {
   Setting result = setting(name, "hybridgen");
-  result.options.query = query;
-  result.options.strategy = strategy;
-  (strategy == SelectionStrategy::kPostQkt ? result.options.selector
-                                           : result.options.pre_selector) = selector;
-  result.options.k = k;
+  result.options.hybridgen.query.mode = query;
+  result.options.hybridgen.strategy = strategy;
+  (strategy == SelectionStrategy::kPostQkt ? result.options.hybridgen.selector
+                                           : result.options.hybridgen.pre_selector) = selector;
+  result.options.hybridgen.k = k;
   result.options.device_tokens.count = 9;
   return result;
 }
@@ -158,7 +158,7 @@ TEST_P(ExactMethods, EqualFullAttention) {
 
 TEST_P(ExactMethods, EqualFullAttentionThroughLibTorch) {
   EngineOptions options = GetParam().options;
-  options.math = "aten";
+  options.math = Math::kAten;
   static const auto full = run(testing::options("full"));
   expect_same(run(options), full);
 }
@@ -194,7 +194,7 @@ TEST_P(ApproximateMethods, DoNotDependOnTheImplementationOrOnTiming) {
   options.test.random_delay_us = 50;
   EXPECT_EQ(run(options), kernels);
   options.test.random_delay_us = 0;
-  options.math = "aten";
+  options.math = Math::kAten;
   expect_same(run(options), kernels);
 }
 
@@ -219,8 +219,8 @@ std::vector<Setting> settings_without_chunks() {
   std::vector<Setting> settings = approximate_settings();
   std::erase_if(settings, [](const Setting& each) {
     return each.options.method == "hgca" || each.options.method == "infinigen" ||
-           (each.options.strategy == SelectionStrategy::kPreQkt &&
-            each.options.pre_selector == "partial_keys");
+           (each.options.hybridgen.strategy == SelectionStrategy::kPreQkt &&
+            each.options.hybridgen.pre_selector == "partial_keys");
   });
   return settings;
 }

@@ -20,7 +20,7 @@ namespace hybridgen {
 namespace {
 
 using testing::tiny_model;
-using Config = std::map<std::string, MethodValue>;
+using Config = OptionMap;
 
 constexpr std::int64_t kNumLayers = 4;
 constexpr std::int64_t kNumKvHeads = 2;
@@ -108,14 +108,14 @@ Case hybrid(const std::string& name,
             QueryMode query,
             std::function<std::int64_t(std::int64_t)> submitted_in) {
   Case result = method(name, "hybridgen", {}, std::move(submitted_in));
-  result.options.query = query;
+  result.options.hybridgen.query.mode = query;
   result.options.device_tokens.count = 9;
-  result.options.k = TokenCount::count(6);
+  result.options.hybridgen.k = TokenCount::count(6);
   return result;
 }
 
 std::vector<Case> cases() {
-  const MethodValue host = std::string("host");
+  const OptionValue host = std::string("host");
   std::vector<Case> all = {
       method("flexgen", "flexgen", {}, none),
       method("streaming_llm_on_host",
@@ -132,11 +132,11 @@ std::vector<Case> cases() {
       hybrid("hybridgen_speculative", QueryMode::kSpeculative, guessed_from(2)),
       hybrid("hybridgen_rescored", QueryMode::kRescore, guessed_from(2))};
   Case planned = hybrid("hybridgen_planned", QueryMode::kSpeculative, guessed_from(2));
-  planned.options.strategy = SelectionStrategy::kPreQkt;
+  planned.options.hybridgen.strategy = SelectionStrategy::kPreQkt;
   Case early = hybrid("hybridgen_guessing_early", QueryMode::kSpeculative, guessed_from(1));
-  early.options.spec_first_layer = 1;
+  early.options.hybridgen.query.first_layer = 1;
   Case reused = hybrid("hybridgen_previous_query", QueryMode::kSpeculative, guessed_from(2));
-  reused.options.guess_source = "previous_query";
+  reused.options.hybridgen.query.source = GuessSource::kPreviousQuery;
   // An oracle guesses from the layer's own input, which is there no earlier than its query.
   Case oracle = hybrid("hybridgen_oracle", QueryMode::kSpeculative, exact);
   oracle.options.test.oracle_proxy = true;
@@ -312,7 +312,7 @@ void run_with(Meeting& meeting, HostQuery query) {
   method.key_layout = natural_key_layout(method);
   check_composition(method);
   EngineOptions options = testing::options("hybridgen");
-  options.k = TokenCount::count(6);
+  options.hybridgen.k = TokenCount::count(6);
   Engine engine(tiny_model(), options, method);
   SamplingOptions sampling;
   sampling.max_tokens = 10;

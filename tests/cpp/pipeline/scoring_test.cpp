@@ -2,6 +2,7 @@
 // A low-precision copy of the keys proposes tokens; exact logits decide among them.
 #include <gtest/gtest.h>
 
+#include "core/option_tables.h"
 #include "hybridgen/core/error.h"
 #include "support/tiny_model.h"
 
@@ -19,11 +20,11 @@ constexpr int kSteps = 12;
 
 EngineOptions scored(const std::string& scoring, double candidates_per_k) {
   EngineOptions options = testing::options("hybridgen");
-  options.query = QueryMode::kExact;
+  options.hybridgen.query.mode = QueryMode::kExact;
   options.device_tokens.count = 8;
-  options.k = TokenCount::count(6);
-  options.scoring = scoring;
-  options.candidates_per_k = candidates_per_k;
+  options.hybridgen.k = TokenCount::count(6);
+  hybridgen_table().assign("test", options.hybridgen, {{"scoring", scoring}});
+  options.hybridgen.candidates_per_k = candidates_per_k;
   return options;
 }
 
@@ -40,16 +41,16 @@ TEST_P(Shadow, WithAllTokensAsCandidatesEqualsTheScanOfTheKeys) {
 
 TEST_P(Shadow, WithAllTokensChosenEqualsFullAttention) {
   EngineOptions options = scored(GetParam(), 0.0);
-  options.k = TokenCount::all();
+  options.hybridgen.k = TokenCount::all();
   expect_same(run(options), run(testing::options("full")));
 }
 
 TEST_P(Shadow, GivesEveryQueryModeTheTokensOfTheScan) {
   for (const QueryMode query : {QueryMode::kExact, QueryMode::kSpeculative, QueryMode::kRescore}) {
     EngineOptions options = scored(GetParam(), 8.0);
-    options.query = query;
+    options.hybridgen.query.mode = query;
     EngineOptions full = scored("full", 0.0);
-    full.query = query;
+    full.hybridgen.query.mode = query;
     expect_same(run(options), run(full));
   }
 }
@@ -58,8 +59,8 @@ TEST_P(Shadow, StartsWithTheFirstTokenThatLeavesInDecode) {
   EngineOptions options = scored(GetParam(), 8.0);
   options.device_tokens.count = 30;  // more than the prompt, less than the text
   EngineOptions full = options;
-  full.scoring = "full";
-  full.candidates_per_k = 0.0;
+  full.hybridgen.scoring = Scoring::kFull;
+  full.hybridgen.candidates_per_k = 0.0;
   Engine engine(tiny_model(), options);
   Engine expected(tiny_model(), full);
   expect_same(generate(engine, {testing::prompt(20)}, 150),
@@ -105,8 +106,8 @@ TEST_P(Shadow, CountsAsHostMemory) {
     return std::int64_t{0};
   };
   const std::int64_t with_shadow = used();
-  options.scoring = "full";
-  options.candidates_per_k = 0.0;
+  options.hybridgen.scoring = Scoring::kFull;
+  options.hybridgen.candidates_per_k = 0.0;
   EXPECT_GT(with_shadow, used());
 }
 
@@ -127,17 +128,19 @@ void expect_refused(EngineOptions options, const std::vector<std::string>& words
 }
 
 TEST(ShadowOptions, ThatMakeNoSenseAreRefusedWithAWayOut) {
-  expect_refused(scored("int2", 0.0), {"scoring", "int2", "int8, int4"});
-  expect_refused(scored("int8", 0.5), {"candidates_per_k", "0.5", ">= 1"});
+  EngineOptions unknown = scored("full", 0.0);
+  unknown.method_config = {{"scoring", "int2"}};
+  expect_refused(unknown, {"scoring", "int2", "'int8' or 'int4'"});
+  expect_refused(scored("int8", 0.5), {"candidates_per_k", "0.5", "[1, 1e+06]"});
   EngineOptions options = scored("int8", 0.0);
-  options.selector = "h2o";
+  options.hybridgen.selector = "h2o";
   expect_refused(options, {"selector", "h2o", "topk"});
   options = scored("int8", 0.0);
-  options.strategy = SelectionStrategy::kPreQkt;
-  options.pre_selector = "block_digests";
+  options.hybridgen.strategy = SelectionStrategy::kPreQkt;
+  options.hybridgen.pre_selector = "block_digests";
   expect_refused(options, {"pre_selector", "block_digests", "blocks"});
   options = testing::options("flexgen");
-  options.scoring = "int4";
+  options.hybridgen.scoring = Scoring::kInt4;
   expect_refused(options, {"flexgen", "scoring", "full"});
 }
 

@@ -60,16 +60,16 @@ using testing::tiny_model;
 
 EngineOptions speculative() {
   EngineOptions options = testing::options("hybridgen");
-  options.query = QueryMode::kSpeculative;
+  options.hybridgen.query.mode = QueryMode::kSpeculative;
   options.device_tokens.count = 9;
-  options.k = TokenCount::count(6);
+  options.hybridgen.k = TokenCount::count(6);
   return options;
 }
 
 TEST(Timing, RandomDelaysInBothStagesChangeNoBit) {
   for (const QueryMode query : {QueryMode::kExact, QueryMode::kSpeculative, QueryMode::kRescore}) {
     EngineOptions options = speculative();
-    options.query = query;
+    options.hybridgen.query.mode = query;
     options.test.synchronous = true;
     Engine synchronous(tiny_model(), options);
     const auto expected = generate(synchronous, ragged_prompts(), 8);
@@ -100,9 +100,9 @@ TEST(Timing, DividingHeadsOverMemoryNodesChangesNoBit) {
     config.num_heads = query;
     config.num_kv_heads = key_value;
     const auto model = tiny_model(config);
-    for (const char* scoring : {"full", "int8"}) {
+    for (const Scoring scoring : {Scoring::kFull, Scoring::kInt8}) {
       EngineOptions options = speculative();
-      options.scoring = scoring;
+      options.hybridgen.scoring = scoring;
       options.threads = 3;
       options.divides_heads = false;
       Engine whole(model, options);
@@ -114,7 +114,8 @@ TEST(Timing, DividingHeadsOverMemoryNodesChangesNoBit) {
         Engine divided(model, options);
         EXPECT_EQ(divided.numa_parts().size(), static_cast<std::size_t>(nodes));
         EXPECT_EQ(generate(divided, ragged_prompts(), 8), expected)
-            << key_value << " heads on " << nodes << " nodes, scoring " << scoring;
+            << key_value << " heads on " << nodes << " nodes, scoring "
+            << static_cast<int>(scoring);
       }
     }
   }
@@ -146,15 +147,17 @@ std::int64_t steady_allocations(Engine& engine, std::int64_t first, std::int64_t
 TEST(SteadyState, ADecodeStepDoesNotAllocate) {
   struct Setting {
     const char* method;
-    const char* scoring;
+    Scoring scoring;
   };
-  for (const auto& [method, scoring] :
-       {Setting{"full", "full"}, Setting{"hybridgen", "full"}, Setting{"hybridgen", "int8"}}) {
+  for (const auto& [method, scoring] : {Setting{"full", Scoring::kFull},
+                                        Setting{"hybridgen", Scoring::kFull},
+                                        Setting{"hybridgen", Scoring::kInt8}}) {
     const bool is_full = std::string(method) == "full";
     EngineOptions options = is_full ? testing::options(method) : speculative();
-    options.scoring = scoring;
+    options.hybridgen.scoring = scoring;
     Engine engine(tiny_model(), options);
-    EXPECT_EQ(steady_allocations(engine, 40, 70), 0) << method << ", scoring " << scoring;
+    EXPECT_EQ(steady_allocations(engine, 40, 70), 0)
+        << method << ", scoring " << static_cast<int>(scoring);
   }
 }
 
@@ -163,15 +166,15 @@ TEST(SteadyState, ADecodeStepWhoseHeadsAreCutIntoRangesDoesNotAllocate) {
   config.max_positions = 5000;
   const auto model = tiny_model(config);
   for (const std::int64_t nodes : {0, 2}) {
-    for (const char* scoring : {"full", "int8"}) {
+    for (const Scoring scoring : {Scoring::kFull, Scoring::kInt8}) {
       EngineOptions options = speculative();
-      options.scoring = scoring;
+      options.hybridgen.scoring = scoring;
       options.threads = 2;
       options.test.invented_nodes = nodes;
       Engine engine(model, options);
       // The first request's ranges become more while the steps are counted: see kLeastRange.
       EXPECT_EQ(steady_allocations(engine, 2 * 2048 - 6, 2500), 0)
-          << nodes << " nodes, scoring " << scoring;
+          << nodes << " nodes, scoring " << static_cast<int>(scoring);
       engine.trace().start(std::size_t{1} << 12);
       engine.step();
       engine.trace().stop();

@@ -686,7 +686,7 @@ struct Residence {
 void PrintTo(const Residence& residence, std::ostream* out) { *out << residence.name; }
 
 Residence residence(const std::string& method,
-                    std::map<std::string, MethodValue> config,
+                    OptionMap config,
                     std::function<Places(std::int64_t n)> places) {
   Residence result{method, testing::options(method), std::move(places)};
   result.options.method_config = std::move(config);
@@ -706,7 +706,7 @@ std::vector<Residence> residences() {
   const auto window = [=](std::int64_t resident) {
     return [=](std::int64_t n) { return Places{beyond(n, resident), 0}; };
   };
-  const MethodValue host = std::string("host");
+  const OptionValue host = std::string("host");
   Residence hybrid = residence("hybridgen", {}, window(9));
   hybrid.options.device_tokens.count = 9;
   std::vector<Residence> all = {

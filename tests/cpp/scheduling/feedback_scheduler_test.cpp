@@ -763,31 +763,35 @@ TEST(FeedbackSchedulerErrors, EachBadOptionIsNamedWithItsValueAndWhatIsAllowed) 
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   using Change = std::function<void(SchedulerOptions&)>;
   const std::vector<std::pair<Change, std::string>> cases = {
-      {[](auto& o) { o.k_min = 0; }, "[scheduler] k_min is 0; allowed: 1 to 2147483647;"},
+      {[](auto& o) { o.k_min = 0; }, "[scheduler] k_min is 0; allowed: 'auto' or an integer >= 1"},
       {[](auto& o) { o.k_min = std::int64_t{1} << 31; }, "[scheduler] k_min is 2147483648;"},
-      {[](auto& o) { o.grow = {4, 5}; }, "[scheduler] grow is 4/5; allowed: >= 1,"},
+      {[](auto& o) { o.grow = {4, 5}; },
+       "[scheduler] grow is 0.8; allowed: a number in [1, 1e+06]"},
       {[](auto& o) { o.grow = {6, 0}; }, "[scheduler] grow is 6/0;"},
       {[](auto& o) { o.grow = {-6, -5}; }, "[scheduler] grow is -6/-5;"},
       {[](auto& o) { o.grow = {1000001, 1}; }, "[scheduler] grow is 1000001/1;"},
-      {[](auto& o) { o.shrink = {5, 5}; }, "[scheduler] shrink is 5/5; allowed: < 1,"},
+      {[](auto& o) { o.shrink = {5, 5}; },
+       "[scheduler] shrink is 1.0; allowed: a number in [0, 1)"},
       {[](auto& o) { o.shrink = {0, 5}; }, "[scheduler] shrink is 0/5;"},
       {[](auto& o) { o.shrink = {1, 1000001}; }, "[scheduler] shrink is 1/1000001;"},
       {[](auto& o) { o.k_max_ratio = 0.0; },
-       "[scheduler] k_max_ratio is 0; allowed: above 0, up to 1;"},
+       "[scheduler] k_max_ratio is 0.0; allowed: a number in (0, 1]"},
       {[](auto& o) { o.k_max_ratio = 1.5; }, "[scheduler] k_max_ratio is 1.5;"},
       {[=](auto& o) { o.k_max_ratio = kNan; }, "[scheduler] k_max_ratio is nan;"},
       {[](auto& o) { o.k_max = 127; },
-       "[scheduler] k_max is 127; allowed: k_min (128) to 2147483647;"},
+       "[scheduler] k_max is 127; allowed: an integer >= k_min, or None; k_min is 128"},
       {[](auto& o) { o.k_max = std::int64_t{1} << 31; }, "[scheduler] k_max is 2147483648;"},
-      {[](auto& o) { o.interval = 0; }, "[scheduler] interval is 0; allowed: >= 1;"},
-      {[](auto& o) { o.warmup = -1; }, "[scheduler] warmup is -1; allowed: >= 0;"},
-      {[](auto& o) { o.deadband = -0.5; }, "[scheduler] deadband is -0.5; allowed: finite, >= 0;"},
+      {[](auto& o) { o.interval = 0; }, "[scheduler] interval is 0; allowed: an integer >= 1"},
+      {[](auto& o) { o.warmup = -1; }, "[scheduler] warmup is -1; allowed: an integer >= 0"},
+      {[](auto& o) { o.deadband = -0.5; },
+       "[scheduler] deadband is -0.5; allowed: a number in [0, 1e+06]"},
       {[=](auto& o) { o.deadband = kInfinity; }, "[scheduler] deadband is inf;"},
       {[](auto& o) { o.return_margin = -0.5; },
-       "[scheduler] return_margin is -0.5; allowed: 0 to below 1;"},
-      {[](auto& o) { o.return_margin = 1.0; }, "[scheduler] return_margin is 1;"},
+       "[scheduler] return_margin is -0.5; allowed: a number in [0, 1)"},
+      {[](auto& o) { o.return_margin = 1.0; }, "[scheduler] return_margin is 1.0;"},
       {[=](auto& o) { o.return_margin = kNan; }, "[scheduler] return_margin is nan;"},
-      {[](auto& o) { o.return_hold = 0; }, "[scheduler] return_hold is 0; allowed: >= 1;"},
+      {[](auto& o) { o.return_hold = 0; },
+       "[scheduler] return_hold is 0; allowed: an integer >= 1"},
   };
   for (const auto& [change, expected] : cases) {
     SchedulerOptions options;
@@ -832,8 +836,6 @@ TEST(FeedbackScheduler, NamesItsDecisionsForTraces) {
   EXPECT_EQ(name_of(SchedulerDecision::kShrink), "shrink");
   EXPECT_EQ(name_of(SchedulerDecision::kToPre), "to_pre");
   EXPECT_EQ(name_of(SchedulerDecision::kToPost), "to_post");
-  EXPECT_EQ(name_of(ReturnToPost::kNever), "never");
-  EXPECT_EQ(name_of(ReturnToPost::kEstimate), "estimate");
 }
 
 }  // namespace
