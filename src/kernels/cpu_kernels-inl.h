@@ -7,7 +7,7 @@
 #include "kernels/cpu_linear-inl.h"
 #include "kernels/cpu_norm-inl.h"
 #include "kernels/cpu_prefill-inl.h"
-#include "kernels/cpu_retention-inl.h"
+#include "kernels/cpu_score_sums-inl.h"
 #include "kernels/cpu_scores-inl.h"
 #include "kernels/cpu_shadow-inl.h"
 #include "kernels/cpu_tables.h"
@@ -34,8 +34,8 @@ constinit const CpuKernels kTable = {
     .merge_outputs = merge_outputs,
     .gumbel_row = gumbel_row,
     .exponential_gather = exponential_gather,
-    .keyformer_scores = keyformer_scores,
-    .retain = retain,
+    .tempered_softmax = tempered_softmax,
+    .add_scores = add_scores,
     .prefill_scratch = prefill_scratch,
     .prefill_attention = prefill_attention,
 };

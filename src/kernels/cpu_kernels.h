@@ -9,7 +9,7 @@
 #include <string_view>
 #include <vector>
 
-#include "core/kv_views.h"
+#include "hybridgen/core/kv_views.h"
 #include "hybridgen/core/types.h"
 
 namespace hybridgen::kernels {
@@ -194,22 +194,21 @@ struct PrefillAttentionArgs {
   float* scratch = nullptr;  ///< prefill_scratch(args) floats
 };
 
-/// A step of retained tokens, each in a slot: accumulated[j] += sum over r of rows[r, j] *
-/// scales[r].
-struct RetentionArgs {
+/// New scores of tokens in slots: accumulated[j] += sum over r of rows[r, j] * scales[r].
+struct ScoreSumArgs {
   const float* rows = nullptr;  ///< [num_rows, count], one row per query head
   std::int64_t row_stride = 0;
   std::int64_t num_rows = 0;
   const float* scales = nullptr;            ///< [num_rows]
   const std::int32_t* positions = nullptr;  ///< [count] of the tokens in the slots
   std::int64_t count = 0;
-  std::int64_t before = 0;        ///< tokens of positions below it may be given up
+  std::int64_t before = 0;        ///< only tokens of positions below it are compared
   double* accumulated = nullptr;  ///< [count]
 };
 
-struct RetentionResult {
-  /// Of the tokens that may be given up the one with the least accumulated score, of equal ones
-  /// that of the largest position; -1 if none may.
+struct LeastScore {
+  /// Of the compared tokens the one with the least accumulated score, of equal ones that of the
+  /// largest position; -1 if there are none.
   std::int64_t slot = -1;
   bool has_nan = false;  ///< of the rows; then nothing was added
 };
@@ -247,12 +246,13 @@ struct CpuKernels {
   /// is returned; 0 where the weight is 0. The sum is NaN if a weight is NaN or infinite, else,
   /// unless all weights are 0, >= 1. `exponentials` may be null (all 1: no noise) and may be
   /// `scores`.
-  float (*keyformer_scores)(const float* weights,
+  float (*tempered_softmax)(const float* weights,
                             const float* exponentials,
                             float tau,
                             std::int64_t count,
                             float* scores) = nullptr;
-  RetentionResult (*retain)(const RetentionArgs& args) = nullptr;
+  /// Adds, and finds the least sum on the way.
+  LeastScore (*add_scores)(const ScoreSumArgs& args) = nullptr;
   std::int64_t (*prefill_scratch)(const PrefillAttentionArgs& args) = nullptr;
   void (*prefill_attention)(const PrefillAttentionArgs& args) = nullptr;
 };

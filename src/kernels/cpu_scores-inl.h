@@ -70,7 +70,7 @@ void exponential_gather(const GumbelRow& row,
   });
 }
 
-float keyformer_scores(
+float tempered_softmax(
     const float* weights, const float* exponentials, float tau, std::int64_t count, float* scores) {
   // Any weight below this is as good as 0, whose logarithm is not a number to go on with.
   const Vector least = splat(1.17549435e-38F);

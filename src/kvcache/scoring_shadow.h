@@ -14,7 +14,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/kv_views.h"
+#include "hybridgen/core/kv_views.h"
 #include "hybridgen/core/types.h"
 #include "memory/host_buffer.h"
 #include "memory/numa_division.h"

@@ -15,7 +15,7 @@
 #include <string_view>
 #include <vector>
 
-#include "core/kv_views.h"
+#include "hybridgen/core/kv_views.h"
 #include "hybridgen/core/error.h"
 #include "hybridgen/selection/token_selector.h"
 #include "kernels/cpu_kernels.h"

@@ -96,7 +96,7 @@ float keyformer_scores(std::span<const float> weights,
                        double tau,
                        std::span<float> scores) {
   static const kernels::CpuKernels& fastest = kernels::cpu_kernels(kernels::resolve_isa("auto"));
-  const float sum = fastest.keyformer_scores(weights.data(),
+  const float sum = fastest.tempered_softmax(weights.data(),
                                              exponentials.empty() ? nullptr : exponentials.data(),
                                              static_cast<float>(tau),
                                              static_cast<std::int64_t>(weights.size()),

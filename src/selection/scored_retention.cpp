@@ -130,15 +130,15 @@ std::int64_t ScoredRetention::replace(std::int64_t layer,
   }
   if (std::isnan(newest)) refuse_nan(name(), "a score", layer, kv_head);
   // The new token is the newest of the recent ones and not yet in a slot.
-  const kernels::RetentionResult least =
-      fastest().retain({.rows = added.rows,
-                        .row_stride = added.stride,
-                        .num_rows = shape().query_heads_per_kv_head,
-                        .scales = scales.data(),
-                        .positions = kept.positions.data(),
-                        .count = used,
-                        .before = kept.next + 1 - recent_,
-                        .accumulated = accumulated.data()});
+  const kernels::LeastScore least =
+      fastest().add_scores({.rows = added.rows,
+                            .row_stride = added.stride,
+                            .num_rows = shape().query_heads_per_kv_head,
+                            .scales = scales.data(),
+                            .positions = kept.positions.data(),
+                            .count = used,
+                            .before = kept.next + 1 - recent_,
+                            .accumulated = accumulated.data()});
   if (least.has_nan) refuse_nan(name(), "a score", layer, kv_head);
   std::int64_t slot = used;
   if (used < budget()) {

@@ -127,7 +127,7 @@ TEST(KeyformerScores, AreTheTemperedSoftmaxOnEveryInstructionSet) {
         expected[j] = std::exp((std::log(double{weights[j]}) + noise[j]) / kTau);
         total += expected[j];
       }
-      const float sum = cpu_kernels(isa).keyformer_scores(
+      const float sum = cpu_kernels(isa).tempered_softmax(
           weights.data(), scores.data(), kTau, static_cast<std::int64_t>(count), scores.data());
       for (std::size_t j = 0; j < count; ++j) {
         // Logits of size 12 / tau rounded to float32, then e to their power.
@@ -145,8 +145,8 @@ TEST(KeyformerScores, WithoutNoiseAreThoseOfExponentialsThatAreOne) {
     std::vector<float> plain(5);
     std::vector<float> scores(5);
     const CpuKernels& kernels = cpu_kernels(isa);
-    EXPECT_EQ(kernels.keyformer_scores(weights.data(), nullptr, 1.5F, 5, plain.data()),
-              kernels.keyformer_scores(weights.data(), ones.data(), 1.5F, 5, scores.data()));
+    EXPECT_EQ(kernels.tempered_softmax(weights.data(), nullptr, 1.5F, 5, plain.data()),
+              kernels.tempered_softmax(weights.data(), ones.data(), 1.5F, 5, scores.data()));
     EXPECT_EQ(plain, scores) << name_of(isa);
   }
 }
@@ -158,7 +158,7 @@ TEST(KeyformerScores, AddUpToNaNIfAWeightIs) {
     for (const float* exponentials : {static_cast<const float*>(nullptr), ones.data()}) {
       std::vector<float> scores(3);
       EXPECT_TRUE(std::isnan(
-          cpu_kernels(isa).keyformer_scores(weights.data(), exponentials, 2.0F, 3, scores.data())))
+          cpu_kernels(isa).tempered_softmax(weights.data(), exponentials, 2.0F, 3, scores.data())))
           << name_of(isa);
     }
   }

@@ -32,15 +32,15 @@ struct Tokens {
     std::ranges::shuffle(positions, generator);
   }
 
-  RetentionResult retain(Isa isa, std::int64_t before) {
-    return cpu_kernels(isa).retain({.rows = rows.data(),
-                                    .row_stride = stride,
-                                    .num_rows = static_cast<std::int64_t>(scales.size()),
-                                    .scales = scales.data(),
-                                    .positions = positions.data(),
-                                    .count = static_cast<std::int64_t>(positions.size()),
-                                    .before = before,
-                                    .accumulated = accumulated.data()});
+  LeastScore add_scores(Isa isa, std::int64_t before) {
+    return cpu_kernels(isa).add_scores({.rows = rows.data(),
+                                        .row_stride = stride,
+                                        .num_rows = static_cast<std::int64_t>(scales.size()),
+                                        .scales = scales.data(),
+                                        .positions = positions.data(),
+                                        .count = static_cast<std::int64_t>(positions.size()),
+                                        .before = before,
+                                        .accumulated = accumulated.data()});
   }
 
   std::int64_t least(std::int64_t before) const {
@@ -57,7 +57,7 @@ struct Tokens {
   }
 };
 
-TEST(Retain, AddsTheStepAndFindsTheLeastOfThoseThatMayGo) {
+TEST(AddScores, AddsTheStepAndFindsTheLeastOfThoseThatMayGo) {
   for (const Isa isa : supported_isas()) {
     for (const std::int64_t count : {0, 1, 2, 7, 8, 9, 16, 31, 100, 1639}) {
       for (const std::int64_t before : {std::int64_t{0}, std::int64_t{1}, count / 2, count}) {
@@ -71,7 +71,7 @@ TEST(Retain, AddsTheStepAndFindsTheLeastOfThoseThatMayGo) {
                 tokens.scales[static_cast<std::size_t>(r)];
           }
         }
-        const RetentionResult result = tokens.retain(isa, before);
+        const LeastScore result = tokens.add_scores(isa, before);
         EXPECT_FALSE(result.has_nan);
         EXPECT_EQ(tokens.accumulated, expected) << name_of(isa) << ", " << count << " tokens";
         EXPECT_EQ(result.slot, tokens.least(before))
@@ -81,23 +81,23 @@ TEST(Retain, AddsTheStepAndFindsTheLeastOfThoseThatMayGo) {
   }
 }
 
-TEST(Retain, LooksAtNothingBetweenTheRows) {
+TEST(AddScores, LooksAtNothingBetweenTheRows) {
   for (const Isa isa : supported_isas()) {
     Tokens tokens(101, 2, 3);
     for (const std::size_t gap : {101U, 102U, 103U, 205U}) {
       tokens.rows[gap] = std::numeric_limits<float>::quiet_NaN();
     }
-    EXPECT_FALSE(tokens.retain(isa, 50).has_nan) << name_of(isa);
+    EXPECT_FALSE(tokens.add_scores(isa, 50).has_nan) << name_of(isa);
   }
 }
 
-TEST(Retain, ChangesNothingIfARowHoldsNaN) {
+TEST(AddScores, ChangesNothingIfARowHoldsNaN) {
   for (const Isa isa : supported_isas()) {
     for (const std::size_t at : {0U, 5U, 99U, 100U, 104U, 203U, 204U}) {  // 104 begins row 1
       Tokens tokens(101, 2, 3);
       tokens.rows[at] = std::numeric_limits<float>::quiet_NaN();
       const std::vector<double> before = tokens.accumulated;
-      EXPECT_TRUE(tokens.retain(isa, 50).has_nan) << name_of(isa) << ", token " << at;
+      EXPECT_TRUE(tokens.add_scores(isa, 50).has_nan) << name_of(isa) << ", token " << at;
       EXPECT_EQ(tokens.accumulated, before) << name_of(isa) << ", token " << at;
     }
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The running scores of retained tokens: those of a step are added, and the token with the least
-// of them is found on the way, a vector of float64 at a time and without branches.
+// Running scores of tokens: those of a step are added, and the least sum is found on the way, a
+// vector of float64 at a time and without branches.
 #pragma once
 
 #include "kernels/cpu_kernels.h"
@@ -17,7 +17,7 @@ constexpr std::int64_t kDoubles = sizeof(Doubles) / sizeof(double);
 
 HYBRIDGEN_INLINE Doubles splat_double(double value) { return Doubles{} + value; }
 
-/// Of every lane's tokens the one to give up; positions and slots as numbers, which every
+/// Of every lane's tokens the one with the least score; positions and slots as numbers, which every
 /// instruction set compares and selects alike.
 struct Least {
   Doubles score = splat_double(__builtin_inf());
@@ -43,7 +43,7 @@ struct Least {
   }
 };
 
-HYBRIDGEN_INLINE bool rows_have_nan(const RetentionArgs& args) {
+HYBRIDGEN_INLINE bool rows_have_nan(const ScoreSumArgs& args) {
   Vector sums = zero();  // weights and scores are not negative: no infinities cancel
   for (std::int64_t r = 0; r < args.num_rows; ++r) {
     const float* row = args.rows + r * args.row_stride;
@@ -55,8 +55,8 @@ HYBRIDGEN_INLINE bool rows_have_nan(const RetentionArgs& args) {
   return sum != sum;
 }
 
-RetentionResult retain(const RetentionArgs& tokens) {
-  const RetentionArgs args = tokens;  // the compiler need not fear that a store changes it
+LeastScore add_scores(const ScoreSumArgs& tokens) {
+  const ScoreSumArgs args = tokens;  // the compiler need not fear that a store changes it
   if (rows_have_nan(args)) return {.slot = -1, .has_nan = true};
 
   const Doubles before = splat_double(static_cast<double>(args.before));
