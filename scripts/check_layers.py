@@ -26,6 +26,7 @@ LAYERS = (
     ("selection", "scheduling"),
     ("device",),
     ("models",),
+    ("parts",),
     ("methods",),
     ("pipeline",),
     ("engine",),
@@ -35,7 +36,14 @@ LEVEL = {folder: level for level, folders in enumerate(LAYERS) for folder in fol
 # Everything up to here builds without LibTorch.
 LAST_WITHOUT_TORCH = LEVEL["scheduling"]
 # The pipeline's host half, too.
-WITHOUT_TORCH = ("pipeline/cpu_stage.", "pipeline/host_selection.")
+WITHOUT_TORCH = (
+    "pipeline/cpu_stage.",
+    "pipeline/host_job.",
+    "pipeline/host_selection.",
+    "pipeline/host_task.",
+    "pipeline/pipeline_probe.",
+    "pipeline/test_probe.",
+)
 
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]')
 TORCH = re.compile(r"^(ATen|c10|torch)/")

@@ -109,9 +109,9 @@ class StageRequest {
   HostJob job() {
     HostJob job;
     job.store = &store_;
-    job.rule = {HostQuery::kExact, PayloadKind::kLogitsAndValues, HostChoice::kSelector};
+    job.payload = Payload::kLogitsAndValues;
+    job.chooser = SelectedHere{.selector = selector_.get()};
     job.query = query_.data();
-    job.selector = selector_.get();
     job.num_offloaded = shape_.tokens;
     job.num_chosen = shape_.chosen;
     job.buffers = {.logits = logits_.data(),

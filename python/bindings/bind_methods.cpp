@@ -7,6 +7,7 @@
 #include "bindings.h"
 #include "hybridgen/core/error.h"
 #include "hybridgen/methods/method.h"
+#include "parts/parts.h"
 #include "scheduling/feedback_scheduler.h"
 
 namespace py = pybind11;
@@ -31,21 +32,10 @@ Enum parse(const char* option,
 constexpr std::array kResidencies = {std::pair{"all", Residency::kAll},
                                      std::pair{"window", Residency::kWindow},
                                      std::pair{"none", Residency::kNone}};
-constexpr std::array kPayloads = {std::pair{"nothing", PayloadKind::kNothing},
-                                  std::pair{"logits_and_values", PayloadKind::kLogitsAndValues},
-                                  std::pair{"keys_and_values", PayloadKind::kKeysAndValues},
-                                  std::pair{"partial_attention", PayloadKind::kPartialAttention}};
-constexpr std::array kQueries = {std::pair{"none", HostQuery::kNone},
-                                 std::pair{"exact", HostQuery::kExact},
-                                 std::pair{"guessed", HostQuery::kGuessed}};
-constexpr std::array kChoices = {std::pair{"all", HostChoice::kAll},
-                                 std::pair{"selector", HostChoice::kSelector},
-                                 std::pair{"partial_keys", HostChoice::kPartialKeys}};
+using Rule = std::tuple<std::string, std::string, std::string>;
 
-LayerRule parse_rule(const std::tuple<std::string, std::string, std::string>& rule) {
-  return {parse("query", std::get<0>(rule), kQueries),
-          parse("payload", std::get<1>(rule), kPayloads),
-          parse("choice", std::get<2>(rule), kChoices)};
+HostWork parse_rule(const Rule& rule) {
+  return parse_host_work(std::get<0>(rule), std::get<1>(rule), std::get<2>(rule));
 }
 
 // A selector whose decisions a Python object makes. Workers take the GIL for every call, so it is
@@ -145,15 +135,30 @@ SelectionStrategy parse_strategy(const std::string& name) {
                           std::pair{"pre", SelectionStrategy::kPreQkt}});
 }
 
-SelectorFactory named_selector(const std::string& name, SelectionStrategy strategy) {
+// The part that chooses by a strategy; none without a name.
+void add_selector(Method& method, const std::string& name, SelectionStrategy strategy) {
   if (name.empty()) {
-    return {};
+    return;
+  }
+  if (strategy == SelectionStrategy::kPreQkt && name == kPartialKeysSelector) {
+    method.parts.push_back(partial_keys_part({}));
+    return;
   }
   if (strategy_of_selector(name) != strategy) {
     throw ConfigError(
         message("[composition] selector '", name, "' does not select ", name_of(strategy), "-QKT"));
   }
-  return [name](const SelectorShape& shape) { return make_selector(name, shape); };
+  method.parts.push_back(named_selector_part(strategy, name));
+}
+
+// Work that asks the device's planner has one.
+void add_planner(Method& method) {
+  const auto asks = [](const HostWork& work) {
+    return std::holds_alternative<ByPlanner>(choice_of(work));
+  };
+  if ((asks(method.work) || asks(method.early_work)) && !method.has(PartRole::kPlanner)) {
+    method.parts.push_back(partial_keys_part({}));
+  }
 }
 
 void register_scheduler(py::module_& module) {
@@ -178,7 +183,6 @@ void register_scheduler(py::module_& module) {
 
 void register_methods(py::module_& module) {
   register_scheduler(module);
-  using Rule = std::tuple<std::string, std::string, std::string>;
   py::class_<Method>(
       module, "Composition", "A method of the user's own, made of the parts of ours.")
       .def(py::init([](const std::string& name,
@@ -193,21 +197,19 @@ void register_methods(py::module_& module) {
              Method method;
              method.name = name;
              method.residency = parse("residency", residency, kResidencies);
-             method.rule = parse_rule(rule);
-             method.early_rule = early_rule ? parse_rule(*early_rule) : method.rule;
+             method.work = parse_rule(rule);
+             method.early_work = early_rule ? parse_rule(*early_rule) : method.work;
              method.first_layer = first_layer;
              method.strategy = parse_strategy(strategy);
-             method.selector = named_selector(selector, SelectionStrategy::kPostQkt);
-             method.pre_selects_by_partial_keys = pre_selector == kPartialKeysSelector;
-             if (!method.pre_selects_by_partial_keys) {
-               method.pre_selector = named_selector(pre_selector, SelectionStrategy::kPreQkt);
-             }
+             add_selector(method, selector, SelectionStrategy::kPostQkt);
+             add_selector(method, pre_selector, SelectionStrategy::kPreQkt);
+             add_planner(method);
              if (window && *window < 0) {
                throw ConfigError(
                    message("[composition] window is ", *window, "; allowed: >= 0 tokens, or None"));
              }
              if (window) {
-               method.window = [tokens = *window](const RequestShape&) { return tokens; };
+               method.window.tokens = [tokens = *window](const RequestShape&) { return tokens; };
                method.unread.emplace("device_tokens",
                                      message("the composition has a window of ",
                                              *window,

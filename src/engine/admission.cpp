@@ -11,8 +11,8 @@ namespace hybridgen {
 
 RequestPlan Admission::plan(const RequestShape& shape) const {
   std::optional<std::int64_t> window = options.device_tokens.resolve(shape.prompt_tokens);
-  if (!window && method.window) {
-    window = method.window(shape);
+  if (!window && method.window.tokens) {
+    window = method.window.tokens(shape);
   }
   if (!window && method.residency == Residency::kWindow) {
     window = largest_window(shape);

@@ -21,6 +21,7 @@
 #include "models/decoder_model.h"
 #include "pipeline/decode_pipeline.h"
 #include "pipeline/prefill.h"
+#include "pipeline/test_probe.h"
 #include "runtime/process.h"
 
 namespace hybridgen {
@@ -127,6 +128,7 @@ struct Engine::Impl {
   RequestQueue queue;
   TraceRecorder trace;
   RunStatistics statistics;
+  std::unique_ptr<PipelineProbe> probe = make_test_probe(options.test);
   std::unique_ptr<CpuStage> cpu_stage;
   std::unique_ptr<Prefill> prefill;
   std::unique_ptr<DecodePipeline> pipeline;
@@ -152,7 +154,7 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
                                            kernels::cpu_kernels(machine.isa()),
                                            model->config(),
                                            trace,
-                                           options.test.random_delay_us,
+                                           probe.get(),
                                            machine.division(),
                                            model->device().is_cpu());
   }
@@ -164,7 +166,7 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
                                               machine.pool(),
                                               trace,
                                               statistics.pipeline,
-                                              options.test);
+                                              probe.get());
   driver = std::make_unique<DriverThread>();
   driver->run([this] { machine.start_driver(); });
 }
@@ -192,7 +194,7 @@ bool Engine::Impl::admit_next(std::vector<TokenEvent>& events) {
     request->state = std::make_unique<RequestState>(
         *model, method, attended, needed, budgets, options.numa_node, machine.division().parts);
     if (cpu_stage != nullptr) {
-      cpu_stage->reserve(needed.max_offloaded, needed.max_candidates);
+      cpu_stage->reserve(needed.max_offloaded, request->state->max_candidates());
     }
   } catch (...) {
     fail(*request, std::current_exception(), events);
@@ -253,8 +255,8 @@ void Engine::Impl::rebuild_batches() {
   // As few as the size allows, but no fewer than the method wants; sizes differ by one at most.
   const auto size = static_cast<std::size_t>(options.micro_batch);
   const std::size_t fewest = (running.size() + size - 1) / size;
-  const std::size_t count =
-      std::max(fewest, std::min(running.size(), static_cast<std::size_t>(method.micro_batches)));
+  const std::size_t count = std::max(
+      fewest, std::min(running.size(), static_cast<std::size_t>(method.batches.micro_batches)));
   for (std::size_t i = 0, first = 0; i < count; ++i) {
     const std::size_t last = first + (running.size() - first) / (count - i);
     std::vector<RequestState*> states;
@@ -405,8 +407,8 @@ std::int64_t Engine::add(std::vector<std::int64_t> prompt,
       impl.model->config(),
       impl.options.max_model_len);
   request->added_ns = TraceRecorder::now_ns();
-  const bool chooses = impl.method.rule.choice != HostChoice::kAll;
-  request->statistics.strategy = chooses ? std::string(name_of(impl.method.strategy)) : "none";
+  request->statistics.strategy =
+      chooses(impl.method.work) ? std::string(name_of(impl.method.strategy)) : "none";
   impl.admission.check_positions(request->shape(), request->prefill_tokens);
   impl.admission.check_fits(request->shape());
   request->tokens.reserve(static_cast<std::size_t>(request->max_tokens));

@@ -88,19 +88,18 @@ RequestStatistics statistics_of(const Request& request, const Method& method) {
   statistics.offloaded_tokens = state.tokens.num_offloaded();
   statistics.resident_tokens = state.tokens.num_resident();
   statistics.dropped_tokens = state.tokens.num_dropped();
-  const bool is_steerable = method.rule.choice == HostChoice::kSelector &&
-                            method.rule.payload != PayloadKind::kPartialAttention;
-  statistics.k = is_steerable ? state.num_chosen(statistics.offloaded_tokens) : state.last_chosen;
+  statistics.k = sends_k(method.work) ? state.steering.num_chosen(statistics.offloaded_tokens)
+                                      : state.attended.last_attended;
   if (statistics.strategy != "none") {
-    statistics.strategy = std::string(name_of(state.strategy()));
+    statistics.strategy = std::string(name_of(state.steering.strategy()));
   }
-  if (state.scheduler) {
-    statistics.scheduler_decisions = state.scheduler->num_decisions();
-    statistics.last_decision = std::string(name_of(state.scheduler->last_decision()));
+  if (const auto& scheduler = state.steering.scheduler()) {
+    statistics.scheduler_decisions = scheduler->num_decisions();
+    statistics.last_decision = std::string(name_of(scheduler->last_decision()));
   }
-  if (state.available_offloaded > 0) {
-    statistics.attended_offloaded_share = static_cast<double>(state.attended_offloaded) /
-                                          static_cast<double>(state.available_offloaded);
+  if (state.attended.available > 0) {
+    statistics.attended_offloaded_share = static_cast<double>(state.attended.attended) /
+                                          static_cast<double>(state.attended.available);
   }
   return statistics;
 }

@@ -2,6 +2,7 @@
 // FlexGen (Sheng et al., ICML 2023; FMInference/FlexLLMGen): keys and values live on the host and
 // stream to the device layer by layer, the next layer's while this one computes.
 #include "methods/methods.h"
+#include "parts/parts.h"
 
 namespace hybridgen {
 
@@ -45,16 +46,16 @@ Method flexgen_method(const EngineOptions& options) {
   Method method;
   method.name = info.name;
   method.residency = Residency::kWindow;
-  method.rule = {HostQuery::kNone, PayloadKind::kKeysAndValues, HostChoice::kAll};
-  method.value_share = own.attn_sparsity;
-  if (method.value_share < 1.0) {
-    method.rule.payload = PayloadKind::kKeysThenValues;
+  method.work = Fetch{HostQuery::kNone, AllTokens{}};
+  if (own.attn_sparsity < 1.0) {
+    method.work = FetchKeys{};
+    method.parts.push_back(sparse_values_part(own.attn_sparsity));
   }
   method.key_layout = KeyLayout::kRows;
   if (options.device_tokens != WindowSetting{}) {
     method.unread.emplace("gpu_share", "KVConfig(device_tokens=) says it; give one of them");
   }
-  method.window = [gpu_share = own.gpu_share](const RequestShape& request) {
+  method.window.tokens = [gpu_share = own.gpu_share](const RequestShape& request) {
     return static_cast<std::int64_t>(gpu_share * static_cast<double>(request.prompt_tokens));
   };
   return method;

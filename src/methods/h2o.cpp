@@ -3,6 +3,7 @@
 // the largest sums of attention weights ("heavy hitters") and the newest ones.
 
 #include "methods/methods.h"
+#include "parts/parts.h"
 
 namespace hybridgen {
 
@@ -52,11 +53,13 @@ Method h2o_method(const EngineOptions& options) {
   if (own.positions == PositionMode::kCacheIndex && own.home == Home::kHost) {
     table().refuse("method h2o", own, "positions", kShiftOnDevice);
   }
-  method.retention = [heavy = own.heavy, recent = own.recent](const RetentionShape& shape,
-                                                              const RequestShape& request) {
-    return make_heavy_hitter_retention(
-        shape, heavy.resolve(request.prompt_tokens, 0), recent.resolve(request.prompt_tokens, 1));
-  };
+  method.parts = {retention_part([heavy = own.heavy, recent = own.recent](
+                                     const RetentionShape& shape, const RequestShape& request) {
+                    return make_heavy_hitter_retention(shape,
+                                                       heavy.resolve(request.prompt_tokens, 0),
+                                                       recent.resolve(request.prompt_tokens, 1));
+                  }),
+                  prompt_scores_part()};
   return method;
 }
 

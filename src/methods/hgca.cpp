@@ -60,14 +60,14 @@ Method hgca_method(const EngineOptions& options) {
   if (options.device_tokens != WindowSetting{}) {
     method.unread.emplace("blocks", "KVConfig(device_tokens=) sets the window; give one of them");
   }
-  method.window = [window](const RequestShape&) { return window; };
-  method.eviction_block = own.block;
-  method.rule = {HostQuery::kExact, PayloadKind::kPartialAttention, HostChoice::kSelector};
+  method.window = {.tokens = [window](const RequestShape&) { return window; }, .block = own.block};
+  method.work = Attend{HostQuery::kExact, BySelectors{}};
   method.key_layout = KeyLayout::kRows;
   method.strategy = SelectionStrategy::kPreQkt;
-  method.pre_selector = [salience = own.salience](const SelectorShape& shape) {
-    return make_hgca_selector(shape, salience);
-  };
+  method.parts.push_back(
+      selector_part(method.strategy, [salience = own.salience](const SelectorShape& shape) {
+        return make_hgca_selector(shape, salience);
+      }));
   return method;
 }
 

@@ -4,6 +4,7 @@
 #include "core/option_tables.h"
 #include "hybridgen/core/error.h"
 #include "methods/methods.h"
+#include "parts/parts.h"
 
 namespace hybridgen {
 
@@ -44,11 +45,12 @@ void scan_shadow(Method& method, const HybridGenOptions& own, bool may_plan) {
     refuse("pre_selector", own.pre_selector, "one that does not need keys in blocks");
   }
   const bool is_int8 = own.scoring == Scoring::kInt8;
-  method.shadow = is_int8 ? ShadowPrecision::kInt8 : ShadowPrecision::kInt4;
-  method.candidates_per_k = own.candidates_per_k;
-  if (own.candidates_per_k == 0.0) {
-    method.candidates_per_k = is_int8 ? 2.0 : 4.0;
+  double per_k = own.candidates_per_k;
+  if (per_k == 0.0) {
+    per_k = is_int8 ? 2.0 : 4.0;
   }
+  method.parts.push_back(
+      shadow_scoring_part(is_int8 ? ShadowPrecision::kInt8 : ShadowPrecision::kInt4, per_k));
   method.key_layout = KeyLayout::kRows;
 }
 
@@ -67,7 +69,7 @@ void note_unread(Method& method, const HybridGenOptions& own, bool may_plan, boo
   if (!may_plan) {
     unread({"pre_selector", "column_share"},
            "tokens are chosen after their logits only; set strategy='pre' or k=None");
-  } else if (!method.pre_selects_by_partial_keys) {
+  } else if (!method.has(PartRole::kPlanner)) {
     unread({"column_share"}, "no partial keys are kept; set pre_selector='partial_keys'");
   }
   if (!may_scan) {
@@ -83,21 +85,20 @@ Method hybridgen_method(const EngineOptions& options) {
   Method method;
   method.name = hybridgen_info().name;
   method.residency = Residency::kWindow;
-  method.early_rule = {HostQuery::kExact, PayloadKind::kLogitsAndValues, HostChoice::kSelector};
-  method.rule = method.early_rule;
-  if (own.query.mode != QueryMode::kExact) {
-    method.rule.query = HostQuery::kGuessed;
-    method.first_layer = own.query.first_layer;
+  method.early_work = Score{HostQuery::kExact, BySelectors{}};
+  method.work = method.early_work;
+  if (own.query.mode == QueryMode::kSpeculative) {
+    method.work = Score{HostQuery::kGuessed, BySelectors{}};
+  } else if (own.query.mode == QueryMode::kRescore) {
+    method.work = Fetch{HostQuery::kGuessed, BySelectors{}};
   }
-  if (own.query.mode == QueryMode::kRescore) {
-    method.rule.payload = PayloadKind::kKeysAndValues;
+  if (own.query.mode != QueryMode::kExact) {
+    method.first_layer = own.query.first_layer;
   }
   method.guess_norm = own.query.norm;
   method.guess_source = own.query.source;
   method.strategy = own.strategy;
-  method.selector = [name = own.selector](const SelectorShape& shape) {
-    return make_selector(name, shape);
-  };
+  method.parts.push_back(named_selector_part(SelectionStrategy::kPostQkt, own.selector));
   const auto may = [&](SelectionStrategy strategy) {
     return own.strategy == strategy ||
            (own.scheduler &&
@@ -105,17 +106,14 @@ Method hybridgen_method(const EngineOptions& options) {
   };
   // Partial keys take room on the device: not where no request can ever be in Pre-QKT.
   const bool may_plan = may(SelectionStrategy::kPreQkt);
-  if (own.pre_selector == kPartialKeysSelector) {
-    method.pre_selects_by_partial_keys = may_plan;
-  } else {
-    method.pre_selector = [name = own.pre_selector](const SelectorShape& shape) {
-      return make_selector(name, shape);
-    };
+  if (own.pre_selector != kPartialKeysSelector) {
+    method.parts.push_back(named_selector_part(SelectionStrategy::kPreQkt, own.pre_selector));
+  } else if (may_plan) {
+    method.parts.push_back(partial_keys_part({.column_share = own.column_share}));
   }
   if (own.scoring != Scoring::kFull) {
     scan_shadow(method, own, may_plan);
   }
-  method.partial_keys.column_share = own.column_share;
   note_unread(method, own, may_plan, may(SelectionStrategy::kPostQkt));
   return method;
 }

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "methods/methods.h"
+#include "parts/parts.h"
 
 namespace hybridgen {
 
@@ -79,16 +80,16 @@ Method infinigen_method(const EngineOptions& options) {
   Method method;
   method.name = info.name;
   method.residency = Residency::kWindow;
-  method.window = [](const RequestShape&) { return std::int64_t{0}; };
-  method.rule = {HostQuery::kGuessed, PayloadKind::kKeysAndValues, HostChoice::kPartialKeys};
-  method.early_rule = {HostQuery::kNone, PayloadKind::kKeysAndValues, HostChoice::kAll};
+  method.window.tokens = [](const RequestShape&) { return std::int64_t{0}; };
+  method.parts.push_back(partial_keys_part(own.partial_keys));
+  method.work = Fetch{HostQuery::kGuessed, ByPlanner{own.partial_keys.max_fetch}};
+  method.early_work = Fetch{HostQuery::kNone, AllTokens{}};
   method.strategy = SelectionStrategy::kPreQkt;
   method.first_layer = own.first_layer;
   method.guess_norm = GuessNorm::kCurrent;
   method.key_layout = KeyLayout::kRows;
-  method.partial_keys = own.partial_keys;
   if (own.pool.capacity < 1.0) {
-    method.pool = own.pool;
+    method.parts.push_back(host_pool_part(own.pool));
   } else {
     method.unread.emplace("policy", "no pool is ever full with capacity=1.0; set it to less");
   }

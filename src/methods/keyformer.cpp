@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "methods/methods.h"
+#include "parts/parts.h"
 
 namespace hybridgen {
 
@@ -62,18 +63,19 @@ Method keyformer_method(const EngineOptions& options) {
   if (!score.noise) {
     method.unread.emplace("seed", "noise=False draws nothing; set noise=True");
   }
-  method.prompt_score = score;
-  method.retention = [budget = own.kv_cache, recent_share = own.recent, score](
+  method.parts.push_back(gumbel_scores_part(score));
+  method.parts.push_back(
+      retention_part([budget = own.kv_cache, recent_share = own.recent, score](
                          const RetentionShape& shape, const RequestShape& request) {
-    const std::int64_t tokens = budget.resolve(request.prompt_tokens, 1);
-    const std::int64_t recent = std::max<std::int64_t>(
-        1, static_cast<std::int64_t>(recent_share * static_cast<double>(tokens)));
-    KeyformerScore tempered = score;
-    tempered.num_steps = std::max<std::int64_t>(1, request.max_tokens - request.prompt_tokens);
-    tempered.request = request.content;
-    return make_keyformer_retention(
-        shape, std::max<std::int64_t>(0, tokens - recent), recent, tempered);
-  };
+        const std::int64_t tokens = budget.resolve(request.prompt_tokens, 1);
+        const std::int64_t recent = std::max<std::int64_t>(
+            1, static_cast<std::int64_t>(recent_share * static_cast<double>(tokens)));
+        KeyformerScore tempered = score;
+        tempered.num_steps = std::max<std::int64_t>(1, request.max_tokens - request.prompt_tokens);
+        tempered.request = request.content;
+        return make_keyformer_retention(
+            shape, std::max<std::int64_t>(0, tokens - recent), recent, tempered);
+      }));
   return method;
 }
 

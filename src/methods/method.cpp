@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hybridgen/methods/method.h"
 
-#include <array>
+#include <algorithm>
+#include <mutex>
+#include <utility>
 
 #include "core/names.h"
 #include "core/option_tables.h"
@@ -13,29 +15,67 @@ namespace hybridgen {
 namespace {
 
 struct Entry {
-  MethodInfo (*info)();
-  Method (*build)(const EngineOptions&);
+  MethodInfo info;
+  MethodFactory make;
 };
 
-constexpr std::array kMethods = {Entry{full_info, full_method},
-                                 Entry{hybridgen_info, hybridgen_method},
-                                 Entry{flexgen_info, flexgen_method},
-                                 Entry{moe_lightning_info, moe_lightning_method},
-                                 Entry{streaming_llm_info, streaming_llm_method},
-                                 Entry{h2o_info, h2o_method},
-                                 Entry{keyformer_info, keyformer_method},
-                                 Entry{infinigen_info, infinigen_method},
-                                 Entry{hgca_info, hgca_method}};
+/// The library's own first, then those that users registered.
+class Registry {
+ public:
+  static Registry& instance() {
+    // Never destroyed: what users registered may belong to an interpreter that is gone by then.
+    static auto* const registry = new Registry;  // NOLINT(cppcoreguidelines-owning-memory)
+    return *registry;
+  }
+
+  std::vector<Entry> entries() const {
+    const std::lock_guard lock(mutex_);
+    return entries_;
+  }
+
+  void add(Entry entry) {
+    const std::lock_guard lock(mutex_);
+    const auto name = [](const Entry& each) { return each.info.name; };
+    const auto found = std::ranges::find(entries_, entry.info.name, name);
+    if (entry.info.name.empty() || found < entries_.begin() + num_own_) {
+      throw ConfigError(message("[register_method] name is '",
+                                entry.info.name,
+                                "'; allowed: any that is not one of the library's own"));
+    }
+    if (found == entries_.end()) {
+      entries_.push_back(std::move(entry));
+    } else {
+      *found = std::move(entry);
+    }
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::vector<Entry> entries_{{full_info(), full_method},
+                              {hybridgen_info(), hybridgen_method},
+                              {flexgen_info(), flexgen_method},
+                              {moe_lightning_info(), moe_lightning_method},
+                              {streaming_llm_info(), streaming_llm_method},
+                              {h2o_info(), h2o_method},
+                              {keyformer_info(), keyformer_method},
+                              {infinigen_info(), infinigen_method},
+                              {hgca_info(), hgca_method}};
+  std::ptrdiff_t num_own_ = std::ssize(entries_);
+};
 
 }  // namespace
+
+void register_method(MethodInfo info, MethodFactory make) {
+  Registry::instance().add({std::move(info), std::move(make)});
+}
 
 Method make_method(const EngineOptions& options) {
   std::vector<std::string> names;
   std::string allowed;
-  for (const Entry& entry : kMethods) {
-    const std::string name = entry.info().name;
+  for (const Entry& entry : Registry::instance().entries()) {
+    const std::string& name = entry.info.name;
     if (name == options.method) {
-      Method method = entry.build(options);
+      Method method = entry.make(options);
       refuse_unread(method, options);
       return method;
     }
@@ -58,92 +98,97 @@ std::uint64_t content_of(std::span<const std::int64_t> prompt) {
   return hash;
 }
 
+namespace {
+
+[[noreturn]] void refuse(const Method& method, const std::string& why) {
+  throw ConfigError(message("[composition ", method.name, "] ", why));
+}
+
+void check_work(const Method& method, const HostWork& work) {
+  if (is<Nothing>(work) == method.offloads()) {
+    refuse(method,
+           is<Nothing>(work)
+               ? "tokens leave the device and the host sends nothing; allowed: any payload, or "
+                 "residency all"
+               : "the host sends a payload and no token ever leaves the device; allowed: payload "
+                 "nothing, or residency window or none");
+  }
+  const bool by_selectors = std::holds_alternative<BySelectors>(choice_of(work));
+  const bool can_select = method.has(PartRole::kSelector);
+  const bool is_post = method.strategy == SelectionStrategy::kPostQkt;
+  if (by_selectors && !can_select && !method.can_plan()) {
+    refuse(method, "choice is selector and there is none; name a selector or a pre_selector");
+  }
+  if (by_selectors && !(is_post ? can_select : method.can_plan())) {
+    refuse(method, message("strategy is ", name_of(method.strategy), " and it has no selector"));
+  }
+  if (by_selectors && is_post && query_of(work) == HostQuery::kNone) {
+    refuse(method, "the host needs a query and gets none; allowed: query exact or guessed");
+  }
+  if (by_selectors && is_post && is<Attend>(work)) {
+    refuse(method,
+           "partial attention over tokens chosen after their logits; allowed: strategy pre");
+  }
+  if (method.residency != Residency::kNone) {
+    return;
+  }
+  if (!is<Attend>(work) || query_of(work) != HostQuery::kExact) {
+    refuse(method,
+           "no token is on the device; allowed there: query exact, payload partial_attention");
+  }
+  if (chooses(work)) {
+    refuse(method,
+           "no token is on the device and the newest may not be chosen; allowed: choice all");
+  }
+}
+
+}  // namespace
+
 void check_composition(const Method& method) {
-  const auto refuse = [&](const std::string& why) {
-    throw ConfigError(message("[composition ", method.name, "] ", why));
-  };
   if (method.name.empty()) {
     throw ConfigError("[composition] name is empty; allowed: any other text");
   }
-  if (method.residency == Residency::kRetained && !method.retention) {
-    refuse("tokens are retained and nobody chooses them; add a retention policy");
+  if (method.residency == Residency::kRetained && !method.has(PartRole::kRetention)) {
+    refuse(method, "tokens are retained and nobody chooses them; add a retention policy");
+  }
+  for (const HostWork* work : {&method.work, &method.early_work}) {
+    if (is<FetchKeys>(*work) && !method.has(PartRole::kOwnAttention)) {
+      refuse(method,
+             "keys alone are fetched and nobody attends; add a part with its own attention");
+    }
   }
   if (method.first_layer < 0) {
-    refuse(message("first_layer is ", method.first_layer, "; allowed: >= 0"));
+    refuse(method, message("first_layer is ", method.first_layer, "; allowed: >= 0"));
   }
-  for (const LayerRule* rule : {&method.rule, &method.early_rule}) {
-    const bool sends = rule->payload != PayloadKind::kNothing;
-    if (sends != method.offloads()) {
-      refuse(sends ? "the host sends a payload and no token ever leaves the device; allowed: "
-                     "payload nothing, or residency window or none"
-                   : "tokens leave the device and the host sends nothing; allowed: any payload, or "
-                     "residency all");
-    }
-    if (!sends) {
-      continue;
-    }
-    if (rule->choice == HostChoice::kSelector && !method.selector && !method.pre_selector &&
-        !method.pre_selects_by_partial_keys) {
-      refuse("choice is selector and there is none; name a selector or a pre_selector");
-    }
-    if (rule->choice == HostChoice::kSelector &&
-        (method.strategy == SelectionStrategy::kPostQkt
-             ? !method.selector
-             : !method.pre_selector && !method.pre_selects_by_partial_keys)) {
-      refuse(message("strategy is ", name_of(method.strategy), " and it has no selector"));
-    }
-    const bool scores =
-        rule->payload != PayloadKind::kKeysAndValues || rule->choice == HostChoice::kPartialKeys ||
-        (rule->choice == HostChoice::kSelector && method.strategy == SelectionStrategy::kPostQkt);
-    if (scores && rule->query == HostQuery::kNone) {
-      refuse("the host needs a query and gets none; allowed: query exact or guessed");
-    }
-    if (rule->payload == PayloadKind::kLogitsAndValues && rule->choice == HostChoice::kAll) {
-      refuse(
-          "logits of all tokens without a selector; allowed: choice selector with k='all', or "
-          "payload partial_attention");
-    }
-    if (rule->payload == PayloadKind::kPartialAttention && rule->choice == HostChoice::kSelector &&
-        method.strategy == SelectionStrategy::kPostQkt) {
-      refuse("partial attention over tokens chosen after their logits; allowed: strategy pre");
-    }
-    if (method.residency == Residency::kNone &&
-        (rule->payload != PayloadKind::kPartialAttention || rule->query != HostQuery::kExact)) {
-      refuse("no token is on the device; allowed there: query exact, payload partial_attention");
-    }
-    if (method.residency == Residency::kNone && rule->choice != HostChoice::kAll) {
-      refuse("no token is on the device and the newest may not be chosen; allowed: choice all");
-    }
-  }
-  const bool guesses_at_once = method.first_layer < 1 && method.rule.query == HostQuery::kGuessed;
-  if (guesses_at_once || method.early_rule.query == HostQuery::kGuessed) {
-    refuse(
-        "a guessed query needs a layer before it; allowed: a guessed rule from first_layer >= 1 "
-        "on, "
-        "with an early_rule that does not guess");
+  check_work(method, method.work);
+  check_work(method, method.early_work);
+  const bool guesses_at_once =
+      method.first_layer < 1 && query_of(method.work) == HostQuery::kGuessed;
+  if (guesses_at_once || query_of(method.early_work) == HostQuery::kGuessed) {
+    refuse(method,
+           "a guessed query needs a layer before it; allowed: a guessed rule from first_layer >= 1 "
+           "on, with an early_rule that does not guess");
   }
 }
 
 std::optional<SchedulerOptions> steering_of(const Method& method,
                                             const std::optional<SchedulerOptions>& asked) {
-  if (!asked || method.rule.choice != HostChoice::kSelector ||
-      method.rule.payload == PayloadKind::kPartialAttention) {
+  if (!asked || !sends_k(method.work)) {
     return std::nullopt;
   }
   SchedulerOptions options = *asked;
   options.initial_strategy = method.strategy;
-  const bool can_plan = method.pre_selector != nullptr || method.pre_selects_by_partial_keys;
-  options.adapt_strategy = options.adapt_strategy && method.selector != nullptr && can_plan;
+  options.adapt_strategy =
+      options.adapt_strategy && method.has(PartRole::kSelector) && method.can_plan();
   return options;
 }
 
 KeyLayout natural_key_layout(const Method& method) {
-  const auto ships_all = [](const LayerRule& rule) {
-    return rule.choice == HostChoice::kAll && (rule.payload == PayloadKind::kKeysAndValues ||
-                                               rule.payload == PayloadKind::kKeysThenValues);
+  const auto ships_all = [](const HostWork& work) {
+    return is<FetchKeys>(work) || (is<Fetch>(work) && !chooses(work));
   };
   // Only rows can be shipped whole; blocks are faster to scan, and some selectors read them.
-  return ships_all(method.rule) || ships_all(method.early_rule) ? KeyLayout::kRows
+  return ships_all(method.work) || ships_all(method.early_work) ? KeyLayout::kRows
                                                                 : KeyLayout::kBlocked;
 }
 
@@ -169,9 +214,8 @@ std::vector<OptionClass> method_option_classes() {
 
 std::vector<MethodInfo> list_methods() {
   std::vector<MethodInfo> methods;
-  methods.reserve(kMethods.size());
-  for (const Entry& entry : kMethods) {
-    methods.push_back(entry.info());
+  for (const Entry& entry : Registry::instance().entries()) {
+    methods.push_back(entry.info);
   }
   return methods;
 }

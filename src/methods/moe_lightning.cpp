@@ -44,9 +44,8 @@ Method moe_lightning_method(const EngineOptions& options) {
   Method method;
   method.name = info.name;
   method.residency = Residency::kNone;
-  method.rule = {HostQuery::kExact, PayloadKind::kPartialAttention, HostChoice::kAll};
-  method.micro_batches = own.micro_batches;
-  method.lookahead = own.lookahead;
+  method.work = Attend{HostQuery::kExact, AllTokens{}};
+  method.batches = {own.micro_batches, own.lookahead};
   return method;
 }
 

@@ -7,9 +7,8 @@ Method retaining_method(const MethodInfo& info, Home home) {
   Method method;
   method.name = info.name;
   method.residency = Residency::kRetained;
-  method.retained_on_host = home == Home::kHost;
-  if (method.retained_on_host) {
-    method.rule = {HostQuery::kNone, PayloadKind::kKeysAndValues, HostChoice::kAll};
+  if (home == Home::kHost) {
+    method.work = Fetch{HostQuery::kNone, AllTokens{}};
   }
   method.key_layout = KeyLayout::kRows;
   return method;

@@ -81,8 +81,10 @@ std::vector<std::string> selective_options() {
 
 std::vector<std::string> options_read_by(const Method& composition) {
   std::vector<std::string> names;
-  if (composition.rule.choice == HostChoice::kSelector ||
-      composition.early_rule.choice == HostChoice::kSelector) {
+  const auto reads_k = [](const HostWork& work) {
+    return std::holds_alternative<BySelectors>(choice_of(work));
+  };
+  if (reads_k(composition.work) || reads_k(composition.early_work)) {
     names.emplace_back("k");
   }
   if (steering_of(composition, SchedulerOptions{})) {

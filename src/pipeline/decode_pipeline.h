@@ -21,14 +21,9 @@
 #include <memory>
 #include <span>
 
-#include "hybridgen/core/engine_options.h"
-#include "hybridgen/methods/method.h"
-#include "hybridgen/pipeline/statistics.h"
-#include "hybridgen/runtime/trace_recorder.h"
-#include "models/decoder_model.h"
-#include "pipeline/cpu_stage.h"
+#include "pipeline/host_jobs.h"
+#include "pipeline/loop_context.h"
 #include "pipeline/micro_batch.h"
-#include "pipeline/stage_timer.h"
 
 namespace hybridgen {
 
@@ -43,46 +38,40 @@ class DecodePipeline {
                  WorkerPool* pool,
                  TraceRecorder& trace,
                  PipelineStatistics& statistics,
-                 const TestSwitches& test);
+                 PipelineProbe* probe = nullptr);
+
+  using Batches = std::span<const std::unique_ptr<MicroBatch>>;
 
   /// One step of all rows: feeds batch.tokens, leaves float32 logits in batch.host_logits (ready
   /// for the host when this returns). What fails for one request becomes its `failure`: its logits
   /// then mean nothing, those of all others are as without it. Throws what concerns all of them,
   /// after all host jobs have ended; the requests' caches are then in an undefined state.
-  void step(std::span<const std::unique_ptr<MicroBatch>> batches);
+  void step(Batches batches);
 
  private:
-  void run_layers(std::span<const std::unique_ptr<MicroBatch>> batches);
-  void begin_step(MicroBatch& batch);
-  void add_token(RequestState& request);
-  void make_room(RequestState& request);
-  std::int64_t position_of(const RequestState& request) const;
+  void run_layers(Batches batches);
   void start_layer(std::int64_t layer, MicroBatch& batch);
   void finish_layer(std::int64_t layer, MicroBatch& batch);
-  void end_step(std::span<const std::unique_ptr<MicroBatch>> batches);
+
+  /// Whether there is such a layer and its host job starts by such a query.
+  bool starts_by(HostQuery query, std::int64_t layer) const;
+  /// The host's job for which `layer` is early enough to guess a query, if any.
+  void start_guessed(std::int64_t layer, MicroBatch& batch);
+  void begin_step(MicroBatch& batch);
   void append_key_value(std::int64_t layer, MicroBatch& batch);
-  void shift_keys(std::int64_t layer, MicroBatch& batch);
-  /// `query` [B, H, D] or [B, H D]; undefined for host jobs that need none.
-  void start_host_jobs(std::int64_t layer, MicroBatch& batch, const at::Tensor& query);
-  void plan_by_partial_keys(std::int64_t layer,
-                            RequestState& request,
-                            const at::Tensor& query,
-                            HostJob& job);
-  void receive_payloads(std::int64_t layer, MicroBatch& batch);
-  void feed_back(std::int64_t layer, MicroBatch& batch);
-  void trace_device(const char* name, std::int64_t layer, std::int64_t begin_ns);
+  void score_resident(std::int64_t layer, MicroBatch& batch);
+  void merge(std::int64_t layer, MicroBatch& batch);
+  void compute_logits(MicroBatch& batch);
+  void end_step(Batches batches);
+  void end_request_step(RequestState& request);
+  void trace_decision(const RequestState& request) const;
 
   const DecoderModel& model_;
   const DeviceOps& ops_;
   const Method& method_;
-  CpuStage* cpu_stage_;
-  WorkerPool* pool_;
-  TraceRecorder& trace_;
-  PipelineStatistics& statistics_;
-  TestSwitches test_;
-  StageTimer timer_;
-  std::int64_t step_ = 0;
-  StepSample sample_;  ///< of the step so far: host stages that ran beside the layer before
+  LoopContext loop_;
+  HostJobs host_;
+  std::int64_t guess_distance_;
 };
 
 }  // namespace hybridgen

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The part of the CPU stage that asks selectors, and does not trust them; with a shadow of the keys
-// it asks for candidates and decides by exact logits.
+#include "pipeline/host_selection.h"
+
 #include <algorithm>
 
 #include "hybridgen/core/error.h"
-#include "kernels/cpu_kernels.h"
-#include "pipeline/cpu_stage.h"
 
 namespace hybridgen {
 namespace {
@@ -40,135 +38,88 @@ void check_positions(const TokenSelector& selector,
   }
 }
 
-}  // namespace
-
-// The tokens of a Pre-QKT choice, left in `merged` as well.
-std::span<const std::int32_t> CpuStage::plan(const Task& task) const {
+void choose_by_logits(const HostTask& task,
+                      const SelectedHere& selected,
+                      std::int64_t per_group,
+                      const float* logits,
+                      std::int64_t stride) {
   const HostJob& job = task.job;
-  std::int32_t* merged = job.buffers.merged + task.kv_head * job.buffers.union_capacity;
-  std::int64_t& count = job.buffers.union_sizes[task.kv_head];
-  if (job.rule.choice == HostChoice::kPartialKeys || job.selector == nullptr) {
-    return {merged, static_cast<std::size_t>(count)};  // planned on the device
-  }
-  const PlanContext context{
-      task.layer, task.kv_head, job.num_offloaded, job.num_chosen, task.scratch.queries};
-  const std::span<const std::int32_t> chosen = job.selector->plan(context, task.scratch.planned);
-  check_positions(*job.selector, chosen, job.num_offloaded, job.num_chosen);
-  count = static_cast<std::int64_t>(chosen.size());
-  if (job.rule.payload == PayloadKind::kPartialAttention) {
-    return chosen;  // nothing but the result leaves the host
-  }
-  std::ranges::copy(chosen, merged);
-  return {merged, chosen.size()};
-}
-
-// `logits`: of all offloaded tokens, row r of the KV head's query heads at r * stride; a shadow's
-// scores if the job has one.
-void CpuStage::choose(const Task& task, const float* logits, std::int64_t stride) const {
-  if (task.job.shadow != nullptr) {
-    choose_by_shadow(task, logits, stride);
-  } else {
-    choose_by_logits(task, logits, stride);
-  }
-  const HostJobBuffers& out = task.job.buffers;
-  const std::int64_t per_group = num_heads_ / num_kv_heads_;
-  const std::int64_t first = task.kv_head * per_group * task.job.num_chosen;
-  out.union_sizes[task.kv_head] =
-      kernels::merge_positions(out.positions + first,
-                               per_group,
-                               task.job.num_chosen,
-                               out.merged + task.kv_head * out.union_capacity,
-                               out.index + first,
-                               task.scratch.merging);
-}
-
-void CpuStage::choose_by_logits(const Task& task, const float* logits, std::int64_t stride) const {
-  const HostJob& job = task.job;
-  const std::int64_t per_group = num_heads_ / num_kv_heads_;
   const std::int64_t first_head = task.kv_head * per_group;
-  const HostJobBuffers& out = job.buffers;
   const std::int64_t chosen = job.num_chosen;
   for (std::int64_t r = 0; r < per_group; ++r) {
     const std::int64_t row = (first_head + r) * chosen;
-    const std::span<std::int32_t> positions{out.positions + row, static_cast<std::size_t>(chosen)};
-    job.selector->select(task.layer,
-                         first_head + r,
-                         {logits + r * stride, static_cast<std::size_t>(job.num_offloaded)},
-                         positions,
-                         {out.logits + row, static_cast<std::size_t>(chosen)},
-                         task.scratch.selection);
-    check_positions(*job.selector, positions, job.num_offloaded, chosen);
+    const std::span<std::int32_t> positions{job.buffers.positions + row,
+                                            static_cast<std::size_t>(chosen)};
+    selected.selector->select(task.layer,
+                              first_head + r,
+                              {logits + r * stride, static_cast<std::size_t>(job.num_offloaded)},
+                              positions,
+                              {job.buffers.logits + row, static_cast<std::size_t>(chosen)},
+                              task.scratch.selection);
+    check_positions(*selected.selector, positions, job.num_offloaded, chosen);
   }
 }
 
-void CpuStage::prepare_for_shadow(const Task& task) const {
-  kernels::prepare_shadow_queries(task.job.shadow->keys(task.layer, task.kv_head),
-                                  task.scratch.queries.data(),
-                                  num_heads_ / num_kv_heads_,
-                                  task.scratch.rescoring.queries.data(),
-                                  task.scratch.rescoring.scales.data());
-}
-
-void CpuStage::score_by_shadow(const Task& task, float* scores, std::int64_t stride) const {
-  kernels::ShadowLogitsArgs args;
-  args.keys = task.job.shadow->keys(task.layer, task.kv_head);
-  args.queries = task.scratch.rescoring.queries.data();
-  args.scales = task.scratch.rescoring.scales.data();
-  args.num_queries = num_heads_ / num_kv_heads_;
-  args.tokens = task.tokens;
-  args.scores = scores;
-  args.scores_stride = stride;
-  kernels_.shadow_logits(args);
-  task.result.key_bytes += task.tokens.size() * args.keys.block_bytes / kKeyBlockTokens;
-}
-
-// The shadow proposes; exact logits of what it proposed to any query head of the group decide.
-void CpuStage::choose_by_shadow(const Task& task, const float* scores, std::int64_t stride) const {
-  const HostJob& job = task.job;
-  const std::int64_t per_group = num_heads_ / num_kv_heads_;
-  const std::int64_t first_head = task.kv_head * per_group;
-  const auto count = static_cast<std::size_t>(job.num_candidates);
+// What the proxy proposes to each query head, into rescoring.candidates; returns their union.
+std::span<const std::int32_t> propose(const HostTask& task,
+                                      const SelectedHere& selected,
+                                      std::int64_t per_group,
+                                      const float* scores,
+                                      std::int64_t stride) {
+  const auto num_offloaded = static_cast<std::size_t>(task.job.num_offloaded);
+  const auto count = static_cast<std::size_t>(selected.num_candidates);
   const auto all = static_cast<std::size_t>(per_group) * count;
-  Rescoring& rescoring = task.scratch.rescoring;
+  HostScratch::Rescoring& rescoring = task.scratch.rescoring;
   rescoring.candidates.resize(all);
   rescoring.merged.resize(all);
   rescoring.index.resize(all);
-  rescoring.logits.resize(std::max(count,
-                                   static_cast<std::size_t>(per_group) *
-                                       std::min(all, static_cast<std::size_t>(job.num_offloaded))));
+  rescoring.logits.resize(
+      std::max(count, static_cast<std::size_t>(per_group) * std::min(all, num_offloaded)));
   for (std::int64_t r = 0; r < per_group; ++r) {
     const auto positions =
         std::span(rescoring.candidates).subspan(static_cast<std::size_t>(r) * count, count);
-    job.selector->select(task.layer,
-                         first_head + r,
-                         {scores + r * stride, static_cast<std::size_t>(job.num_offloaded)},
-                         positions,
-                         std::span(rescoring.logits).first(count),  // of no further use
-                         task.scratch.selection);
-    check_positions(*job.selector, positions, job.num_offloaded, job.num_candidates);
+    selected.selector->select(task.layer,
+                              task.kv_head * per_group + r,
+                              {scores + r * stride, num_offloaded},
+                              positions,
+                              std::span(rescoring.logits).first(count),  // of no further use
+                              task.scratch.selection);
+    check_positions(*selected.selector, positions, task.job.num_offloaded, selected.num_candidates);
   }
   const std::int64_t num_merged = kernels::merge_positions(rescoring.candidates.data(),
                                                            per_group,
-                                                           job.num_candidates,
+                                                           selected.num_candidates,
                                                            rescoring.merged.data(),
                                                            rescoring.index.data(),
                                                            task.scratch.merging);
-  const std::span<const std::int32_t> merged{rescoring.merged.data(),
-                                             static_cast<std::size_t>(num_merged)};
-  logits_of_chosen(task, merged, rescoring.logits.data(), num_merged);
+  return {rescoring.merged.data(), static_cast<std::size_t>(num_merged)};
+}
+
+// The proxy proposes; exact logits of what it proposed to any query head of the group decide.
+void choose_by_proxy(const HostTaskRunner& runner,
+                     const HostTask& task,
+                     const SelectedHere& selected,
+                     const float* scores,
+                     std::int64_t stride) {
+  const HostJob& job = task.job;
+  const std::int64_t per_group = runner.query_heads_per_kv_head();
+  const std::span<const std::int32_t> merged = propose(task, selected, per_group, scores, stride);
+  const auto num_merged = static_cast<std::int64_t>(merged.size());
+  float* const logits = task.scratch.rescoring.logits.data();
+  runner.score_chosen(task, merged, logits, num_merged);
   for (std::int64_t r = 0; r < per_group; ++r) {
-    const std::int64_t row = (first_head + r) * job.num_chosen;
-    std::int32_t* const positions = job.buffers.positions + row;
-    if (!kernels::top_k(rescoring.logits.data() + r * num_merged,
+    const std::int64_t head = task.kv_head * per_group + r;
+    std::int32_t* const positions = job.buffers.positions + head * job.num_chosen;
+    if (!kernels::top_k(logits + r * num_merged,
                         num_merged,
                         job.num_chosen,
                         positions,
-                        job.buffers.logits + row,
+                        job.buffers.logits + head * job.num_chosen,
                         task.scratch.selection)) {
       throw NumericError(message("[scoring] a logit of layer ",
                                  task.layer,
                                  ", query head ",
-                                 first_head + r,
+                                 head,
                                  " is NaN; check the checkpoint, or run it in float32 if "
                                  "activations overflow"));
     }
@@ -177,6 +128,51 @@ void CpuStage::choose_by_shadow(const Task& task, const float* scores, std::int6
       positions[j] = merged[static_cast<std::size_t>(positions[j])];
     }
   }
+}
+
+}  // namespace
+
+std::span<const std::int32_t> plan_tokens(const HostTask& task) {
+  const HostJob& job = task.job;
+  std::int32_t* merged = job.buffers.merged + task.kv_head * job.buffers.union_capacity;
+  std::int64_t& count = job.buffers.union_sizes[task.kv_head];
+  const auto* planned = std::get_if<PlannedHere>(&job.chooser);
+  if (planned == nullptr) {  // on the device
+    return {merged, static_cast<std::size_t>(count)};
+  }
+  const PlanContext context{
+      task.layer, task.kv_head, job.num_offloaded, job.num_chosen, task.scratch.queries};
+  const std::span<const std::int32_t> chosen =
+      planned->selector->plan(context, task.scratch.planned);
+  check_positions(*planned->selector, chosen, job.num_offloaded, job.num_chosen);
+  count = static_cast<std::int64_t>(chosen.size());
+  if (job.payload == Payload::kPartialAttention) {
+    return chosen;  // nothing but the result leaves the host
+  }
+  std::ranges::copy(chosen, merged);
+  return {merged, chosen.size()};
+}
+
+void select_tokens(const HostTaskRunner& runner,
+                   const HostTask& task,
+                   const float* scores,
+                   std::int64_t stride) {
+  const SelectedHere& selected = *task.job.selection();
+  const std::int64_t per_group = runner.query_heads_per_kv_head();
+  if (selected.proxy != nullptr) {
+    choose_by_proxy(runner, task, selected, scores, stride);
+  } else {
+    choose_by_logits(task, selected, per_group, scores, stride);
+  }
+  const HostJobBuffers& out = task.job.buffers;
+  const std::int64_t first = task.kv_head * per_group * task.job.num_chosen;
+  out.union_sizes[task.kv_head] =
+      kernels::merge_positions(out.positions + first,
+                               per_group,
+                               task.job.num_chosen,
+                               out.merged + task.kv_head * out.union_capacity,
+                               out.index + first,
+                               task.scratch.merging);
 }
 
 }  // namespace hybridgen

@@ -119,15 +119,15 @@ std::int64_t HostStaging::ship(const DeviceContext& device, const HostJob& job) 
                  /*non_blocking=*/true);
     }
   };
-  if (job.rule.payload == PayloadKind::kPartialAttention) {
+  if (job.payload == Payload::kPartialAttention) {
     send(device_.output, output_, num_heads_ * head_dim_);
     send(device_.lse, lse_, num_heads_);
     payload_.output = device_.output;
     payload_.lse = device_.lse;
     return bytes;
   }
-  const bool keys_only = job.rule.payload == PayloadKind::kKeysThenValues;
-  const bool ships_keys = keys_only || job.rule.payload == PayloadKind::kKeysAndValues;
+  const bool keys_only = job.payload == Payload::kKeys;
+  const bool ships_keys = job.sends_keys();
   payload_.count = job.num_chosen;
   payload_.union_sizes = union_sizes_;
   payload_.logits = device_.logits;

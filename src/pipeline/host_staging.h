@@ -11,7 +11,7 @@
 #include "device/device_ops.h"
 #include "hybridgen/core/model_config.h"
 #include "memory/host_buffer.h"
-#include "pipeline/cpu_stage.h"
+#include "pipeline/host_job.h"
 
 namespace hybridgen {
 

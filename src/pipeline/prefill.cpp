@@ -3,14 +3,14 @@
 
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <numeric>
 
 #include "device/torch_types.h"
+#include "parts/prompt_scores.h"
 #include "pipeline/offload.h"
-#include "pipeline/prefill_scores.h"
+#include "runtime/scoped_span.h"
 
 namespace hybridgen {
 namespace {
@@ -24,12 +24,18 @@ Prefill::Prefill(const DecoderModel& model,
                  const Method& method,
                  TraceRecorder& trace,
                  PipelineStatistics& statistics)
-    : model_(model), ops_(ops), method_(method), trace_(trace), statistics_(statistics) {}
+    : model_(model),
+      ops_(ops),
+      method_(method),
+      trace_(trace),
+      statistics_(statistics),
+      link_(statistics.prefill_h2d_bytes, statistics.d2h_bytes, statistics.evicted_bytes) {}
 
 at::Tensor Prefill::run_chunk(RequestState& request,
                               std::span<const std::int64_t> tokens,
                               bool want_logits) {
   const std::int64_t begin_ns = TraceRecorder::now_ns();
+  const ScopedSpan span(trace_, "prefill chunk");
   const auto compute = model_.device().use_compute();
   const ModelConfig& config = model_.config();
   const auto count = static_cast<std::int64_t>(tokens.size());
@@ -48,9 +54,6 @@ at::Tensor Prefill::run_chunk(RequestState& request,
     model_.attention_inputs(ops_, layer, ws_);
     const at::Tensor keys = ws_.key.permute({1, 0, 2});      // [G, T, D]
     const at::Tensor values = ws_.value.permute({1, 0, 2});  // [G, T, D]
-    if (request.partial_keys != nullptr && !request.partial_keys->has_columns(layer)) {
-      request.partial_keys->choose_columns(layer, ws_.query);
-    }
     ws_.attended_heads.copy_(attend(request, layer, keys, values).permute({1, 0, 2}));
     place(request, layer, keys, values);
     model_.finish_block(ops_, layer, ws_);
@@ -74,15 +77,8 @@ at::Tensor Prefill::run_chunk(RequestState& request,
     model_.head(ops_, last_, logits);
     logits = logits.select(0, 0).cpu();
   }
-  const std::int64_t end_ns = TraceRecorder::now_ns();
   statistics_.prefill_tokens += count;
-  statistics_.prefill_s += static_cast<double>(end_ns - begin_ns) * 1e-9;
-  if (trace_.enabled()) {
-    trace_.record({.name = "prefill chunk",
-                   .lane = TraceLane::kDevice,
-                   .begin_ns = begin_ns,
-                   .end_ns = end_ns});
-  }
+  statistics_.prefill_s += static_cast<double>(TraceRecorder::now_ns() - begin_ns) * 1e-9;
   return logits;
 }
 
@@ -104,7 +100,7 @@ at::Tensor Prefill::chunk_logits(std::int64_t first, std::int64_t count) const {
 
 // Before a retention policy has chosen, the whole prompt stays.
 std::int64_t Prefill::rows_to_keep(const RequestState& request, std::int64_t rows) const {
-  return request.retention != nullptr ? rows : std::min(request.plan.window, rows);
+  return request.parts.retention != nullptr ? rows : std::min(request.plan.window, rows);
 }
 
 at::Tensor Prefill::attend(RequestState& request,
@@ -129,7 +125,7 @@ at::Tensor Prefill::attend(RequestState& request,
   if (offloaded.out.defined()) {
     merge_partial(all, offloaded);
   }
-  give_weights(request, layer, keys, device, offloaded, all);
+  tell_parts(request, layer, keys, device, offloaded, all);
   return all.out;
 }
 
@@ -158,95 +154,76 @@ void Prefill::for_offloaded_blocks(
           .to(model_.device().device());
     };
     visit(begin, on_device(block_keys_), on_device(block_values_));
-    statistics_.prefill_h2d_bytes += 2 * range.size() * config.kv_row_bytes(model_.dtype());
+    link_.to_device(2 * range.size() * config.kv_row_bytes(model_.dtype()));
   }
+}
+
+void Prefill::tell_parts(RequestState& request,
+                         std::int64_t layer,
+                         const at::Tensor& keys,
+                         const PartialAttention& device,
+                         const PartialAttention& offloaded,
+                         const PartialAttention& all) {
+  if (request.parts.all.empty()) {
+    return;
+  }
+  const at::Tensor resident =
+      request.resident.size() > 0 ? request.resident.resident_keys(layer) : at::Tensor{};
+  const PromptRows rows{.layer = layer,
+                        .first_row = request.tokens.num_tokens(),
+                        .query = ws_.query,
+                        .keys = keys,
+                        .resident_keys = resident,
+                        .lse = all.lse};
+  request.parts.tell([&](KvPart& part) {
+    part.on_prompt_rows(rows);
+    if (part.prefill_weights() == PrefillWeights::kLocal) {
+      give_weights(request, part, rows, offloaded.lse, device.lse);
+    } else if (part.prefill_weights() == PrefillWeights::kGlobal) {
+      give_weights(request, part, rows, all.lse, all.lse);
+    }
+  });
 }
 
 void Prefill::give_weights(RequestState& request,
-                           std::int64_t layer,
-                           const at::Tensor& keys,
-                           const PartialAttention& device,
-                           const PartialAttention& offloaded,
-                           const PartialAttention& all) {
-  if (request.retention != nullptr && request.retention->wants_weights()) {
-    add_prompt_sums(request, layer, keys, all.lse);
-  }
-  for (TokenSelector* selector : {request.selector.get(), request.pre_selector.get()}) {
-    if (selector == nullptr || selector->prefill_weights() == PrefillWeights::kNone) {
-      continue;
+                           KvPart& part,
+                           const PromptRows& rows,
+                           const at::Tensor& offloaded_lse,
+                           const at::Tensor& device_lse) {
+  const std::int64_t per_group = model_.config().query_heads_per_kv_head();
+  const auto give = [&](const at::Tensor& sums, std::int64_t begin, bool is_offloaded) {
+    PrefillAttention seen;
+    seen.tokens = {begin, begin + sums.size(1)};
+    seen.is_offloaded = is_offloaded;
+    seen.num_queries = per_group;
+    seen.num_rows = ws_.rows;
+    seen.stride = sums.size(1);
+    for (std::int64_t g = 0; g < model_.config().num_kv_heads; ++g) {
+      seen.sums = sums.const_data_ptr<float>() + g * per_group * seen.stride;
+      part.on_prefill(rows.layer, g, seen);
     }
-    const bool is_local = selector->prefill_weights() == PrefillWeights::kLocal;
-    const std::int64_t first = request.tokens.num_offloaded();
-    const std::int64_t per_group = model_.config().query_heads_per_kv_head();
-    const auto give = [&](const at::Tensor& sums, std::int64_t begin, bool is_offloaded) {
-      PrefillAttention seen;
-      seen.tokens = {begin, begin + sums.size(1)};
-      seen.is_offloaded = is_offloaded;
-      seen.num_queries = per_group;
-      seen.num_rows = ws_.rows;
-      seen.stride = sums.size(1);
-      for (std::int64_t g = 0; g < model_.config().num_kv_heads; ++g) {
-        seen.sums = sums.const_data_ptr<float>() + g * per_group * seen.stride;
-        selector->on_prefill(layer, g, seen);
-      }
-    };
-    if (first > 0) {
-      std::vector<at::Tensor> blocks;
-      for_offloaded_blocks(
-          request, layer, [&](std::int64_t, const at::Tensor& block_keys, const at::Tensor&) {
-            blocks.push_back(
-                column_sums(ws_.query, {block_keys}, is_local ? offloaded.lse : all.lse));
-          });
-      give(at::cat(blocks, 1).contiguous(), 0, /*is_offloaded=*/true);
-    }
-    const at::Tensor& lse = is_local ? device.lse : all.lse;
-    at::Tensor sums = column_sums(ws_.query, {keys, 0, /*causal=*/true}, lse);
-    if (request.resident.size() > 0) {
-      sums =
-          at::cat({column_sums(ws_.query, {request.resident.resident_keys(layer)}, lse), sums}, 1)
-              .contiguous();
-    }
-    give(sums, first, /*is_offloaded=*/false);
+  };
+  const std::int64_t first = request.tokens.num_offloaded();
+  if (first > 0) {
+    std::vector<at::Tensor> blocks;
+    for_offloaded_blocks(
+        request, rows.layer, [&](std::int64_t, const at::Tensor& keys, const at::Tensor&) {
+          blocks.push_back(column_sums(rows.query, {keys}, offloaded_lse));
+        });
+    give(at::cat(blocks, 1).contiguous(), 0, /*is_offloaded=*/true);
   }
-}
-
-void Prefill::add_prompt_sums(RequestState& request,
-                              std::int64_t layer,
-                              const at::Tensor& keys,
-                              const at::Tensor& lse) {
-  const std::int64_t groups = model_.config().num_kv_heads;
-  if (request.prompt_sums.empty()) {
-    for (std::int64_t i = 0; i < model_.config().num_layers; ++i) {
-      request.prompt_sums.push_back(at::zeros({groups, request.plan.prompt_capacity}, at::kFloat));
-    }
+  at::Tensor sums = column_sums(rows.query, {rows.keys, 0, /*causal=*/true}, device_lse);
+  if (rows.resident_keys.defined()) {
+    sums =
+        at::cat({column_sums(rows.query, {rows.resident_keys}, device_lse), sums}, 1).contiguous();
   }
-  const std::int64_t first_row = request.tokens.num_tokens();
-  std::vector<ScoredKeys> parts;
-  if (first_row > 0) {
-    parts.push_back({request.resident.resident_keys(layer), 0, false});
-  }
-  parts.push_back({keys, first_row, /*causal=*/true});
-  std::vector<at::Tensor> sums;
-  if (method_.prompt_score) {
-    KeyformerScore score = *method_.prompt_score;
-    score.request = request.plan.shape.content;
-    sums = keyformer_sums(ws_.query, parts, score, layer, first_row);
-  } else {
-    for (const ScoredKeys& part : parts) {
-      sums.push_back(column_sums(ws_.query, part, lse));
-    }
-  }
-  for (std::size_t i = 0; i < parts.size(); ++i) {
-    const std::int64_t count = parts[i].keys.size(1);
-    request.prompt_sums[static_cast<std::size_t>(layer)]
-        .narrow(1, parts[i].first_position, count)
-        .add_(sums[i].view({groups, -1, count}).sum(1));
-  }
+  give(sums, first, /*is_offloaded=*/false);
 }
 
 void Prefill::finish(RequestState& request) {
-  fill_shadow(request);
-  if (request.retention == nullptr) {
+  request.parts.tell(
+      [&](KvPart& part) { part.before_step(request.tokens.num_offloaded(), request.host.get()); });
+  if (request.parts.retention == nullptr) {
     return;
   }
   const ModelConfig& config = model_.config();
@@ -256,7 +233,7 @@ void Prefill::finish(RequestState& request) {
     keep_layer(request, layer, kept);
   }
   const std::int64_t total = request.tokens.num_tokens();
-  const auto count = static_cast<std::int64_t>(request.retention->positions(0, 0).size());
+  const auto count = static_cast<std::int64_t>(request.parts.retention->positions(0, 0).size());
   if (request.host != nullptr) {
     request.tokens.offload({0, count});
   } else {
@@ -264,7 +241,9 @@ void Prefill::finish(RequestState& request) {
   }
   request.tokens.drop(total - count);
   request.resident = std::move(kept);
-  request.prompt_sums.clear();
+  if (request.parts.prompt_scores != nullptr) {
+    request.parts.prompt_scores->forget();
+  }
   request.prompt_reservation = {};
 }
 
@@ -272,12 +251,10 @@ void Prefill::keep_layer(RequestState& request, std::int64_t layer, ResidentCach
   const std::int64_t total = request.tokens.num_tokens();
   for (std::int64_t g = 0; g < model_.config().num_kv_heads; ++g) {
     std::span<const float> sums;
-    if (!request.prompt_sums.empty()) {
-      sums = {
-          request.prompt_sums[static_cast<std::size_t>(layer)].select(0, g).const_data_ptr<float>(),
-          static_cast<std::size_t>(total)};
+    if (request.parts.prompt_scores != nullptr) {
+      sums = request.parts.prompt_scores->sums(layer, g, total);
     }
-    const auto positions = request.retention->keep_after_prefill(layer, g, total, sums);
+    const auto positions = request.parts.retention->keep_after_prefill(layer, g, total, sums);
     const auto count = static_cast<std::int64_t>(positions.size());
     if (count == 0) {
       continue;
@@ -306,7 +283,7 @@ void Prefill::keep_layer(RequestState& request, std::int64_t layer, ResidentCach
                               host_keys.select(1, slot).const_data_ptr(),
                               host_values.select(1, slot).const_data_ptr());
     }
-    statistics_.evicted_bytes += static_cast<std::int64_t>(keys.nbytes() + values.nbytes());
+    link_.leaving(static_cast<std::int64_t>(keys.nbytes() + values.nbytes()));
   }
 }
 
@@ -321,16 +298,16 @@ void Prefill::place(RequestState& request,
   const std::int64_t first = request.tokens.num_offloaded();
   const std::int64_t from_old = std::min(leaving, old_rows);
   if (from_old > 0) {
-    statistics_.evicted_bytes += offload_rows(request,
-                                              layer,
-                                              {first, first + from_old},
-                                              request.resident.keys(layer),
-                                              request.resident.values(layer),
-                                              request.resident.first_slot());
+    offload_rows(request,
+                 layer,
+                 {first, first + from_old},
+                 request.resident.keys(layer),
+                 request.resident.values(layer),
+                 request.resident.first_slot(),
+                 link_);
   }
   if (leaving > from_old) {
-    statistics_.evicted_bytes += offload_rows(
-        request, layer, {first + from_old, first + leaving}, keys, values, /*first_row=*/0);
+    offload_rows(request, layer, {first + from_old, first + leaving}, keys, values, 0, link_);
   }
   request.resident.replace_layer(layer, keys, values, keep);
 }

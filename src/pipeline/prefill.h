@@ -16,6 +16,7 @@
 #include "hybridgen/runtime/trace_recorder.h"
 #include "models/decoder_model.h"
 #include "pipeline/request_state.h"
+#include "runtime/link_meter.h"
 
 namespace hybridgen {
 
@@ -51,18 +52,20 @@ class Prefill {
       const RequestState& request,
       std::int64_t layer,
       const std::function<void(std::int64_t, const at::Tensor&, const at::Tensor&)>& visit);
-  /// Sums of the chunk's weights, for those who rank tokens by them. `device`: attention over what
-  /// is on the device, `offloaded` over the rest, `all` over both.
+  /// Of a chunk in one layer. `device`: attention over what is on the device, `offloaded` over the
+  /// rest, `all` over both.
+  void tell_parts(RequestState& request,
+                  std::int64_t layer,
+                  const at::Tensor& keys,
+                  const PartialAttention& device,
+                  const PartialAttention& offloaded,
+                  const PartialAttention& all);
+  /// Sums of the chunk's softmax weights, of the softmaxes that these log-sum-exps belong to.
   void give_weights(RequestState& request,
-                    std::int64_t layer,
-                    const at::Tensor& keys,
-                    const PartialAttention& device,
-                    const PartialAttention& offloaded,
-                    const PartialAttention& all);
-  void add_prompt_sums(RequestState& request,
-                       std::int64_t layer,
-                       const at::Tensor& keys,
-                       const at::Tensor& lse);
+                    KvPart& part,
+                    const PromptRows& rows,
+                    const at::Tensor& offloaded_lse,
+                    const at::Tensor& device_lse);
   void keep_layer(RequestState& request, std::int64_t layer, ResidentCache& kept);
   std::int64_t rows_to_keep(const RequestState& request, std::int64_t rows) const;
   void place(RequestState& request,
@@ -75,6 +78,7 @@ class Prefill {
   const Method& method_;
   TraceRecorder& trace_;
   PipelineStatistics& statistics_;
+  LinkMeter link_;
   BlockWorkspace ws_;                     ///< of the last chunk's size
   BlockWorkspace last_;                   ///< one row, for the head
   at::Tensor block_keys_, block_values_;  ///< host staging of streamed blocks

@@ -15,8 +15,8 @@
 #include <string_view>
 #include <vector>
 
-#include "hybridgen/core/kv_views.h"
 #include "hybridgen/core/error.h"
+#include "hybridgen/core/kv_views.h"
 #include "hybridgen/selection/token_selector.h"
 #include "kernels/cpu_kernels.h"
 #include "selection/selector_checks.h"
@@ -49,6 +49,7 @@ class BlockDigestsSelector final : public TokenSelector {
 
   std::string_view name() const override { return "block_digests"; }
   SelectionStrategy strategy() const override { return SelectionStrategy::kPreQkt; }
+  PartState state() const override { return {.from_keys = true, .saved = false}; }
 
   void on_offload(std::int64_t layer,
                   std::int64_t kv_head,

@@ -25,6 +25,7 @@ class SinksRecentSelector final : public TokenSelector {
 
   std::string_view name() const override { return "sinks_recent"; }
   SelectionStrategy strategy() const override { return SelectionStrategy::kPreQkt; }
+  PartState state() const override { return {}; }
 
   std::span<const std::int32_t> plan(const PlanContext& context,
                                      std::vector<std::int32_t>& scratch) const override {

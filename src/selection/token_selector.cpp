@@ -9,6 +9,7 @@
 
 #include "core/names.h"
 #include "hybridgen/core/error.h"
+#include "kvcache/host_kv_store.h"
 #include "selection/selectors.h"
 
 namespace hybridgen {
@@ -115,13 +116,14 @@ void TokenSelector::on_offload(std::int64_t /*layer*/,
                                TokenRange /*tokens*/,
                                const BlockedKeyView& /*keys*/) {}
 
-void TokenSelector::on_prefill(std::int64_t /*layer*/,
-                               std::int64_t /*kv_head*/,
-                               const PrefillAttention& /*attention*/) {}
-
-void TokenSelector::on_decode(std::int64_t /*layer*/,
-                              std::int64_t /*kv_head*/,
-                              const DecodeAttention& /*attention*/) {}
+void TokenSelector::on_offload(const OffloadedRows& rows) {
+  const HostKvShape& shape = rows.host.shape();
+  const bool is_blocked = shape.key_layout == KeyLayout::kBlocked;
+  for (std::int64_t g = 0; g < shape.num_kv_heads; ++g) {
+    on_offload(
+        rows.layer, g, rows.tokens, is_blocked ? rows.host.keys(rows.layer, g) : BlockedKeyView{});
+  }
+}
 
 std::unique_ptr<TokenSelector> make_selector(std::string_view name, const SelectorShape& shape) {
   return entry_of(name).make(shape);

@@ -25,6 +25,7 @@ class TopKSelector final : public TokenSelector {
 
   std::string_view name() const override { return "topk"; }
   SelectionStrategy strategy() const override { return SelectionStrategy::kPostQkt; }
+  PartState state() const override { return {}; }  // thresholds change no result
 
   void select(std::int64_t layer,
               std::int64_t query_head,

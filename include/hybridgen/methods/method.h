@@ -8,18 +8,15 @@
 #include <cstdint>
 #include <functional>
 #include <map>
-#include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "hybridgen/core/engine_options.h"
-#include "hybridgen/selection/retention_policy.h"
-#include "hybridgen/selection/token_selector.h"
-#include "kvcache/host_kv_store.h"
-#include "kvcache/pool_eviction.h"
-#include "kvcache/scoring_shadow.h"
+#include "hybridgen/core/kv_views.h"
+#include "hybridgen/methods/host_work.h"
+#include "hybridgen/parts/part_factory.h"
 
 namespace hybridgen {
 
@@ -31,39 +28,6 @@ enum class Residency : std::uint8_t {
   kNone,      ///< none: the host holds and attends to every token
 };
 
-/// What the host sends for one (request, layer).
-enum class PayloadKind : std::uint8_t {
-  kNothing,
-  kLogitsAndValues,  ///< of the chosen tokens: one softmax on the device
-  kKeysAndValues,    ///< of the chosen tokens: the device computes their logits too
-  /// Keys of all offloaded tokens, then values of those with the largest weights: one softmax over
-  /// all tokens, of which the others' share is left out (FlexGen's sparse attention).
-  kKeysThenValues,
-  kPartialAttention,  ///< output and natural log-sum-exp over the chosen tokens: merged by them
-};
-
-/// Which query a host job needs; this alone decides when the job may start.
-enum class HostQuery : std::uint8_t {
-  kNone,     ///< hidden behind the layer before, like a prefetch
-  kExact,    ///< the layer's own: hidden behind the layer's resident logits only
-  kGuessed,  ///< projected from the input of the layer before: hidden behind that layer
-};
-
-/// Who chooses among the offloaded tokens.
-enum class HostChoice : std::uint8_t {
-  kAll,          ///< nobody: all of them
-  kSelector,     ///< the request's selector, before or after the logits are known
-  kPartialKeys,  ///< the device, by guessed logits over a few columns of every key
-};
-
-/// What the host does in one layer.
-struct LayerRule {
-  HostQuery query = HostQuery::kExact;
-  PayloadKind payload = PayloadKind::kNothing;
-  HostChoice choice = HostChoice::kAll;
-  friend bool operator==(const LayerRule&, const LayerRule&) = default;
-};
-
 /// Where a decode step's tokens stand for rotary or learned positions.
 enum class PositionMode : std::uint8_t {
   kOriginal,    ///< in the text
@@ -71,37 +35,23 @@ enum class PositionMode : std::uint8_t {
   kClamped,     ///< in the text, but never beyond the budget (learned positions)
 };
 
-/// Name of the Pre-QKT choice that has no part on the host: the device plans by partial keys.
-inline constexpr const char* kPartialKeysSelector = "partial_keys";
-
-/// InfiniGen's partial keys: which columns, how many tokens.
-struct PartialKeyOptions {
-  double column_share = 0.2;                      ///< r: columns of every key that are kept
-  double alpha = 4.0;                             ///< tokens within alpha of the best guess count
-  TokenCount max_fetch = TokenCount::share(0.2);  ///< of the offloaded tokens, at most
-};
-
-/// InfiniGen's limit on tokens in host memory.
-struct PoolLimit {
-  double capacity = 1.0;  ///< share of a request's tokens (prompt and new), >= its prompt
-  PoolPolicy policy = PoolPolicy::kCounter;
-};
-
 struct OptionClass;
-
-/// What a per-request part may depend on.
-struct RequestShape {
-  std::int64_t request_id = 0;
-  std::int64_t prompt_tokens = 0;
-  std::int64_t max_tokens = 0;  ///< prompt plus generated tokens
-  std::uint64_t content = 0;    ///< content_of the prompt: what a method's own draws depend on
-};
 
 /// The same number for the same prompt, in every engine, call and process.
 std::uint64_t content_of(std::span<const std::int64_t> prompt);
 
-using RetentionFactory = std::function<std::unique_ptr<RetentionPolicy>(
-    const RetentionShape& shape, const RequestShape& request)>;
+/// Tokens that stay on the device, the newest ones.
+struct WindowRule {
+  /// Of a request whose user set no number; empty: as many as fit.
+  std::function<std::int64_t(const RequestShape&)> tokens;
+  std::int64_t block = 1;  ///< they leave in multiples of this
+};
+
+/// How micro-batches follow each other through the layers.
+struct BatchOrder {
+  std::int64_t micro_batches = 1;  ///< at least so many, as long as there are requests for them
+  std::int64_t lookahead = 0;      ///< whose attention inputs run ahead; 0: all
+};
 
 struct Method {
   std::string name;
@@ -109,53 +59,35 @@ struct Method {
   std::map<std::string, std::string> unread;
   Residency residency = Residency::kAll;
 
-  LayerRule rule;                ///< of most layers
-  LayerRule early_rule;          ///< of layers before `first_layer`
-  std::int64_t first_layer = 0;  ///< first layer of `rule`
+  HostWork work;                 ///< of most layers
+  HostWork early_work;           ///< of layers before `first_layer`
+  std::int64_t first_layer = 0;  ///< first layer of `work`
   GuessNorm guess_norm = GuessNorm::kNext;
   GuessSource guess_source = GuessSource::kNextWeights;
+  SelectionStrategy strategy = SelectionStrategy::kPostQkt;  ///< BySelectors: the first steps'
 
-  /// Window of a request whose user set none; empty: as many tokens as fit.
-  std::function<std::int64_t(const RequestShape&)> window;
-  std::int64_t eviction_block = 1;  ///< tokens leave the window in multiples of this
+  /// State per request. Of the parts that choose tokens a request gets those that its strategies
+  /// may ask; none of them if nothing ever leaves the device.
+  std::vector<PartFactory> parts;
 
-  SelectionStrategy strategy = SelectionStrategy::kPostQkt;
-  SelectorFactory selector;                  ///< Post-QKT; may be empty
-  SelectorFactory pre_selector;              ///< Pre-QKT; may be empty
-  bool pre_selects_by_partial_keys = false;  ///< Pre-QKT on the device instead of pre_selector
-  PartialKeyOptions partial_keys;
-  /// Low-precision copy of the keys that Post-QKT scans; the best `candidates_per_k` * K of a query
-  /// head then get exact logits. None: it scans the keys themselves. For selectors that choose the
-  /// largest of the logits they are given.
-  std::optional<ShadowPrecision> shadow;
-  double candidates_per_k = 1.0;
-  std::optional<PoolLimit> pool;
-  double value_share = 1.0;  ///< kKeysThenValues: of all tokens but the new one
-
-  RetentionFactory retention;  ///< kRetained only
-  std::optional<KeyformerScore>
-      prompt_score;               ///< of the prompt's rows; none: plain softmax weights
-  bool retained_on_host = false;  ///< stream the retained tokens every step
+  WindowRule window;                           ///< kWindow
+  KeyLayout key_layout = KeyLayout::kBlocked;  ///< scanned by the host, or shipped and read by rows
   PositionMode positions = PositionMode::kOriginal;
   std::string position_modes = "original";  ///< what the method's users may ask for
+  BatchOrder batches;
 
-  std::int64_t micro_batches = 1;  ///< at least so many, as long as there are requests for them
-  std::int64_t lookahead = 0;      ///< micro-batches whose attention inputs run ahead; 0: all
-
-  const LayerRule& rule_of(std::int64_t layer) const {
-    return layer < first_layer ? early_rule : rule;
+  const HostWork& work_of(std::int64_t layer) const {
+    return layer < first_layer ? early_work : work;
   }
+  bool has(PartRole role) const { return find_part(parts, role) != nullptr; }
+  /// Whether somebody can choose before the logits.
+  bool can_plan() const { return has(PartRole::kPreSelector) || has(PartRole::kPlanner); }
   /// Whether tokens ever live on the host.
   bool offloads() const {
-    return residency == Residency::kWindow || residency == Residency::kNone ||
-           (residency == Residency::kRetained && retained_on_host);
+    return residency == Residency::kWindow || residency == Residency::kNone || retains_on_host();
   }
-  /// Keys are scanned by the host (blocks) or shipped and read row by row.
-  KeyLayout key_layout = KeyLayout::kBlocked;
-  /// Whether any layer's host job uses the partial keys.
-  bool uses_partial_keys() const {
-    return pre_selects_by_partial_keys || rule.choice == HostChoice::kPartialKeys;
-  }
+  /// kRetained: the kept tokens live there, and stream back every step.
+  bool retains_on_host() const { return residency == Residency::kRetained && !is<Nothing>(work); }
 };
 
 /// What tables say about a method.
@@ -197,10 +129,16 @@ KeyLayout natural_key_layout(const Method& method);
 std::optional<SchedulerOptions> steering_of(const Method& method,
                                             const std::optional<SchedulerOptions>& asked);
 
-/// The class of options of each method, in the order of list_methods.
+/// The class of options of each method of the library, in the order of list_methods.
 std::vector<OptionClass> method_option_classes();
 
-/// All methods in a fixed order.
+/// All methods: the library's own in a fixed order, then those that were registered.
 std::vector<MethodInfo> list_methods();
+
+using MethodFactory = std::function<Method(const EngineOptions& options)>;
+
+/// Adds a method under `info.name`. ConfigError if the name is empty or one of the library's own; a
+/// second registration of the same name replaces the first. Engines that exist keep what they have.
+void register_method(MethodInfo info, MethodFactory make);
 
 }  // namespace hybridgen

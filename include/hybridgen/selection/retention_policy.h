@@ -18,6 +18,8 @@
 #include <memory>
 #include <span>
 
+#include "hybridgen/kvcache/kv_part.h"
+
 namespace hybridgen {
 
 struct RetentionShape {
@@ -26,10 +28,8 @@ struct RetentionShape {
   std::int64_t query_heads_per_kv_head = 1;  ///< R
 };
 
-class RetentionPolicy {
+class RetentionPolicy : public KvPart {
  public:
-  virtual ~RetentionPolicy() = default;
-
   /// Tokens kept per (layer, KV head), >= 1.
   virtual std::int64_t budget() const = 0;
   /// Whether keep_after_prefill and replace read weights at all.

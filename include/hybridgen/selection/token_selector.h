@@ -3,9 +3,8 @@
 // keep state, and it dies with the request. Positions are in [0, n_c), ascending and unique.
 // Ranking ties break by score descending, then position ascending.
 //
-// plan() and select() are const and run concurrently for different heads, on the host workers. The
-// on_ calls come from one thread; one for layer i may overlap with plan() and select() of the layer
-// after it, so that state must be kept per layer.
+// plan() and select() are const and run concurrently for different heads, on the host workers. What
+// a selector hears is in kv_part.h.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +16,7 @@
 #include <vector>
 
 #include "hybridgen/core/types.h"
+#include "hybridgen/kvcache/kv_part.h"
 
 namespace hybridgen {
 
@@ -31,39 +31,8 @@ struct PlanContext {
   std::span<const float> queries{};  ///< [R, D] of the KV head's query heads, scaled by 1/sqrt(D)
 };
 
-/// Which softmax the prefill weights given to a selector come from.
-enum class PrefillWeights : std::uint8_t {
-  kNone,    ///< on_prefill is never called
-  kGlobal,  ///< one softmax over all tokens that a row sees
-  kLocal,   ///< one over those on the device, another over the offloaded ones
-};
-
-/// Attention weights of a prompt chunk on one range of tokens, for one (layer, KV head).
-struct PrefillAttention {
-  TokenRange tokens;
-  bool is_offloaded = false;     ///< the tokens were on the host before the chunk
-  std::int64_t num_queries = 0;  ///< R
-  std::int64_t num_rows = 0;     ///< query rows (prompt tokens of the chunk)
-  const float* sums = nullptr;   ///< [R, tokens.size()]: weights summed over the rows
-  std::int64_t stride = 0;       ///< of `sums`
-};
-
-/// Attention weights of one decode step, for one (layer, KV head).
-struct DecodeAttention {
-  std::int64_t num_queries = 0;  ///< R
-  std::int64_t num_chosen = 0;   ///< offloaded tokens that took part, per query head
-  /// [R, num_chosen] or one row for all; null if the host merged its part itself.
-  const std::int32_t* positions = nullptr;
-  std::int64_t positions_stride = 0;  ///< 0: one row for all query heads
-  TokenRange resident;                ///< the new token is the last one
-  /// [R, num_chosen + resident.size()]; without the chosen ones if `positions` is null.
-  const float* weights = nullptr;
-  std::int64_t stride = 0;  ///< of `weights`
-};
-
-class TokenSelector {
+class TokenSelector : public KvPart {
  public:
-  virtual ~TokenSelector() = default;
   virtual std::string_view name() const = 0;
 
   /// kPostQkt: select() is called with the logits of all offloaded tokens. kPreQkt: plan() is
@@ -84,23 +53,18 @@ class TokenSelector {
                       std::span<float> values,
                       std::vector<float>& scratch) const;
 
-  /// What the state needs; asked once per request.
-  virtual PrefillWeights prefill_weights() const { return PrefillWeights::kNone; }
-  virtual bool wants_decode_weights() const { return false; }
-
-  /// `tokens` moved to the host: their keys are in `keys` now.
+  /// `tokens` moved to the host: their keys are in `keys` now, which is empty unless they lie in
+  /// blocks. Per KV head, in ascending order.
   virtual void on_offload(std::int64_t layer,
                           std::int64_t kv_head,
                           TokenRange tokens,
                           const BlockedKeyView& keys);
-  /// Before on_offload of the same chunk.
-  virtual void on_prefill(std::int64_t layer,
-                          std::int64_t kv_head,
-                          const PrefillAttention& attention);
-  virtual void on_decode(std::int64_t layer,
-                         std::int64_t kv_head,
-                         const DecodeAttention& attention);
+  /// For all KV heads.
+  void on_offload(const OffloadedRows& rows) final;
 };
+
+/// Name of the Pre-QKT choice that is no selector: the device plans by partial keys.
+inline constexpr const char* kPartialKeysSelector = "partial_keys";
 
 /// Sizes a selector's state may depend on.
 struct SelectorShape {

@@ -203,11 +203,11 @@ TEST(UnreadOptions, OfACompositionFollowFromItsParts) {
   Method streamed;
   streamed.name = "mine";
   streamed.residency = Residency::kWindow;
-  streamed.rule = {HostQuery::kNone, PayloadKind::kKeysAndValues, HostChoice::kAll};
-  streamed.early_rule = streamed.rule;
+  streamed.work = Fetch{HostQuery::kNone, AllTokens{}};
+  streamed.early_work = streamed.work;
   EXPECT_EQ(options_read_by(streamed), std::vector<std::string>{"device_tokens"});
   Method chosen = streamed;
-  chosen.rule = {HostQuery::kExact, PayloadKind::kLogitsAndValues, HostChoice::kSelector};
+  chosen.work = Score{HostQuery::kExact, BySelectors{}};
   EXPECT_EQ(options_read_by(chosen), (std::vector<std::string>{"k", "scheduler", "device_tokens"}));
   Method on_device;
   on_device.name = "mine";

@@ -19,6 +19,7 @@
 
 #include "hybridgen/core/error.h"
 #include "kernels/cpu_kernels.h"
+#include "pipeline/test_probe.h"
 #include "runtime/cpus.h"
 
 namespace hybridgen {
@@ -80,9 +81,9 @@ struct Request {
   HostJob job(const TokenSelector& selector, bool is_cut) {
     HostJob job;
     job.store = &store;
-    job.rule = {HostQuery::kExact, PayloadKind::kKeysAndValues, HostChoice::kSelector};
+    job.payload = Payload::kKeysAndValues;
+    job.chooser = SelectedHere{.selector = &selector};
     job.query = query.data();
-    job.selector = &selector;
     job.num_offloaded = count;
     job.num_chosen = kChosen;
     job.buffers = {.logits = logits.data(),
@@ -137,8 +138,8 @@ Counted run(std::vector<std::unique_ptr<Request>>& requests,
   WorkerPool pool({.cpus = std::vector<int>(static_cast<std::size_t>(workers), -1)});
   TraceRecorder trace;
   const kernels::CpuKernels& kernels = kernels::cpu_kernels(kernels::resolve_isa("auto"));
-  const std::int64_t random_delay_us = is_cut ? 100 : 0;
-  CpuStage stage(pool, kernels, config(), trace, random_delay_us, division, waiter_helps);
+  const auto probe = make_test_probe({.random_delay_us = is_cut ? 100 : 0});
+  CpuStage stage(pool, kernels, config(), trace, probe.get(), division, waiter_helps);
   stage.reserve(kCapacity);
   const auto selectors = top_k_of_each(requests.size());
   HostJobBatch batch;
@@ -380,8 +381,12 @@ TEST(NodeDivision, RunsTheTasksOfAHeadOnItsNode) {
     auto requests = ragged(KeyLayout::kBlocked);
     WorkerPool pool({.cpus = cpus});
     TraceRecorder trace;
-    CpuStage stage(
-        pool, kernels::cpu_kernels(kernels::resolve_isa("auto")), config(), trace, 0, division);
+    CpuStage stage(pool,
+                   kernels::cpu_kernels(kernels::resolve_isa("auto")),
+                   config(),
+                   trace,
+                   nullptr,
+                   division);
     stage.reserve(kCapacity);
     const CpuCounter selector(cpus);
     HostJobBatch batch;
@@ -409,7 +414,7 @@ TEST(NodeDivision, LeavesTasksOfABusyNodeToTheOthers) {
                  kernels::cpu_kernels(kernels::resolve_isa("auto")),
                  config(),
                  trace,
-                 0,
+                 nullptr,
                  division_of({1, 1}, 2));
   stage.reserve(kCapacity);
   std::atomic<bool> released{false};

@@ -301,14 +301,14 @@ void run_with(Meeting& meeting, HostQuery query) {
   Method method;
   method.name = "meeting";
   method.residency = Residency::kWindow;
-  method.window = [](const RequestShape&) { return std::int64_t{9}; };
-  method.early_rule = {HostQuery::kExact, PayloadKind::kKeysAndValues, HostChoice::kSelector};
-  method.rule = {query, PayloadKind::kKeysAndValues, HostChoice::kSelector};
+  method.window.tokens = [](const RequestShape&) { return std::int64_t{9}; };
+  method.early_work = Fetch{HostQuery::kExact, BySelectors{}};
+  method.work = Fetch{query, BySelectors{}};
   method.first_layer = 1;
   method.strategy = SelectionStrategy::kPreQkt;
-  method.pre_selector = [&meeting](const SelectorShape&) {
+  method.parts.push_back(selector_part(method.strategy, [&meeting](const SelectorShape&) {
     return std::make_unique<MeetingSelector>(meeting);
-  };
+  }));
   method.key_layout = natural_key_layout(method);
   check_composition(method);
   EngineOptions options = testing::options("hybridgen");

@@ -34,9 +34,10 @@
 #include "device/rope_table.h"
 #include "kernels/cpu_kernels.h"
 #include "kernels/gumbel.h"
+#include "parts/gumbel_scores.h"
+#include "parts/prompt_scores.h"
 #include "pipeline/cpu_stage.h"
 #include "pipeline/host_staging.h"
-#include "pipeline/prefill_scores.h"
 #include "support/tiny_model.h"
 
 namespace hybridgen {
@@ -46,16 +47,10 @@ constexpr auto kLn2 = std::numbers::ln2_v<float>;
 constexpr double kExact = 1e-6;  // a few roundings of float32 numbers of size 1 to 10
 constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 
-constexpr LayerRule kLogits{
-    HostQuery::kExact, PayloadKind::kLogitsAndValues, HostChoice::kSelector};
-constexpr LayerRule kRescored{
-    HostQuery::kExact, PayloadKind::kKeysAndValues, HostChoice::kSelector};
-constexpr LayerRule kStreamed{HostQuery::kNone, PayloadKind::kKeysAndValues, HostChoice::kAll};
-constexpr LayerRule kPrefetched{
-    HostQuery::kGuessed, PayloadKind::kKeysAndValues, HostChoice::kPartialKeys};
-constexpr LayerRule kAttended{HostQuery::kExact, PayloadKind::kPartialAttention, HostChoice::kAll};
-constexpr LayerRule kAttendedSparsely{
-    HostQuery::kExact, PayloadKind::kPartialAttention, HostChoice::kSelector};
+constexpr Payload kLogits = Payload::kLogitsAndValues;
+constexpr Payload kRescored = Payload::kKeysAndValues;
+constexpr Payload kStreamed = Payload::kKeysAndValues;
+constexpr Payload kAttended = Payload::kPartialAttention;
 
 /// One decode row; the first `num_offloaded` tokens are on the host.
 struct Problem {
@@ -127,11 +122,11 @@ class FixedPlan final : public TokenSelector {
 /// What a host job does for a problem, and what the device makes of it.
 class Split {
  public:
-  /// `count`: tokens chosen per query head. `selector` plans or selects, whichever it can.
+  /// `count`: tokens chosen per query head.
   Split(Problem problem,
-        const LayerRule& rule,
+        Payload payload,
         std::int64_t count,
-        const TokenSelector* selector = nullptr,
+        const Chooser& chooser = EveryToken{},
         KeyLayout layout = KeyLayout::kRows)
       : problem_(std::move(problem)),
         config_(problem_.config()),
@@ -149,10 +144,9 @@ class Split {
                  {problem_.keys.const_data_ptr(), stride, dim},
                  {problem_.values.const_data_ptr(), stride, dim});
     job_.store = &store_;
-    job_.rule = rule;
-    job_.query = rule.query == HostQuery::kExact ? problem_.query.const_data_ptr() : nullptr;
-    job_.selector = selector;
-    job_.is_planned = selector != nullptr && selector->strategy() == SelectionStrategy::kPreQkt;
+    job_.payload = payload;
+    job_.chooser = chooser;
+    job_.query = job_.only_copies() ? nullptr : problem_.query.const_data_ptr();
     job_.num_offloaded = n_c;
     job_.num_chosen = count;
     staging_ = HostStaging(
@@ -162,13 +156,13 @@ class Split {
         {.max_chosen = count,
          .union_rows = job_.is_shared() ? count : std::min(n_c, count * problem_.per_group()),
          .has_own_choices = !job_.is_shared(),
-         .has_keys = rule.payload == PayloadKind::kKeysAndValues,
-         .has_output = rule.payload == PayloadKind::kPartialAttention});
+         .has_keys = payload == Payload::kKeysAndValues,
+         .has_output = payload == Payload::kPartialAttention});
     job_.buffers = staging_.buffers();
     stage_.reserve(n_c);
   }
 
-  /// For HostChoice::kPartialKeys: what the device planned for KV head 0.
+  /// For ChosenOnDevice: what the device planned for KV head 0.
   void plan(const std::vector<std::int32_t>& tokens) {
     std::ranges::copy(tokens, job_.buffers.merged);
     job_.buffers.union_sizes[0] = static_cast<std::int64_t>(tokens.size());
@@ -232,17 +226,19 @@ class Split {
 
 class Example : public ::testing::TestWithParam<std::string> {
  protected:
-  double attend(const LayerRule& rule,
+  double attend(Payload payload,
                 std::int64_t count,
-                const TokenSelector* selector = nullptr,
+                const Chooser& chooser = EveryToken{},
                 KeyLayout layout = KeyLayout::kRows) {
-    return Split(toy(), rule, count, selector, layout).attend(*ops_).item<double>();
+    return Split(toy(), payload, count, chooser, layout).attend(*ops_).item<double>();
   }
 
   std::unique_ptr<DeviceOps> ops_ = GetParam() == "aten" ? make_aten_ops() : make_cpu_ops("auto");
   std::unique_ptr<TokenSelector> top_k_ =
       make_top_k_selector({.num_kv_heads = 2, .query_heads_per_kv_head = 2});
   std::unique_ptr<TokenSelector> recent_ = make_sinks_recent_selector(0);
+  SelectedHere largest_{.selector = top_k_.get()};
+  PlannedHere newest_{recent_.get()};
 };
 
 INSTANTIATE_TEST_SUITE_P(Operations,
@@ -257,22 +253,22 @@ constexpr double kWithoutToken0 = 24.0 / 7.0;  // weights (2, 4, 1) / 7
 
 TEST_P(Example, LogitsAndValuesOfTheLargestLogit) {
   for (const KeyLayout layout : {KeyLayout::kBlocked, KeyLayout::kRows}) {
-    EXPECT_NEAR(attend(kLogits, 1, top_k_.get(), layout), kWithoutToken0, kExact);
-    EXPECT_NEAR(attend(kLogits, 2, top_k_.get(), layout), kFull, kExact);
+    EXPECT_NEAR(attend(kLogits, 1, largest_, layout), kWithoutToken0, kExact);
+    EXPECT_NEAR(attend(kLogits, 2, largest_, layout), kFull, kExact);
   }
 }
 
 TEST_P(Example, LogitsAndValuesOfPlannedTokens) {
   for (const KeyLayout layout : {KeyLayout::kBlocked, KeyLayout::kRows}) {
-    EXPECT_NEAR(attend(kLogits, 1, recent_.get(), layout), kWithoutToken0, kExact);
-    EXPECT_NEAR(attend(kLogits, 2, recent_.get(), layout), kFull, kExact);
+    EXPECT_NEAR(attend(kLogits, 1, newest_, layout), kWithoutToken0, kExact);
+    EXPECT_NEAR(attend(kLogits, 2, newest_, layout), kFull, kExact);
   }
 }
 
 TEST_P(Example, KeysAndValuesOfChosenTokensAreScoredOnTheDevice) {
-  for (const TokenSelector* selector : {top_k_.get(), recent_.get()}) {
-    EXPECT_NEAR(attend(kRescored, 1, selector), kWithoutToken0, kExact) << selector->name();
-    EXPECT_NEAR(attend(kRescored, 2, selector), kFull, kExact) << selector->name();
+  for (const Chooser& chooser : {Chooser{largest_}, Chooser{newest_}}) {
+    EXPECT_NEAR(attend(kRescored, 1, chooser), kWithoutToken0, kExact) << chooser.index();
+    EXPECT_NEAR(attend(kRescored, 2, chooser), kFull, kExact) << chooser.index();
   }
 }
 
@@ -281,17 +277,17 @@ TEST_P(Example, KeysAndValuesOfAllTokensNeedNoQuery) {
 }
 
 TEST_P(Example, KeysAndValuesOfTokensThatTheDevicePlanned) {
-  Split one(toy(), kPrefetched, 1);
+  Split one(toy(), kRescored, 1, ChosenOnDevice{});
   one.plan({1});
   EXPECT_NEAR(one.attend(*ops_).item<double>(), kWithoutToken0, kExact);
-  Split both(toy(), kPrefetched, 2);
+  Split both(toy(), kRescored, 2, ChosenOnDevice{});
   both.plan({0, 1});
   EXPECT_NEAR(both.attend(*ops_).item<double>(), kFull, kExact);
 }
 
 TEST_P(Example, PartialAttentionOfTheHostMergesByLogSumExp) {
   for (const KeyLayout layout : {KeyLayout::kBlocked, KeyLayout::kRows}) {
-    Split split(toy(), kAttended, 2, nullptr, layout);
+    Split split(toy(), kAttended, 2, EveryToken{}, layout);
     const double out = split.attend(*ops_).item<double>();
     EXPECT_NEAR(split.host_output(), 8.0 / 3.0, kExact);
     EXPECT_NEAR(split.buffers().lse[0], std::numbers::ln2 + std::log(1.5), kExact);  // ln 3
@@ -300,10 +296,10 @@ TEST_P(Example, PartialAttentionOfTheHostMergesByLogSumExp) {
 }
 
 TEST_P(Example, PartialAttentionOverPlannedTokens) {
-  Split split(toy(), kAttendedSparsely, 2, recent_.get());
+  Split split(toy(), kAttended, 2, newest_);
   EXPECT_NEAR(split.attend(*ops_).item<double>(), kFull, kExact);
   const FixedPlan token_1({1});
-  Split sparse(toy(), kAttendedSparsely, 2, &token_1);
+  Split sparse(toy(), kAttended, 2, PlannedHere{&token_1});
   EXPECT_NEAR(sparse.attend(*ops_).item<double>(), kWithoutToken0, kExact);
   EXPECT_NEAR(sparse.host_output(), 0.0, kExact);
   EXPECT_NEAR(sparse.buffers().lse[0], kLn2, kExact);
@@ -311,7 +307,7 @@ TEST_P(Example, PartialAttentionOverPlannedTokens) {
 
 TEST_P(Example, PartialAttentionOverNoTokenChangesNothing) {
   const FixedPlan none({});
-  Split split(toy(), kAttendedSparsely, 2, &none);
+  Split split(toy(), kAttended, 2, PlannedHere{&none});
   const double out = split.attend(*ops_).item<double>();
   EXPECT_EQ(split.host_output(), 0.0F);
   EXPECT_EQ(split.buffers().lse[0], kMinusInfinity);
@@ -319,12 +315,12 @@ TEST_P(Example, PartialAttentionOverNoTokenChangesNothing) {
 }
 
 TEST_P(Example, WithoutAHostJobTheResidentTokensAreAll) {
-  Split split(toy(), kLogits, 1, top_k_.get());
+  Split split(toy(), kLogits, 1, largest_);
   EXPECT_NEAR(split.merge(*ops_, /*with_host=*/false).item<double>(), 24.0 / 5.0, kExact);
 }
 
 TEST_P(Example, WeightsAreLeftInTokenOrder) {
-  Split split(toy(), kLogits, 2, top_k_.get());
+  Split split(toy(), kLogits, 2, largest_);
   split.attend(*ops_);
   const std::array<float, 4> expected = {0.125F, 0.25F, 0.5F, 0.125F};
   for (std::size_t token = 0; token < expected.size(); ++token) {
@@ -334,12 +330,11 @@ TEST_P(Example, WeightsAreLeftInTokenOrder) {
 
 TEST_P(Example, AnySplitGivesFullAttention) {
   for (const std::int64_t offloaded : {1, 2, 3}) {
-    for (const auto& [rule, selector] :
-         {std::pair{kLogits, top_k_.get()},
-          std::pair{kRescored, top_k_.get()},
-          std::pair{kStreamed, static_cast<TokenSelector*>(nullptr)},
-          std::pair{kAttended, static_cast<TokenSelector*>(nullptr)}}) {
-      Split split(toy(offloaded), rule, offloaded, selector);
+    for (const auto& [payload, chooser] : {std::pair{kLogits, Chooser{largest_}},
+                                           std::pair{kRescored, Chooser{largest_}},
+                                           std::pair{kStreamed, Chooser{}},
+                                           std::pair{kAttended, Chooser{}}}) {
+      Split split(toy(offloaded), payload, offloaded, chooser);
       EXPECT_NEAR(split.attend(*ops_).item<double>(), kFull, kExact) << offloaded << " offloaded";
     }
   }
@@ -407,8 +402,8 @@ TEST_P(Example, QueryHeadsOfOneKvHeadDoNotSeeEachOthersTokens) {
                         .values = at::tensor({10.0F, 20.0F, 0.0F}).view({1, 3, 1}),
                         .num_offloaded = 2};
   const double weight = std::exp(2.0) / (std::exp(2.0) + 1.0);
-  for (const LayerRule& rule : {kLogits, kRescored}) {
-    Split split(problem, rule, 1, top_k_.get());
+  for (const Payload payload : {kLogits, kRescored}) {
+    Split split(problem, payload, 1, largest_);
     const at::Tensor out = split.attend(*ops_);
     EXPECT_EQ(split.buffers().union_sizes[0], 2);
     EXPECT_NEAR(out[0].item<double>(), weight * 10.0, 10 * kExact);
@@ -428,7 +423,7 @@ TEST_P(Example, TheErrorIsBoundedByTheMassOfTheDroppedTokens) {
           .item<double>();
   std::vector<double> mass_before(static_cast<std::size_t>(problem.heads()), 1.0);
   for (std::int64_t k = 1; k <= problem.num_offloaded; ++k) {
-    Split split(problem, kLogits, k, top_k_.get(), KeyLayout::kBlocked);
+    Split split(problem, kLogits, k, largest_, KeyLayout::kBlocked);
     const at::Tensor out = split.attend(*ops_);
     for (std::int64_t head = 0; head < problem.heads(); ++head) {
       const at::Tensor offloaded = weights[head].narrow(0, 0, problem.num_offloaded);
@@ -464,8 +459,8 @@ TEST_P(Example, AttentionOverAChosenSetIsSoftmaxOverThatSet) {
     }
   }
   const at::Tensor expected = problem.aggregate(at::softmax(logits, -1));
-  for (const LayerRule& rule : {kLogits, kRescored, kAttendedSparsely}) {
-    Split split(problem, rule, 5, &chosen);
+  for (const Payload payload : {kLogits, kRescored, kAttended}) {
+    Split split(problem, payload, 5, PlannedHere{&chosen});
     EXPECT_LT((split.attend(*ops_) - expected).abs().max().item<double>(), kExact);
   }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // InfiniGen's guesses, with both implementations of the device's operations.
-#include "pipeline/partial_keys.h"
+#include "parts/partial_keys.h"
 
 #include <ATen/Context.h>
 #include <ATen/TensorOperators.h>

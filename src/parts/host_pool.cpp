@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "kvcache/pool_eviction.h"
+#include "parts/host_pool.h"
 
 #include <algorithm>
 #include <utility>
@@ -8,18 +8,10 @@
 
 namespace hybridgen {
 
-PoolPolicy pool_policy_from_name(std::string_view name) {
-  if (name == "fifo") return PoolPolicy::kFifo;
-  if (name == "lru") return PoolPolicy::kLru;
-  if (name == "counter") return PoolPolicy::kCounter;
-  throw ConfigError(
-      message("[pool] policy is '", name, "'; allowed: fifo, lru, counter; pass one of these"));
-}
-
-PoolEviction::PoolEviction(std::int64_t num_layers,
-                           std::int64_t num_kv_heads,
-                           std::int64_t capacity,
-                           PoolPolicy policy)
+HostPool::HostPool(std::int64_t num_layers,
+                   std::int64_t num_kv_heads,
+                   std::int64_t capacity,
+                   PoolPolicy policy)
     : num_kv_heads_(num_kv_heads), capacity_(capacity), policy_(policy) {
   if (num_layers < 1 || num_kv_heads < 1 || capacity < 1) {
     throw ConfigError(message("[pool] layers, KV heads and capacity are ",
@@ -33,11 +25,11 @@ PoolEviction::PoolEviction(std::int64_t num_layers,
   heads_.resize(static_cast<std::size_t>(num_layers * num_kv_heads));
 }
 
-PoolEviction::Head& PoolEviction::head(std::int64_t layer, std::int64_t kv_head) {
+HostPool::Head& HostPool::head(std::int64_t layer, std::int64_t kv_head) {
   return heads_[static_cast<std::size_t>(layer * num_kv_heads_ + kv_head)];
 }
 
-void PoolEviction::append(std::int64_t count) {
+void HostPool::append(std::int64_t count) {
   if (count < 0 || count > capacity_ - size_) {
     throw ConfigError(message("[pool] tokens to append are ",
                               count,
@@ -54,9 +46,15 @@ void PoolEviction::append(std::int64_t count) {
   size_ += count;
 }
 
-void PoolEviction::on_fetch(std::int64_t layer,
-                            std::int64_t kv_head,
-                            std::span<const std::int32_t> slots) {
+void HostPool::on_offload(const OffloadedRows& rows) {
+  if (rows.layer == 0) {  // once for all layers
+    append(rows.tokens.size());
+  }
+}
+
+void HostPool::on_fetch(std::int64_t layer,
+                        std::int64_t kv_head,
+                        std::span<const std::int32_t> slots) {
   Head& each = head(layer, kv_head);
   for (const std::int32_t slot : slots) {
     Token& token = each.tokens[static_cast<std::size_t>(slot)];
@@ -65,7 +63,7 @@ void PoolEviction::on_fetch(std::int64_t layer,
   }
 }
 
-std::int64_t PoolEviction::replace(std::int64_t layer, std::int64_t kv_head) {
+std::int64_t HostPool::replace(std::int64_t layer, std::int64_t kv_head) {
   Head& each = head(layer, kv_head);
   if (each.tokens.empty()) {
     throw ConfigError("[pool] there is no token to replace; allowed: append first");
@@ -88,12 +86,27 @@ std::int64_t PoolEviction::replace(std::int64_t layer, std::int64_t kv_head) {
   return slot;
 }
 
-std::int64_t PoolEviction::order_of(std::int64_t layer,
-                                    std::int64_t kv_head,
-                                    std::int64_t slot) const {
+std::int64_t HostPool::order_of(std::int64_t layer, std::int64_t kv_head, std::int64_t slot) const {
   return heads_[static_cast<std::size_t>(layer * num_kv_heads_ + kv_head)]
       .tokens[static_cast<std::size_t>(slot)]
       .order;
+}
+
+PartFactory host_pool_part(const PoolLimit& limit) {
+  return {.role = PartRole::kHostPlacement,
+          .make =
+              [policy = limit.policy](const PartContext& context) {
+                return std::make_unique<HostPool>(context.config.num_layers,
+                                                  context.config.num_kv_heads,
+                                                  context.max_offloaded,
+                                                  policy);
+              },
+          .host_limit =
+              [capacity = limit.capacity](const RequestShape& request) {
+                const auto share =
+                    static_cast<std::int64_t>(capacity * static_cast<double>(request.max_tokens));
+                return std::max(share, request.prompt_tokens);
+              }};
 }
 
 }  // namespace hybridgen

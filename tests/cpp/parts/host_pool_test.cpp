@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "kvcache/pool_eviction.h"
+#include "parts/host_pool.h"
 
 #include <gtest/gtest.h>
 
@@ -10,20 +10,20 @@
 namespace hybridgen {
 namespace {
 
-PoolEviction full_pool(PoolPolicy policy) {
-  PoolEviction pool(2, 2, 6, policy);
+HostPool full_pool(PoolPolicy policy) {
+  HostPool pool(2, 2, 6, policy);
   pool.append(4);
   pool.append(2);
   return pool;
 }
 
-void fetch(PoolEviction& pool, std::vector<std::int32_t> slots) {
+void fetch(HostPool& pool, std::vector<std::int32_t> slots) {
   pool.on_fetch(1, 0, slots);
   pool.end_step();
 }
 
-TEST(PoolEviction, FifoReplacesTheOldestWhateverWasFetched) {
-  PoolEviction pool = full_pool(PoolPolicy::kFifo);
+TEST(HostPool, FifoReplacesTheOldestWhateverWasFetched) {
+  HostPool pool = full_pool(PoolPolicy::kFifo);
   fetch(pool, {0, 0, 1});
   EXPECT_EQ(pool.replace(1, 0), 0);
   EXPECT_EQ(pool.replace(1, 0), 1);
@@ -31,8 +31,8 @@ TEST(PoolEviction, FifoReplacesTheOldestWhateverWasFetched) {
   EXPECT_EQ(pool.order_of(1, 0, 1), 7);
 }
 
-TEST(PoolEviction, LruReplacesTheLeastRecentlyFetchedOfTheOlderHalf) {
-  PoolEviction pool = full_pool(PoolPolicy::kLru);
+TEST(HostPool, LruReplacesTheLeastRecentlyFetchedOfTheOlderHalf) {
+  HostPool pool = full_pool(PoolPolicy::kLru);
   fetch(pool, {0, 1, 2});
   fetch(pool, {0, 2});
   EXPECT_EQ(pool.replace(1, 0), 1);
@@ -40,8 +40,8 @@ TEST(PoolEviction, LruReplacesTheLeastRecentlyFetchedOfTheOlderHalf) {
   EXPECT_EQ(pool.replace(1, 0), 3);
 }
 
-TEST(PoolEviction, CounterReplacesTheLeastOftenFetchedOfTheOlderHalf) {
-  PoolEviction pool = full_pool(PoolPolicy::kCounter);
+TEST(HostPool, CounterReplacesTheLeastOftenFetchedOfTheOlderHalf) {
+  HostPool pool = full_pool(PoolPolicy::kCounter);
   fetch(pool, {0, 1, 2});
   fetch(pool, {0, 1});
   fetch(pool, {1, 2});
@@ -49,16 +49,16 @@ TEST(PoolEviction, CounterReplacesTheLeastOftenFetchedOfTheOlderHalf) {
   EXPECT_EQ(pool.replace(1, 0), 0);
 }
 
-TEST(PoolEviction, HeadsDecideByThemselves) {
-  PoolEviction pool = full_pool(PoolPolicy::kCounter);
+TEST(HostPool, HeadsDecideByThemselves) {
+  HostPool pool = full_pool(PoolPolicy::kCounter);
   fetch(pool, {0});
   EXPECT_EQ(pool.replace(1, 0), 1);
   EXPECT_EQ(pool.replace(1, 1), 0);
   EXPECT_EQ(pool.replace(0, 0), 0);
 }
 
-TEST(PoolEviction, ANewTokenStartsWithoutTheFetchesOfItsForerunner) {
-  PoolEviction pool(1, 1, 1, PoolPolicy::kCounter);
+TEST(HostPool, ANewTokenStartsWithoutTheFetchesOfItsForerunner) {
+  HostPool pool(1, 1, 1, PoolPolicy::kCounter);
   pool.append(1);
   for (int step = 0; step < 5; ++step) {
     const std::vector<std::int32_t> slots = {0};
@@ -68,16 +68,14 @@ TEST(PoolEviction, ANewTokenStartsWithoutTheFetchesOfItsForerunner) {
   }
 }
 
-TEST(PoolEviction, BadSizesAndNamesAreRefused) {
-  EXPECT_THROW(PoolEviction(1, 1, 0, PoolPolicy::kFifo), ConfigError);
-  EXPECT_THROW(PoolEviction(0, 1, 1, PoolPolicy::kFifo), ConfigError);
-  PoolEviction pool(1, 1, 2, PoolPolicy::kFifo);
+TEST(HostPool, BadSizesAreRefused) {
+  EXPECT_THROW(HostPool(1, 1, 0, PoolPolicy::kFifo), ConfigError);
+  EXPECT_THROW(HostPool(0, 1, 1, PoolPolicy::kFifo), ConfigError);
+  HostPool pool(1, 1, 2, PoolPolicy::kFifo);
   EXPECT_THROW(pool.append(3), ConfigError);
   EXPECT_THROW(pool.append(-1), ConfigError);
   EXPECT_THROW(pool.replace(0, 0), ConfigError);
   EXPECT_EQ(pool.size(), 0);
-  EXPECT_EQ(pool_policy_from_name("lru"), PoolPolicy::kLru);
-  EXPECT_THROW(pool_policy_from_name("mru"), ConfigError);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "pipeline/partial_keys.h"
+#include "parts/partial_keys.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
@@ -10,6 +10,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "device/device_context.h"
+#include "device/torch_types.h"
 #include "hybridgen/core/error.h"
 #include "kvcache/host_kv_store.h"
 
@@ -62,6 +64,22 @@ void PartialKeys::choose_columns(std::int64_t layer, const at::Tensor& queries) 
   const at::Tensor chosen = std::get<1>(at::topk(weights, num_columns_, -1));
   columns_[static_cast<std::size_t>(layer)] =
       vectors.gather(2, chosen.unsqueeze(1).expand({-1, head_dim_, -1})).contiguous();
+}
+
+void PartialKeys::on_prompt_rows(const PromptRows& rows) {
+  if (!has_columns(rows.layer)) {
+    choose_columns(rows.layer, rows.query);
+  }
+}
+
+void PartialKeys::on_offload(const OffloadedRows& rows) {
+  const at::Tensor keys = rows.keys.narrow(1, rows.first_row, rows.tokens.size());
+  if (!has_columns(rows.layer)) {
+    // No prompt chunk came before: the keys stand in for sample queries.
+    choose_columns(rows.layer,
+                   keys.permute({1, 0, 2}).repeat_interleave(query_heads_per_kv_head_, 1));
+  }
+  write(rows.layer, rows.tokens.begin, keys);
 }
 
 void PartialKeys::write(std::int64_t layer, std::int64_t first_slot, const at::Tensor& keys) {
@@ -141,6 +159,24 @@ at::Tensor PartialKeys::plan(const DeviceOps& ops,
                                "activations overflow"));
   }
   return chosen;
+}
+
+PartFactory partial_keys_part(const PartialKeyOptions& settings) {
+  return {
+      .role = PartRole::kPlanner,
+      .make =
+          [settings](const PartContext& context) {
+            const auto options = at::TensorOptions()
+                                     .dtype(to_scalar_type(context.dtype))
+                                     .device(context.device->device());
+            return std::make_unique<PartialKeys>(
+                context.config, options, settings, context.max_offloaded);
+          },
+      .required_bytes =
+          [settings](const PartContext& context) {
+            return PartBytes{.device = PartialKeys::required_bytes(
+                                 context.config, context.dtype, settings, context.max_offloaded)};
+          }};
 }
 
 }  // namespace hybridgen

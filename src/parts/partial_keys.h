@@ -17,11 +17,12 @@
 
 #include "device/device_ops.h"
 #include "hybridgen/core/model_config.h"
-#include "hybridgen/methods/method.h"
+#include "hybridgen/parts/part_roles.h"
+#include "parts/parts.h"
 
 namespace hybridgen {
 
-class PartialKeys {
+class PartialKeys final : public TokenPlanner {
  public:
   /// Room for `capacity` tokens on the device of `options`.
   PartialKeys(const ModelConfig& config,
@@ -34,7 +35,6 @@ class PartialKeys {
                                      const PartialKeyOptions& settings,
                                      std::int64_t capacity);
 
-  std::int64_t query_heads_per_kv_head() const { return query_heads_per_kv_head_; }
   bool has_columns(std::int64_t layer) const {
     return columns_[static_cast<std::size_t>(layer)].defined();
   }
@@ -49,16 +49,27 @@ class PartialKeys {
                  std::int64_t slot,
                  const at::Tensor& key);
 
-  /// Slots among [0, num_tokens) to fetch for a guessed, rotated query [H, D], unscaled: int32
-  /// [G, n'] on the host, ascending. Per KV head a token's score is the largest guessed logit of
-  /// its query heads, and every KV head fetches its own n' best. n' is `count` if that is given.
-  /// Otherwise tokens within alpha of a head's best count; n' is their mean number over the KV
-  /// heads, at least 1 and at most max_fetch. NumericError if a guess is NaN.
+  /// The columns come from the prompt's queries and must be saved; what they keep of the keys need
+  /// not.
+  PartState state() const override { return {.from_keys = true, .saved = true}; }
+  void on_prompt_rows(const PromptRows& rows) override;
+  void on_offload(const OffloadedRows& rows) override;
+  void on_replace(std::int64_t layer,
+                  std::int64_t kv_head,
+                  std::int64_t slot,
+                  const at::Tensor& key) override {
+    write_row(layer, kv_head, slot, key);
+  }
+
+  /// Per KV head a token's score is the largest guessed logit of its query heads, and every KV head
+  /// fetches its own n' best. n' is `count` if that is given. Otherwise tokens within alpha of a
+  /// head's best count; n' is their mean number over the KV heads, at least 1 and at most
+  /// max_fetch. NumericError if a guess is NaN.
   at::Tensor plan(const DeviceOps& ops,
                   std::int64_t layer,
                   const at::Tensor& query,
                   std::int64_t num_tokens,
-                  std::optional<std::int64_t> count = std::nullopt) const;
+                  std::optional<std::int64_t> count = std::nullopt) const override;
 
   /// The guessed logits [G, num_tokens] that plan() ranks by.
   at::Tensor guess(const DeviceOps& ops,

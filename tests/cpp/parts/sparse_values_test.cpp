@@ -2,7 +2,7 @@
 // FlexGen's sparse attention on an example worked by hand: one head of one dimension, query 1, keys
 // (0, ln 2, 2 ln 2 | 0) and values (8, 0, 2 | 16), the last token new and resident. The weights are
 // (1, 2, 4, 1) / 8.
-#include "pipeline/sparse_values.h"
+#include "parts/parts.h"
 
 #include <ATen/core/Tensor.h>
 #include <gtest/gtest.h>
@@ -10,6 +10,7 @@
 #include <cmath>
 
 #include "hybridgen/core/error.h"
+#include "pipeline/staged_values.h"
 #include "support/tiny_model.h"
 
 namespace hybridgen {
@@ -17,7 +18,7 @@ namespace {
 
 struct Result {
   double output = 0.0;
-  LinkBytes bytes;
+  PipelineStatistics bytes;
 };
 
 Result attend(double attn_sparsity) {
@@ -49,7 +50,7 @@ Result attend(double attn_sparsity) {
   const std::vector<float> values = {8.0F, 0.0F, 2.0F};
   request.host->write(0, {0, 3}, {keys.data(), 3, 1}, {values.data(), 3, 1});
   HostJob job;
-  job.rule = method.rule;
+  job.payload = Payload::kKeys;
   job.num_offloaded = job.num_chosen = 3;
   job.buffers = request.staging[0].buffers();
   std::copy(keys.begin(), keys.end(), static_cast<float*>(job.buffers.keys));
@@ -58,15 +59,18 @@ Result attend(double attn_sparsity) {
 
   batch.ws.query.fill_(1.0);
   request.resident.values(0).fill_(16.0);
-  request.resident_logits.fill_(0.0);  // of the new token, whose key is 0
+  request.logits.resident.fill_(0.0);  // of the new token, whose key is 0
   AttentionItem& item = batch.items[0];
   item.keys = &request.resident.keys(0);
   item.values = &request.resident.values(0);
   item.num_resident = 1;
-  item.resident_logits = &request.resident_logits;
+  item.resident_logits = &request.logits.resident;
   item.payload = &request.staging[0].payload();
   Result result;
-  result.bytes = attend_with_some_values(model.device(), method, 0, batch);
+  const std::unique_ptr<DeviceOps> ops = make_aten_ops();
+  TraceRecorder trace;
+  LoopContext loop{model, *ops, method, nullptr, trace, result.bytes, nullptr};
+  attend_by_parts(loop, 0, batch);
   result.output = batch.ws.attended_heads.item<double>();
   return result;
 }
@@ -75,8 +79,8 @@ TEST(SparseValues, KeepTheLargestWeightsAndTheNewTokenWithoutRenormalising) {
   // int(0.67 * 3) = 2 old tokens: (4 * 2 + 2 * 0 + 1 * 16) / 8. Renormalised it would be 24 / 7.
   const Result result = attend(0.67);
   EXPECT_NEAR(result.output, 3.0, 1e-6);
-  EXPECT_EQ(result.bytes.to_device, 2 * 4);  // two values of one float each
-  EXPECT_EQ(result.bytes.to_host, 2 * 4);    // their positions
+  EXPECT_EQ(result.bytes.h2d_bytes, 2 * 4);  // two values of one float each
+  EXPECT_EQ(result.bytes.d2h_bytes, 2 * 4);  // their positions
 }
 
 TEST(SparseValues, OfOneOldTokenTakeTheOneWithTheLargestWeight) {
@@ -86,7 +90,7 @@ TEST(SparseValues, OfOneOldTokenTakeTheOneWithTheLargestWeight) {
 TEST(SparseValues, OfNoOldTokenLeaveTheNewOne) {
   const Result result = attend(0.1);
   EXPECT_NEAR(result.output, 2.0, 1e-6);
-  EXPECT_EQ(result.bytes.to_device, 0);
+  EXPECT_EQ(result.bytes.h2d_bytes, 0);
 }
 
 }  // namespace

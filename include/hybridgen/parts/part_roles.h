@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// Parts that decide something. The loop asks them; it knows no method. A request has at most one of
+// each role; selectors (token_selector.h) and retention policies (retention_policy.h) are the
+// others.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "hybridgen/kvcache/kv_part.h"
+
+namespace hybridgen {
+
+struct AttentionItem;
+class DeviceOps;
+namespace kernels {
+struct CpuKernels;
+}
+
+/// Chooses a layer's offloaded tokens on the device, before the host's job starts.
+class TokenPlanner : public KvPart {
+ public:
+  /// Slots among [0, num_offloaded) for a guessed, rotated query [H, D], unscaled: int32 [G, S] on
+  /// the host, ascending, the same number per KV head; `count` of them if that is given.
+  virtual at::Tensor plan(const DeviceOps& ops,
+                          std::int64_t layer,
+                          const at::Tensor& query,
+                          std::int64_t num_offloaded,
+                          std::optional<std::int64_t> count) const = 0;
+};
+
+/// Scores offloaded tokens roughly and at less cost than their keys do: a selector's scan reads it,
+/// and only what scores best gets exact logits. Called by host workers, for different heads at the
+/// same time.
+class KeyProxy : public KvPart {
+ public:
+  /// A worker's own memory: queries as the proxy reads them.
+  struct Queries {
+    std::vector<std::int8_t> codes;
+    std::vector<float> scales;
+  };
+
+  /// Of the `available` tokens so many per query head get exact logits, so that `num_chosen` of
+  /// them are chosen; `available`: nothing is to be gained.
+  virtual std::int64_t num_candidates(std::int64_t num_chosen, std::int64_t available) const = 0;
+  /// `queries` [R, D] of a KV head, scaled.
+  virtual void prepare(std::int64_t layer,
+                       std::int64_t kv_head,
+                       std::span<const float> queries,
+                       Queries& prepared) const = 0;
+  /// Row r of the KV head's query heads at scores + r * stride. Returns the bytes that it read.
+  virtual std::int64_t score(const kernels::CpuKernels& kernels,
+                             std::int64_t layer,
+                             std::int64_t kv_head,
+                             const Queries& prepared,
+                             TokenRange tokens,
+                             float* scores,
+                             std::int64_t stride) const = 0;
+};
+
+/// Decides who makes room on the host once it holds as many tokens as it may.
+class HostPlacement : public KvPart {
+ public:
+  /// The slot that a new token takes; its token is gone. Once per token for every (layer, KV head).
+  virtual std::int64_t replace(std::int64_t layer, std::int64_t kv_head) = 0;
+};
+
+/// Scores a prompt's tokens, for a retention policy that chooses by them.
+class PromptScores : public KvPart {
+ public:
+  /// Of tokens [0, num_tokens), summed over the prompt's rows and the query heads of the KV head.
+  virtual std::span<const float> sums(std::int64_t layer,
+                                      std::int64_t kv_head,
+                                      std::int64_t num_tokens) const = 0;
+  /// They are needed no more.
+  virtual void forget() = 0;
+};
+
+/// Values of offloaded tokens, fetched once the device's weights say which.
+class ValueFetch {
+ public:
+  virtual ~ValueFetch() = default;
+  /// Of a KV head the rows in `slots`, ascending. For each KV head, then ship() once.
+  virtual void gather(std::int64_t kv_head, std::span<const std::int32_t> slots) = 0;
+  virtual void ship() = 0;
+  /// [rows, D] of a KV head on the device, in the order asked for. After ship().
+  virtual at::Tensor rows(std::int64_t kv_head) const = 0;
+  /// Positions and the like that crossed the link for it.
+  virtual void count_to_host(std::int64_t bytes) = 0;
+};
+
+/// Takes the place of softmax and aggregation where the host sent keys alone (FetchKeys).
+class OwnAttention : public KvPart {
+ public:
+  /// `query` and `out` [H, D] of one row; its resident logits are computed, its payload, if there
+  /// is one, has the keys of all offloaded tokens.
+  virtual void attend(const AttentionItem& item,
+                      const at::Tensor& query,
+                      ValueFetch& values,
+                      at::Tensor& out) const = 0;
+  /// Of `num_offloaded` tokens out of `num_tokens` so many take part, for statistics.
+  virtual std::int64_t num_attended(std::int64_t num_offloaded, std::int64_t num_tokens) const = 0;
+};
+
+}  // namespace hybridgen

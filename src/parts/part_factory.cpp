@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hybridgen/parts/part_factory.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace hybridgen {
+
+PartFactory selector_part(SelectionStrategy strategy, SelectorFactory make) {
+  return {.role = strategy == SelectionStrategy::kPostQkt ? PartRole::kSelector
+                                                          : PartRole::kPreSelector,
+          .make = [make = std::move(make)](const PartContext& context) {
+            return make({context.config.num_layers,
+                         context.config.num_kv_heads,
+                         context.config.query_heads_per_kv_head(),
+                         context.config.head_dim,
+                         context.max_offloaded});
+          }};
+}
+
+PartFactory named_selector_part(SelectionStrategy strategy, const std::string& name) {
+  return selector_part(strategy,
+                       [name](const SelectorShape& shape) { return make_selector(name, shape); });
+}
+
+PartFactory retention_part(RetentionFactory make) {
+  return {.role = PartRole::kRetention,
+          .make = [make = std::move(make)](const PartContext& context) {
+            return make({context.config.num_layers,
+                         context.config.num_kv_heads,
+                         context.config.query_heads_per_kv_head()},
+                        context.request);
+          }};
+}
+
+const PartFactory* find_part(const std::vector<PartFactory>& parts, PartRole role) {
+  const auto found = std::ranges::find(parts, role, &PartFactory::role);
+  return found == parts.end() ? nullptr : &*found;
+}
+
+}  // namespace hybridgen

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "pipeline/host_jobs.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "pipeline/make_host_job.h"
+
+namespace hybridgen {
+namespace {
+
+// Rows of `from` [B, ...] (own row stride, contiguous within a row) into staging [B, N].
+void copy_rows(const at::Tensor& from, at::Tensor& staging) {
+  const auto element = static_cast<std::int64_t>(staging.element_size());
+  const std::int64_t row_bytes = staging.size(1) * element;
+  const auto* source = static_cast<const std::byte*>(from.const_data_ptr());
+  auto* to = static_cast<std::byte*>(staging.mutable_data_ptr());
+  for (std::int64_t row = 0; row < staging.size(0); ++row) {
+    std::memcpy(to + row * row_bytes,
+                source + row * from.stride(0) * element,
+                static_cast<std::size_t>(row_bytes));
+  }
+}
+
+const std::byte* row_of(const at::Tensor& staging, std::size_t row) {
+  return static_cast<const std::byte*>(staging.const_data_ptr()) +
+         static_cast<std::int64_t>(row) * staging.stride(0) *
+             static_cast<std::int64_t>(staging.element_size());
+}
+
+// How many of the offloaded tokens a finished job let take part.
+void note_attended(const HostJob& job, std::int64_t num_kv_heads, RequestState& request) {
+  std::int64_t attended = 0;
+  for (std::int64_t g = 0; g < num_kv_heads; ++g) {
+    attended += job.payload == Payload::kKeys ? request.parts.attention->num_attended(
+                                                    job.num_offloaded, request.tokens.num_tokens())
+                : job.takes_every_token()     ? job.num_offloaded
+                : job.is_shared()             ? job.buffers.union_sizes[g]
+                                              : job.num_chosen;
+  }
+  request.attended.attended += attended;
+  request.attended.available += num_kv_heads * job.num_offloaded;
+  request.attended.last_attended = attended / num_kv_heads;
+}
+
+}  // namespace
+
+void HostJobs::start(std::int64_t layer, MicroBatch& batch, const at::Tensor& query) {
+  if (stage_ == nullptr) {
+    return;
+  }
+  MicroBatch::HostSlot& slot = batch.slot(layer);
+  HostJobBatch& jobs = slot.batch;
+  jobs.layer = layer;
+  jobs.step = loop_.step;
+  jobs.jobs.clear();
+  slot.rows.clear();
+  bool needs_query = false;
+  for (std::size_t row = 0; row < batch.requests.size(); ++row) {
+    needs_query |= add_job(layer, batch, row, query);
+  }
+  if (jobs.jobs.empty()) {
+    return;
+  }
+  if (needs_query) {
+    send(query, slot.queries, jobs.jobs.size());
+  }
+  if (slot.new_keys.defined()) {
+    send(batch.ws.key, slot.new_keys, jobs.jobs.size());
+    send(batch.ws.value, slot.new_values, jobs.jobs.size());
+  }
+  if (!loop_.model.device().is_cpu()) {
+    // For every job: the event also says that the merge of layer - 2 has left this staging.
+    loop_.model.device().record_compute(slot.device_ready);
+  }
+  stage_->submit(jobs);
+  if (loop_.probe != nullptr) {
+    loop_.probe->after_submit(*stage_, jobs);
+  }
+}
+
+// Returns whether there is a job for the row and it reads the query.
+bool HostJobs::add_job(std::int64_t layer,
+                       MicroBatch& batch,
+                       std::size_t row,
+                       const at::Tensor& query) {
+  const HostWork& work = loop_.method.work_of(layer);
+  RequestState& request = *batch.requests[row];
+  if (request.tokens.num_offloaded() == 0 || request.failure != nullptr) {
+    return false;
+  }
+  HostJob job = host_job(request, layer, work);
+  if (job.is_chosen_on_device()) {
+    contain(request, [&] {
+      plan_on_device(layer, request, query.select(0, static_cast<std::int64_t>(row)), job);
+    });
+    if (request.failure != nullptr) {
+      return false;
+    }
+  }
+  MicroBatch::HostSlot& slot = batch.slot(layer);
+  const bool reads_query = query_of(work) != HostQuery::kNone && !job.only_copies();
+  if (reads_query) {
+    job.query = row_of(slot.queries, row);
+  }
+  if (slot.new_keys.defined()) {
+    job.new_key = row_of(slot.new_keys, row);
+    job.new_value = row_of(slot.new_values, row);
+  }
+  slot.batch.jobs.push_back(job);
+  slot.rows.push_back(static_cast<std::int64_t>(row));
+  return reads_query;
+}
+
+void HostJobs::plan_on_device(std::int64_t layer,
+                              RequestState& request,
+                              const at::Tensor& query,
+                              HostJob& job) {
+  const ModelConfig& config = loop_.config();
+  const at::Tensor chosen =
+      request.parts.planner->plan(loop_.ops,
+                                  layer,
+                                  query.view({config.num_heads, config.head_dim}),
+                                  job.num_offloaded,
+                                  std::get<ChosenOnDevice>(job.chooser).wanted);
+  const std::int64_t groups = chosen.size(0);
+  const std::int64_t count = chosen.size(1);
+  const auto* from = chosen.const_data_ptr<std::int32_t>();
+  for (std::int64_t g = 0; g < groups; ++g) {
+    std::int32_t* merged = job.buffers.merged + g * job.buffers.union_capacity;
+    std::copy_n(from + g * count, count, merged);
+    job.buffers.union_sizes[g] = count;
+    request.parts.tell(
+        [&](KvPart& part) { part.on_fetch(layer, g, {merged, static_cast<std::size_t>(count)}); });
+  }
+  job.num_chosen = count;
+  loop_.link.to_host(groups * count * static_cast<std::int64_t>(sizeof(std::int32_t)));
+}
+
+void HostJobs::send(const at::Tensor& from, at::Tensor& staging, std::size_t num_jobs) {
+  if (loop_.model.device().is_cpu()) {
+    copy_rows(from, staging);
+  } else {
+    staging.copy_(from.reshape(staging.sizes()), /*non_blocking=*/true);
+  }
+  loop_.link.to_host(static_cast<std::int64_t>(num_jobs) * staging.size(1) *
+                     static_cast<std::int64_t>(staging.element_size()));
+}
+
+void HostJobs::receive(std::int64_t layer, MicroBatch& batch) {
+  MicroBatch::HostSlot& slot = batch.slot(layer);
+  if (stage_ == nullptr || slot.batch.jobs.empty()) {
+    return;
+  }
+  const ScopedSpan waiting = loop_.span("wait for payload", layer);
+  loop_.timer.before_wait();
+  stage_->wait(slot.batch);
+  ship(layer, batch);
+  loop_.model.device().compute_waits(slot.payload_ready);
+  loop_.timer.after_wait();
+  count(slot.batch, loop_.method.work_of(layer));
+}
+
+void HostJobs::ship(std::int64_t layer, MicroBatch& batch) {
+  MicroBatch::HostSlot& slot = batch.slot(layer);
+  const DeviceContext& device = loop_.model.device();
+  const auto copy = device.use_copy();
+  std::int64_t bytes = 0;
+  loop_.timer.begin_link();
+  for (std::size_t i = 0; i < slot.batch.jobs.size(); ++i) {
+    const auto row = static_cast<std::size_t>(slot.rows[i]);
+    RequestState& request = *batch.requests[row];
+    HostStaging& staging = request.staging_of(layer);
+    contain(request, [&] {
+      if (const std::exception_ptr& error = slot.batch.error(i)) {
+        std::rethrow_exception(error);
+      }
+      bytes += staging.ship(device, slot.batch.jobs[i]);
+      note_attended(slot.batch.jobs[i], loop_.config().num_kv_heads, request);
+      batch.items[row].payload = &staging.payload();
+    });
+  }
+  loop_.timer.end_link();
+  device.record_copy(slot.payload_ready);
+  loop_.link.to_device(bytes);
+  if (loop_.trace.enabled()) {
+    loop_.trace.record({.name = "payload",
+                        .lane = TraceLane::kLink,
+                        .layer = static_cast<std::int32_t>(layer),
+                        .step = loop_.step,
+                        .begin_ns = slot.batch.end_ns,
+                        .end_ns = TraceRecorder::now_ns(),
+                        .bytes = bytes});
+  }
+}
+
+void HostJobs::count(const HostJobBatch& jobs, const HostWork& work) {
+  const double host_s = static_cast<double>(jobs.end_ns - jobs.begin_ns) * 1e-9;
+  if (query_of(work) == HostQuery::kGuessed) {
+    loop_.sample.host_s += host_s;
+    loop_.sample.num_pairs += 1;
+  }
+  PipelineStatistics& statistics = loop_.statistics;
+  statistics.cpu_s += host_s;
+  statistics.host_jobs += static_cast<std::int64_t>(jobs.jobs.size());
+  statistics.host_key_bytes += jobs.key_bytes_read;
+  statistics.host_value_bytes += jobs.value_bytes_read;
+}
+
+void HostJobs::wait_for_all(MicroBatch& batch) {
+  for (MicroBatch::HostSlot& slot : batch.slots) {
+    if (stage_ != nullptr) {
+      stage_->wait(slot.batch);
+    }
+  }
+}
+
+}  // namespace hybridgen

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// The driver's side of host jobs: sends what they read, hands them to the CPU stage, and takes
+// their payloads to the device.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "pipeline/cpu_stage.h"
+#include "pipeline/loop_context.h"
+#include "pipeline/micro_batch.h"
+
+namespace hybridgen {
+
+class HostJobs {
+ public:
+  /// `stage` may be null for methods that offload nothing: then all of this does nothing.
+  HostJobs(LoopContext& loop, CpuStage* stage) : loop_(loop), stage_(stage) {}
+
+  /// The jobs of `layer` go to the workers. `query` [B, H, D] or [B, H D]; undefined for work that
+  /// needs none.
+  void start(std::int64_t layer, MicroBatch& batch, const at::Tensor& query = {});
+  /// Waits for the jobs of `layer` and starts the copies of their payloads, which the compute
+  /// stream waits for.
+  void receive(std::int64_t layer, MicroBatch& batch);
+  /// After a failure that concerns everybody: workers may still write into requests' staging.
+  void wait_for_all(MicroBatch& batch);
+
+ private:
+  bool add_job(std::int64_t layer, MicroBatch& batch, std::size_t row, const at::Tensor& query);
+  void plan_on_device(std::int64_t layer,
+                      RequestState& request,
+                      const at::Tensor& query,
+                      HostJob& job);
+  void send(const at::Tensor& from, at::Tensor& staging, std::size_t num_jobs);
+  void ship(std::int64_t layer, MicroBatch& batch);
+  void count(const HostJobBatch& jobs, const HostWork& work);
+
+  LoopContext& loop_;
+  CpuStage* stage_;
+};
+
+}  // namespace hybridgen

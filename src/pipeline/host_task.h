@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// What one worker does of a host job: everything of one KV head, or the logits of a range of its
+// tokens. Reads the store, asks selectors, writes into the job's staging.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "hybridgen/core/model_config.h"
+#include "pipeline/host_job.h"
+
+namespace hybridgen::kernels {
+struct CpuKernels;
+}
+
+namespace hybridgen {
+
+/// A worker's own memory, kept from task to task.
+struct HostScratch {
+  /// What the way from a proxy's scores to exact choices needs.
+  struct Rescoring {
+    KeyProxy::Queries queries;
+    std::vector<std::int32_t> candidates;  ///< [R, candidates]; below: their union, places in it
+    std::vector<std::int32_t> merged;
+    std::vector<std::int32_t> index;
+    std::vector<float> logits;  ///< [R, union]
+  };
+  std::vector<float> queries;  ///< [R, D] float32, scaled
+  std::vector<float> logits;   ///< [R, tokens]
+  std::vector<float> selection;
+  std::vector<std::uint64_t> merging;
+  std::vector<std::int32_t> planned;
+  Rescoring rescoring;
+};
+
+struct HostTaskResult {
+  std::int64_t begin_ns = 0;
+  std::int64_t end_ns = 0;
+  std::int64_t key_bytes = 0;
+  std::int64_t value_bytes = 0;
+};
+
+struct HostTask {
+  const HostJob& job;
+  std::int64_t layer;
+  std::int64_t kv_head;
+  TokenRange tokens;
+  HostScratch& scratch;
+  HostTaskResult& result;
+};
+
+/// The work of tasks. Stateless but for sizes: any number of threads may use it at a time.
+class HostTaskRunner {
+ public:
+  HostTaskRunner(const kernels::CpuKernels& kernels, const ModelConfig& config);
+
+  std::int64_t query_heads_per_kv_head() const { return per_group_; }
+
+  /// Memory for requests of up to `max_tokens` offloaded tokens, `max_candidates` of which a proxy
+  /// proposes to each query head, so that steady state does not allocate.
+  void reserve(HostScratch& scratch, std::int64_t max_tokens, std::int64_t max_candidates) const;
+
+  /// First of every task: the query in float32, the new token in the store, a proxy's queries.
+  void prepare(const HostTask& task) const;
+  /// All of a (job, KV head).
+  void run_whole(const HostTask& task) const;
+  /// Of a range of a job that selects by logits: row r of the KV head's query heads at r * stride.
+  void score(const HostTask& task, float* logits, std::int64_t stride) const;
+  /// The rest, once all ranges are scored: `logits` of all offloaded tokens.
+  void finish(const HostTask& task, const float* logits, std::int64_t stride) const;
+
+  /// Exact logits of chosen tokens.
+  void score_chosen(const HostTask& task,
+                    std::span<const std::int32_t> chosen,
+                    float* logits,
+                    std::int64_t stride) const;
+
+ private:
+  void scale_query(const HostTask& task) const;
+  void append_new_token(const HostTask& task) const;
+  void gather(const HostTask& task) const;
+  void copy_all(const HostTask& task) const;
+  void attend(const HostTask& task, std::span<const std::int32_t> chosen) const;
+  std::int64_t row_bytes(const HostTask& task) const;
+
+  const kernels::CpuKernels& kernels_;
+  std::int64_t per_group_;  ///< R
+  std::int64_t head_dim_;
+};
+
+/// Name of a whole task in a trace.
+const char* label_of(const HostJob& job);
+
+}  // namespace hybridgen

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "pipeline/request_plan.h"
+
+#include <algorithm>
+
+#include "device/resident_cache.h"
+#include "parts/request_parts.h"
+#include "pipeline/shifted_keys.h"
+
+namespace hybridgen {
+namespace {
+
+StagingShape staging_of(const HostWork& work,
+                        const Method& method,
+                        const ModelConfig& config,
+                        const AttendedTokens& attended,
+                        std::int64_t max_offloaded) {
+  StagingShape shape;
+  if (is<Nothing>(work)) {
+    return shape;
+  }
+  if (is<Attend>(work)) {
+    shape.has_output = true;
+    return shape;
+  }
+  const TokenChoice choice = choice_of(work);
+  shape.has_keys = !is<Score>(work);
+  shape.has_own_choices = is<FetchKeys>(work);
+  shape.max_chosen = max_offloaded;
+  if (const auto* planner = std::get_if<ByPlanner>(&choice)) {
+    shape.max_chosen = planner->most.resolve(max_offloaded);
+  } else if (std::holds_alternative<BySelectors>(choice)) {
+    shape.max_chosen = attended.most(max_offloaded);
+    shape.has_own_choices = method.has(PartRole::kSelector);
+    shape.num_scored = shape.has_own_choices ? max_offloaded : 0;
+  }
+  shape.union_rows =
+      shape.has_own_choices
+          ? std::min(max_offloaded, shape.max_chosen * config.query_heads_per_kv_head())
+          : shape.max_chosen;
+  return shape;
+}
+
+// Tokens on the device and on the host.
+void plan_tokens(const ModelConfig& config,
+                 DType dtype,
+                 const Method& method,
+                 std::int64_t window,
+                 RequestPlan& plan) {
+  const RequestShape& shape = plan.shape;
+  plan.window = shape.max_tokens;
+  if (method.residency == Residency::kWindow) {
+    plan.window = std::clamp<std::int64_t>(window, 1, shape.max_tokens);
+    // Whole blocks leave, as far as there are enough tokens.
+    const std::int64_t beyond = shape.max_tokens - plan.window;
+    plan.max_offloaded =
+        beyond == 0 ? 0 : std::min(shape.max_tokens, beyond + method.window.block - 1);
+    for (const PartFactory& part : method.parts) {
+      if (part.host_limit) {
+        plan.max_offloaded = std::min(plan.max_offloaded, part.host_limit(shape));
+      }
+    }
+  } else if (method.residency == Residency::kNone) {
+    plan.window = 0;
+    plan.max_offloaded = shape.max_tokens;
+  } else if (method.residency == Residency::kRetained) {
+    RequestParts parts;
+    parts.add(*find_part(method.parts, PartRole::kRetention), part_context(config, dtype, plan));
+    const std::int64_t budget = std::min(parts.retention->budget(), shape.max_tokens);
+    const bool on_host = method.retains_on_host();
+    plan.prompt_capacity = std::max<std::int64_t>(1, shape.prompt_tokens);
+    plan.window = on_host ? 1 : std::min(budget + 1, shape.max_tokens);
+    plan.max_offloaded = on_host ? budget : 0;
+  }
+}
+
+}  // namespace
+
+RequestPlan plan_request(const ModelConfig& config,
+                         DType dtype,
+                         bool device_is_host,
+                         const Method& method,
+                         const AttendedTokens& attended,
+                         const RequestShape& shape,
+                         std::int64_t window) {
+  RequestPlan plan;
+  plan.shape = shape;
+  plan_tokens(config, dtype, method, window, plan);
+  if (plan.prompt_capacity > 0) {
+    plan.prompt_device_bytes = ResidentCache::required_bytes(config, dtype, plan.prompt_capacity);
+  }
+  const std::int64_t capacity = method.residency == Residency::kRetained
+                                    ? plan.window
+                                    : ResidentCache::capacity_for(plan.window, shape.max_tokens);
+  plan.device_bytes = ResidentCache::required_bytes(config, dtype, capacity);
+  if (method.positions == PositionMode::kCacheIndex) {
+    plan.device_bytes += ShiftedKeys::required_bytes(config, dtype, plan.window);
+  }
+  if (plan.max_offloaded > 0) {
+    plan.staging =
+        merge(staging_of(method.work, method, config, attended, plan.max_offloaded),
+              method.first_layer > 0
+                  ? staging_of(method.early_work, method, config, attended, plan.max_offloaded)
+                  : StagingShape{});
+    plan.dram_bytes = HostKvStore::required_bytes(host_shape(config, dtype, method, plan)) +
+                      2 * HostStaging::required_bytes(config, dtype, plan.staging);
+    if (!device_is_host) {
+      plan.device_bytes += 2 * HostStaging::payload_bytes(config, dtype, plan.staging);
+    }
+  }
+  for (const PartFactory* part : parts_needed(method, attended, plan)) {
+    if (part->required_bytes) {
+      const PartBytes bytes = part->required_bytes(part_context(config, dtype, plan));
+      plan.device_bytes += bytes.device;
+      plan.dram_bytes += bytes.host;
+    }
+  }
+  // LogitScratch
+  plan.device_bytes += config.num_heads * (2 * plan.window + plan.staging.max_chosen) *
+                       static_cast<std::int64_t>(sizeof(float));
+  return plan;
+}
+
+PartContext part_context(const ModelConfig& config, DType dtype, const RequestPlan& plan) {
+  return {.config = config,
+          .dtype = dtype,
+          .request = plan.shape,
+          .prompt_capacity = plan.prompt_capacity,
+          .max_offloaded = plan.max_offloaded};
+}
+
+std::vector<const PartFactory*> parts_needed(const Method& method,
+                                             const AttendedTokens& attended,
+                                             const RequestPlan& plan) {
+  const auto asks_planner = [](const HostWork& work) {
+    return std::holds_alternative<ByPlanner>(choice_of(work));
+  };
+  const bool offloads = plan.max_offloaded > 0;
+  const bool may_select = attended.may_use(SelectionStrategy::kPostQkt, method.strategy);
+  const bool may_plan = attended.may_use(SelectionStrategy::kPreQkt, method.strategy) ||
+                        asks_planner(method.work) || asks_planner(method.early_work);
+  const auto is_needed = [&](const PartFactory& part) {
+    switch (part.role) {
+      case PartRole::kSelector:
+        return offloads && may_select;
+      case PartRole::kPreSelector:
+      case PartRole::kPlanner:
+        return offloads && may_plan;
+      case PartRole::kKeyProxy:
+      case PartRole::kHostPlacement:
+        return offloads;
+      case PartRole::kListener:
+      case PartRole::kRetention:
+      case PartRole::kPromptScores:
+      case PartRole::kOwnAttention:
+        break;
+    }
+    return true;
+  };
+  std::vector<const PartFactory*> needed;
+  for (const PartFactory& part : method.parts) {
+    if (is_needed(part)) {
+      needed.push_back(&part);
+    }
+  }
+  return needed;
+}
+
+HostKvShape host_shape(const ModelConfig& config,
+                       DType dtype,
+                       const Method& method,
+                       const RequestPlan& plan) {
+  return {.num_layers = config.num_layers,
+          .num_kv_heads = config.num_kv_heads,
+          .head_dim = config.head_dim,
+          .dtype = dtype,
+          .capacity = plan.max_offloaded,
+          .key_layout = method.key_layout};
+}
+
+}  // namespace hybridgen

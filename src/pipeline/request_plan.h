@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sizes and bytes a request takes on each tier, before it takes them.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "hybridgen/methods/method.h"
+#include "kvcache/host_kv_store.h"
+#include "pipeline/host_staging.h"
+#include "pipeline/steering.h"
+
+namespace hybridgen {
+
+struct RequestPlan {
+  RequestShape shape;
+  std::int64_t window = 0;           ///< tokens that may stay on the device
+  std::int64_t max_offloaded = 0;    ///< 0: nothing ever leaves the device
+  std::int64_t prompt_capacity = 0;  ///< rows the prompt takes before a retention policy has chosen
+  StagingShape staging;
+  std::int64_t prompt_device_bytes = 0;  ///< of prompt_capacity; given back after prefill
+  std::int64_t device_bytes = 0;
+  std::int64_t dram_bytes = 0;
+};
+
+/// `window`: tokens that stay on the device, >= 1 (kWindow only). `device_is_host`: what the host
+/// sends is read where it wrote it, so that it takes no memory of the device.
+RequestPlan plan_request(const ModelConfig& config,
+                         DType dtype,
+                         bool device_is_host,
+                         const Method& method,
+                         const AttendedTokens& attended,
+                         const RequestShape& shape,
+                         std::int64_t window);
+
+/// What the request's parts may depend on, but for where they lie.
+PartContext part_context(const ModelConfig& config, DType dtype, const RequestPlan& plan);
+
+/// The method's parts that a request of this plan has: not those that choose tokens where there are
+/// none, or by a strategy that it never uses.
+std::vector<const PartFactory*> parts_needed(const Method& method,
+                                             const AttendedTokens& attended,
+                                             const RequestPlan& plan);
+
+HostKvShape host_shape(const ModelConfig& config,
+                       DType dtype,
+                       const Method& method,
+                       const RequestPlan& plan);
+
+}  // namespace hybridgen
