@@ -44,8 +44,7 @@ def _method_option(text: str) -> tuple[str, Any]:
     name, found, value = text.partition("=")
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    words = {"true": True, "false": False}
-    return name, words.get(value.lower(), number_or_word(value))
+    return name, _value(value)
 
 
 def _value(text: str) -> Any:
@@ -82,9 +81,9 @@ def _rows(kind: str) -> list[Mapping[str, Any]]:
 
 
 def _sampling_rows() -> list[Mapping[str, Any]]:
-    """Return the options of the sampler that have no flag of their own."""
+    """Return the options of the sampler that are one value and have no flag of their own."""
     fields = {field.name for field in dataclasses.fields(SamplingParams)}
-    own = ("seed", "max_tokens", "stop_token_ids")
+    own = ("seed", "max_tokens", "stop_token_ids", "logit_bias")
     rows = _core.SamplingOptions.describe()
     return [row for row in rows if row["name"] in fields and row["name"] not in own]
 
@@ -106,7 +105,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0")
     parser.add_argument("--load-format", default="auto", help="auto, safetensors, bin, dummy")
-    parser.add_argument("--max-model-len", type=int, help="prompt and new tokens at most")
+    _add_options(parser, _rows("LLM"))
     _add_options(parser, _rows("CpuConfig"))
     parser.add_argument("--seed", type=int, default=0)
 
@@ -137,9 +136,9 @@ def model_from(arguments: argparse.Namespace, **options: Any) -> LLM:
         dtype=arguments.dtype,
         device=arguments.device,
         load_format=arguments.load_format,
-        max_model_len=arguments.max_model_len,
         seed=arguments.seed,
         cpu=CpuConfig(**_given(arguments, "CpuConfig")),
+        **_given(arguments, "LLM"),
         **options,
     )
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 import hybridgen as hg
 from hybridgen import LLM, KVConfig, SamplingParams, SchedulerConfig
-from hybridgen.cli import main
+from hybridgen.cli import add_engine_arguments, engine_from, main
 
 Checkpoint = Callable[..., Path]
 
@@ -116,3 +117,19 @@ def test_info_and_methods_print_text_or_json(capsys: pytest.CaptureFixture[str])
         assert capsys.readouterr().out
         assert main([command, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)
+
+
+def test_limits_of_an_engine_and_options_of_the_method_reach_the_engine(
+    checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(checkpoint("llama"))
+    limits = ["--max-model-len", "9", "--max-num-seqs", "3", "--max-num-batched-tokens", "5"]
+    parser = argparse.ArgumentParser()
+    add_engine_arguments(parser)
+    given = parser.parse_args(["--model", model, *limits, "--method-config", "k=none"])
+    with engine_from(given) as llm:
+        options = llm.engine_options.to_dict()
+    names = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "k")
+    assert [options[name] for name in names] == [9, 3, 5, None]
+    assert main(["generate", "--model", model, "--prompt", "a", "--max-num-seqs", "0"]) == 2
+    assert "max_num_seqs is 0" in capsys.readouterr().err
