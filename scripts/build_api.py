@@ -18,7 +18,7 @@ from typing import Any
 
 import hybridgen as hg
 from hybridgen import _core
-from hybridgen._options import Options, base_of, docstring_of
+from hybridgen._options import Options, base_of, class_rows, docstring_of
 
 ROOT = Path(__file__).resolve().parents[1]
 STUB = ROOT / "python/hybridgen/config.pyi"
@@ -41,14 +41,15 @@ DOCUMENT_HEAD = """<!-- Made by scripts/build_stubs.sh; not to be edited. -->
 
 Everything below is `hybridgen.NAME`, made from the code: signatures, first paragraphs of docstrings
 (`help(...)` has all of each), and the tables that options are checked by. The command line has a
-flag for every option of `CpuConfig`, `KVConfig`, `SchedulerConfig` and `QueryConfig`.
+flag for every option of `CpuConfig`, `KVConfig`, `SchedulerConfig` and `QueryConfig`, and for the
+limits of an engine.
 """
 
 
 def config_stub() -> str:
     """Return config.pyi: the option classes as a type checker and an editor see them."""
     text = STUB_HEAD
-    for row in _core.option_classes():
+    for row in class_rows():
         text += f"\n@dataclass(frozen=True, kw_only=True)\nclass {row['name']}"
         text += f"({base_of(row).__name__}):\n"
         text += textwrap.indent(f'"""{docstring_of(row)}"""', "    ") + "\n"
@@ -112,7 +113,9 @@ def class_section(name: str, cls: type[Any]) -> str:
         names = ", ".join(f"`{field.name}`" for field in dataclasses.fields(cls))
         text += f"\nFields: {names}.\n"
     members = []
-    for member, value in vars(cls).items():
+    # Of our bases too: what LLM inherits is its own to who calls it.
+    bases = [base for base in reversed(cls.__mro__) if base.__module__.startswith("hybridgen.")]
+    for member, value in {n: v for base in bases for n, v in vars(base).items()}.items():
         inner = getattr(value, "__func__", value)
         if member.startswith("_"):
             continue
@@ -142,6 +145,10 @@ def api_document() -> str:
             if inspect.isfunction(thing):
                 text += f"\n- `{short}.{name}{plain_signature(thing)}`: {first_paragraph(thing)}"
         text += "\n"
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if inspect.isclass(thing) and not issubclass(thing, Options):
+                text += class_section(f"{short}.{name}", thing)
     text += "\n## Options of an engine\n"
     for row in rows:
         if not row["method"]:

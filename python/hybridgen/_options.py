@@ -104,12 +104,16 @@ def docstring_of(row: Mapping[str, Any]) -> str:
     return textwrap.fill(text.split("\n", 1)[0], 92) + "\n" + text.split("\n", 1)[1]
 
 
+def class_rows() -> list[dict[str, Any]]:
+    """Return the rows of ``_core.option_classes()`` that classes are made from."""
+    # LLM's are arguments, and SamplingParams has more to it than the engine knows: sampling.py.
+    return [row for row in _core.option_classes() if row["name"] not in ("LLM", "SamplingParams")]
+
+
 def options_classes(module: str) -> dict[str, type[Options]]:
     """Make all option classes, as members of a module."""
     made: dict[str, type[Options]] = {}
-    for row in _core.option_classes():
-        if row["name"] in ("LLM", "SamplingParams"):
-            continue  # the first are arguments, the second have more to them: sampling.py
+    for row in class_rows():
         cls = dataclasses.make_dataclass(
             row["name"],
             [(option["name"], option["type"], option["default"]) for option in row["options"]],
