@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// SchedulerOptions, compositions of a user's own, and selectors written in Python.
+// Presets of the scheduler, compositions of a user's own, and selectors written in Python.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -45,7 +45,6 @@ bool has_valid_terms(const Rational& factor) {
 }
 
 // A decimal, or a list of numerator and denominator.
-// A decimal, or a list of numerator and denominator.
 bool read_rational(const OptionValue& value, Rational& factor) {
   Rational found;
   double decimal = 0.0;

@@ -88,7 +88,7 @@ class CpuStage {
            bool waiter_helps = false);
 
   /// Grows the workers' scratch for requests of up to `max_tokens` offloaded tokens,
-  /// `max_candidates` of which a shadow proposes to each query head, so that steady state does not
+  /// `max_candidates` of which a proxy proposes to each query head, so that steady state does not
   /// allocate. Call while no batch is in flight.
   void reserve(std::int64_t max_tokens, std::int64_t max_candidates = 0);
 

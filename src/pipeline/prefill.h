@@ -8,9 +8,8 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <span>
-
 #include <functional>
+#include <span>
 
 #include "hybridgen/pipeline/statistics.h"
 #include "hybridgen/runtime/trace_recorder.h"
