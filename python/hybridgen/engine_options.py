@@ -49,6 +49,7 @@ class EngineSetup:
     ) -> None:
         kv = instance("kv", kv, KVConfig)
         self.cpu: CpuConfig = instance("cpu", cpu, CpuConfig)
+        one_of("CpuConfig", "isa", self.cpu.isa, ["auto", *_core.build_info()["isas"]])
         scheduler = instance("scheduler", scheduler, SchedulerConfig)
         name, own = resolve_method(method, method_config)
         composition = methods.composition_of(name)

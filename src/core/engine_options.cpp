@@ -131,6 +131,7 @@ OptionClass class_of(std::string name,
                      std::string summary,
                      const std::vector<std::string>& options) {
   std::vector<OptionInfo> infos;
+  infos.reserve(options.size());
   for (const std::string& option : options) infos.push_back(engine_table().find(option)->info);
   const auto checked = [name, infos](const OptionMap& given) {
     check_together(name, engine_table().read(name, given).hybridgen);

@@ -145,11 +145,11 @@ bool read_token_count(const OptionValue& value, TokenCount& count) {
 }
 
 OptionValue value_of(const TokenCount& count) {
-  if (count.as_count() && count.as_share()) {
-    return OptionValue::List{*count.as_count(), *count.as_share()};
-  }
-  if (count.as_count()) return *count.as_count();
-  return count.as_share() ? OptionValue(*count.as_share()) : OptionValue("all");
+  const std::optional<std::int64_t> tokens = count.as_count();
+  const std::optional<double> share = count.as_share();
+  if (tokens && share) return OptionValue::List{*tokens, *share};
+  if (tokens) return *tokens;
+  return share ? OptionValue(*share) : OptionValue("all");
 }
 
 bool read_budget(const OptionValue& value, std::int64_t minimum, TokenBudget& budget) {

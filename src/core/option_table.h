@@ -4,6 +4,7 @@
 // the command line, stubs and documents are read from it.
 #pragma once
 
+#include <algorithm>
 #include <concepts>
 #include <cstdint>
 #include <functional>
@@ -60,6 +61,7 @@ class OptionTable {
   }
   std::vector<OptionInfo> described() const {
     std::vector<OptionInfo> infos;
+    infos.reserve(rows_.size());
     for (const OptionRow<Options>& row : rows_) infos.push_back(row.info);
     return infos;
   }
@@ -155,8 +157,8 @@ OptionRow<Options> option(std::string name,
                           Value Options::* member,
                           std::string type,
                           std::string allowed,
-                          Read read,
-                          Show show) {
+                          const Read& read,
+                          const Show& show) {
   return {{std::move(name), std::move(type), std::move(allowed), {}, {}},
           [=](const Options& o) { return OptionValue(show(o.*member)); },
           [=](Options& o, const OptionValue& v) {
@@ -189,9 +191,13 @@ OptionRow<Options> option(std::string name, Integer Options::* member, Whole all
 
 template <typename Options, std::floating_point Real>
 OptionRow<Options> option(std::string name, Real Options::* member, Interval allowed) {
+  // What a float holds of an allowed bound is allowed.
+  Interval bounds = allowed;
+  bounds.low = std::min(allowed.low, static_cast<double>(static_cast<Real>(allowed.low)));
+  bounds.high = std::max(allowed.high, static_cast<double>(static_cast<Real>(allowed.high)));
   const auto read = [=](const OptionValue& v, Real& number) {
     double found = 0.0;
-    if (!read_number(v, allowed, found)) return false;
+    if (!read_number(v, bounds, found)) return false;
     number = static_cast<Real>(found);
     return true;
   };
@@ -230,7 +236,7 @@ std::string one_of(const std::vector<std::string>& names);  ///< "'a', 'b' or 'c
 template <typename Options, typename Enum>
 OptionRow<Options> option(std::string name,
                           Enum Options::* member,
-                          std::type_identity_t<Names<Enum>> names) {
+                          const std::type_identity_t<Names<Enum>>& names) {
   std::vector<std::string> texts;
   for (const auto& [text, value] : names) texts.push_back(text);
   const auto read = [=](const OptionValue& v, Enum& chosen) {

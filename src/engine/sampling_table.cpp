@@ -105,8 +105,9 @@ namespace {
 
 void check_lengths(std::string_view operation, const SamplingOptions& options) {
   if (options.min_tokens <= options.max_tokens) return;
-  const std::string most = message("at most max_tokens, which is ", options.max_tokens);
-  sampling_table().refuse(operation, options, "min_tokens", most);
+  OptionInfo info = sampling_table().find("min_tokens")->info;
+  info.allowed = message("at most max_tokens, which is ", options.max_tokens);
+  refuse_option(operation, info, options.min_tokens);
 }
 
 }  // namespace

@@ -25,7 +25,7 @@ def few_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_settings_cover_every_method() -> None:
     names = {options.get("method", "hybridgen") for options in ALL_SETTINGS.values()}
-    assert names == set(hg.methods.names())
+    assert names == {row["name"] for row in hg.methods.table()}
 
 
 def test_the_same_tree_gives_the_same_record(

@@ -739,6 +739,6 @@ def test_a_composition_reads_what_its_parts_need() -> None:
 
 def test_k_is_refused_where_no_selector_chooses(trained: Trained) -> None:
     M.register("parts", M.Composition(residency="window", rule=STREAMED))
-    for scheduler, message in ((SIX, "k is 6"), (SchedulerConfig(k=None), "scheduler is steering")):
+    for scheduler, message in ((SIX, "k is 6"), (SchedulerConfig(k=None), "k is None")):
         with pytest.raises(ConfigError, match=rf"^\[method parts\] {message}"):
             LLM(trained("tiny-llama"), method="parts", scheduler=scheduler)

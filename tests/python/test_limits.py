@@ -104,7 +104,7 @@ UNPRINTABLE_VALUES: dict[str, Callable[[], object]] = {
     "max_tokens": lambda: SamplingParams(max_tokens=UNPRINTABLE, max_new_tokens=5),
     "do_sample": lambda: SamplingParams(do_sample=UNPRINTABLE),  # type: ignore[arg-type]
     "stop": lambda: SamplingParams(stop=[UNPRINTABLE]),  # type: ignore[list-item]
-    "placement": lambda: KVConfig(placement=UNPRINTABLE),  # type: ignore[arg-type]
+    "dram": lambda: KVConfig(dram=UNPRINTABLE),
     "device": lambda: LLM({}, load_format="dummy", device=UNPRINTABLE),  # type: ignore[arg-type]
     "cuda": lambda: LLM({}, load_format="dummy", device="cuda:" + "9" * 5000),
     "dtype": lambda: LLM(_config(), load_format="dummy", dtype=UNPRINTABLE),  # type: ignore[arg-type]

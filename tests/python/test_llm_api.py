@@ -526,7 +526,7 @@ def test_spans_are_counted_from_the_first() -> None:
     ("options", "message"),
     [
         ({"method": "hybridgin"}, "did you mean 'hybridgen'"),
-        ({"query": "guess"}, "allowed: exact, speculative, rescore"),
+        ({"query": "guess"}, "allowed: 'exact', 'speculative' or 'rescore'"),
         ({"selector": "top"}, "selector is 'top'"),
         ({"pre_selector": "sinks"}, "pre_selector is 'sinks'"),
         ({"kv": {"device_tokens": 1}}, "allowed: a KVConfig"),

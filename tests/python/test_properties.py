@@ -83,8 +83,8 @@ ENGINES = st.fixed_dictionaries(
         "selector": st.sampled_from(["topk", "h2o", "keyformer"]),
         "pre_selector": st.sampled_from(["sinks_recent", "block_digests", "partial_keys"]),
         "strategy": st.sampled_from(["post", "pre"]),
-        "k": st.integers(1, 50) | st.sampled_from([0.1, 0.5, None]),
-        "device_tokens": st.none() | st.integers(0, 60) | st.sampled_from([0.0, 0.1, 1.0]),
+        "k": st.integers(1, 50) | st.sampled_from([0.1, 0.5, "all"]),
+        "device_tokens": st.just("auto") | st.integers(0, 60) | st.sampled_from([0.0, 0.1, 1.0]),
         "spec_first_layer": st.integers(1, 4),
         # Most prompts are longer than one chunk of this.
         "max_num_batched_tokens": st.sampled_from([7, 16, 33, 1024]),
@@ -122,16 +122,17 @@ def readable(
         isinstance(tokens, int) and tokens > config["sinks"] and config["home"] == "device"
     ):
         unread.add("device_tokens")  # refused, not unread
-    if tokens is not None and "device_tokens" not in unread:
+    if tokens != "auto" and "device_tokens" not in unread:
         unread |= {"gpu_share", "blocks", "window"}
     if options["strategy"] == "post" or options["pre_selector"] != "partial_keys":
         unread |= {"column_share"} if method == "hybridgen" else set()
     if config.get("capacity") == 1.0:
         unread.add("policy")
-    return (
-        {name: value for name, value in config.items() if name not in unread},
-        {name: value for name, value in options.items() if name not in unread},
-    )
+    others = {name: value for name, value in options.items() if name not in unread}
+    first_layer = others.pop("spec_first_layer", None)
+    if first_layer is not None and "query" in others:
+        others["query"] = {"mode": others["query"], "first_layer": first_layer}
+    return {name: value for name, value in config.items() if name not in unread}, others
 
 
 Result = tuple[list[int], float, dict[str, Any]]
@@ -208,7 +209,7 @@ from hybridgen import LLM, _core
 from test_properties import run
 from trained import CPU, folder_of
 with LLM(folder_of("tiny-llama"), dtype="float32", cpu=CPU, method="full") as llm:
-    for block, window, length in itertools.product((2, 6, 8), (None, 1, 16), (5, 25, 57)):
+    for block, window, length in itertools.product((2, 6, 8), ("auto", 1, 16), (5, 25, 57)):
         options = _core.EngineOptions(
             method="hgca", method_config={"block": block}, device_tokens=window,
             max_num_batched_tokens=16, threads=1, device_threads=1)
