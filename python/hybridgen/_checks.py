@@ -134,6 +134,13 @@ def as_bool(operation: str, name: str, value: object) -> bool:
     raise ConfigError(f"[{operation}] {name} is {brief(value)}; allowed: True, False")
 
 
+def as_text(operation: str, name: str, value: object) -> str:
+    """Return a string; the engine takes no other, and no lone surrogates."""
+    if isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value):
+        return value
+    raise ConfigError(f"[{operation}] {name} is {brief(value)}; allowed: a text")
+
+
 def one_of(operation: str, name: str, value: object, allowed: Iterable[str]) -> str:
     """Return a string that is one of the allowed ones."""
     names = list(allowed)

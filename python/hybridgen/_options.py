@@ -19,9 +19,12 @@ from ._checks import checked_keywords
 class Options:
     """Base of all option classes: frozen, keyword-only, checked when they are made."""
 
+    _made_from_table: ClassVar[type[Options]]
+    """The class itself; of a user's subclass the one that it derives from."""
+
     def __post_init__(self) -> None:
         given = {name: plain(value) for name, value in fields_of(self).items()}
-        for name, value in _core.checked_options(type(self).__name__, given).items():
+        for name, value in _core.checked_options(self._made_from_table.__name__, given).items():
             if type(value) in (bool, int, float, str):
                 object.__setattr__(self, name, value)
 
@@ -68,9 +71,14 @@ def fields_of(options: Options) -> dict[str, Any]:
 
 
 def said(options: Options) -> dict[str, Any]:
-    """Return the fields that are not at their defaults."""
-    defaults = {field.name: field.default for field in dataclasses.fields(options)}  # type: ignore[arg-type]
-    return {n: value for n, value in fields_of(options).items() if value != defaults[n]}
+    """Return the fields that are not at the library's defaults."""
+    fields = dataclasses.fields(options._made_from_table)  # type: ignore[arg-type]
+    defaults = {field.name: field.default for field in fields}
+    return {
+        name: value
+        for name, value in fields_of(options).items()
+        if name not in defaults or value != defaults[name]
+    }
 
 
 def plain(value: object) -> Any:
@@ -123,6 +131,7 @@ def options_classes(module: str) -> dict[str, type[Options]]:
             kw_only=True,
         )
         cls.__module__ = module
+        setattr(cls, "_made_from_table", cls)  # noqa: B010
         if row["method"]:
             setattr(cls, "method", row["method"])  # noqa: B010
         cls.__init__ = checked_keywords(row["name"])(cls.__init__)  # type: ignore[misc]

@@ -160,7 +160,7 @@ def resolve_method(
     ConfigError
         If the name is unknown, or the options belong to another method.
     """
-    if isinstance(method, MethodOptions):
+    if isinstance(method, METHOD_OPTIONS):
         if config is not None and config != method:
             raise ConfigError(
                 f"[LLM] method_config is {brief(config)} beside method={brief(method)}; allowed: "
@@ -168,8 +168,8 @@ def resolve_method(
             )
         config, method = method, method.method
     elif method is None:
-        method = config.method if isinstance(config, MethodOptions) else "hybridgen"
-    one_of("LLM", "method", method, methods.names())
+        method = config.method if isinstance(config, METHOD_OPTIONS) else "hybridgen"
+    method = one_of("LLM", "method", method, methods.names())
     if config is None:
         return method, {}
     if methods.composition_of(method) is not None:
@@ -177,7 +177,7 @@ def resolve_method(
             f"[LLM] method_config is {brief(config)}; allowed: None, as {method!r} is a "
             "composition without options; register another one instead"
         )
-    if isinstance(config, MethodOptions):
+    if isinstance(config, METHOD_OPTIONS):
         if config.method != method:
             raise ConfigError(
                 f"[LLM] method_config is {type(config).__name__}; allowed: a dict or the options "

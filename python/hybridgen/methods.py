@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from . import _core
-from ._checks import as_int, brief, one_of, options_class
+from ._checks import as_int, as_text, brief, one_of, options_class
 from .config import (
     H2O,
     HGCA,
@@ -71,6 +71,10 @@ class LayerRule:
     payload: str
     choice: str = "all"
 
+    def __post_init__(self) -> None:
+        for name in ("query", "payload", "choice"):
+            as_text("LayerRule", name, getattr(self, name))
+
     def parts(self) -> tuple[str, str, str]:
         """Return the three parts in the order that the engine takes them."""
         return self.query, self.payload, self.choice
@@ -119,6 +123,12 @@ class Composition:
     window: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("residency", "strategy", "selector", "pre_selector"):
+            as_text("Composition", name, getattr(self, name))
+        for name in ("rule", "early_rule"):
+            value = getattr(self, name)
+            if not (isinstance(value, LayerRule) or (value is None and name == "early_rule")):
+                raise ConfigError(f"[Composition] {name} is {brief(value)}; allowed: a LayerRule")
         first = as_int("Composition", "first_layer", self.first_layer, 0)
         object.__setattr__(self, "first_layer", first)
         if self.window is not None:
@@ -188,7 +198,7 @@ def register(name: str, composition: Composition) -> None:
         raise ConfigError(
             f"[methods.register] composition is {brief(composition)}; allowed: a Composition"
         )
-    composition.build(name)
+    composition.build(as_text("methods.register", "name", name))
     if name in (row["name"] for row in _core.method_table()):
         raise ConfigError(
             f"[methods.register] name is {brief(name)}; allowed: any that is not one of the "
@@ -203,7 +213,10 @@ def composition_of(name: str) -> Composition | None:
 
 
 class _Callable(ModuleType):
-    """The old spelling ``hybridgen.methods()``."""
+    """The old spelling ``hybridgen.methods()``; lists nothing but what is public."""
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name.startswith("__") or name in __all__]
 
     def __call__(self) -> list[str]:
         return names()

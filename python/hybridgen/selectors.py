@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from ._checks import brief, one_of
+from ._checks import as_text, brief, one_of
 from .errors import ConfigError
 
 __all__ = ["PostSelector", "PreSelector", "names", "register"]
@@ -79,16 +79,17 @@ def register(name: str, make: Callable[..., PostSelector | PreSelector], *, stra
         "post" or "pre".
     """
     one_of("register_selector", "strategy", strategy, ["post", "pre"])
-    if not isinstance(name, str) or not callable(make):
-        raise ConfigError(
-            f"[register_selector] name is {brief(name)} and make is {brief(make)}; allowed: a "
-            "text, and something to call"
-        )
+    as_text("register_selector", "name", name)
+    if not callable(make):
+        raise ConfigError(f"[register_selector] make is {brief(make)}; allowed: something to call")
     _core.register_selector(name, strategy, make)
 
 
 class _Callable(ModuleType):
-    """The old spelling ``hybridgen.selectors("post")``."""
+    """The old spelling ``hybridgen.selectors("post")``; lists nothing but what is public."""
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name.startswith("__") or name in __all__]
 
     def __call__(self, strategy: str = "post") -> list[str]:
         return names(strategy)

@@ -189,8 +189,8 @@ def test_a_second_registration_replaces_the_first(trained: Trained) -> None:
     [
         ("topk", TopK, "post", 'name is "topk"; allowed: any that is not one of the library\'s'),
         ("", TopK, "post", 'name is ""; allowed'),
-        (5, TopK, "post", "name is 5 .*allowed: a text"),
-        ("mine", 5, "post", "make is 5; allowed: a text, and something to call"),
+        (5, TopK, "post", "name is 5; allowed: a text"),
+        ("mine", 5, "post", "make is 5; allowed: something to call"),
         ("mine", TopK, "both", "strategy is 'both'; allowed: post, pre"),
     ],
 )
@@ -742,3 +742,34 @@ def test_k_is_refused_where_no_selector_chooses(trained: Trained) -> None:
     for scheduler, message in ((SIX, "k is 6"), (SchedulerConfig(k=None), "k is None")):
         with pytest.raises(ConfigError, match=rf"^\[method parts\] {message}"):
             LLM(trained("tiny-llama"), method="parts", scheduler=scheduler)
+
+
+@pytest.mark.parametrize("name", [5, None, [], b"x", "\ud800"])
+def test_a_name_that_is_no_text_is_refused(name: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^\[methods.register\] name is .*; allowed: a text"):
+        M.register(name, Composition(residency="window", rule=STREAMED, window=1))
+    with pytest.raises(ConfigError, match=r"^\[register_selector\] name is .*; allowed: a text"):
+        hg.selectors.register(name, lambda **_: None, strategy="post")  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"rule": "exact"}, r"rule is 'exact'; allowed: a LayerRule"),
+        ({"rule": None}, r"rule is None; allowed: a LayerRule"),
+        ({"early_rule": ("none", "nothing", "all")}, r"early_rule is \('none'.*; allowed: a Layer"),
+        ({"residency": 5}, r"residency is 5; allowed: a text"),
+        ({"strategy": None}, r"strategy is None; allowed: a text"),
+        ({"selector": 5}, r"selector is 5; allowed: a text"),
+    ],
+)
+def test_a_part_of_the_wrong_kind_is_refused_by_its_name(
+    parts: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^\[Composition\] {message}"):
+        Composition(**({"residency": "window", "rule": STREAMED, "window": 1} | parts))
+
+
+def test_a_rule_of_anything_but_words_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^\[LayerRule\] query is 5; allowed: a text"):
+        M.LayerRule(query=5, payload="nothing")  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Callable
 from typing import Any
@@ -164,3 +165,43 @@ def test_what_is_made_from_the_tables_is_up_to_date() -> None:
     code = "import runpy, sys; runpy.run_path(sys.argv[0], run_name='__main__')"
     finished = run_python(f"import sys; sys.argv = [{path!r}, '--check']; {code}")
     assert (finished.returncode, finished.stderr) == (0, "")
+
+
+class MineOfH2O(M.H2O):
+    """A user's subclass with a name and a default of its own."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**({"heavy": 0.3} | options))
+
+
+def test_a_subclass_of_an_options_class_means_what_its_base_means() -> None:
+    mine = engine_options(method=MineOfH2O(recent=6))
+    assert mine == engine_options(method=M.H2O(heavy=0.3, recent=6)) != engine_options(method="h2o")
+
+    class Window(KVConfig):
+        pass
+
+    assert engine_options(kv=Window(device_tokens=7)) == engine_options(
+        kv=KVConfig(device_tokens=7)
+    )
+    with pytest.raises(ConfigError, match=r"\[method h2o\] heavy is -1"):
+        MineOfH2O(heavy=-1)
+
+
+def test_a_default_that_a_subclass_changes_reaches_the_engine() -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Heavier(M.H2O):
+        heavy: int | float = 0.3
+
+    assert engine_options(method=Heavier()) == engine_options(method=M.H2O(heavy=0.3))
+
+
+@pytest.mark.parametrize("place", ["method", "method_config"])
+def test_the_base_of_all_methods_options_is_no_method(place: str) -> None:
+    with pytest.raises(ConfigError, match=rf"\[LLM\] {place} is .*MethodOptions"):
+        EngineSetup(**{place: M.MethodOptions()})
+
+
+def test_the_modules_list_nothing_but_what_is_public() -> None:
+    for module in (hg.methods, hg.selectors):
+        assert {n for n in dir(module) if not n.startswith("__")} == set(module.__all__)
