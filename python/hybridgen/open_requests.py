@@ -57,9 +57,9 @@ class OpenRequests:
 
     def step(self) -> list[RequestOutput]:
         """Return what is new, after a step of the engine if nothing is."""
+        _ = self._loop.engine  # refuses one that is closed
         if not self._requests:
             return []
-        _ = self._loop.engine  # refuses one that is closed
         with self._loop.lock:
             if not self._call.news:
                 self._loop.step()

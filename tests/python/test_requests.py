@@ -221,3 +221,11 @@ def test_closing_beside_open_requests_says_so(checkpoint: Checkpoint, llm: LLM) 
     for use in (engine.step, engine.has_unfinished_requests):
         with pytest.raises(ConfigError, match="the engine is closed"):
             use()
+
+
+def test_a_closed_engine_is_not_stepped_for_ever(checkpoint: Checkpoint) -> None:
+    engine = LLM(checkpoint("llama"), method="full", cpu=CPU)
+    engine.close()
+    for call in (engine.step, engine.has_unfinished_requests, engine.get_num_unfinished_requests):
+        with pytest.raises(ConfigError, match="the engine is closed"):
+            call()
