@@ -10,6 +10,7 @@ from typing import Any
 
 from ._files import check_writable
 from ._lifetime import guarded
+from .checkpoint import LoadedModel
 from .errors import ConfigError
 from .generation import EngineLoop
 from .model import Model
@@ -36,9 +37,14 @@ class EngineHandle:
 
     @property
     def open_model(self) -> Model:
-        """The same; ConfigError once this is closed, and in a forked process."""
+        """The model that it runs; ConfigError once this is closed, and in a forked process."""
         _ = self._loop.engine
         return self.model
+
+    @property
+    def _loaded(self) -> LoadedModel:
+        """Where checks of what was loaded look, which are older than `Model`."""
+        return self.model._loaded
 
     @property
     def path(self) -> Path | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from . import _core
-from ._checks import MAX_INT64, as_int, brief, checked_keywords, is_auto, one_of
+from ._checks import MAX_INT64, as_bool, as_int, brief, checked_keywords, is_auto, one_of
 from ._lifetime import Guard, guarded
 from .checkpoint import LOAD_FORMATS, LoadedModel, load_model
 from .codec import Codec
@@ -179,8 +179,9 @@ class Model:
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of token ids."""
-        codec = self.reader("decode").require_codec()
-        return codec.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        reader = self.reader("decode")
+        skip = as_bool("decode", "skip_special_tokens", skip_special_tokens)
+        return reader.require_codec().decode(reader.read_ids(token_ids), skip_special_tokens=skip)
 
     def reader(self, operation: str) -> PromptReader:
         """Return what reads prompts for this model; messages begin with the operation."""

@@ -50,6 +50,15 @@ class PromptReader:
             "token ids, a dict with prompt or prompt_token_ids, or a list of these"
         )
 
+    def read_ids(self, token_ids: Any) -> list[int]:
+        """Return token ids of a text that need not be a prompt."""
+        found = items_of(token_ids)
+        if found is None:
+            raise ConfigError(
+                f"[{self.operation}] token_ids is {brief(token_ids)}; allowed: a list of token ids"
+            )
+        return [as_int(self.operation, "a token id", i, 0) for i in found]
+
     def read_one(self, prompt: Any) -> Encoded:
         """Return (text or None, token ids) of one prompt."""
         text, ids = self._parts(prompt)

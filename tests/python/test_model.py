@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import hybridgen as hg
@@ -212,3 +213,17 @@ def test_a_block_is_measured_over_all_its_calls(model: Model) -> None:
             llm.close()
         assert closed.requests == 0
     assert isinstance(closed, hg.RunStats)
+
+
+def test_what_is_no_list_of_token_ids_is_not_decoded(model: Model) -> None:
+    assert model.decode(np.array(PROMPT)) == model.decode(iter(PROMPT)) == model.decode(PROMPT)  # type: ignore[arg-type]
+    for ids in (5, None, "12", [1.5], [-1], [True], [2**70], ["1"]):
+        with pytest.raises(ConfigError, match=r"^\[decode\] (token_ids|a token id) is "):
+            model.decode(ids)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^\[decode\] skip_special_tokens is 'no'; allowed"):
+        model.decode(PROMPT, skip_special_tokens="no")  # type: ignore[arg-type]
+
+
+def test_an_engine_shows_the_weights_that_were_loaded(model: Model) -> None:
+    with LLM(model, method="full", cpu=CPU) as engine:
+        assert engine._loaded.model.weight_bytes == model.weights.weight_bytes
