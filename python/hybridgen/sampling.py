@@ -93,8 +93,8 @@ class SamplingParams:
     skip_special_tokens : bool
         Leave special tokens out of the text.
     include_stop_str_in_output : bool
-        Let a text end with the stop string that ended it, as far as that is text (not of the
-        prompt, nor of special tokens that are left out).
+        Let a text end with the stop string, or with the text of the token, that ended it, as far as
+        that is text (not of the prompt, nor of special tokens that are left out).
     max_new_tokens, do_sample
         transformers' names: ``max_tokens``, and ``temperature`` 1.0 or 0.0.
 
@@ -125,7 +125,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] | None = None
+    logit_bias: Mapping[int, float] | None = dataclasses.field(default=None, hash=False)
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     max_new_tokens: dataclasses.InitVar[int | None] = None
@@ -155,7 +155,9 @@ class SamplingParams:
         """Return what the engine's sampler knows of these, by its names; no None but for None."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields["logit_bias"] = tuple((self.logit_bias or {}).items())
-        if type(self.top_k) is int and self.top_k == -1:  # as vLLM writes "no restriction"
+        if (
+            isinstance(self.top_k, numbers.Integral) and self.top_k == -1
+        ):  # as vLLM writes "no restriction"
             fields["top_k"] = 0
         for name in ("max_tokens", "seed"):
             if fields[name] is None:  # of the model's length, of the engine's seed

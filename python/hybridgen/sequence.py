@@ -191,8 +191,8 @@ class Sequence:
         return detokenizer
 
     def _text_of(self, token_id: int, number: int, *, ended: bool) -> str:
-        # An ending token belongs to the tokens, not to the text.
-        if self._tokenizer is None or ended:
+        # An ending token belongs to the tokens, and to the text only where that was asked for.
+        if self._tokenizer is None or (ended and not self.params.include_stop_str_in_output):
             return ""
         # Not before: what the tokenizer cannot decode is the failure of this sequence alone.
         if self._detokenizer is None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -141,3 +142,26 @@ def test_a_text_may_end_with_the_stop_string_that_ended_it(llm: LLM) -> None:
     assert output.token_ids == cut.token_ids
     assert output.outputs[0].stop_reason == stop
     assert "".join(chunk.text for chunk in llm.stream("The quick", params)) == output.text
+
+
+def test_parameters_with_a_bias_can_be_keys() -> None:
+    biased = {GREEDY.replace(logit_bias={7: bias}): bias for bias in (1.0, 2.0)}
+    assert [biased[GREEDY.replace(logit_bias={7: bias})] for bias in (1, 2)] == [1.0, 2.0]
+
+
+def test_numpys_minus_one_restricts_no_more_than_pythons() -> None:
+    assert GREEDY.replace(top_k=np.int64(-1)) == GREEDY.replace(top_k=-1) == GREEDY
+
+
+def test_a_text_may_end_with_the_token_that_ended_it_as_in_vllm(llm: LLM) -> None:
+    free = llm.generate("The quick", GREEDY)[0]
+    number = next(i for i, t in enumerate(free.token_ids) if t not in free.token_ids[:i] and i > 1)
+    cut = GREEDY.replace(stop_token_ids=[free.token_ids[number]])
+    kept = cut.replace(include_stop_str_in_output=True)
+    without, whole = (llm.generate("The quick", params)[0] for params in (cut, kept))
+    assert whole.token_ids == without.token_ids == free.token_ids[: number + 1]
+    assert whole.outputs[0].stop_reason == without.outputs[0].stop_reason == free.token_ids[number]
+    assert whole.text == llm.generate("The quick", GREEDY.replace(max_tokens=number + 1))[0].text
+    assert without.text == llm.generate("The quick", GREEDY.replace(max_tokens=number))[0].text
+    assert whole.text != without.text
+    assert "".join(chunk.text for chunk in llm.stream("The quick", kept)) == whole.text
