@@ -47,6 +47,15 @@ def _method_option(text: str) -> tuple[str, Any]:
     return name, _value(value)
 
 
+def _bias(text: str) -> tuple[int, float]:
+    """Return the token id and the number in ``50256=-100``."""
+    token, _, value = text.partition("=")
+    try:
+        return int(token), float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not TOKEN_ID=NUMBER") from None
+
+
 def _value(text: str) -> Any:
     """Return an option as Python has it; what leaves K to stage times has a word here."""
     words = {"true": True, "false": False, "steered": None, "none": None}
@@ -176,6 +185,14 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--prompt-file", help="the whole file is one prompt; - is standard input")
     generate.add_argument("--max-tokens", type=int, default=128)
     _add_options(generate, _sampling_rows())
+    generate.add_argument(
+        "--logit-bias",
+        type=_bias,
+        action="append",
+        default=[],
+        metavar="TOKEN_ID=NUMBER",
+        help="added to the logit of a token, from -100 to 100; may be given several times",
+    )
     generate.add_argument("--stop", action="append", default=[], help="may be given several times")
     generate.add_argument("--ignore-eos", action="store_true")
     output = generate.add_mutually_exclusive_group()
@@ -219,6 +236,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     params = SamplingParams(
         max_tokens=arguments.max_tokens,
         **{row["name"]: said[row["name"]] for row in _sampling_rows() if row["name"] in said},
+        logit_bias=dict(arguments.logit_bias) or None,
         stop=arguments.stop,
         ignore_eos=arguments.ignore_eos,
         seed=arguments.seed,

@@ -133,3 +133,19 @@ def test_limits_of_an_engine_and_options_of_the_method_reach_the_engine(
     assert [options[name] for name in names] == [9, 3, 5, None]
     assert main(["generate", "--model", model, "--prompt", "a", "--max-num-seqs", "0"]) == 2
     assert "max_num_seqs is 0" in capsys.readouterr().err
+
+
+def test_every_token_can_be_given_a_bias(
+    checkpoint: Checkpoint, llm: LLM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["generate", *options(checkpoint("llama")), "--prompt", "The quick"]
+    arguments += ["--max-tokens", "12", "--ignore-eos"]
+    bias = {60: 100.0, 7: -1.5}
+    flags = [part for token, by in bias.items() for part in ("--logit-bias", f"{token}={by}")]
+    assert main([*arguments, *flags]) == 0
+    biased = llm.generate("The quick", NO_EOS.replace(logit_bias=bias))[0].text
+    assert capsys.readouterr().out == f"{biased}\n" != llm.generate("The quick", NO_EOS)[0].text
+    for wrong in ("7", "7=x", "x=1"):
+        with pytest.raises(SystemExit):
+            main([*arguments, "--logit-bias", wrong])
+        assert "is not TOKEN_ID=NUMBER" in capsys.readouterr().err
