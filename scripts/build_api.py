@@ -23,6 +23,7 @@ from hybridgen._options import Options, base_of, class_rows, docstring_of
 ROOT = Path(__file__).resolve().parents[1]
 STUB = ROOT / "python/hybridgen/config.pyi"
 DOCUMENT = ROOT / "docs/api.md"
+CONFIG = str(ROOT / "pyproject.toml")
 
 STUB_HEAD = """# SPDX-License-Identifier: Apache-2.0
 # Made by scripts/build_stubs.sh from the tables of options in src/; not to be edited.
@@ -58,7 +59,7 @@ def config_stub() -> str:
         for option in row["options"]:
             text += f"    {option['name']}: {option['type']} = {option['default']!r}\n"
     formatted = subprocess.run(
-        ["ruff", "format", "--config", str(ROOT / "pyproject.toml"), "--stdin-filename=x.pyi", "-"],
+        [sys.executable, "-m", "ruff", "format", "--config", CONFIG, "--stdin-filename=x.pyi", "-"],
         input=text,
         capture_output=True,
         text=True,
