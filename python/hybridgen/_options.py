@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from . import _core
 from ._checks import checked_keywords
@@ -43,7 +43,7 @@ class SteeringOptions(Options):
     """What `hybridgen.SchedulerConfig` can do beside holding options."""
 
     @classmethod
-    def preset(cls, name: str, **options: Any) -> Any:
+    def preset(cls, name: str, **options: Any) -> Self:
         """Return one of the six schedules of the paper's ablation; all are steered (``k=None``).
 
         Parameters

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ._lifetime import guarded
 from .engine_handle import EngineHandle
 from .errors import ConfigError
@@ -87,7 +89,7 @@ class EngineSteps(EngineHandle):
         return len(self._open)
 
     @guarded
-    def abort_request(self, request_ids: RequestId | list[RequestId]) -> None:
+    def abort_request(self, request_ids: RequestId | Iterable[RequestId]) -> None:
         """End requests of `add_request` now; `step` returns nothing of them any more.
 
         Names that no unfinished request has are left out, as in vLLM.

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
@@ -235,7 +235,7 @@ class LLM(EngineSteps):
     @guarded
     def stream(
         self,
-        prompt: Prompt | list[Prompt],
+        prompt: Prompt | Sequence[Prompt],
         sampling_params: Params = None,
         *,
         decode_prompt_tokens: int = 0,
@@ -259,7 +259,8 @@ class LLM(EngineSteps):
         Raises
         ------
         ConfigError
-            If a prompt or its parameters cannot be run; by the call itself, before any chunk.
+            If a prompt or its parameters cannot be run: by the call itself, before any chunk, but
+            what only the engine knows, such as that a prompt is too long, by the first chunk.
         GenerationError, OutOfMemoryError, NumericError, or what a selector of yours raised
             From the iterator, as `generate` raises it.
         """

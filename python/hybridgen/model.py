@@ -164,6 +164,7 @@ class Model:
                 else checked_codec(tokenizer)
             )
         other = type(self).__new__(type(self))
+        vars(other).update(vars(self))  # a subclass may have more than this class knows
         other._hold(replace(self._loaded, model=weights), codec)
         return other
 

@@ -8,8 +8,9 @@ import gc
 import inspect
 import json
 import pickle
+import typing
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import pytest
 import hybridgen as hg
 from conftest import make_config
 from hybridgen import LLM, ConfigError, CpuConfig, KVConfig, Model, SamplingParams, SchedulerConfig
+from hybridgen.open_requests import RequestId
+from hybridgen.prompts import Prompt
 from test_lifetime import in_child
 
 Checkpoint = Callable[..., Path]
@@ -227,3 +230,24 @@ def test_what_is_no_list_of_token_ids_is_not_decoded(model: Model) -> None:
 def test_an_engine_shows_the_weights_that_were_loaded(model: Model) -> None:
     with LLM(model, method="full", cpu=CPU) as engine:
         assert engine._loaded.model.weight_bytes == model.weights.weight_bytes
+
+
+def test_what_a_subclass_of_model_has_of_its_own_is_shared_too(checkpoint: Checkpoint) -> None:
+    class Named(Model):
+        def __init__(self, path: Path, name: str) -> None:
+            super().__init__(path)
+            self.name = name
+
+    with Named(checkpoint("llama"), "mine") as model, LLM(model, method="full", cpu=CPU) as llm:
+        model.close()
+        assert isinstance(llm.model, Named)
+        assert llm.model.name == "mine"
+        assert len(llm.generate_ids([PROMPT], GREEDY)[0]) == 6
+
+
+def test_several_of_a_kind_are_no_type_error() -> None:
+    """A list of strings is a sequence of prompts or ids to a type checker, but no list of them."""
+    hints = typing.get_type_hints
+    assert Sequence[Prompt] in typing.get_args(hints(LLM.stream)["prompt"])
+    assert Iterable[RequestId] in typing.get_args(hints(LLM.abort_request)["request_ids"])
+    assert hints(SchedulerConfig.preset)["return"] is typing.Self
