@@ -34,19 +34,10 @@ if(HYBRIDGEN_HAS_CUDA AND NOT HYBRIDGEN_CUDA_ARCHITECTURES)
   endif()
 endif()
 
-# ---- oneDNN: a pip package puts it under the environment's prefix ---------------------------------
+# ---- oneDNN -----------------------------------------------------------------------------------------
 set(HYBRIDGEN_HAS_ONEDNN OFF)
 if(NOT HYBRIDGEN_WITH_ONEDNN STREQUAL "OFF")
-  find_package(Python COMPONENTS Interpreter)
-  set(hybridgen_onednn_hints "")
-  if(Python_Interpreter_FOUND)
-    execute_process(COMMAND "${Python_EXECUTABLE}" -c "import sys; print(sys.prefix)"
-                    OUTPUT_VARIABLE hybridgen_onednn_hints OUTPUT_STRIP_TRAILING_WHITESPACE)
-  endif()
-  # The package's config file asks for CMake 2.6 policies, which CMake 4 no longer has.
-  set(CMAKE_POLICY_VERSION_MINIMUM 3.10)
-  find_package(dnnl CONFIG QUIET HINTS "${hybridgen_onednn_hints}")
-  unset(CMAKE_POLICY_VERSION_MINIMUM)
+  include(OneDnnLibrary)
   if(TARGET DNNL::dnnl)
     set(HYBRIDGEN_HAS_ONEDNN ON)
   elseif(HYBRIDGEN_WITH_ONEDNN STREQUAL "ON")
@@ -55,18 +46,12 @@ if(NOT HYBRIDGEN_WITH_ONEDNN STREQUAL "OFF")
   endif()
 endif()
 
-# ---- libnuma: the shared library only, whose licence (LGPL) asks that it can be replaced -----------
+# ---- libnuma ----------------------------------------------------------------------------------------
 set(HYBRIDGEN_HAS_NUMA OFF)
 if(NOT HYBRIDGEN_WITH_NUMA STREQUAL "OFF")
-  find_path(HYBRIDGEN_NUMA_INCLUDE_DIR NAMES numaif.h)
-  find_library(HYBRIDGEN_NUMA_LIBRARY NAMES libnuma.so)
-  mark_as_advanced(HYBRIDGEN_NUMA_INCLUDE_DIR HYBRIDGEN_NUMA_LIBRARY)
-  if(HYBRIDGEN_NUMA_INCLUDE_DIR AND HYBRIDGEN_NUMA_LIBRARY)
+  include(NumaLibrary)
+  if(TARGET hybridgen_numa)
     set(HYBRIDGEN_HAS_NUMA ON)
-    add_library(hybridgen_numa SHARED IMPORTED)
-    set_target_properties(
-      hybridgen_numa PROPERTIES IMPORTED_LOCATION "${HYBRIDGEN_NUMA_LIBRARY}"
-                                INTERFACE_INCLUDE_DIRECTORIES "${HYBRIDGEN_NUMA_INCLUDE_DIR}")
   elseif(HYBRIDGEN_WITH_NUMA STREQUAL "ON")
     message(FATAL_ERROR "HYBRIDGEN_WITH_NUMA=ON, but CMake finds no libnuma; install libnuma-dev or "
                         "set HYBRIDGEN_NUMA_INCLUDE_DIR and HYBRIDGEN_NUMA_LIBRARY")

@@ -36,6 +36,7 @@ function(hybridgen_add_library name)
   target_link_libraries(${name} PRIVATE hybridgen_options)
   target_include_directories(
     ${name}
-    PUBLIC "${PROJECT_SOURCE_DIR}/include"
+    PUBLIC "$<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>"
+           "$<INSTALL_INTERFACE:include>"
     PRIVATE "${PROJECT_SOURCE_DIR}/src")
 endfunction()

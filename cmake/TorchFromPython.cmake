@@ -30,7 +30,7 @@ if(HYBRIDGEN_TORCH_VERSION VERSION_LESS 2.9)
 endif()
 
 # Headers are SYSTEM: warnings in them are not ours to fix.
-add_library(hybridgen_torch INTERFACE)
+add_library(hybridgen_torch INTERFACE IMPORTED GLOBAL)
 target_include_directories(
   hybridgen_torch SYSTEM INTERFACE "${torch_root}/include"
                                    "${torch_root}/include/torch/csrc/api/include")

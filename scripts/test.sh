@@ -3,7 +3,8 @@
 # Sets up, builds and tests.
 #
 #   bash scripts/test.sh          all C++ and Python tests
-#   bash scripts/test.sh --all    also lint, the stubs, the wheel and both sanitizers; .ci/run is this
+#   bash scripts/test.sh --all    also lint, the stubs, the wheel, a program against an installation and
+#                                 both sanitizers; .ci/run is this
 #   bash scripts/test.sh --long   the longer form of every test that has one (HYBRIDGEN_LONG=1)
 #
 # Every check runs even if one before it failed; the exit status is 0 only if all passed. A table at
@@ -86,6 +87,19 @@ assert hybridgen.__file__.startswith('$folder/site'), hybridgen.__file__
 print('wheel imports:', hybridgen.__version__)")
 }
 
+# A program of somebody else's, from the installed headers and libraries alone.
+installed_library() {
+  local folder
+  folder="$(mktemp -d)"
+  # shellcheck disable=SC2064
+  trap "rm -rf '$folder'" RETURN
+  cmake --install build --prefix "$folder/installed" --component cpp >/dev/null &&
+    cmake -S tests/installed -B "$folder/build" -G Ninja \
+      -D CMAKE_PREFIX_PATH="$folder/installed" >/dev/null &&
+    cmake --build "$folder/build" &&
+    "$folder/build/generate"
+}
+
 set_up=(bash scripts/setup.sh)
 if $all; then
   set_up+=(--lint)
@@ -104,6 +118,7 @@ if $all; then
   check "lint" bash scripts/lint.sh
   check "stubs" bash scripts/build_stubs.sh --check
   check "wheel" wheel
+  check "installed library" installed_library
   for sanitizers in asan tsan; do
     check "build, $sanitizers" build_sanitized "$sanitizers"
     check "C++ tests, $sanitizers" run_sanitized "$sanitizers"

@@ -11,6 +11,7 @@
 #include "hybridgen/engine/engine.h"
 #include "kernels/cpu_kernels.h"
 #include "memory/numa.h"
+#include "models/decoder_model.h"
 #include "runtime/cpus.h"
 
 namespace py = pybind11;

@@ -7,17 +7,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "hybridgen/memory/numa_part.h"
 #include "memory/numa.h"
 
 namespace hybridgen {
-
-/// KV heads [first_head, first_head + num_heads) and the node that they belong to.
-struct NumaPart {
-  int node = 0;
-  std::int64_t first_head = 0;
-  std::int64_t num_heads = 0;  ///< 0: fewer heads than nodes; its workers only help the others
-  std::vector<int> cpus;       ///< of its workers
-};
 
 struct NumaDivision {
   std::vector<NumaPart> parts;      ///< every head in one of them, ascending; empty: not divided

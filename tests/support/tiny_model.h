@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "hybridgen/engine/engine.h"
+#include "models/decoder_model.h"
 
 namespace hybridgen::testing {
 

@@ -18,11 +18,11 @@
 
 #include "hybridgen/core/engine_options.h"
 #include "hybridgen/engine/sampler.h"
+#include "hybridgen/memory/numa_part.h"
 #include "hybridgen/methods/method.h"
+#include "hybridgen/models/model.h"
 #include "hybridgen/pipeline/statistics.h"
 #include "hybridgen/runtime/trace_recorder.h"
-#include "memory/numa_division.h"
-#include "models/decoder_model.h"
 
 namespace hybridgen {
 
