@@ -14,10 +14,10 @@
 #include "engine/machine.h"
 #include "engine/method_checks.h"
 #include "engine/request_queue.h"
+#include "engine/resolved_options.h"
 #include "hybridgen/core/error.h"
 #include "hybridgen/methods/method.h"
 #include "memory/budgets.h"
-#include "memory/numa.h"
 #include "models/decoder_model.h"
 #include "pipeline/decode_pipeline.h"
 #include "pipeline/prefill.h"
@@ -31,70 +31,6 @@ constexpr std::int64_t kScoredRows = 32;  // whose logits are there at a time: V
 
 double seconds_since(std::int64_t begin_ns) {
   return static_cast<double>(TraceRecorder::now_ns() - begin_ns) * 1e-9;
-}
-
-std::int64_t bytes_or(std::int64_t asked, double share_of_free, int node = -1) {
-  return asked > 0 ? asked
-                   : std::max<std::int64_t>(
-                         1,
-                         static_cast<std::int64_t>(
-                             share_of_free * static_cast<double>(available_node_bytes(node))));
-}
-
-Budgets make_budgets(const EngineOptions& options) {
-  Budgets budgets;
-  budgets.add(
-      TierKind::kDevice, bytes_or(options.device_bytes, 0.45), "KVConfig(device_tokens=...)");
-  budgets.add(
-      TierKind::kDram, bytes_or(options.dram_bytes, 0.45, options.numa_node), "KVConfig(dram=...)");
-  return budgets;
-}
-
-/// What the engine uses, by the model's limits. A user's own composition is checked as the
-/// library's methods are.
-Method checked_method(const EngineOptions& options,
-                      std::optional<Method> composition,
-                      const ModelConfig& config) {
-  options.validate();
-  Method method;
-  if (composition) {
-    refuse_unread(*composition, options);
-    method = std::move(*composition);
-  } else {
-    method = make_method(options);
-  }
-  if (options.max_model_len > config.max_positions && method.positions == PositionMode::kOriginal) {
-    throw ConfigError(message("[engine] max_model_len is ",
-                              options.max_model_len,
-                              "; allowed: 1 to ",
-                              config.max_positions,
-                              " (the model's positions); more with positions='shift' or 'clamp' of "
-                              "streaming_llm or h2o"));
-  }
-  check_method(method, config);
-  if (method.offloads()) {
-    const HybridGenOptions chosen = hybridgen_options(options);
-    check_selector(chosen.selector, SelectionStrategy::kPostQkt, "selector");
-    check_selector(chosen.pre_selector, SelectionStrategy::kPreQkt, "pre_selector");
-  }
-  return method;
-}
-
-/// The user's options with every automatic value as this engine chose it.
-EngineOptions resolved_options(EngineOptions options,
-                               const ModelConfig& config,
-                               const Budgets& budgets,
-                               const Machine& machine) {
-  if (options.max_model_len == 0) {
-    options.max_model_len = config.max_positions;
-  }
-  options.math = machine.math();
-  options.isa = std::string(name_of(machine.isa()));
-  options.threads = machine.threads().host;
-  options.device_threads = machine.threads().device;
-  options.device_bytes = budgets[TierKind::kDevice].capacity_bytes();
-  options.dram_bytes = budgets[TierKind::kDram].capacity_bytes();
-  return options;
 }
 
 }  // namespace

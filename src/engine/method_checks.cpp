@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/method_checks.h"
 
+#include <string>
+#include <utility>
+
 #include "hybridgen/core/error.h"
 
 namespace hybridgen {
+namespace {
 
+/// ConfigError unless the selector `name` is of that strategy; `option` is how users call it.
 void check_selector(const std::string& name, SelectionStrategy strategy, const char* option) {
   if (strategy == SelectionStrategy::kPreQkt && name == kPartialKeysSelector) {
     return;
@@ -25,6 +30,7 @@ void check_selector(const std::string& name, SelectionStrategy strategy, const c
   }
 }
 
+/// ConfigError for what this model cannot do with a method.
 void check_method(const Method& method, const ModelConfig& config) {
   const bool is_rotary = config.position == PositionKind::kRotary;
   const auto refuse = [&](const char* mode, const char* kind) {
@@ -48,6 +54,36 @@ void check_method(const Method& method, const ModelConfig& config) {
   if (method.positions == PositionMode::kClamped && is_rotary) {
     refuse("clamp", "rotary");
   }
+}
+
+}  // namespace
+
+Method checked_method(const EngineOptions& options,
+                      std::optional<Method> composition,
+                      const ModelConfig& config) {
+  options.validate();
+  Method method;
+  if (composition) {
+    refuse_unread(*composition, options);
+    method = std::move(*composition);
+  } else {
+    method = make_method(options);
+  }
+  if (options.max_model_len > config.max_positions && method.positions == PositionMode::kOriginal) {
+    throw ConfigError(message("[engine] max_model_len is ",
+                              options.max_model_len,
+                              "; allowed: 1 to ",
+                              config.max_positions,
+                              " (the model's positions); more with positions='shift' or 'clamp' of "
+                              "streaming_llm or h2o"));
+  }
+  check_method(method, config);
+  if (method.offloads()) {
+    const HybridGenOptions chosen = hybridgen_options(options);
+    check_selector(chosen.selector, SelectionStrategy::kPostQkt, "selector");
+    check_selector(chosen.pre_selector, SelectionStrategy::kPreQkt, "pre_selector");
+  }
+  return method;
 }
 
 }  // namespace hybridgen

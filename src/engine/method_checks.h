@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// What an engine refuses about a method before it builds anything.
+// The method of an engine, and what is refused about it before anything is built.
 #pragma once
 
-#include <string>
+#include <optional>
 
+#include "hybridgen/core/engine_options.h"
 #include "hybridgen/core/model_config.h"
 #include "hybridgen/methods/method.h"
 
 namespace hybridgen {
 
-/// ConfigError unless the selector `name` is of that strategy; `option` is how users call it.
-void check_selector(const std::string& name, SelectionStrategy strategy, const char* option);
-
-/// ConfigError for what this model cannot do with a method.
-void check_method(const Method& method, const ModelConfig& config);
+/// The method that `options` name, or the user's own, which is checked as the library's are.
+/// ConfigError for options that it does not read and for what this model cannot do with it.
+Method checked_method(const EngineOptions& options,
+                      std::optional<Method> composition,
+                      const ModelConfig& config);
 
 }  // namespace hybridgen

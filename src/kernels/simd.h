@@ -123,212 +123,21 @@ constexpr std::int32_t kRootHalfBits = 0x3f3504f3;  ///< of sqrt(1/2) in float32
 
 // ---- Vectors ----------------------------------------------------------------------------------
 
+}  // namespace
+}  // namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE
+
 #if HYBRIDGEN_ISA_LEVEL == 2
-
-using Vector = __m512;
-constexpr std::int64_t kLanes = 16;
-constexpr int kAccumulators = 24;  ///< vector registers a kernel may spend on sums
-
-HYBRIDGEN_INLINE Vector splat(float value) { return _mm512_set1_ps(value); }
-HYBRIDGEN_INLINE Vector load(const float* p) { return _mm512_loadu_ps(p); }
-HYBRIDGEN_INLINE Vector load(const Half* p) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-}
-HYBRIDGEN_INLINE Vector widen(__m256i bfloat16) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloat16), 16));
-}
-HYBRIDGEN_INLINE Vector load(const BFloat16* p) {
-  return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-}
-HYBRIDGEN_INLINE void store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
-HYBRIDGEN_INLINE __m256i narrow_half(Vector v) {
-  return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
-HYBRIDGEN_INLINE __m256i narrow_bfloat16(Vector v) {
-  const __m512i bits = _mm512_castps_si512(v);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
-  const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_blend_epi32(nan, rounded, quiet), 16));
-}
-HYBRIDGEN_INLINE void store(Half* p, Vector v) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_half(v));
-}
-HYBRIDGEN_INLINE void store(BFloat16* p, Vector v) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bfloat16(v));
-}
-
-HYBRIDGEN_INLINE Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
-HYBRIDGEN_INLINE Vector sub(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
-HYBRIDGEN_INLINE Vector mul(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
-HYBRIDGEN_INLINE Vector div(Vector a, Vector b) { return _mm512_div_ps(a, b); }
-HYBRIDGEN_INLINE Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
-/// Of both operands b is returned when either is NaN; likewise in the other instruction sets.
-HYBRIDGEN_INLINE Vector max_of(Vector a, Vector b) { return _mm512_max_ps(a, b); }
-HYBRIDGEN_INLINE Vector min_of(Vector a, Vector b) { return _mm512_min_ps(a, b); }
-HYBRIDGEN_INLINE Vector round_even(Vector v) {
-  return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
-/// 2^n for integral n in [-126, 127].
-HYBRIDGEN_INLINE Vector power_of_two(Vector n) {
-  const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23));
-}
-/// x = mantissa * 2^n with the mantissa in [sqrt(1/2), sqrt(2)); returns n. For normal x > 0.
-HYBRIDGEN_INLINE Vector split_exponent(Vector x, Vector& mantissa) {
-  const __m512i bits = _mm512_castps_si512(x);
-  const __m512i n = _mm512_srai_epi32(_mm512_sub_epi32(bits, _mm512_set1_epi32(kRootHalfBits)), 23);
-  mantissa = _mm512_castsi512_ps(_mm512_sub_epi32(bits, _mm512_slli_epi32(n, 23)));
-  return _mm512_cvtepi32_ps(n);
-}
-/// v, but 0 where x < limit.
-HYBRIDGEN_INLINE Vector zero_where_below(Vector v, Vector x, Vector limit) {
-  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), v);
-}
-
-HYBRIDGEN_INLINE __m128 fold_to_four(Vector v) {
-  const __m256 low = _mm512_castps512_ps256(v);
-  const __m256 high = _mm512_extractf32x8_ps(v, 1);
-  const __m256 sum = _mm256_add_ps(low, high);
-  return _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
-}
-
-// A lane beyond `count` is never touched in memory.
-HYBRIDGEN_INLINE __mmask16 first_lanes(std::int64_t count) {
-  return static_cast<__mmask16>((1U << count) - 1U);
-}
-HYBRIDGEN_INLINE Vector load_some(const float* p, std::int64_t count, float fill) {
-  return _mm512_mask_loadu_ps(splat(fill), first_lanes(count), p);
-}
-HYBRIDGEN_INLINE Vector load_some(const Half* p, std::int64_t count, float fill) {
-  const __mmask16 mask = first_lanes(count);
-  return _mm512_mask_blend_ps(
-      mask, splat(fill), _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p)));
-}
-HYBRIDGEN_INLINE Vector load_some(const BFloat16* p, std::int64_t count, float fill) {
-  const __mmask16 mask = first_lanes(count);
-  return _mm512_mask_blend_ps(mask, splat(fill), widen(_mm256_maskz_loadu_epi16(mask, p)));
-}
-HYBRIDGEN_INLINE void store_some(float* p, std::int64_t count, Vector v) {
-  _mm512_mask_storeu_ps(p, first_lanes(count), v);
-}
-HYBRIDGEN_INLINE void store_some(Half* p, std::int64_t count, Vector v) {
-  _mm256_mask_storeu_epi16(p, first_lanes(count), narrow_half(v));
-}
-HYBRIDGEN_INLINE void store_some(BFloat16* p, std::int64_t count, Vector v) {
-  _mm256_mask_storeu_epi16(p, first_lanes(count), narrow_bfloat16(v));
-}
-
+#include "kernels/simd_avx512-inl.h"
+#elif HYBRIDGEN_ISA_LEVEL == 1
+#include "kernels/simd_avx2-inl.h"
 #else
+#include "kernels/simd_portable-inl.h"
+#endif
 
-#if HYBRIDGEN_ISA_LEVEL == 1
+namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE {
+namespace {
 
-using Vector = __m256;
-constexpr std::int64_t kLanes = 8;
-constexpr int kAccumulators = 12;
-
-HYBRIDGEN_INLINE Vector splat(float value) { return _mm256_set1_ps(value); }
-HYBRIDGEN_INLINE Vector load(const float* p) { return _mm256_loadu_ps(p); }
-HYBRIDGEN_INLINE Vector load(const Half* p) {
-  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-}
-HYBRIDGEN_INLINE Vector load(const BFloat16* p) {
-  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-}
-HYBRIDGEN_INLINE void store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
-HYBRIDGEN_INLINE void store(Half* p, Vector v) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                   _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
-HYBRIDGEN_INLINE void store(BFloat16* p, Vector v) {
-  const __m256i bits = _mm256_castps_si256(v);
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-  const __m256 nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
-  const __m256i chosen = _mm256_castps_si256(
-      _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(quiet), nan));
-  const __m256i high = _mm256_srli_epi32(chosen, 16);
-  _mm_storeu_si128(
-      reinterpret_cast<__m128i*>(p),
-      _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
-}
-
-HYBRIDGEN_INLINE Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
-HYBRIDGEN_INLINE Vector sub(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
-HYBRIDGEN_INLINE Vector mul(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
-HYBRIDGEN_INLINE Vector div(Vector a, Vector b) { return _mm256_div_ps(a, b); }
-HYBRIDGEN_INLINE Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
-HYBRIDGEN_INLINE Vector max_of(Vector a, Vector b) { return _mm256_max_ps(a, b); }
-HYBRIDGEN_INLINE Vector min_of(Vector a, Vector b) { return _mm256_min_ps(a, b); }
-HYBRIDGEN_INLINE Vector round_even(Vector v) {
-  return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
-HYBRIDGEN_INLINE Vector power_of_two(Vector n) {
-  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
-}
-HYBRIDGEN_INLINE Vector split_exponent(Vector x, Vector& mantissa) {
-  const __m256i bits = _mm256_castps_si256(x);
-  const __m256i n = _mm256_srai_epi32(_mm256_sub_epi32(bits, _mm256_set1_epi32(kRootHalfBits)), 23);
-  mantissa = _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(n, 23)));
-  return _mm256_cvtepi32_ps(n);
-}
-HYBRIDGEN_INLINE Vector zero_where_below(Vector v, Vector x, Vector limit) {
-  return _mm256_and_ps(_mm256_cmp_ps(x, limit, _CMP_NLT_UQ), v);
-}
-
-HYBRIDGEN_INLINE __m128 fold_to_four(Vector v) {
-  return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-}
-
-#else  // portable: the compiler's own four-lane vectors, which need nothing beyond the baseline
-
-typedef float Vector __attribute__((vector_size(16)));
-typedef std::int32_t IntVector __attribute__((vector_size(16)));
-constexpr std::int64_t kLanes = 4;
-constexpr int kAccumulators = 12;
-
-HYBRIDGEN_INLINE Vector splat(float value) { return Vector{value, value, value, value}; }
-HYBRIDGEN_INLINE Vector load(const float* p) { return read_as<Vector>(p); }
-template <typename T>
-HYBRIDGEN_INLINE Vector load(const T* p) {
-  return Vector{load_one(p), load_one(p + 1), load_one(p + 2), load_one(p + 3)};
-}
-template <typename T>
-HYBRIDGEN_INLINE void store(T* p, Vector v) {
-  for (int lane = 0; lane < 4; ++lane) store_one(p + lane, v[lane]);
-}
-
-HYBRIDGEN_INLINE Vector add(Vector a, Vector b) { return a + b; }
-HYBRIDGEN_INLINE Vector sub(Vector a, Vector b) { return a - b; }
-HYBRIDGEN_INLINE Vector mul(Vector a, Vector b) { return a * b; }
-HYBRIDGEN_INLINE Vector div(Vector a, Vector b) { return a / b; }
-HYBRIDGEN_INLINE Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }
-HYBRIDGEN_INLINE Vector max_of(Vector a, Vector b) { return a > b ? a : b; }
-HYBRIDGEN_INLINE Vector min_of(Vector a, Vector b) { return a < b ? a : b; }
-HYBRIDGEN_INLINE Vector round_even(Vector v) {
-  // Beyond 2^23 there is no fraction; below, the addition pushes it out. Callers stay below.
-  const Vector shift = splat(12582912.0F);
-  return (v + shift) - shift;
-}
-HYBRIDGEN_INLINE Vector power_of_two(Vector n) {
-  const IntVector exponent = __builtin_convertvector(n, IntVector) + 127;
-  return reinterpret_cast<Vector>(exponent << 23);
-}
-HYBRIDGEN_INLINE Vector split_exponent(Vector x, Vector& mantissa) {
-  const IntVector bits = reinterpret_cast<IntVector>(x);
-  const IntVector n = (bits - kRootHalfBits) >> 23;
-  mantissa = reinterpret_cast<Vector>(bits - (n << 23));
-  return __builtin_convertvector(n, Vector);
-}
-HYBRIDGEN_INLINE Vector zero_where_below(Vector v, Vector x, Vector limit) {
-  return x < limit ? splat(0.0F) : v;
-}
-
-#endif  // portable
+#if HYBRIDGEN_ISA_LEVEL < 2
 
 template <typename T>
 HYBRIDGEN_INLINE Vector load_some(const T* p, std::int64_t count, float fill) {
@@ -346,7 +155,7 @@ HYBRIDGEN_INLINE void store_some(T* p, std::int64_t count, Vector v) {
   __builtin_memcpy(p, lanes, static_cast<std::size_t>(count) * sizeof(T));
 }
 
-#endif  // not AVX-512
+#endif  // AVX-512 has masks
 
 // ---- The same for all --------------------------------------------------------------------------
 

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operations of a CPU device, by the kernels: cpu_ops.cpp has the dense ones,
+// cpu_attention_ops.cpp those over keys and values.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <type_traits>
+
+#include "device/device_ops.h"
+#include "device/torch_types.h"
+#include "kernels/cpu_kernels.h"
+#include "runtime/worker_pool.h"
+
+namespace hybridgen {
+
+class CpuOps final : public DeviceOps {
+ public:
+  /// See make_cpu_ops.
+  CpuOps(std::string_view isa, WorkerPool* pool);
+
+  std::string_view name() const override { return "kernels"; }
+
+  void linear(const at::Tensor& x,
+              const at::Tensor& weight,
+              const at::Tensor& bias,
+              at::Tensor& y) const override;
+  void select_rows(const at::Tensor& table,
+                   const at::Tensor& ids,
+                   std::int64_t offset_rows,
+                   at::Tensor& y) const override;
+  void norm(const ModelConfig& config,
+            const at::Tensor& x,
+            const at::Tensor& weight,
+            const at::Tensor& bias,
+            at::Tensor& y) const override;
+  void rotate(const RopeTable& table, const at::Tensor& positions, at::Tensor& x) const override;
+  void silu_gate(const at::Tensor& gate, const at::Tensor& up, at::Tensor& y) const override;
+  void relu(at::Tensor& x) const override;
+  void add(at::Tensor& y, const at::Tensor& x) const override;
+  void append_row(const at::Tensor& rows,
+                  std::int64_t row,
+                  at::Tensor& destination,
+                  std::int64_t slot) const override;
+  void resident_logits(const at::Tensor& query,
+                       std::span<const AttentionItem> items) const override;
+  void merge(const at::Tensor& query,
+             std::span<const AttentionItem> items,
+             at::Tensor& out) const override;
+  PartialAttention partial_attention(const at::Tensor& query,
+                                     const at::Tensor& keys,
+                                     const at::Tensor& values,
+                                     bool causal) const override;
+  void guess_logits(const at::Tensor& queries,
+                    const at::Tensor& keys,
+                    at::Tensor& guesses) const override;
+  at::Tensor largest_positions(const at::Tensor& scores, std::int64_t count) const override;
+
+ private:
+  /// Smaller pieces of work than this (elements) are not worth waking another thread for.
+  static constexpr std::int64_t kParallelGrain = 1 << 15;
+
+  /// One KV head and the query heads it serves.
+  struct Group {
+    std::int64_t index = 0;        ///< KV head
+    std::int64_t num_queries = 0;  ///< R
+    std::int64_t head_dim = 0;
+    std::int64_t first_head() const { return index * num_queries; }
+  };
+
+  static DType dtype_of(const at::Tensor& tensor) { return to_dtype(tensor.scalar_type()); }
+
+  template <typename Pointer>
+  static Pointer* offset(Pointer* data, std::int64_t elements, std::int64_t element_size) {
+    using Byte = std::conditional_t<std::is_const_v<Pointer>, const std::byte, std::byte>;
+    return static_cast<Byte*>(data) + elements * element_size;
+  }
+
+  /// Calls function(begin, end) for ranges of `grain` that cover [0, count), on all threads of the
+  /// pass: the pool's for the few rows of a decode step, LibTorch's beside its matrix products.
+  template <typename Function>
+  void for_ranges(std::int64_t rows,
+                  std::int64_t count,
+                  std::int64_t grain,
+                  const Function& function) const {
+    if (pool_ == nullptr || rows > max_streamed_rows_) {
+      at::parallel_for(0, count, grain, function);
+      return;
+    }
+    if (count <= grain) {
+      function(std::int64_t{0}, count);
+      return;
+    }
+    pool_->for_each((count + grain - 1) / grain, [&](std::int64_t index) {
+      function(index * grain, std::min(count, (index + 1) * grain));
+    });
+  }
+
+  /// Weight rows that a thread takes at a time.
+  std::int64_t outputs_per_piece(const at::Tensor& weight) const;
+
+  template <typename Function>
+  void for_rows(std::int64_t rows, std::int64_t row_elements, const Function& function) const {
+    for_ranges(rows, rows, std::max<std::int64_t>(1, kParallelGrain / row_elements), function);
+  }
+
+  template <typename Function>
+  void for_elements(const at::Tensor& x, const Function& function) const {
+    for_ranges(x.size(0), x.numel(), kParallelGrain, function);
+  }
+
+  template <typename Function>
+  void for_groups(const at::Tensor& query,
+                  std::span<const AttentionItem> items,
+                  const Function& function) const {
+    const std::int64_t groups = items.empty() ? 1 : items.front().keys->size(0);
+    const std::int64_t num_tasks = static_cast<std::int64_t>(items.size()) * groups;
+    std::int64_t elements = 0;
+    for (const AttentionItem& item : items) {
+      elements += item.merged_stride();
+    }
+    elements *= query.size(1) * query.size(2);
+    const std::int64_t grain = elements < kParallelGrain ? num_tasks : 1;
+    for_ranges(query.size(0), num_tasks, grain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t task = begin; task < end; ++task) {
+        Group group;
+        group.index = task % groups;
+        group.num_queries = query.size(1) / groups;
+        group.head_dim = query.size(2);
+        function(items[static_cast<std::size_t>(task / groups)], group);
+      }
+    });
+  }
+
+  /// The group's query rows in float32 with the scale applied, in scratch of the calling thread.
+  const float* scaled_queries(const at::Tensor& query,
+                              const AttentionItem& item,
+                              const Group& group) const;
+
+  /// Logits of shipped keys under the layer's own query, in place of guessed ones if there were
+  /// any.
+  void score_shipped_keys(const at::Tensor& query,
+                          const AttentionItem& item,
+                          const Group& group) const;
+
+  /// merge() of one KV head of one request.
+  void merge_group(const at::Tensor& query,
+                   const AttentionItem& item,
+                   const Group& group,
+                   at::Tensor& out) const;
+
+  /// Logits of the host's tokens and of resident ones, next to each other, into merged_logits.
+  void concat_group(const at::Tensor& query, const AttentionItem& item, const Group& group) const;
+
+  const kernels::CpuKernels& kernels_;
+  WorkerPool* pool_;
+  std::int64_t max_streamed_rows_;
+};
+
+}  // namespace hybridgen
