@@ -73,7 +73,7 @@ def included_folder(name: str) -> str | None:
 def method_names(root: Path) -> list[str]:
     """The names of the methods: methods/ has one file for each."""
     listed = (root / "src/methods/methods.h").read_text(encoding="utf-8")
-    return re.findall(r"\bMethod (\w+)_method\(", listed)
+    return re.findall(r"\bMethod (\w+)_method\(const EngineOptions", listed)
 
 
 def wrong_includes(path: Path, root: Path) -> Iterator[str]:
