@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hybridgen/core/hybridgen_options.h"
 
+#include <algorithm>
+
 #include "core/option_tables.h"
 
 namespace hybridgen {
@@ -32,6 +34,12 @@ bool read_scheduler(const OptionValue& value, std::optional<SchedulerOptions>& s
   const auto* fields = value.as<OptionMap>();
   if (fields == nullptr) return value.is_none();
   scheduler = scheduler_table().read("method hybridgen, scheduler", *fields);
+  // A k_min that nobody set gives way to no k_max: K is then always k_min.
+  const auto k_min = fields->find("k_min");
+  const bool is_set = k_min != fields->end() && k_min->second != OptionValue("auto");
+  if (!is_set && scheduler->k_max) {
+    scheduler->k_max = std::max(*scheduler->k_max, scheduler->k_min);
+  }
   scheduler->validate();
   return true;
 }

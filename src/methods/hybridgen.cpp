@@ -100,9 +100,7 @@ Method hybridgen_method(const EngineOptions& options) {
   method.strategy = own.strategy;
   method.parts.push_back(named_selector_part(SelectionStrategy::kPostQkt, own.selector));
   const auto may = [&](SelectionStrategy strategy) {
-    return own.strategy == strategy ||
-           (own.scheduler &&
-            (own.scheduler->adapt_strategy || own.scheduler->initial_strategy == strategy));
+    return own.strategy == strategy || (own.scheduler && own.scheduler->adapt_strategy);
   };
   // Partial keys take room on the device: not where no request can ever be in Pre-QKT.
   const bool may_plan = may(SelectionStrategy::kPreQkt);

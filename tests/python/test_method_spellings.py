@@ -205,3 +205,20 @@ def test_the_base_of_all_methods_options_is_no_method(place: str) -> None:
 def test_the_modules_list_nothing_but_what_is_public() -> None:
     for module in (hg.methods, hg.selectors):
         assert {n for n in dir(module) if not n.startswith("__")} == set(module.__all__)
+
+
+def test_a_steered_request_that_never_scans_refuses_what_only_a_scan_reads() -> None:
+    never = SchedulerConfig.preset("fixed_pre")
+    for options in ({"selector": "h2o"}, {"kv": KVConfig(scoring="int8")}):
+        with pytest.raises(ConfigError, match="tokens are chosen before their logits only"):
+            engine_options(scheduler=never, **options)
+        engine_options(scheduler=SchedulerConfig.preset("full"), **options)
+
+
+def test_a_k_max_below_a_k_min_that_nobody_set_is_that_k_min() -> None:
+    steering = SchedulerConfig(k=None, k_max=64)
+    for options in ({"scheduler": steering}, {"method": M.HybridGen(scheduler=steering)}):
+        bounds = engine_options(**options)["scheduler"]
+        assert (bounds["k_min"], bounds["k_max"]) == (128, 128)
+    with pytest.raises(ConfigError, match="k_min is 100"):
+        SchedulerConfig(k=None, k_min=100, k_max=64)
