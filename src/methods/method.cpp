@@ -76,6 +76,7 @@ Method make_method(const EngineOptions& options) {
     const std::string& name = entry.info.name;
     if (name == options.method) {
       Method method = entry.make(options);
+      check_composition(method);
       refuse_unread(method, options);
       return method;
     }
@@ -112,6 +113,9 @@ void check_work(const Method& method, const HostWork& work) {
                  "residency all"
                : "the host sends a payload and no token ever leaves the device; allowed: payload "
                  "nothing, or residency window or none");
+  }
+  if (std::holds_alternative<ByPlanner>(choice_of(work)) && !method.has(PartRole::kPlanner)) {
+    refuse(method, "choice is the planner's and there is none; add a part that plans");
   }
   const bool by_selectors = std::holds_alternative<BySelectors>(choice_of(work));
   const bool can_select = method.has(PartRole::kSelector);
@@ -161,7 +165,9 @@ void check_composition(const Method& method) {
     refuse(method, message("first_layer is ", method.first_layer, "; allowed: >= 0"));
   }
   check_work(method, method.work);
-  check_work(method, method.early_work);
+  if (method.first_layer > 0) {
+    check_work(method, method.early_work);
+  }
   const bool guesses_at_once =
       method.first_layer < 1 && query_of(method.work) == HostQuery::kGuessed;
   if (guesses_at_once || query_of(method.early_work) == HostQuery::kGuessed) {

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the three words of a composition mean together, as a table: each of the 36 triples is one
-// kind of work or is refused.
+// kind of work or is refused; and what a method may do with it.
 #include "hybridgen/methods/host_work.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "hybridgen/core/error.h"
+#include "hybridgen/methods/method.h"
 
 namespace hybridgen {
 namespace {
@@ -137,6 +139,30 @@ TEST(HostWork, SaysWhichQueryItNeedsWhoChoosesAndWhetherKIsSent) {
     EXPECT_EQ(chooses(each.work), each.chooses);
     EXPECT_EQ(sends_k(each.work), each.sends_k);
   }
+}
+
+Method streaming(HostWork work) {
+  Method method;
+  method.name = "streaming";
+  method.residency = Residency::kWindow;
+  method.work = std::move(work);
+  return method;
+}
+
+TEST(Composition, EarlyWorkCountsOnlyWhereThereAreEarlyLayers) {
+  Method method = streaming(Fetch{HostQuery::kNone, AllTokens{}});
+  EXPECT_NO_THROW(check_composition(method));
+  method.first_layer = 1;
+  EXPECT_THROW(check_composition(method), ConfigError);
+  method.early_work = method.work;
+  EXPECT_NO_THROW(check_composition(method));
+}
+
+TEST(Composition, APlannersChoiceNeedsAPlanner) {
+  Method method = streaming(Fetch{HostQuery::kExact, kPlanner});
+  EXPECT_THROW(check_composition(method), ConfigError);
+  method.parts = {{.role = PartRole::kPlanner, .make = {}}};
+  EXPECT_NO_THROW(check_composition(method));
 }
 
 }  // namespace
