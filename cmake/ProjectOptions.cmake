@@ -34,6 +34,7 @@ function(hybridgen_add_library name)
                VISIBILITY_INLINES_HIDDEN ON
                CXX_EXTENSIONS OFF)
   target_link_libraries(${name} PRIVATE hybridgen_options)
+  target_compile_features(${name} PUBLIC cxx_std_20)  # the headers need it, too
   target_include_directories(
     ${name}
     PUBLIC "$<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>"

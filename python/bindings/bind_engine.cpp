@@ -203,6 +203,7 @@ py::list stop_trace(Engine& engine) {
 
 }  // namespace
 
+// As long as the interface: one statement for each member of a class.
 void register_engine(py::module_& module) {
   register_values(module);
   py::class_<Engine>(module, "Engine", "Requests in, tokens out. One caller at a time.")

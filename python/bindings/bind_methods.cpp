@@ -181,6 +181,7 @@ void register_scheduler(py::module_& module) {
 
 }  // namespace
 
+// As long as the interface: one statement for each function and class.
 void register_methods(py::module_& module) {
   register_scheduler(module);
   py::class_<Method>(
@@ -215,8 +216,8 @@ void register_methods(py::module_& module) {
                                              *window,
                                              " tokens; leave its window out to set it here"));
              }
-             check_composition(method);
              method.key_layout = natural_key_layout(method);
+             check_composition(method);
              return method;
            }),
            py::kw_only(),

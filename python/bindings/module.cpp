@@ -173,6 +173,7 @@ void register_errors(py::module_& /*module*/) {
   });
 }
 
+// As long as the interface: one statement for each function.
 void register_info(py::module_& module) {
   module.def("build_info", &build_info, "Facts about this build and what this CPU supports.");
   module.def(

@@ -161,6 +161,20 @@ void check_composition(const Method& method) {
              "keys alone are fetched and nobody attends; add a part with its own attention");
     }
   }
+  const bool keeps_places = method.positions != PositionMode::kOriginal;
+  if (keeps_places && !method.has(PartRole::kRetention)) {
+    refuse(method, "positions depend on who is retained and nobody is; add a retention policy");
+  }
+  for (const PartFactory& part : method.parts) {
+    if (part.host_limit && part.role != PartRole::kHostPlacement) {
+      refuse(method,
+             "a part limits the host's tokens and decides nothing; allowed: host_limit of a "
+             "host placement");
+    }
+  }
+  if (natural_key_layout(method) == KeyLayout::kRows && method.key_layout != KeyLayout::kRows) {
+    refuse(method, "keys are shipped whole and lie in blocks; allowed there: key_layout rows");
+  }
   if (method.first_layer < 0) {
     refuse(method, message("first_layer is ", method.first_layer, "; allowed: >= 0"));
   }

@@ -39,6 +39,8 @@ class DecodePipeline {
                  TraceRecorder& trace,
                  PipelineStatistics& statistics,
                  PipelineProbe* probe = nullptr);
+  DecodePipeline(const DecodePipeline&) = delete;
+  DecodePipeline& operator=(const DecodePipeline&) = delete;
 
   using Batches = std::span<const std::unique_ptr<MicroBatch>>;
 

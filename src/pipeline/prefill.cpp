@@ -116,11 +116,10 @@ at::Tensor Prefill::attend(RequestState& request,
                                          /*causal=*/false));
   }
   PartialAttention offloaded;
-  for_offloaded_blocks(
-      request, layer, [&](std::int64_t, const at::Tensor& block_keys, const at::Tensor& block) {
-        merge_partial(offloaded,
-                      ops_.partial_attention(ws_.query, block_keys, block, /*causal=*/false));
-      });
+  for_offloaded_blocks(request, layer, [&](const at::Tensor& block_keys, const at::Tensor& block) {
+    merge_partial(offloaded,
+                  ops_.partial_attention(ws_.query, block_keys, block, /*causal=*/false));
+  });
   PartialAttention all = device;
   if (offloaded.out.defined()) {
     merge_partial(all, offloaded);
@@ -132,7 +131,7 @@ at::Tensor Prefill::attend(RequestState& request,
 void Prefill::for_offloaded_blocks(
     const RequestState& request,
     std::int64_t layer,
-    const std::function<void(std::int64_t, const at::Tensor&, const at::Tensor&)>& visit) {
+    const std::function<void(const at::Tensor&, const at::Tensor&)>& visit) {
   const std::int64_t offloaded = request.tokens.num_offloaded();
   if (offloaded == 0) {
     return;
@@ -153,7 +152,7 @@ void Prefill::for_offloaded_blocks(
           .view({config.num_kv_heads, range.size(), config.head_dim})
           .to(model_.device().device());
     };
-    visit(begin, on_device(block_keys_), on_device(block_values_));
+    visit(on_device(block_keys_), on_device(block_values_));
     link_.to_device(2 * range.size() * config.kv_row_bytes(model_.dtype()));
   }
 }
@@ -206,10 +205,9 @@ void Prefill::give_weights(RequestState& request,
   const std::int64_t first = request.tokens.num_offloaded();
   if (first > 0) {
     std::vector<at::Tensor> blocks;
-    for_offloaded_blocks(
-        request, rows.layer, [&](std::int64_t, const at::Tensor& keys, const at::Tensor&) {
-          blocks.push_back(column_sums(rows.query, {keys}, offloaded_lse));
-        });
+    for_offloaded_blocks(request, rows.layer, [&](const at::Tensor& keys, const at::Tensor&) {
+      blocks.push_back(column_sums(rows.query, {keys}, offloaded_lse));
+    });
     give(at::cat(blocks, 1).contiguous(), 0, /*is_offloaded=*/true);
   }
   at::Tensor sums = column_sums(rows.query, {rows.keys, 0, /*causal=*/true}, device_lse);

@@ -47,10 +47,9 @@ class Prefill {
                     const at::Tensor& keys,
                     const at::Tensor& values);
   /// Calls visit(first position, keys, values) for blocks of offloaded tokens, on the device.
-  void for_offloaded_blocks(
-      const RequestState& request,
-      std::int64_t layer,
-      const std::function<void(std::int64_t, const at::Tensor&, const at::Tensor&)>& visit);
+  void for_offloaded_blocks(const RequestState& request,
+                            std::int64_t layer,
+                            const std::function<void(const at::Tensor&, const at::Tensor&)>& visit);
   /// Of a chunk in one layer. `device`: attention over what is on the device, `offloaded` over the
   /// rest, `all` over both.
   void tell_parts(RequestState& request,

@@ -93,5 +93,6 @@ def test_they_come_only_when_asked_for_and_with_the_first_token(llm: LLM) -> Non
 
 def test_a_number_that_is_not_allowed_is_named() -> None:
     for value in (-1, 1.5, True):
-        with pytest.raises(ConfigError, match=rf"prompt_logprobs is {value}; allowed: an int >= 0"):
+        allowed = "None or an integer >= 0"
+        with pytest.raises(ConfigError, match=rf"prompt_logprobs is {value}; allowed: {allowed}"):
             SamplingParams(prompt_logprobs=value)  # type: ignore[arg-type]

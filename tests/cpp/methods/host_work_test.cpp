@@ -146,6 +146,7 @@ Method streaming(HostWork work) {
   method.name = "streaming";
   method.residency = Residency::kWindow;
   method.work = std::move(work);
+  method.key_layout = natural_key_layout(method);
   return method;
 }
 
@@ -162,6 +163,35 @@ TEST(Composition, APlannersChoiceNeedsAPlanner) {
   Method method = streaming(Fetch{HostQuery::kExact, kPlanner});
   EXPECT_THROW(check_composition(method), ConfigError);
   method.parts = {{.role = PartRole::kPlanner, .make = {}}};
+  EXPECT_NO_THROW(check_composition(method));
+}
+
+TEST(Composition, PlacesOfRetainedTokensNeedSomebodyWhoRetains) {
+  Method method;
+  method.name = "shifted";
+  EXPECT_NO_THROW(check_composition(method));
+  for (const PositionMode positions : {PositionMode::kCacheIndex, PositionMode::kClamped}) {
+    method.positions = positions;
+    EXPECT_THROW(check_composition(method), ConfigError);
+  }
+  method.parts = {{.role = PartRole::kRetention, .make = {}}};
+  EXPECT_NO_THROW(check_composition(method));
+}
+
+TEST(Composition, OnlyAHostPlacementLimitsTheHostsTokens) {
+  Method method = streaming(Fetch{HostQuery::kNone, AllTokens{}});
+  const auto half = [](const RequestShape& request) { return request.max_tokens / 2; };
+  method.parts = {{.role = PartRole::kListener, .make = {}, .host_limit = half}};
+  EXPECT_THROW(check_composition(method), ConfigError);
+  method.parts.front().role = PartRole::kHostPlacement;
+  EXPECT_NO_THROW(check_composition(method));
+}
+
+TEST(Composition, KeysThatAreShippedWholeLieInRows) {
+  Method method = streaming(Fetch{HostQuery::kNone, AllTokens{}});
+  method.key_layout = KeyLayout::kBlocked;
+  EXPECT_THROW(check_composition(method), ConfigError);
+  method.key_layout = KeyLayout::kRows;
   EXPECT_NO_THROW(check_composition(method));
 }
 
