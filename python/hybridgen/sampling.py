@@ -31,7 +31,10 @@ _MAX_BIAS = 100.0
 _MAX_STOP_LETTERS = 65536
 
 
-_SAMPLER_OPTIONS = {row["name"] for row in _core.SamplingOptions.describe()}
+SAMPLER_DEFAULTS: dict[str, Any] = {
+    row["name"]: row["default"] for row in _core.SamplingOptions.describe()
+}
+"""What the engine's sampler knows, and what each is where nobody says."""
 
 
 class _DefaultInt(int):
@@ -153,16 +156,14 @@ class SamplingParams:
 
     def engine_options(self) -> dict[str, Any]:
         """Return what the engine's sampler knows of these, by its names; no None but for None."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields = {name: getattr(self, name) for name in _SAMPLED}
         fields["logit_bias"] = tuple((self.logit_bias or {}).items())
-        if (
-            isinstance(self.top_k, numbers.Integral) and self.top_k == -1
-        ):  # as vLLM writes "no restriction"
-            fields["top_k"] = 0
+        if self.top_k == -1 and isinstance(self.top_k, numbers.Integral):
+            fields["top_k"] = 0  # vLLM's way to write "no restriction"
         for name in ("max_tokens", "seed"):
             if fields[name] is None:  # of the model's length, of the engine's seed
                 del fields[name]
-        return {name: fields[name] for name in _SAMPLER_OPTIONS & fields.keys()}
+        return fields
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **overrides: Any) -> SamplingParams:
@@ -255,6 +256,9 @@ class SamplingParams:
     def extra_stop_ids(self) -> tuple[int, ...]:
         """The additional ending tokens as a tuple."""
         return cast("tuple[int, ...]", self.stop_token_ids)
+
+
+_SAMPLED = [name for name in SAMPLER_DEFAULTS if name in SamplingParams.__dataclass_fields__]
 
 
 def _stop_strings(operation: str, value: object) -> tuple[str, ...]:

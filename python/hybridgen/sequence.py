@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import _core
 from .detokenizer import Detokenizer
 from .outputs import CompletionOutput, RequestMetrics
-from .sampling import SamplingParams
+from .sampling import SAMPLER_DEFAULTS, SamplingParams
 from .stop_strings import StopMatcher
 
 if TYPE_CHECKING:
@@ -235,4 +235,8 @@ def sampling_options(
         "stop_token_ids": tuple(stop_ids),
         "valid_vocab": valid_vocab,
     }
-    return _core.SamplingOptions(**(params.engine_options() | changed))
+    options = params.engine_options() | changed
+    # Each that is given is checked once more, which takes longer than the rest of a short request.
+    return _core.SamplingOptions(
+        **{name: value for name, value in options.items() if value != SAMPLER_DEFAULTS[name]}
+    )
