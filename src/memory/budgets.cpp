@@ -6,10 +6,10 @@
 
 namespace hybridgen {
 
-void Budgets::add(TierKind tier, std::int64_t capacity_bytes, std::string setting) {
+void Budgets::add(TierKind tier, std::int64_t capacity_bytes, const std::string& setting) {
   budgets_.emplace(std::piecewise_construct,
                    std::forward_as_tuple(tier),
-                   std::forward_as_tuple(tier, capacity_bytes, std::move(setting)));
+                   std::forward_as_tuple(tier, capacity_bytes, setting));
 }
 
 }  // namespace hybridgen

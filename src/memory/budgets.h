@@ -14,7 +14,7 @@ namespace hybridgen {
 class Budgets {
  public:
   /// Gives a tier a budget; see MemoryBudget for `setting` and errors.
-  void add(TierKind tier, std::int64_t capacity_bytes, std::string setting);
+  void add(TierKind tier, std::int64_t capacity_bytes, const std::string& setting);
 
   /// The budget of a tier that has one.
   MemoryBudget& operator[](TierKind tier) { return budgets_.at(tier); }

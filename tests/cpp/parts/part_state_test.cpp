@@ -211,7 +211,7 @@ TEST(PartialKeysState, IsTheColumnsWhatTheyKeepOfTheKeysComesBack) {
 TEST(ShadowState, IsHowManyKeysCalibratedItTheCopyComesBack) {
   const Keys keys(KeyLayout::kRows);
   const PartFactory factory = shadow_scoring_part(ShadowPrecision::kInt4, 2.0);
-  const PartContext context{.config = config(), .max_offloaded = kTokens};
+  const PartContext context{.config = config(), .request = {}, .max_offloaded = kTokens};
   const auto make = [&](std::int64_t calibrated_by) {
     std::unique_ptr<KvPart> part = factory.make(context);
     part->before_step(calibrated_by, &keys.store);
@@ -264,7 +264,7 @@ TEST(RetentionState, IsWhoWasKeptWhichKeysDoNotTell) {
 }
 
 TEST(PromptScoresState, IsNothingOnceAPolicyHasChosenByThem) {
-  SummedPromptScores scores({.config = config(), .prompt_capacity = 30});
+  SummedPromptScores scores({.config = config(), .request = {}, .prompt_capacity = 30});
   const at::Tensor query = at::randn({30, kGroups * kPerGroup, kDim});
   const at::Tensor keys = at::randn({kGroups, 30, kDim});
   const at::Tensor lse = at::randn({kGroups * kPerGroup, 30});

@@ -182,8 +182,8 @@ TEST_P(HostJobOf, SaysWhatIsSentWhoChoosesAndHowMany) {
   EXPECT_EQ(job.buffers.merged, request.state.staging_of(expected.layer).buffers().merged);
 }
 
-INSTANTIATE_TEST_SUITE_P(Methods, HostJobOf, ::testing::ValuesIn(cases()), [](const auto& info) {
-  return info.param.name;
+INSTANTIATE_TEST_SUITE_P(Methods, HostJobOf, ::testing::ValuesIn(cases()), [](const auto& each) {
+  return each.param.name;
 });
 
 TEST(HostJob, AsksThePlannerForKOnlyWhereASelectorWouldChoose) {
