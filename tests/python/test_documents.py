@@ -129,17 +129,34 @@ def presets(kind: str) -> dict[str, dict[str, object]]:
 
 
 def check_cmake(words: list[str]) -> None:
-    """``cmake --preset NAME`` or ``cmake --build FOLDER [--target NAMES]``."""
+    """Check how cmake is called.
+
+    ``--preset NAME``, ``-S SOURCE -B FOLDER [-D NAME=VALUE]``, ``--build FOLDER [--target NAMES]``
+    or ``--install FOLDER --prefix PLACE --component NAME``.
+    """
+    built = {Path(str(p["binaryDir"])).name for p in presets("configurePresets").values()}
     if words[1] == "--preset":
         require(words[2] in presets("configurePresets"), f"there is no preset {words[2]}")
-        return
-    require(words[1] == "--build", f"cmake {words[1]}")
-    folders = {Path(str(p["binaryDir"])).name for p in presets("configurePresets").values()}
-    require(words[2] in folders, f"no preset builds into {words[2]}")
-    require(words[3:4] in ([], ["--target"]), f"cmake --build {words[3:]}")
-    listed = "\n".join(file.read_text() for file in ROOT.glob("*/cpp/CMakeLists.txt"))
-    for target in words[4:]:
-        require(re.search(rf"\(\s*{target}\b", listed), f"there is no target {target}")
+    elif words[1] == "-S":
+        require((ROOT / words[2] / "CMakeLists.txt").exists(), f"{words[2]} has no CMakeLists.txt")
+        require(words[3] == "-B" and words[5] == "-D" and len(words) == 7, f"cmake {words[3:]}")
+    elif words[1] == "--install":
+        require(words[2] in built, f"no preset builds into {words[2]}")
+        require(words[3::2] == ["--prefix", "--component"], f"cmake --install {words[3:]}")
+        rules = (ROOT / "cmake/InstallLibrary.cmake").read_text()
+        require(f"COMPONENT {words[6]}" in rules, f"there is no component {words[6]}")
+    else:
+        require(words[1] == "--build", f"cmake {words[1]}")
+        configured = {
+            found
+            for doc in DOCUMENTS
+            for found in re.findall(r"cmake -S \S+ -B (\S+)", doc.read_text())
+        }
+        require(words[2] in built | configured, f"nothing is configured into {words[2]}")
+        require(words[3:4] in ([], ["--target"]), f"cmake --build {words[3:]}")
+        listed = "\n".join(file.read_text() for file in ROOT.glob("*/cpp/CMakeLists.txt"))
+        for target in words[4:]:
+            require(re.search(rf"\(\s*{target}\b", listed), f"there is no target {target}")
 
 
 def check_ctest(words: list[str]) -> None:
@@ -254,6 +271,9 @@ def test_commands_exist_as_written(block: Block) -> None:
         "cmake --preset no_such",
         "cmake --build build-no-such",
         "cmake --build build --target no_such",
+        "cmake -S no/such -B build-x -D CMAKE_PREFIX_PATH=x",
+        "cmake --install build-no-such --prefix x --component cpp",
+        "cmake --install build --prefix x --component no_such",
         "ctest --preset default -L no_such",
         "pytest -m no_such",
         "pytest tests/python/test_no_such.py",
