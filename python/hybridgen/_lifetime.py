@@ -14,6 +14,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 from . import _core
@@ -122,3 +123,19 @@ def _begin_in_child() -> None:
 
 atexit.register(_end)
 os.register_at_fork(after_in_child=_begin_in_child)
+
+
+class Closable:
+    """What ``close()`` ends: at the end of a ``with`` block, and when nobody refers to it."""
+
+    def close(self) -> None:
+        """Let go of what it holds; again does nothing."""
+        raise NotImplementedError
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # The constructor may have failed before there was anything to close.
+        with suppress(Exception):
+            self.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ._files import check_writable
-from ._lifetime import guarded
+from ._lifetime import Closable, guarded
 from .checkpoint import LoadedModel
 from .errors import ConfigError
 from .generation import EngineLoop
@@ -18,7 +18,7 @@ from .outputs import RunStats
 from .tracing import write_chrome_trace
 
 
-class EngineHandle:
+class EngineHandle(Closable):
     """What `LLM` is before it is asked for text.
 
     Parameters
@@ -169,14 +169,6 @@ class EngineHandle:
         self._loop.close()
         self.model.close()
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        # The constructor may have failed before there was anything to close.
-        with suppress(Exception):
-            self.close()
-
     def __reduce_ex__(self, _protocol: object) -> Any:
         raise ConfigError(
             "[LLM] an LLM owns threads and memory of this process and cannot be copied or pickled; "
@@ -185,4 +177,4 @@ class EngineHandle:
         )
 
     def __repr__(self) -> str:
-        return f"LLM({self.model.describe()})"
+        return f"LLM({self.model._describe()})"

@@ -54,7 +54,7 @@ class EngineSteps(EngineHandle):
             If it cannot be run; nothing is queued then.
         """
         self._open.check_name(request_id)
-        read = self.model.reader("add_request").read(prompt)
+        read = self.model._reader("add_request").read(prompt)
         if len(read) != 1:
             raise ConfigError(f"[add_request] got {len(read)} prompts; allowed: 1 in each request")
         (request,) = self._maker.make_all("add_request", read, params, name=request_id)

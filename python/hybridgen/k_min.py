@@ -202,7 +202,7 @@ def _refuse_short(llm: LLM, prompts: list[Any], device_tokens: str | int | float
             f"[calibrate] device_tokens is {device_tokens!r}; allowed: an int (tokens) or a share "
             "of the prompt; with as many as fit, nothing may be offloaded"
         )
-    for index, (_, ids) in enumerate(llm.model.reader("calibrate").read(prompts)):
+    for index, (_, ids) in enumerate(llm.model._reader("calibrate").read(prompts)):
         window = _core.device_window(device_tokens, len(ids)) or 0
         if len(ids) <= max(1, window):
             raise ConfigError(

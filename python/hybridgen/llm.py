@@ -134,9 +134,9 @@ class LLM(EngineSteps):
         loading: dict[str, Any] = {"dtype": dtype, "device": device, "load_format": load_format}
         source = model.open_model if isinstance(model, EngineHandle) else model
         if isinstance(source, Model):
-            opened = source.share(tokenizer=tokenizer, revision=revision, **loading)
+            opened = source._share(tokenizer=tokenizer, revision=revision, **loading)
         else:
-            opened = Model.opened_by("LLM", source, tokenizer, revision, seed=seed, **loading)
+            opened = Model._opened_by("LLM", source, tokenizer, revision, seed=seed, **loading)
         super().__init__(opened, EngineLoop(setup.engine(opened)), seed)
         self._cpu = setup.cpu
 
@@ -187,7 +187,7 @@ class LLM(EngineSteps):
         KeyboardInterrupt
             Results so far, finished or not, are in its ``outputs``.
         """
-        reader = self.model.reader("generate")
+        reader = self.model._reader("generate")
         requests = self._maker.make_all(
             "generate",
             reader.read(prompts),
@@ -212,7 +212,7 @@ class LLM(EngineSteps):
         No text is made unless stop strings ask for it. An ending token is part of the result.
         Raises as `generate`; ``outputs`` are then such lists.
         """
-        read = self.model.reader("generate_ids").read(prompts)
+        read = self.model._reader("generate_ids").read(prompts)
         requests = self._maker.make_all(
             "generate_ids",
             [(None, ids) for _, ids in read],
@@ -264,7 +264,7 @@ class LLM(EngineSteps):
         GenerationError, OutOfMemoryError, NumericError, or what a selector of yours raised
             From the iterator, as `generate` raises it.
         """
-        reader = self.model.reader("stream")
+        reader = self.model._reader("stream")
         requests = self._maker.make_all(
             "stream",
             reader.read(prompt),
@@ -320,7 +320,7 @@ class LLM(EngineSteps):
             If there is no template, messages are malformed, or the template refuses them, breaks
             or exceeds 10 s, 512 MiB or 16 Mi characters; and as for `generate`.
         """
-        codec = self.model.reader("chat").require_codec()
+        codec = self.model._reader("chat").require_codec()
         prompts: list[Encoded] = [(None, ids) for ids in chat_prompts(codec, messages)]
         requests = self._maker.make_all("chat", prompts, sampling_params)
         if as_bool("chat", "stream", stream):
@@ -374,7 +374,7 @@ class LLM(EngineSteps):
                 forced=continuation,
                 decode_prompt_tokens=1,
             )
-            for context, continuation in self.model.reader("score").read_pairs(pairs)
+            for context, continuation in self.model._reader("score").read_pairs(pairs)
         ]
 
         def scores() -> list[Any]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 
 from . import _core
 from ._checks import MAX_INT64, as_bool, as_int, brief, checked_keywords, is_auto, one_of
-from ._lifetime import Guard, guarded
+from ._lifetime import Closable, Guard, guarded
 from .checkpoint import LOAD_FORMATS, LoadedModel, load_model
 from .codec import Codec
 from .errors import ConfigError, own_errors
@@ -22,7 +21,7 @@ from .prompts import PromptReader
 from .tokenizer import checked_codec, load_codec
 
 
-class Model:
+class Model(Closable):
     """Weights on their device and the tokenizer: what several engines can share.
 
     ``LLM(model, ...)`` makes an engine of it. Every Model and every LLM is closed for itself, and
@@ -91,7 +90,7 @@ class Model:
         self._load("Model", model, tokenizer, revision, loading)
 
     @classmethod
-    def opened_by(
+    def _opened_by(
         cls, operation: str, model: Any, tokenizer: Any, revision: str | None, **loading: Any
     ) -> Model:
         """Do as the constructor, for one whom messages then name."""
@@ -135,7 +134,7 @@ class Model:
             size = codec.vocabulary_size
             self.valid_vocab = size if 0 < size < loaded.config["vocab_size"] else 0
 
-    def share(
+    def _share(
         self, *, tokenizer: Any = None, revision: str | None = None, **loading: object
     ) -> Model:
         """Return another holder of the same weights, which is closed for itself.
@@ -172,19 +171,19 @@ class Model:
 
     def get_tokenizer(self) -> Any:
         """Return the tokenizer; ConfigError without one."""
-        return self.reader("get_tokenizer").require_codec().tokenizer
+        return self._reader("get_tokenizer").require_codec().tokenizer
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text as `LLM.generate` reads it."""
-        return self.reader("encode").read_one({"prompt": text})[1]
+        return self._reader("encode").read_one({"prompt": text})[1]
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of token ids."""
-        reader = self.reader("decode")
+        reader = self._reader("decode")
         skip = as_bool("decode", "skip_special_tokens", skip_special_tokens)
         return reader.require_codec().decode(reader.read_ids(token_ids), skip_special_tokens=skip)
 
-    def reader(self, operation: str) -> PromptReader:
+    def _reader(self, operation: str) -> PromptReader:
         """Return what reads prompts for this model; messages begin with the operation."""
         return PromptReader(self.codec, self.config["vocab_size"] - 1, operation)
 
@@ -219,14 +218,6 @@ class Model:
         _ = self.weights  # refuses one that is closed
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        # The constructor may have failed before there was anything to close.
-        with suppress(Exception):
-            self.close()
-
     def __reduce_ex__(self, _protocol: object) -> Any:
         raise ConfigError(
             "[Model] a model owns memory of this process and cannot be copied or pickled; "
@@ -235,9 +226,9 @@ class Model:
         )
 
     def __repr__(self) -> str:
-        return f"Model({self.describe()}, {self.dtype} on {self.device})"
+        return f"Model({self._describe()}, {self.dtype} on {self.device})"
 
-    def describe(self) -> str:
+    def _describe(self) -> str:
         """Return its kind and sizes in a few words."""
         config = self.config
         return (

@@ -195,7 +195,7 @@ class RequestMaker:
 
     def _codec(self, operation: str, params: SamplingParams, makes_text: bool) -> Codec | None:
         if params.stop_strings:
-            return self._model.reader(operation).require_codec("stop strings")
+            return self._model._reader(operation).require_codec("stop strings")
         return self._model.codec if makes_text else None
 
 

@@ -84,6 +84,8 @@ class Sequence:
         """All tokens; one that is in here has arrived."""
         if params.logprobs is not None:
             self.output.logprobs = []
+        self._joined = (0, "")
+        """So many of `pieces`, and their text."""
         self._delivery = _Delivery(None, 0, 0.0)
         self._matcher = self._new_matcher()
         self._tokenizer = tokenizer
@@ -96,12 +98,15 @@ class Sequence:
 
     def output_so_far(self) -> CompletionOutput:
         """Return a copy of what there is of it, which may go on."""
-        tokens = list(self.pieces)  # others may append while this is read
-        count = len(tokens)
+        start, text = self._joined  # a caller asks after every token: each is read once
+        fresh = self.pieces[start:]  # others may append while this is read
+        count = start + len(fresh)
+        text += "".join(piece.text for piece in fresh)
+        self._joined = count, text
         found = self.output
         return replace(
             found,
-            text=found.text if self.finished else "".join(piece.text for piece in tokens),
+            text=found.text if self.finished else text,
             token_ids=found.token_ids[:count],
             logprobs=None if found.logprobs is None else found.logprobs[:count],
         )

@@ -109,7 +109,7 @@ def test_scores_do_not_depend_on_the_batch(llm: LLM) -> None:
 
 def test_scoring_splits_text_as_the_evaluation_harness_does(llm: LLM) -> None:
     encode = llm.tokenizer.encode
-    read_pair = llm.model.reader("score").read_pair
+    read_pair = llm.model._reader("score").read_pair
     assert read_pair("the lazy ", "dog") == read_pair("the lazy", " dog")
     context, continuation = read_pair("the lazy", " dog")
     assert context + continuation == encode("the lazy dog")

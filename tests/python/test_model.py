@@ -74,7 +74,7 @@ def test_a_closed_model_says_so_and_closes_again(checkpoint: Checkpoint) -> None
     model = Model(checkpoint("llama"))
     model.close()
     model.close()
-    for use in (lambda: LLM(model), lambda: model.weights, model.__enter__, model.share):
+    for use in (lambda: LLM(model), lambda: model.weights, model.__enter__, model._share):
         with pytest.raises(ConfigError, match="the model is closed"):
             use()
     assert model.encode("The quick")  # what needs no weights goes on

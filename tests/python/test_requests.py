@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from hybridgen import LLM, ConfigError, CpuConfig, RequestOutput, SamplingParams
+from tokenizer_kinds import FailingTokenizer
 
 Checkpoint = Callable[..., Path]
 
@@ -155,30 +156,12 @@ def test_a_request_that_is_refused_is_not_queued(llm: LLM) -> None:
     finish(llm)
 
 
-class Failing:
-    """A tokenizer that cannot make text of one token."""
-
-    def __init__(self, bad: int) -> None:
-        self._bad = bad
-
-    def get_vocab(self) -> dict[str, int]:
-        return {str(i): i for i in range(340)}  # as that of the checkpoint
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return [ord(letter) % 300 for letter in text]
-
-    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        if self._bad in ids:
-            raise ArithmeticError("no such letter")
-        return "".join(chr(97 + i % 26) for i in ids)
-
-
 def test_a_request_that_fails_ends_with_its_error_and_the_others_go_on(
     checkpoint: Checkpoint, llm: LLM
 ) -> None:
     expected = llm.generate_ids(PROMPTS, GREEDY)
     bad = next(i for i in expected[0] if i not in expected[1])
-    with LLM(llm, tokenizer=Failing(bad)) as engine:
+    with LLM(llm, tokenizer=FailingTokenizer(bad)) as engine:
         engine.add_request("good", PROMPTS[1], GREEDY)
         engine.add_request("bad", PROMPTS[0], GREEDY)
         found = finish(engine)

@@ -19,6 +19,7 @@ from hybridgen import (
     SchedulerConfig,
     StreamChunk,
 )
+from tokenizer_kinds import FailingTokenizer
 
 Checkpoint = Callable[..., Path]
 
@@ -114,28 +115,10 @@ def test_a_prompt_that_cannot_run_is_refused_before_the_first_chunk(llm: LLM) ->
     assert is_idle(llm)
 
 
-class Failing:
-    """A tokenizer that cannot make text of one token."""
-
-    def __init__(self, bad: int) -> None:
-        self._bad = bad
-
-    def get_vocab(self) -> dict[str, int]:
-        return {str(i): i for i in range(340)}  # as that of the checkpoint
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return [ord(letter) % 300 for letter in text]
-
-    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        if self._bad in ids:
-            raise ArithmeticError("no such letter")
-        return "".join(chr(97 + i % 26) for i in ids)
-
-
 def test_one_of_several_streams_that_fails_leaves_the_others_theirs(llm: LLM) -> None:
     expected = llm.generate_ids(PROMPTS[:2], GREEDY)
     bad = next(i for i in expected[0] if i not in expected[1])
-    with LLM(llm, tokenizer=Failing(bad), **EXACT) as engine:
+    with LLM(llm, tokenizer=FailingTokenizer(bad), **EXACT) as engine:
         chunks = []
         with pytest.raises(GenerationError, match="1 of 2 prompts failed") as caught:
             chunks.extend(engine.stream(PROMPTS[:2], GREEDY))  # keeps those before it raises

@@ -229,3 +229,21 @@ def spelled(kind: str, ids: list[int], *, skip_special_tokens: bool = True) -> s
             data += name.replace("▁", " ").encode()
     text = data.decode(errors="replace")
     return text.removeprefix(" ") if kind == "byte_fallback" else text
+
+
+class FailingTokenizer:
+    """A tokenizer that cannot make text of one token."""
+
+    def __init__(self, bad: int) -> None:
+        self._bad = bad
+
+    def get_vocab(self) -> dict[str, int]:
+        return {str(i): i for i in range(340)}  # as that of the checkpoint
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [ord(letter) % 300 for letter in text]
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        if self._bad in ids:
+            raise ArithmeticError("no such letter")
+        return "".join(chr(97 + i % 26) for i in ids)
