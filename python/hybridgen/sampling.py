@@ -158,7 +158,8 @@ class SamplingParams:
         """Return what the engine's sampler knows of these, by its names; no None but for None."""
         fields = {name: getattr(self, name) for name in _SAMPLED}
         fields["logit_bias"] = tuple((self.logit_bias or {}).items())
-        if self.top_k == -1 and isinstance(self.top_k, numbers.Integral):
+        # The kind first: an array compares to an array.
+        if isinstance(self.top_k, numbers.Integral) and self.top_k == -1:
             fields["top_k"] = 0  # vLLM's way to write "no restriction"
         for name in ("max_tokens", "seed"):
             if fields[name] is None:  # of the model's length, of the engine's seed
