@@ -24,6 +24,7 @@ LAYERS = (
     ("kernels",),
     ("kvcache",),
     ("selection", "scheduling"),
+    ("emulated",),
     ("device",),
     ("models",),
     ("parts",),
