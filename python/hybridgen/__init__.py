@@ -45,6 +45,7 @@ from .info import Info, info  # noqa: E402
 from .k_min import calibrate  # noqa: E402
 from .k_min_profile import KMinProfile  # noqa: E402
 from .llm import LLM  # noqa: E402
+from .machine_profile import MachineProfile  # noqa: E402
 from .model import Model  # noqa: E402
 from .outputs import (  # noqa: E402
     CompletionOutput,
@@ -70,6 +71,7 @@ __all__ = [
     "Info",
     "KMinProfile",
     "KVConfig",
+    "MachineProfile",
     "Model",
     "NumericError",
     "OutOfMemoryError",
