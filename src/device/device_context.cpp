@@ -55,6 +55,14 @@ DeviceContext::DeviceContext(const std::string& name) : device_(parse_device(nam
   }
 }
 
+void DeviceContext::enter_compute() const {
+  if (compute_) {
+    const c10::impl::VirtualGuardImpl guard(device_.type());
+    guard.setDevice(device_);
+    guard.exchangeStream(*compute_);
+  }
+}
+
 std::unique_ptr<c10::StreamGuard> DeviceContext::use_compute() const {
   return compute_ ? std::make_unique<c10::StreamGuard>(*compute_) : nullptr;
 }
@@ -100,6 +108,19 @@ void DeviceContext::copy_waits(const std::optional<c10::Event>& event) const {
 void DeviceContext::host_waits(const std::optional<c10::Event>& event) {
   if (event) {
     event->synchronize();
+  }
+}
+
+void DeviceContext::synchronize() const {
+  if (!is_cpu()) {
+    c10::impl::VirtualGuardImpl(device_.type()).synchronizeDevice(device_.index());
+  }
+}
+
+void DeviceContext::drain() const noexcept {
+  try {
+    synchronize();
+  } catch (...) {  // NOLINT(bugprone-empty-catch): who drains has an error to report already
   }
 }
 

@@ -25,6 +25,10 @@ class DeviceContext {
   bool is_cpu() const { return device_.is_cpu(); }
   std::string name() const { return device_.str(); }
 
+  /// Makes the device and its compute stream current for the calling thread from here on. What the
+  /// thread then queues, allocates and frees is in that stream's order.
+  void enter_compute() const;
+
   /// Makes the compute (copy) stream current for the calling thread while the guard lives; null on
   /// a CPU device.
   std::unique_ptr<c10::StreamGuard> use_compute() const;
@@ -41,6 +45,10 @@ class DeviceContext {
   void copy_waits(const std::optional<c10::Event>& event) const;
   /// The calling thread waits for `event`.
   static void host_waits(const std::optional<c10::Event>& event);
+  /// The calling thread waits for all that any thread has queued on any stream of the device.
+  void synchronize() const;
+  /// The same after a failure, of which this may be one: it throws nothing.
+  void drain() const noexcept;
 
  private:
   at::Device device_ = at::kCPU;

@@ -85,6 +85,8 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
       machine(asked, method, *model),
       options(resolved_options(asked, model->config(), budgets, machine)) {
   model->weights().finish();
+  // Whoever filled or changed weights did so on a stream of theirs, for which ours do not wait.
+  model->device().synchronize();
   if (method.offloads()) {
     cpu_stage = std::make_unique<CpuStage>(*machine.pool(),
                                            kernels::cpu_kernels(machine.isa()),
@@ -104,7 +106,10 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
                                               statistics.pipeline,
                                               probe.get());
   driver = std::make_unique<DriverThread>();
-  driver->run([this] { machine.start_driver(); });
+  driver->run([this] {
+    machine.start_driver();
+    model->device().enter_compute();
+  });
 }
 
 void Engine::Impl::step(std::vector<TokenEvent>& events) {
@@ -300,6 +305,7 @@ void Engine::Impl::emit(Request& request,
 void Engine::Impl::fail(Request& request,
                         std::exception_ptr error,
                         std::vector<TokenEvent>& events) {
+  model->device().drain();  // copies to and from its memory may be under way
   end(request, FinishReason::kError);
   TokenEvent& event = events.emplace_back();
   event.request_id = request.id;

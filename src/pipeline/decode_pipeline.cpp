@@ -50,6 +50,7 @@ void DecodePipeline::step(Batches batches) {
     for (const auto& batch : batches) {
       host_.wait_for_all(*batch);
     }
+    loop_.timer.reset();
     throw;
   }
   end_step(batches);
@@ -59,7 +60,6 @@ void DecodePipeline::step(Batches batches) {
 }
 
 void DecodePipeline::run_layers(Batches batches) {
-  const auto compute = model_.device().use_compute();
   const auto num_batches = static_cast<std::int64_t>(batches.size());
   const std::int64_t lookahead = method_.batches.lookahead > 0
                                      ? std::min(method_.batches.lookahead, num_batches)
@@ -139,7 +139,6 @@ void DecodePipeline::start_guessed(std::int64_t layer, MicroBatch& batch) {
 }
 
 void DecodePipeline::begin_step(MicroBatch& batch) {
-  const auto compute = model_.device().use_compute();
   auto* positions = batch.ws.positions.mutable_data_ptr<std::int64_t>();
   for (std::size_t row = 0; row < batch.requests.size(); ++row) {
     RequestState& request = *batch.requests[row];

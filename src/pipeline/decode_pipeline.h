@@ -27,6 +27,7 @@
 
 namespace hybridgen {
 
+/// To be used with the compute stream current (DeviceContext::enter_compute).
 class DecodePipeline {
  public:
   /// `cpu_stage` may be null for methods that offload nothing; `pool` (may be null) helps with what

@@ -36,7 +36,6 @@ at::Tensor Prefill::run_chunk(RequestState& request,
                               bool want_logits) {
   const std::int64_t begin_ns = TraceRecorder::now_ns();
   const ScopedSpan span(trace_, "prefill chunk");
-  const auto compute = model_.device().use_compute();
   const ModelConfig& config = model_.config();
   const auto count = static_cast<std::int64_t>(tokens.size());
   if (ws_.rows != count) {
@@ -83,7 +82,6 @@ at::Tensor Prefill::run_chunk(RequestState& request,
 }
 
 at::Tensor Prefill::chunk_logits(std::int64_t first, std::int64_t count) const {
-  const auto compute = model_.device().use_compute();
   BlockWorkspace rows;  // views of what the head reads and writes
   rows.rows = count;
   rows.x = ws_.x.narrow(0, first, count);

@@ -19,6 +19,7 @@
 
 namespace hybridgen {
 
+/// To be used with the compute stream current (DeviceContext::enter_compute).
 class Prefill {
  public:
   /// All references must outlive this.

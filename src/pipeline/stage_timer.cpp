@@ -81,4 +81,10 @@ StageTimes StageTimer::take() {
   return times;
 }
 
+void StageTimer::reset() {
+  stage_.used = 0;
+  link_.used = 0;
+  times_ = {};
+}
+
 }  // namespace hybridgen

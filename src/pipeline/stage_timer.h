@@ -35,6 +35,8 @@ class StageTimer {
 
   /// Sums since the last call. On a GPU call it when the step's work is finished.
   StageTimes take();
+  /// Forgets what was marked since then: a step was broken off.
+  void reset();
 
  private:
   enum Mark : std::uint8_t { kBegin, kBeforeWait, kAfterWait, kEnd };
