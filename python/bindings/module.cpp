@@ -267,4 +267,5 @@ PYBIND11_MODULE(_core, module) {
   hybridgen::bindings::register_model(module);
   hybridgen::bindings::register_methods(module);
   hybridgen::bindings::register_engine(module);
+  hybridgen::bindings::register_measurements(module);
 }

@@ -26,6 +26,11 @@ __all__: list[str] = [
     "checked_options",
     "device_window",
     "is_engine_thread",
+    "measure_gather",
+    "measure_hand_off",
+    "measure_scan_keys",
+    "measure_select",
+    "measure_walk_lines",
     "method_table",
     "numa_nodes",
     "option_classes",
@@ -470,6 +475,53 @@ def device_window(
 def is_engine_thread() -> bool:
     """
     Whether the calling thread belongs to an engine: it runs work that somebody waits for.
+    """
+
+def measure_gather(
+    threads: typing.SupportsInt | typing.SupportsIndex,
+    mebibytes: typing.SupportsInt | typing.SupportsIndex,
+    row_bytes: typing.SupportsInt | typing.SupportsIndex,
+    passes: typing.SupportsInt | typing.SupportsIndex,
+) -> tuple[int, list[float]]:
+    """
+    Bytes of a pass that gathers a twentieth of all rows, and the seconds of each pass.
+    """
+
+def measure_hand_off(
+    threads: typing.SupportsInt | typing.SupportsIndex,
+    workers_sleep: bool,
+    passes: typing.SupportsInt | typing.SupportsIndex,
+) -> list[float]:
+    """
+    Seconds of each hand-over of an empty task to every worker.
+    """
+
+def measure_scan_keys(
+    threads: typing.SupportsInt | typing.SupportsIndex,
+    mebibytes: typing.SupportsInt | typing.SupportsIndex,
+    queries: typing.SupportsInt | typing.SupportsIndex,
+    isa: str,
+    passes: typing.SupportsInt | typing.SupportsIndex,
+) -> list[float]:
+    """
+    Seconds of each pass of the logits kernel over bfloat16 keys of head_dim 128.
+    """
+
+def measure_select(
+    count: typing.SupportsInt | typing.SupportsIndex,
+    k: typing.SupportsInt | typing.SupportsIndex,
+    passes: typing.SupportsInt | typing.SupportsIndex,
+) -> list[float]:
+    """
+    Seconds of each choice of the k largest of `count` scores, on one thread.
+    """
+
+def measure_walk_lines(
+    mebibytes: typing.SupportsInt | typing.SupportsIndex,
+    passes: typing.SupportsInt | typing.SupportsIndex,
+) -> list[float]:
+    """
+    Seconds per line of each walk through lines of memory in random order.
     """
 
 def method_table() -> list:

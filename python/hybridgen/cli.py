@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``python -m hybridgen generate|calibrate|info|methods``.
+"""The command line: ``python -m hybridgen generate|calibrate|profile|info|methods``.
 
 Exit codes: 0 done, 1 the model or the machine failed, 2 a wrong option. Errors are one line on
 stderr. Characters that standard output has no code for are printed as escapes.
@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from . import _core, methods, selectors
-from ._files import unwound_by_sigterm
+from ._files import check_writable, unwound_by_sigterm
 from .config import CpuConfig, KVConfig, QueryConfig, SchedulerConfig
 from .errors import ConfigError, GenerationError, HybridGenError
 from .info import info, to_json
 from .k_min import DEFAULT_TOKENS, calibrate, read_dataset
 from .k_min_profile import FILE_NAME
 from .llm import LLM
+from .machine_measurement import measure_machine
+from .machine_profile import MachineProfile, field_table
 from .outputs import RequestOutput
 from .sampling import SamplingParams
 
@@ -222,6 +224,18 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--json", action="store_true")
     profile.set_defaults(run=_calibrate)
 
+    machine = commands.add_parser("profile", help="measure this machine; see docs/profiles.md")
+    machine.add_argument("--out", help="file to write; without one the profile is printed")
+    machine.add_argument(
+        "--base",
+        help="profile that has what cannot be measured here, such as another GPU and its link: "
+        f"{', '.join(MachineProfile.names())}, or a .json file",
+    )
+    machine.add_argument("--name", help="of the profile; default: the GPU's and the CPU's")
+    machine.add_argument("--threads", type=int, help="CPUs that work; default: all")
+    machine.add_argument("--quick", action="store_true", help="seconds, and rougher")
+    machine.set_defaults(run=_profile)
+
     names = commands.add_parser("methods", help="all methods, their options, all selectors")
     names.add_argument("--json", action="store_true")
     names.set_defaults(run=_methods)
@@ -347,6 +361,26 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         print(f"K = {k:6d}  {profile.metric} {accuracy:.3f}")
     print(f"all tokens  {profile.metric} {profile.all_tokens:.3f}")
     print(f"K_min = {profile.k_min}, written to {out}")
+
+
+def _profile(arguments: argparse.Namespace) -> None:
+    if arguments.out is not None:
+        check_writable(arguments.out, "profile")
+    profile = measure_machine(
+        base=None if arguments.base is None else MachineProfile.load(arguments.base),
+        name=arguments.name,
+        threads=arguments.threads,
+        quick=arguments.quick,
+        progress=True,
+    )
+    if arguments.out is None:
+        print(json.dumps(profile.to_dict(), indent=1))
+        return
+    profile.save(arguments.out)
+    units = {row["name"]: row["unit"] for row in field_table()}
+    for name, value in profile.values().items():
+        print(f"{name:28} {value!s:>12} {units[name]} ({profile.confidence.get(name, 'unsaid')})")
+    print(f"{profile.name}: {profile.description}, written to {arguments.out}")
 
 
 def run_command(run: Any, arguments: argparse.Namespace) -> int:
