@@ -24,14 +24,14 @@ double weighted(const std::vector<MemoryShare>& shares, double megabytes) {
   return from + (to - from) * (megabytes - low.megabytes) / (above->megabytes - low.megabytes);
 }
 
-double link_seconds(const MachineProfile& profile, const Operation& operation) {
+double link_seconds(const MachineProfile& profile, const TimedOperation& operation) {
   double gbs = operation.kind == OperationKind::kHostToDevice ? profile.h2d_gbs : profile.d2h_gbs;
   if (operation.both_directions) gbs *= profile.duplex_factor;
   const auto bytes = static_cast<double>(std::max(operation.bytes_read, operation.bytes_written));
   return profile.setup_us * kMicro + bytes / (gbs * kGiga);
 }
 
-double flops_seconds(const MachineProfile& profile, const Operation& operation) {
+double flops_seconds(const MachineProfile& profile, const TimedOperation& operation) {
   const bool is_half =
       operation.kind == OperationKind::kDense && operation.dtype != DType::kFloat32;
   return operation.flops / ((is_half ? profile.tflops : profile.tflops_fp32) * kTera);
@@ -39,7 +39,7 @@ double flops_seconds(const MachineProfile& profile, const Operation& operation) 
 
 }  // namespace
 
-OperationTime operation_time(const MachineProfile& profile, const Operation& operation) {
+OperationTime operation_time(const MachineProfile& profile, const TimedOperation& operation) {
   switch (operation.kind) {
     case OperationKind::kHostToDevice:
     case OperationKind::kDeviceToHost:

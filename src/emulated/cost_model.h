@@ -17,7 +17,7 @@ enum class OperationKind : std::uint8_t {
   kDeviceToHost,
 };
 
-struct Operation {
+struct TimedOperation {
   OperationKind kind = OperationKind::kElementwise;
   std::int64_t bytes_read = 0;
   std::int64_t bytes_written = 0;
@@ -37,7 +37,7 @@ struct OperationTime {
 /// On the device: launch, and then the longer of FLOPs / rate and bytes / (memory rate * share of
 /// that size). Over the link: nothing to issue, set-up + bytes / rate. Never falls when bytes or
 /// FLOPs rise.
-OperationTime operation_time(const MachineProfile& profile, const Operation& operation);
+OperationTime operation_time(const MachineProfile& profile, const TimedOperation& operation);
 
 /// Seconds that device memory takes for `bytes`, read and written together.
 double memory_seconds(const MachineProfile& profile, std::int64_t bytes);

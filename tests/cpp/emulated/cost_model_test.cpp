@@ -33,7 +33,7 @@ MachineProfile round_machine() {
 
 struct Worked {
   std::string what;
-  Operation operation;
+  TimedOperation operation;
   double issue_us;
   double busy_us;
 };
@@ -92,8 +92,8 @@ TEST(CostModel, NeverFallsWhenBytesOrFlopsRise) {
        {kDense, kElementwise, kDeviceCopy, kHostToDevice, kDeviceToHost}) {
     for (int i = 0; i < 2'000; ++i) {
       const auto bytes = static_cast<std::int64_t>(random() % 30'000'000);
-      Operation less{kind, bytes, bytes, static_cast<double>(random() % 1'000'000'000)};
-      Operation more = less;
+      TimedOperation less{kind, bytes, bytes, static_cast<double>(random() % 1'000'000'000)};
+      TimedOperation more = less;
       more.bytes_read += static_cast<std::int64_t>(random() % 100'000);
       more.bytes_written += static_cast<std::int64_t>(random() % 100'000);
       more.flops += static_cast<double>(random() % 1'000'000);
