@@ -39,7 +39,9 @@ target_compile_definitions(hybridgen_torch INTERFACE AT_PER_OPERATOR_HEADERS)
 foreach(name c10 torch_cpu torch)
   target_link_libraries(hybridgen_torch INTERFACE "${torch_root}/lib/lib${name}.so")
 endforeach()
+set(HYBRIDGEN_TORCH_HAS_CUDA OFF)
 if(EXISTS "${torch_root}/lib/libtorch_cuda.so")
+  set(HYBRIDGEN_TORCH_HAS_CUDA ON)
   # It registers the CUDA device when loaded; no symbol of ours refers to it.
   target_link_libraries(hybridgen_torch INTERFACE "-Wl,--no-as-needed"
                                                   "${torch_root}/lib/libc10_cuda.so"

@@ -2,10 +2,14 @@
 // A small grouped-query model with random weights, and a few lines to run it.
 #pragma once
 
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <gtest/gtest.h>
 
+#include <exception>
 #include <map>
 #include <memory>
+#include <ostream>
+#include <string>
 #include <vector>
 
 #include "hybridgen/engine/engine.h"
@@ -27,8 +31,10 @@ inline ModelConfig tiny_config() {
   return config;
 }
 
-inline std::shared_ptr<DecoderModel> tiny_model(const ModelConfig& config = tiny_config()) {
-  auto model = std::make_shared<DecoderModel>(config, DType::kFloat32, "cpu");
+/// The same weights on any device ("cpu", an EmulatedCuda's name).
+inline std::shared_ptr<DecoderModel> tiny_model(const std::string& device,
+                                                const ModelConfig& config = tiny_config()) {
+  auto model = std::make_shared<DecoderModel>(config, DType::kFloat32, device);
   model->weights().load_dummy(7);
   // Dummy weights of std 0.02 make nearly uniform attention; larger ones make wrong tokens matter.
   for (LayerWeights& layer : model->weights().layers) {
@@ -38,7 +44,16 @@ inline std::shared_ptr<DecoderModel> tiny_model(const ModelConfig& config = tiny
     layer.down_weight.mul_(5.0);
   }
   model->weights().embed_tokens.mul_(20.0);
+  if (!model->device().is_cpu()) {
+    // Streams of engines do not wait for the one that this thread works on.
+    const c10::impl::VirtualGuardImpl guard(model->device().device().type());
+    guard.synchronizeStream(guard.getStream(model->device().device()));
+  }
   return model;
+}
+
+inline std::shared_ptr<DecoderModel> tiny_model(const ModelConfig& config = tiny_config()) {
+  return tiny_model("cpu", config);
 }
 
 /// A prompt of `length` tokens that depends on `seed` only.
@@ -56,9 +71,14 @@ struct Generated {
   std::vector<std::int64_t> tokens;
   std::vector<float> logprobs;
   friend bool operator==(const Generated&, const Generated&) = default;
+  friend void PrintTo(const Generated& generated, std::ostream* out) {
+    *out << ::testing::PrintToString(generated.tokens) << ' '
+         << ::testing::PrintToString(generated.logprobs);
+  }
 };
 
-/// Greedy continuation of every prompt by `count` tokens, all requests in one engine.
+/// Greedy continuation of every prompt by `count` tokens, all requests in one engine. Throws what a
+/// request failed with.
 inline std::vector<Generated> generate(Engine& engine,
                                        const std::vector<std::vector<std::int64_t>>& prompts,
                                        int count) {
@@ -71,6 +91,9 @@ inline std::vector<Generated> generate(Engine& engine,
   std::vector<Generated> outputs(prompts.size());
   while (engine.has_work()) {
     for (const TokenEvent& event : engine.step()) {
+      if (event.error != nullptr) {
+        std::rethrow_exception(event.error);
+      }
       Generated& output = outputs[index.at(event.request_id)];
       output.tokens.push_back(event.token_id);
       output.logprobs.push_back(event.logprob);

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "emulated/device.h"
+
+#include <cstring>
+#include <utility>
+
+namespace hybridgen::emulated {
+namespace {
+
+constexpr int kPoison = 0xFF;  // NaN in every type
+
+thread_local bool thread_queues = false;  ///< whether this thread ever queued work
+
+}  // namespace
+
+void Device::configure(const DeviceOptions& options) {
+  streams_.set_mode(options.mode, options.seed);
+  memory_.release_cached();
+  memory_.set_capacity(options.memory_bytes);
+  options_ = options;
+}
+
+void* Device::allocate(std::size_t bytes, StreamIndex stream) {
+  DeviceMemory::Allocated block = memory_.allocate(bytes, stream);
+  if (block.address == nullptr) {
+    // As CUDA's allocator: what streams keep goes back, once all their work is done.
+    host_wait_for_all();
+    memory_.release_cached();
+    block = memory_.allocate(bytes, stream);
+  }
+  if (block.is_new && options_.poison) {
+    std::memset(memory_.alias(block.address), kPoison, block.bytes);
+  }
+  return block.address;
+}
+
+void Device::free(void* address) {
+  const auto [bytes, stream] = memory_.free(address);
+  if (!options_.poison) {
+    return;
+  }
+  // As if the next to get the block wrote to it at once.
+  const QueuedOperation operation{.name = "free",
+                                  .stream = stream,
+                                  .reads = {},
+                                  .writes = {{static_cast<const std::byte*>(address), bytes}}};
+  enqueue(operation,
+          [at = memory_.alias(address), bytes = bytes] { std::memset(at, kPoison, bytes); });
+}
+
+void Device::count_copy(bool to_device, std::size_t bytes) {
+  ++(to_device ? copies_to_device_ : copies_to_host_);
+  (to_device ? bytes_to_device_ : bytes_to_host_) += static_cast<std::int64_t>(bytes);
+}
+
+Ticket Device::enqueue(const QueuedOperation& operation, std::function<void()> work) {
+  thread_queues = true;
+  if (observer_ == nullptr) {
+    return streams_.enqueue(operation.stream, std::move(work));
+  }
+  const std::lock_guard lock(observer_mutex_);
+  const Ticket ticket = streams_.enqueue(operation.stream, std::move(work));
+  observer_->on_operation(operation, ticket);
+  return ticket;
+}
+
+void Device::wait_on_device(StreamIndex stream, Ticket ticket) {
+  streams_.wait_on_device(stream, ticket);
+  if (observer_ != nullptr) {
+    const std::lock_guard lock(observer_mutex_);
+    observer_->on_device_wait(stream, ticket);
+  }
+}
+
+void Device::host_wait(Ticket ticket, Wait kind) {
+  if (!thread_queues) {
+    ++worker_waits_;
+  } else {
+    ++(kind == Wait::kExplicit       ? explicit_waits_
+       : kind == Wait::kBlockingCopy ? blocking_copies_
+                                     : value_reads_);
+  }
+  streams_.host_wait(ticket);
+  if (observer_ != nullptr) {
+    const std::lock_guard lock(observer_mutex_);
+    observer_->on_host_wait(ticket);
+  }
+}
+
+void Device::host_wait_for_all() {
+  ++explicit_waits_;
+  for (StreamIndex stream = 0; stream < Streams::kCount; ++stream) {
+    const Ticket ticket = end_of(stream);
+    if (ticket.number == 0) {
+      continue;
+    }
+    streams_.host_wait(ticket);
+    if (observer_ != nullptr) {
+      const std::lock_guard lock(observer_mutex_);
+      observer_->on_host_wait(ticket);
+    }
+  }
+}
+
+Counters Device::counters() const {
+  Counters counters;
+  counters.launches = launches_;
+  counters.copies_to_device = copies_to_device_;
+  counters.copies_to_host = copies_to_host_;
+  counters.bytes_to_device = bytes_to_device_;
+  counters.bytes_to_host = bytes_to_host_;
+  counters.explicit_waits = explicit_waits_;
+  counters.blocking_copies = blocking_copies_;
+  counters.value_reads = value_reads_;
+  counters.worker_waits = worker_waits_;
+  return counters;
+}
+
+void Device::reset_counters() {
+  for (auto* each : {&launches_,
+                     &copies_to_device_,
+                     &copies_to_host_,
+                     &bytes_to_device_,
+                     &bytes_to_host_,
+                     &explicit_waits_,
+                     &blocking_copies_,
+                     &value_reads_,
+                     &worker_waits_}) {
+    *each = 0;
+  }
+}
+
+}  // namespace hybridgen::emulated

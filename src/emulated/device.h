@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+// An emulated device: memory and streams, and what is counted and observed of their use.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string_view>
+#include <vector>
+
+#include "emulated/device_memory.h"
+#include "emulated/streams.h"
+
+namespace hybridgen::emulated {
+
+struct DeviceOptions {
+  Mode mode = Mode::kEager;
+  std::uint64_t seed = 1;                           ///< of random delays
+  std::size_t memory_bytes = std::size_t{8} << 30;  ///< what allocations may take
+  /// New blocks are filled with NaN, and freed ones as soon as their stream comes to it.
+  bool poison = false;
+  /// Copies of ordinary host memory to the device wait for nobody: the source is saved when the
+  /// copy is queued. CUDA's waits hide a lack of order.
+  bool uploads_wait = true;
+};
+
+/// What happened since the last reset.
+struct Counters {
+  std::int64_t launches = 0;  ///< operations on the device, copies between its own tensors included
+  std::int64_t copies_to_device = 0;
+  std::int64_t copies_to_host = 0;
+  std::int64_t bytes_to_device = 0;
+  std::int64_t bytes_to_host = 0;
+  /// Waits of threads that queue work, by what they waited for: the device, a stream or an event; a
+  /// copy that blocks; a value that decides what follows (item, nonzero).
+  std::int64_t explicit_waits = 0;
+  std::int64_t blocking_copies = 0;
+  std::int64_t value_reads = 0;
+  std::int64_t worker_waits = 0;  ///< waits of threads that never queued any
+
+  std::int64_t host_waits() const { return explicit_waits + blocking_copies + value_reads; }
+};
+
+/// Memory that an operation reads or writes: on the device (the host's addresses) or pinned.
+struct ByteRange {
+  const std::byte* begin = nullptr;
+  std::size_t bytes = 0;
+};
+
+struct QueuedOperation {
+  std::string_view name;  ///< lives as long as the program
+  StreamIndex stream = 0;
+  std::vector<ByteRange> reads;
+  std::vector<ByteRange> writes;
+};
+
+/// Hears what is queued, in that order. Calls come from any thread, one at a time.
+class Observer {
+ public:
+  virtual ~Observer() = default;
+  virtual void on_operation(const QueuedOperation& operation, Ticket ticket) = 0;
+  /// Operations of `stream` queued from now on come after those of `ticket`.
+  virtual void on_device_wait(StreamIndex stream, Ticket ticket) = 0;
+  /// What the host queues from now on comes after the operations of `ticket`.
+  virtual void on_host_wait(Ticket ticket) = 0;
+};
+
+class Device {
+ public:
+  enum class Wait : std::uint8_t { kExplicit, kBlockingCopy, kValue };
+
+  /// With addresses for `reserved_bytes`; DeviceError if the system refuses.
+  explicit Device(std::size_t reserved_bytes) : memory_(reserved_bytes) {}
+
+  /// Waits for all work first.
+  void configure(const DeviceOptions& options);
+  const DeviceOptions& options() const { return options_; }
+  /// Not owned; null: none. While no work is queued.
+  void set_observer(Observer* observer) { observer_ = observer; }
+  /// Whether somebody wants to know the ranges of operations.
+  bool is_observed() const { return observer_ != nullptr; }
+
+  /// Null if there is no room.
+  void* allocate(std::size_t bytes, StreamIndex stream);
+  void free(void* address);
+  DeviceMemory& memory() { return memory_; }
+
+  void count_launch() { ++launches_; }
+  void count_copy(bool to_device, std::size_t bytes);
+  Ticket enqueue(const QueuedOperation& operation, std::function<void()> work);
+  void wait_on_device(StreamIndex stream, Ticket ticket);
+  Ticket end_of(StreamIndex stream) const { return streams_.end_of(stream); }
+  bool is_done(Ticket ticket) { return streams_.is_done(ticket); }
+  void host_wait(Ticket ticket, Wait kind);
+  void host_wait_for_all();
+
+  Counters counters() const;
+  void reset_counters();
+
+ private:
+  DeviceOptions options_;
+  DeviceMemory memory_;
+  Streams streams_;
+  std::mutex observer_mutex_;
+  Observer* observer_ = nullptr;
+  std::atomic<std::int64_t> launches_{0};
+  std::atomic<std::int64_t> copies_to_device_{0};
+  std::atomic<std::int64_t> copies_to_host_{0};
+  std::atomic<std::int64_t> bytes_to_device_{0};
+  std::atomic<std::int64_t> bytes_to_host_{0};
+  std::atomic<std::int64_t> explicit_waits_{0};
+  std::atomic<std::int64_t> blocking_copies_{0};
+  std::atomic<std::int64_t> value_reads_{0};
+  std::atomic<std::int64_t> worker_waits_{0};
+};
+
+}  // namespace hybridgen::emulated
