@@ -8,6 +8,7 @@
 
 #include "hybridgen/core/error.h"
 #include "kernels/cuda_kernels.h"
+#include "kernels/cuda_launch.h"
 
 namespace hybridgen::kernels {
 
@@ -80,7 +81,7 @@ template <typename T>
 __global__ void softmax_values_kernel(const MergeSegment* segments,
                                       std::int64_t num_queries,
                                       int head_dim) {
-  __shared__ float shared[kThreads];
+  DEVICE_SHARED(float, shared, kThreads);
   const MergeSegment segment = segments[blockIdx.x / num_queries];
   const std::int64_t query = blockIdx.x % num_queries;
   const std::int64_t total = segment.host_count + segment.resident_count;
@@ -166,7 +167,8 @@ void concat_logits_cuda(const MergeSegment* segments,
   const std::int64_t blocks = (max_tokens + kThreads - 1) / kThreads;
   const dim3 grid(static_cast<unsigned>(num_segments * num_queries),
                   static_cast<unsigned>(blocks < kMaxGridY ? blocks : kMaxGridY));
-  concat_kernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(segments, num_queries);
+  launch(
+      concat_kernel, grid, kThreads, 0, static_cast<cudaStream_t>(stream), segments, num_queries);
   check_launch("concat_logits_cuda");
 }
 
@@ -181,16 +183,18 @@ void softmax_values_cuda(const MergeSegment* segments,
   const auto grid = static_cast<unsigned>(num_segments * num_queries);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const int dim = static_cast<int>(head_dim);
+  const auto launch_of = [&](auto* kernel) {
+    launch(kernel, grid, kThreads, 0, cuda_stream, segments, num_queries, dim);
+  };
   switch (dtype) {
     case DType::kFloat32:
-      softmax_values_kernel<float><<<grid, kThreads, 0, cuda_stream>>>(segments, num_queries, dim);
+      launch_of(softmax_values_kernel<float>);
       break;
     case DType::kFloat16:
-      softmax_values_kernel<__half><<<grid, kThreads, 0, cuda_stream>>>(segments, num_queries, dim);
+      launch_of(softmax_values_kernel<__half>);
       break;
     case DType::kBFloat16:
-      softmax_values_kernel<__nv_bfloat16>
-          <<<grid, kThreads, 0, cuda_stream>>>(segments, num_queries, dim);
+      launch_of(softmax_values_kernel<__nv_bfloat16>);
       break;
   }
   check_launch("softmax_values_cuda");
