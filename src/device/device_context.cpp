@@ -4,28 +4,38 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include "emulated/backend.h"
+#include "emulated/machine_profile.h"
 #include "hybridgen/core/error.h"
 
 namespace hybridgen {
 namespace {
 
-at::Device parse_device(const std::string& name) {
-  if (name == "cpu") {
-    return at::kCPU;
+[[noreturn]] void refuse_name(const std::string& name) {
+  throw ConfigError(
+      message("[device] '",
+              name,
+              "' is not known; allowed: cpu, cuda, cuda:N, emulated, emulated:N (N: a registered "
+              "machine)"));
+}
+
+// N of "TYPE:N", 0 of "TYPE"; none if `name` is of another type.
+std::optional<int> index_in(const std::string& name, const std::string& type) {
+  if (name == type) {
+    return 0;
   }
-  const bool has_index = name.starts_with("cuda:");
-  if (name != "cuda" && !has_index) {
-    throw ConfigError(message("[device] '", name, "' is not known; allowed: cpu, cuda, cuda:N"));
+  if (!name.starts_with(type + ":")) {
+    return std::nullopt;
   }
-  int index = 0;
-  if (has_index) {
-    const std::string digits = name.substr(5);
-    if (digits.empty() || digits.size() > 3 ||
-        digits.find_first_not_of("0123456789") != std::string::npos) {
-      throw ConfigError(message("[device] '", name, "' is not known; allowed: cpu, cuda, cuda:N"));
-    }
-    index = std::stoi(digits);
+  const std::string digits = name.substr(type.size() + 1);
+  if (digits.empty() || digits.size() > 3 ||
+      digits.find_first_not_of("0123456789") != std::string::npos) {
+    refuse_name(name);
   }
+  return std::stoi(digits);
+}
+
+at::Device parse_cuda(const std::string& name, int index) {
   if (!c10::impl::hasDeviceGuardImpl(at::kCUDA)) {
     throw DeviceError(message("[device] '",
                               name,
@@ -42,7 +52,34 @@ at::Device parse_device(const std::string& name) {
                               count > 0 ? message("cuda:0 to cuda:", count - 1, " or ") : "",
                               "device='cpu'"));
   }
-  return at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(index));
+  return {at::kCUDA, static_cast<c10::DeviceIndex>(index)};
+}
+
+at::Device parse_emulated(const std::string& name, int index) {
+  if (index > emulated::num_machines()) {
+    throw DeviceError(message("[device] '",
+                              name,
+                              "' is not there: ",
+                              emulated::num_machines(),
+                              " machine profile(s) are registered; register one or use "
+                              "device='emulated', which has no clock"));
+  }
+  // Not before somebody asks for it: LibTorch then prefers this device where it looks for any.
+  emulated::register_backend(at::kPrivateUse1);
+  return {at::kPrivateUse1, static_cast<c10::DeviceIndex>(index)};
+}
+
+at::Device parse_device(const std::string& name) {
+  if (name == "cpu") {
+    return at::kCPU;
+  }
+  if (const auto index = index_in(name, "cuda")) {
+    return parse_cuda(name, *index);
+  }
+  if (const auto index = index_in(name, "emulated")) {
+    return parse_emulated(name, *index);
+  }
+  refuse_name(name);
 }
 
 }  // namespace
@@ -72,6 +109,10 @@ std::unique_ptr<c10::StreamGuard> DeviceContext::use_copy() const {
 }
 
 at::Tensor DeviceContext::host_staging(at::IntArrayRef shape, at::ScalarType type) const {
+  if (device_.is_privateuseone()) {
+    // LibTorch would ask CUDA for it where there is one.
+    return emulated::empty_pinned(shape, type);
+  }
   return at::empty(shape, at::TensorOptions().dtype(type).pinned_memory(!is_cpu()));
 }
 

@@ -17,12 +17,16 @@ namespace hybridgen {
 
 class DeviceContext {
  public:
-  /// "cpu", "cuda" or "cuda:N". Throws DeviceError naming what there is if the device is not
-  /// usable, ConfigError for other names.
+  /// "cpu", "cuda", "cuda:N", "emulated" (a device of its own memory and streams on this machine's
+  /// CPU) or "emulated:N" (the same with the clock of registered machine N, emulated/
+  /// machine_profile.h). Throws DeviceError naming what there is if the device is not usable,
+  /// ConfigError for other names.
   explicit DeviceContext(const std::string& name);
 
   at::Device device() const { return device_; }
   bool is_cpu() const { return device_.is_cpu(); }
+  /// Whether operations only take their modelled time: what they would compute is meaningless.
+  bool is_timed() const { return device_.is_privateuseone() && device_.index() > 0; }
   std::string name() const { return device_.str(); }
 
   /// Makes the device and its compute stream current for the calling thread from here on. What the

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "emulated/backend.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <c10/util/Exception.h>
+#include <torch/version.h>
 
 #include <array>
 #include <atomic>
@@ -14,23 +16,32 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <utility>
 
+#include "emulated/machine_profile.h"
 #include "emulated/operators.h"
 #include "hybridgen/core/error.h"
+
+// LibTorch asks a backend for a stream's handle since 2.13.
+#if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 13)
+#define HYBRIDGEN_OVERRIDES_HANDLE override
+#else
+#define HYBRIDGEN_OVERRIDES_HANDLE
+#endif
 
 namespace hybridgen::emulated {
 namespace {
 
-constexpr std::size_t kMostDevices = 16;
+constexpr std::size_t kMostDevices = kMaxMachines + 1;
 constexpr std::size_t kReservedBytes = std::size_t{64} << 30;  // of addresses, of an untimed device
 constexpr StreamIndex kPoolStreams = 32;
 constexpr std::size_t kPinnedAlignment = 4096;
 
-// The devices of a type. Made on registration and never destroyed: tensors may outlive statics.
+// The devices of a type. Made when asked for and never destroyed: tensors may outlive statics.
 struct Backend {
-  std::array<std::unique_ptr<Device>, kMostDevices> devices;
-  std::atomic<c10::DeviceIndex> count{0};
+  std::mutex mutex;  ///< of making devices
+  std::array<std::atomic<Device*>, kMostDevices> devices{};
   std::array<std::atomic<StreamIndex>, 2> next_in_pool{};
 };
 
@@ -65,6 +76,7 @@ Current& current(c10::DeviceType type) {
 struct Event {
   c10::Device device;
   Ticket ticket;
+  Ticket older;                                        ///< of the record before
   std::shared_ptr<std::atomic<std::int64_t>> time_ns;  ///< when it was reached; 0: not yet
 };
 
@@ -87,7 +99,7 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
   void uncheckedSetDevice(c10::Device device) const noexcept override {
     current(type_).device = device.index();
   }
-  c10::DeviceIndex deviceCount() const noexcept override { return backend(type_).count; }
+  c10::DeviceIndex deviceCount() const noexcept override { return device_count(type_); }
 
   c10::Stream getStream(c10::Device device) const override { return current_stream(device); }
   c10::Stream getDefaultStream(c10::Device device) const override {
@@ -108,13 +120,16 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
     current(type_).streams.at(static_cast<std::size_t>(stream.device_index())) = index_of(stream);
     return old;
   }
+  void* getStreamNativeHandle(const c10::Stream stream) const HYBRIDGEN_OVERRIDES_HANDLE {
+    return device_of(stream.device()).handle(index_of(stream));
+  }
   bool queryStream(const c10::Stream& stream) const override {
     Device& device = device_of(stream.device());
     return device.is_done(device.end_of(index_of(stream)));
   }
   void synchronizeStream(const c10::Stream& stream) const override {
     Device& device = device_of(stream.device());
-    device.host_wait(device.end_of(index_of(stream)), Device::Wait::kExplicit);
+    device.host_wait(device.end_of(index_of(stream)), Device::Wait::kStream);
   }
   void synchronizeDevice(c10::DeviceIndex index) const override {
     device_of({type_, index}).host_wait_for_all();
@@ -125,10 +140,11 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
               c10::DeviceIndex /*index*/,
               c10::EventFlag /*flag*/) const override {
     if (*event == nullptr) {
-      *event = new Event{stream.device(), {}, {}};
+      *event = new Event{stream.device(), {}, {}, {}};
     }
     auto& recorded = *static_cast<Event*>(*event);
     recorded.device = stream.device();
+    recorded.older = recorded.ticket;
     recorded.time_ns = std::make_shared<std::atomic<std::int64_t>>(0);
     recorded.ticket =
         device_of(stream.device())
@@ -151,7 +167,7 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
   void synchronizeEvent(void* event) const override {
     if (event != nullptr) {
       const Event& recorded = *static_cast<Event*>(event);
-      device_of(recorded.device).host_wait(recorded.ticket, Device::Wait::kExplicit);
+      device_of(recorded.device).host_wait(recorded.ticket, Device::Wait::kEvent, recorded.older);
     }
   }
   void destroyEvent(void* event, c10::DeviceIndex /*index*/) const noexcept override {
@@ -307,10 +323,7 @@ void register_backend(c10::DeviceType type) {
   if (is_registered(type)) {
     return;
   }
-  auto made = std::make_unique<Backend>();
-  made->devices[0] = std::make_unique<Device>(kReservedBytes);
-  made->count = 1;
-  backend_slot(type) = made.release();
+  backend_slot(type) = new Backend;
   if (type == c10::kPrivateUse1) {
     c10::register_privateuse1_backend("emulated");
     at::RegisterPrivateUse1HooksInterface(new Hooks);
@@ -326,8 +339,17 @@ Device& device_of(c10::Device device) {
   Backend& found = backend(device.type());
   const c10::DeviceIndex index =
       device.has_index() ? device.index() : current_device(device.type());
-  TORCH_CHECK(index >= 0 && index < found.count, "there is no emulated device ", device);
-  return *found.devices.at(static_cast<std::size_t>(index));
+  TORCH_CHECK(
+      index >= 0 && index < device_count(device.type()), "there is no emulated device ", device);
+  std::atomic<Device*>& slot = found.devices.at(static_cast<std::size_t>(index));
+  if (Device* const made = slot.load()) {
+    return *made;
+  }
+  const std::lock_guard lock(found.mutex);
+  if (slot.load() == nullptr) {
+    slot = new Device(kReservedBytes);
+  }
+  return *slot.load();
 }
 
 StreamIndex index_of(c10::Stream stream) { return static_cast<StreamIndex>(stream.id()); }
@@ -336,7 +358,14 @@ c10::Allocator& pinned_allocator() { return pinned(); }
 
 bool is_pinned(const void* address) { return pinned().contains(address); }
 
-c10::DeviceIndex device_count(c10::DeviceType type) { return backend(type).count; }
+at::Tensor empty_pinned(at::IntArrayRef shape, at::ScalarType type) {
+  return at::detail::empty_generic(
+      shape, &pinned(), c10::DispatchKeySet(c10::DispatchKey::CPU), type, std::nullopt);
+}
+
+c10::DeviceIndex device_count(c10::DeviceType type) {
+  return static_cast<c10::DeviceIndex>(type == c10::kPrivateUse1 ? 1 + num_machines() : 1);
+}
 
 c10::DeviceIndex current_device(c10::DeviceType type) { return current(type).device; }
 

@@ -12,9 +12,10 @@
 
 namespace hybridgen::emulated {
 
-/// Registers guard, allocator and operators for `type`, once per process; there is one device then,
-/// of index 0. For kPrivateUse1 also its name "emulated" and its hooks; those of kCUDA must be
-/// registered when the program starts (tests/support/emulated_cuda.cpp).
+/// Registers guard, allocator and operators for `type`, once per process: device 0, without a clock
+/// and, of kPrivateUse1, one for each machine that is registered (emulated/machine_profile.h). For
+/// kPrivateUse1 also its name "emulated" and its hooks; those of kCUDA must be registered when the
+/// program starts (tests/support/emulated_cuda.cpp).
 void register_backend(c10::DeviceType type);
 bool is_registered(c10::DeviceType type);
 
@@ -26,6 +27,7 @@ StreamIndex index_of(c10::Stream stream);
 /// Host memory that copies read and write while the host goes on.
 c10::Allocator& pinned_allocator();
 bool is_pinned(const void* address);
+at::Tensor empty_pinned(at::IntArrayRef shape, at::ScalarType type);
 
 /// What a backend's hooks answer.
 c10::DeviceIndex device_count(c10::DeviceType type);

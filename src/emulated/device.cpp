@@ -13,6 +13,12 @@ thread_local bool thread_queues = false;  ///< whether this thread ever queued w
 
 }  // namespace
 
+Device::Device(std::size_t reserved_bytes) : memory_(reserved_bytes) {
+  for (StreamIndex stream = 0; stream < Streams::kCount; ++stream) {
+    handles_[stream] = {this, stream};
+  }
+}
+
 void Device::configure(const DeviceOptions& options) {
   streams_.set_mode(options.mode, options.seed);
   memory_.release_cached();
@@ -64,7 +70,19 @@ Ticket Device::enqueue(const QueuedOperation& operation, std::function<void()> w
   return ticket;
 }
 
+void Device::launch(StreamIndex stream, std::string_view name, std::function<void()> kernel) {
+  count_launch();
+  enqueue({.name = name, .stream = stream, .reads = {}, .writes = {}},
+          [this, kernel = std::move(kernel)] {
+            const DeviceMemory::Opened opened(memory_);
+            kernel();
+          });
+}
+
 void Device::wait_on_device(StreamIndex stream, Ticket ticket) {
+  if (options_.fault == Fault::kStreamIgnoresEvent) {
+    return;
+  }
   streams_.wait_on_device(stream, ticket);
   if (observer_ != nullptr) {
     const std::lock_guard lock(observer_mutex_);
@@ -72,13 +90,24 @@ void Device::wait_on_device(StreamIndex stream, Ticket ticket) {
   }
 }
 
-void Device::host_wait(Ticket ticket, Wait kind) {
-  if (!thread_queues) {
+void Device::host_wait(Ticket ticket, Wait kind, Ticket older) {
+  const bool is_driver = thread_queues;
+  if (!is_driver) {
     ++worker_waits_;
   } else {
-    ++(kind == Wait::kExplicit       ? explicit_waits_
-       : kind == Wait::kBlockingCopy ? blocking_copies_
-                                     : value_reads_);
+    ++(kind == Wait::kBlockingCopy ? blocking_copies_
+       : kind == Wait::kValue      ? value_reads_
+                                   : explicit_waits_);
+  }
+  const Fault ignored = kind == Wait::kBlockingCopy ? Fault::kCopyToHostIsNotAwaited
+                        : kind != Wait::kEvent      ? Fault::kNone
+                        : is_driver                 ? Fault::kDriverIgnoresEvent
+                                                    : Fault::kWorkerIgnoresEvent;
+  if (ignored != Fault::kNone && options_.fault == ignored) {
+    return;
+  }
+  if (options_.fault == Fault::kWorkerWaitsForOlder && kind == Wait::kEvent && !is_driver) {
+    ticket = older;
   }
   streams_.host_wait(ticket);
   if (observer_ != nullptr) {
@@ -89,6 +118,9 @@ void Device::host_wait(Ticket ticket, Wait kind) {
 
 void Device::host_wait_for_all() {
   ++explicit_waits_;
+  if (options_.fault == Fault::kDeviceIsNotAwaited) {
+    return;
+  }
   for (StreamIndex stream = 0; stream < Streams::kCount; ++stream) {
     const Ticket ticket = end_of(stream);
     if (ticket.number == 0) {

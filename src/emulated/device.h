@@ -2,10 +2,12 @@
 // An emulated device: memory and streams, and what is counted and observed of their use.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <mutex>
 #include <string_view>
 #include <vector>
 
@@ -13,6 +15,18 @@
 #include "emulated/streams.h"
 
 namespace hybridgen::emulated {
+
+/// A wait that is left out, to show that somebody notices. For tests.
+enum class Fault : std::uint8_t {
+  kNone,
+  kStreamIgnoresEvent,   ///< a stream goes on without the event of another
+  kWorkerIgnoresEvent,   ///< so does a thread that queues no work
+  kWorkerWaitsForOlder,  ///< it waits for the event's record before the last: a slot reused too
+                         ///< early
+  kDriverIgnoresEvent,   ///< so does a thread that queues work
+  kCopyToHostIsNotAwaited,
+  kDeviceIsNotAwaited,  ///< a wait for all of the device's work
+};
 
 struct DeviceOptions {
   Mode mode = Mode::kEager;
@@ -23,6 +37,7 @@ struct DeviceOptions {
   /// Copies of ordinary host memory to the device wait for nobody: the source is saved when the
   /// copy is queued. CUDA's waits hide a lack of order.
   bool uploads_wait = true;
+  Fault fault = Fault::kNone;
 };
 
 /// What happened since the last reset.
@@ -42,7 +57,7 @@ struct Counters {
   std::int64_t host_waits() const { return explicit_waits + blocking_copies + value_reads; }
 };
 
-/// Memory that an operation reads or writes: on the device (the host's addresses) or pinned.
+/// Memory that an operation reads or writes: on the device, by the host's addresses.
 struct ByteRange {
   const std::byte* begin = nullptr;
   std::size_t bytes = 0;
@@ -66,17 +81,25 @@ class Observer {
   virtual void on_host_wait(Ticket ticket) = 0;
 };
 
+class Device;
+
+/// What LibTorch hands out as a stream's native handle.
+struct StreamHandle {
+  Device* device = nullptr;
+  StreamIndex stream = 0;
+};
+
 class Device {
  public:
-  enum class Wait : std::uint8_t { kExplicit, kBlockingCopy, kValue };
+  enum class Wait : std::uint8_t { kEvent, kStream, kBlockingCopy, kValue };
 
   /// With addresses for `reserved_bytes`; DeviceError if the system refuses.
-  explicit Device(std::size_t reserved_bytes) : memory_(reserved_bytes) {}
+  explicit Device(std::size_t reserved_bytes);
 
   /// Waits for all work first.
   void configure(const DeviceOptions& options);
   const DeviceOptions& options() const { return options_; }
-  /// Not owned; null: none. While no work is queued.
+  /// Not owned; null: none. Only while no work is queued.
   void set_observer(Observer* observer) { observer_ = observer; }
   /// Whether somebody wants to know the ranges of operations.
   bool is_observed() const { return observer_ != nullptr; }
@@ -89,10 +112,15 @@ class Device {
   void count_launch() { ++launches_; }
   void count_copy(bool to_device, std::size_t bytes);
   Ticket enqueue(const QueuedOperation& operation, std::function<void()> work);
+  StreamHandle* handle(StreamIndex stream) { return &handles_.at(stream); }
+  /// Queues a kernel that uses raw device addresses, with which the host may touch the device's
+  /// memory while it runs. `name` lives as long as the program.
+  void launch(StreamIndex stream, std::string_view name, std::function<void()> kernel);
   void wait_on_device(StreamIndex stream, Ticket ticket);
   Ticket end_of(StreamIndex stream) const { return streams_.end_of(stream); }
   bool is_done(Ticket ticket) { return streams_.is_done(ticket); }
-  void host_wait(Ticket ticket, Wait kind);
+  /// `older`: of an event, what was recorded before the last time.
+  void host_wait(Ticket ticket, Wait kind, Ticket older = {});
   void host_wait_for_all();
 
   Counters counters() const;
@@ -102,6 +130,7 @@ class Device {
   DeviceOptions options_;
   DeviceMemory memory_;
   Streams streams_;
+  std::array<StreamHandle, Streams::kCount> handles_;
   std::mutex observer_mutex_;
   Observer* observer_ = nullptr;
   std::atomic<std::int64_t> launches_{0};

@@ -342,8 +342,8 @@ at::Tensor& copy_(at::Tensor& self, const at::Tensor& source, bool non_blocking)
   QueuedOperation operation{
       .name = "aten::copy_", .stream = index_of(current_stream(where)), .reads = {}, .writes = {}};
   if (device.is_observed()) {
-    add_ranges(from, operation.reads);
-    add_ranges(self, operation.writes);
+    add_ranges(is_emulated(from) ? from : at::Tensor{}, operation.reads);
+    add_ranges(is_emulated(self) ? self : at::Tensor{}, operation.writes);
   }
   if (is_emulated(self) && is_emulated(from)) {
     TORCH_CHECK(self.device() == from.device(), "copies between emulated devices are not there");

@@ -2,7 +2,6 @@
 // A small grouped-query model with random weights, and a few lines to run it.
 #pragma once
 
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <gtest/gtest.h>
 
 #include <exception>
@@ -44,11 +43,6 @@ inline std::shared_ptr<DecoderModel> tiny_model(const std::string& device,
     layer.down_weight.mul_(5.0);
   }
   model->weights().embed_tokens.mul_(20.0);
-  if (!model->device().is_cpu()) {
-    // Streams of engines do not wait for the one that this thread works on.
-    const c10::impl::VirtualGuardImpl guard(model->device().device().type());
-    guard.synchronizeStream(guard.getStream(model->device().device()));
-  }
   return model;
 }
 
