@@ -10,7 +10,6 @@
 
 #include <array>
 #include <atomic>
-#include <chrono>
 #include <cstdlib>
 #include <iterator>
 #include <map>
@@ -80,12 +79,6 @@ struct Event {
   std::shared_ptr<std::atomic<std::int64_t>> time_ns;  ///< when it was reached; 0: not yet
 };
 
-std::int64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
-
 class Guard final : public c10::impl::DeviceGuardImplInterface {
  public:
   explicit Guard(c10::DeviceType type) : type_(type) {}
@@ -146,10 +139,7 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
     recorded.device = stream.device();
     recorded.older = recorded.ticket;
     recorded.time_ns = std::make_shared<std::atomic<std::int64_t>>(0);
-    recorded.ticket =
-        device_of(stream.device())
-            .enqueue({.name = "record", .stream = index_of(stream), .reads = {}, .writes = {}},
-                     [time = recorded.time_ns] { *time = now_ns(); });
+    recorded.ticket = device_of(stream.device()).record(index_of(stream), recorded.time_ns);
   }
   void block(void* event, const c10::Stream& stream) const override {
     if (event != nullptr) {
@@ -347,7 +337,7 @@ Device& device_of(c10::Device device) {
   }
   const std::lock_guard lock(found.mutex);
   if (slot.load() == nullptr) {
-    slot = new Device(kReservedBytes);
+    slot = index == 0 ? new Device(kReservedBytes) : new Device(machine(index));
   }
   return *slot.load();
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "emulated/device.h"
 
+#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -11,12 +12,29 @@ constexpr int kPoison = 0xFF;  // NaN in every type
 
 thread_local bool thread_queues = false;  ///< whether this thread ever queued work
 
+std::int64_t now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+Ticket ticket_at(StreamIndex stream, std::int64_t time_ns) {
+  return {stream, static_cast<std::uint64_t>(time_ns)};
+}
+
+std::int64_t time_of(Ticket ticket) { return static_cast<std::int64_t>(ticket.number); }
+
 }  // namespace
 
 Device::Device(std::size_t reserved_bytes) : memory_(reserved_bytes) {
   for (StreamIndex stream = 0; stream < Streams::kCount; ++stream) {
     handles_[stream] = {this, stream};
   }
+}
+
+Device::Device(const MachineProfile& profile)
+    : Device(static_cast<std::size_t>(profile.mem_gb * 1e9)) {
+  timeline_ = std::make_unique<Timeline>(profile);
 }
 
 void Device::configure(const DeviceOptions& options) {
@@ -61,6 +79,9 @@ void Device::count_copy(bool to_device, std::size_t bytes) {
 
 Ticket Device::enqueue(const QueuedOperation& operation, std::function<void()> work) {
   thread_queues = true;
+  if (is_timed()) {
+    return ticket_at(operation.stream, timeline_->queue(operation.stream, operation.cost));
+  }
   if (observer_ == nullptr) {
     return streams_.enqueue(operation.stream, std::move(work));
   }
@@ -79,7 +100,29 @@ void Device::launch(StreamIndex stream, std::string_view name, std::function<voi
           });
 }
 
+Ticket Device::record(StreamIndex stream,
+                      const std::shared_ptr<std::atomic<std::int64_t>>& time_ns) {
+  if (is_timed()) {
+    *time_ns = timeline_->record(stream);
+    return ticket_at(stream, *time_ns);
+  }
+  return enqueue({.name = "record", .stream = stream, .reads = {}, .writes = {}},
+                 [time_ns] { *time_ns = now_ns(); });
+}
+
+Ticket Device::end_of(StreamIndex stream) const {
+  return is_timed() ? ticket_at(stream, timeline_->record(stream)) : streams_.end_of(stream);
+}
+
+bool Device::is_done(Ticket ticket) {
+  return is_timed() ? timeline_->is_done(time_of(ticket)) : streams_.is_done(ticket);
+}
+
 void Device::wait_on_device(StreamIndex stream, Ticket ticket) {
+  if (is_timed()) {
+    timeline_->wait_on_device(stream, time_of(ticket));
+    return;
+  }
   if (options_.fault == Fault::kStreamIgnoresEvent) {
     return;
   }
@@ -98,6 +141,10 @@ void Device::host_wait(Ticket ticket, Wait kind, Ticket older) {
     ++(kind == Wait::kBlockingCopy ? blocking_copies_
        : kind == Wait::kValue      ? value_reads_
                                    : explicit_waits_);
+  }
+  if (is_timed()) {
+    timeline_->host_wait(time_of(ticket), is_driver);
+    return;
   }
   const Fault ignored = kind == Wait::kBlockingCopy ? Fault::kCopyToHostIsNotAwaited
                         : kind != Wait::kEvent      ? Fault::kNone
@@ -123,6 +170,10 @@ void Device::host_wait_for_all() {
   }
   for (StreamIndex stream = 0; stream < Streams::kCount; ++stream) {
     const Ticket ticket = end_of(stream);
+    if (is_timed()) {
+      timeline_->host_wait(time_of(ticket), thread_queues);
+      continue;
+    }
     if (ticket.number == 0) {
       continue;
     }

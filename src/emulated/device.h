@@ -7,12 +7,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <string_view>
 #include <vector>
 
 #include "emulated/device_memory.h"
 #include "emulated/streams.h"
+#include "emulated/timeline.h"
 
 namespace hybridgen::emulated {
 
@@ -68,6 +70,7 @@ struct QueuedOperation {
   StreamIndex stream = 0;
   std::vector<ByteRange> reads;
   std::vector<ByteRange> writes;
+  TimedOperation cost{};  ///< of a timed device
 };
 
 /// Hears what is queued, in that order. Calls come from any thread, one at a time.
@@ -95,6 +98,13 @@ class Device {
 
   /// With addresses for `reserved_bytes`; DeviceError if the system refuses.
   explicit Device(std::size_t reserved_bytes);
+  /// A timed one: its operations take the time that `profile`, which must outlive it, says, and
+  /// compute nothing. Its memory is the profile's and is never touched.
+  explicit Device(const MachineProfile& profile);
+
+  bool is_timed() const { return timeline_ != nullptr; }
+  /// Null unless it is timed.
+  Timeline* timeline() { return timeline_.get(); }
 
   /// Waits for all work first.
   void configure(const DeviceOptions& options);
@@ -112,13 +122,15 @@ class Device {
   void count_launch() { ++launches_; }
   void count_copy(bool to_device, std::size_t bytes);
   Ticket enqueue(const QueuedOperation& operation, std::function<void()> work);
+  /// Marks what is queued so far; `time_ns` gets the time at which the stream comes to it.
+  Ticket record(StreamIndex stream, const std::shared_ptr<std::atomic<std::int64_t>>& time_ns);
   StreamHandle* handle(StreamIndex stream) { return &handles_.at(stream); }
   /// Queues a kernel that uses raw device addresses, with which the host may touch the device's
   /// memory while it runs. `name` lives as long as the program.
   void launch(StreamIndex stream, std::string_view name, std::function<void()> kernel);
   void wait_on_device(StreamIndex stream, Ticket ticket);
-  Ticket end_of(StreamIndex stream) const { return streams_.end_of(stream); }
-  bool is_done(Ticket ticket) { return streams_.is_done(ticket); }
+  Ticket end_of(StreamIndex stream) const;
+  bool is_done(Ticket ticket);
   /// `older`: of an event, what was recorded before the last time.
   void host_wait(Ticket ticket, Wait kind, Ticket older = {});
   void host_wait_for_all();
@@ -130,6 +142,7 @@ class Device {
   DeviceOptions options_;
   DeviceMemory memory_;
   Streams streams_;
+  std::unique_ptr<Timeline> timeline_;  ///< a ticket's number is then a time in nanoseconds
   std::array<StreamHandle, Streams::kCount> handles_;
   std::mutex observer_mutex_;
   Observer* observer_ = nullptr;

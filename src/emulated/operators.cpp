@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "emulated/operators.h"
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_local_scalar_dense.h>
 #include <ATen/ops/_reshape_alias_native.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/randn.h>
 #include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_native.h>
 #include <ATen/ops/zeros.h>
@@ -17,6 +20,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <iterator>
 #include <memory>
 #include <mutex>
@@ -30,6 +34,7 @@
 
 #include "emulated/backend.h"
 #include "emulated/byte_ranges.h"
+#include "emulated/operator_costs.h"
 
 namespace hybridgen::emulated {
 namespace {
@@ -243,12 +248,28 @@ bool has_known_results(const c10::OperatorHandle& op) {
          });
 }
 
+// A timed device knows no values: all places count as nonzero.
+at::Tensor every_place(const c10::OperatorHandle& op,
+                       const torch::jit::Stack& arguments,
+                       c10::Device device) {
+  TORCH_CHECK(op.schema().name() == "aten::nonzero",
+              op.schema().name(),
+              " depends on values, which a timed device does not compute");
+  const at::Tensor& of = arguments.front().toTensor();
+  return at::empty({of.numel(), of.dim()}, at::TensorOptions().dtype(at::kLong).device(device));
+}
+
 // An operation whose result's shape or value the host must know: it waits, as on CUDA.
 void run_and_wait(const c10::OperatorHandle& op,
                   torch::jit::Stack arguments,
                   const QueuedOperation& operation,
                   c10::Device device,
                   torch::jit::Stack* stack) {
+  if (device_of(device).is_timed()) {
+    device_of(device).host_wait(device_of(device).enqueue(operation, {}), Device::Wait::kValue);
+    stack->push_back(every_place(op, arguments, device));
+    return;
+  }
   auto results = std::make_shared<torch::jit::Stack>(std::move(arguments));
   Device& emulated = device_of(device);
   const Ticket ticket = emulated.enqueue(operation, [op, results] { run(op, *results); });
@@ -265,6 +286,28 @@ void run_and_wait(const c10::OperatorHandle& op,
       }
       return result;
     }));
+  }
+}
+
+// Where the last conjunction left its result. A timed device answers every question about values so
+// that all is well: all of them are finite, none is NaN.
+std::atomic<const void*> last_conjunction{nullptr};
+
+void remember_if_all(const c10::OperatorHandle& op,
+                     c10::ArrayRef<c10::IValue> arguments,
+                     const std::vector<at::Tensor>& made) {
+  const at::Tensor* result = made.empty() ? nullptr : &made.front();
+  if (result == nullptr && !arguments.empty() && arguments.back().isTensor()) {
+    result = &arguments.back().toTensor();  // out=
+  }
+  if (result == nullptr || result->numel() != 1) {
+    return;
+  }
+  const void* const at = result->const_data_ptr();
+  if (op.schema().name() == "aten::all") {
+    last_conjunction = at;
+  } else if (last_conjunction == at) {
+    last_conjunction = nullptr;
   }
 }
 
@@ -291,6 +334,9 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
       describe(op, given, index_of(current_stream(device)), emulated.is_observed());
   emulated.count_launch();
   if (!has_known_results(op)) {
+    if (emulated.is_timed()) {
+      operation.cost = cost_of(op, given, {});
+    }
     run_and_wait(op, std::move(arguments), operation, device, stack);
     return;
   }
@@ -317,6 +363,12 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     add_ranges(made.back(), operation.writes);
     stack->push_back(made.back());
   }
+  if (emulated.is_timed()) {
+    operation.cost = cost_of(op, given, made);
+    remember_if_all(op, given, made);
+    emulated.enqueue(operation, {});
+    return;
+  }
   std::vector<at::Tensor> targets;
   for (const at::Tensor& each : made) {
     targets.push_back(alias_of(each));
@@ -328,6 +380,49 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
                        targets[i].copy_(arguments[i].toTensor());
                      }
                    });
+}
+
+// What a timed device's memory holds for the host: places in order for whole numbers, which are all
+// there and differ, and for others any that are finite.
+void fill_with_anything(const at::Tensor& host) {
+  if (at::isFloatingType(host.scalar_type())) {
+    constexpr std::int64_t kPool = 1 << 16;
+    static const at::Tensor pool =
+        at::randn({kPool}, at::detail::createCPUGenerator(1), at::kFloat);
+    static std::atomic<std::int64_t> shift{0};
+    const at::Tensor same_type = pool.to(host.scalar_type());
+    const at::Tensor flat =
+        host.is_contiguous() ? host.view({-1}) : at::empty({host.numel()}, host.options());
+    std::int64_t from = (shift += 7919) % kPool;
+    for (std::int64_t done = 0; done < flat.numel();) {
+      const std::int64_t count = std::min(kPool - from, flat.numel() - done);
+      flat.narrow(0, done, count).copy_(same_type.narrow(0, from, count));
+      done += count;
+      from = 0;
+    }
+    if (!host.is_contiguous()) {
+      host.copy_(flat.view(host.sizes()));
+    }
+  } else if (host.scalar_type() == at::kBool || host.dim() == 0) {
+    host.zero_();
+  } else {
+    host.copy_(at::arange(host.size(-1), host.options()).expand(host.sizes()));
+  }
+}
+
+void copy_in_time(Device& device, QueuedOperation operation, const at::Tensor& to, bool waits) {
+  const bool to_device = is_emulated(to);
+  const auto bytes = static_cast<std::int64_t>(to.nbytes());
+  operation.cost = {.kind = to_device ? OperationKind::kHostToDevice : OperationKind::kDeviceToHost,
+                    .bytes_read = bytes,
+                    .bytes_written = bytes};
+  const Ticket ticket = device.enqueue(operation, {});
+  if (!to_device) {
+    fill_with_anything(to);
+  }
+  if (waits) {
+    device.host_wait(ticket, Device::Wait::kBlockingCopy);
+  }
 }
 
 // CUDA's rules: a copy between host and device lets the host go on if it is asked to, the host's
@@ -348,6 +443,9 @@ at::Tensor& copy_(at::Tensor& self, const at::Tensor& source, bool non_blocking)
   if (is_emulated(self) && is_emulated(from)) {
     TORCH_CHECK(self.device() == from.device(), "copies between emulated devices are not there");
     device.count_launch();
+    if (device.is_timed()) {
+      operation.cost = device_copy(self, from);
+    }
     device.enqueue(operation, [to = alias_of(self), what = alias_of(from)] { to.copy_(what); });
     return self;
   }
@@ -357,6 +455,10 @@ at::Tensor& copy_(at::Tensor& self, const at::Tensor& source, bool non_blocking)
   const bool is_async = non_blocking && host.is_non_overlapping_and_dense() &&
                         (!to_device || self.scalar_type() == from.scalar_type()) &&
                         is_pinned(host.const_data_ptr());
+  if (device.is_timed()) {
+    copy_in_time(device, operation, self, /*waits=*/!is_async);
+    return self;
+  }
   if (is_async) {
     // The copy holds the host's tensor, as CUDA's pinned allocator holds its block until then.
     if (to_device) {
@@ -421,6 +523,13 @@ at::Scalar local_scalar(const at::Tensor& self) {
                             .reads = {},
                             .writes = {}};
   add_ranges(self, operation.reads);
+  if (emulated.is_timed()) {
+    operation.cost = {.kind = OperationKind::kDeviceToHost,
+                      .bytes_read = static_cast<std::int64_t>(self.nbytes())};
+    emulated.host_wait(emulated.enqueue(operation, {}), Device::Wait::kValue);
+    return self.scalar_type() == at::kBool ? at::Scalar(last_conjunction == self.const_data_ptr())
+                                           : at::Scalar(0);
+  }
   auto value = std::make_shared<at::Scalar>();
   const Ticket ticket = emulated.enqueue(
       operation, [value, from = alias_of(self)] { *value = at::_local_scalar_dense(from); });

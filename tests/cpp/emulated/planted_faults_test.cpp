@@ -21,11 +21,8 @@ using testing::OrderChecker;
 using testing::tiny_model;
 
 EngineOptions hybridgen_method() {
-  return testing::hybrid("",
-                         QueryMode::kSpeculative,
-                         SelectionStrategy::kPostQkt,
-                         "topk",
-                         TokenCount::count(6))
+  return testing::hybrid(
+             "", QueryMode::kSpeculative, SelectionStrategy::kPostQkt, "topk", TokenCount::count(6))
       .options;
 }
 

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// A device with the clock of a machine profile: its operations take their modelled time and compute
+// nothing, while the host's half is real.
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <gtest/gtest.h>
+
+#include "device/device_context.h"
+#include "emulated/backend.h"
+#include "emulated/machine_profile.h"
+#include "hybridgen/core/error.h"
+#include "support/method_settings.h"
+#include "support/tiny_model.h"
+
+namespace hybridgen {
+namespace {
+
+using testing::Setting;
+
+emulated::MachineProfile slow_machine() {
+  emulated::MachineProfile profile;
+  profile.name = "slow";
+  profile.tflops = 1.0;
+  profile.tflops_fp32 = 1.0;
+  profile.hbm_gbs = 10.0;
+  profile.mem_gb = 4.0;
+  profile.h2d_gbs = 1.0;
+  profile.d2h_gbs = 1.0;
+  profile.setup_us = 1.0;
+  profile.launch_us = 1.0;
+  profile.sync_us = 1.0;
+  return profile;
+}
+
+std::string timed_device() {
+  return "emulated:" + std::to_string(emulated::register_machine(slow_machine()));
+}
+
+TEST(TimedDevice, HasTheMemoryOfItsProfile) {
+  const DeviceContext context(timed_device());
+  EXPECT_TRUE(context.is_timed());
+  EXPECT_FALSE(DeviceContext("emulated").is_timed());
+  const auto memory =
+      c10::getDeviceAllocator(context.device().type())->getMemoryInfo(context.device().index());
+  EXPECT_NEAR(static_cast<double>(memory.second), 4e9, 4096.0);
+}
+
+TEST(TimedDevice, TakesTheModelledTimeOfWhatItDoesNotCompute) {
+  const DeviceContext context(timed_device());
+  const auto compute = context.use_compute();
+  const c10::impl::VirtualGuardImpl guard(context.device().type());
+  // 100 MB that are never touched: written at 10 GB/s, it takes 10 ms.
+  at::Tensor x = at::empty({25'000'000}, at::TensorOptions().device(context.device()));
+  c10::Event begin(context.device().type(), c10::EventFlag::BACKEND_DEFAULT);
+  c10::Event end(context.device().type(), c10::EventFlag::BACKEND_DEFAULT);
+  begin.record(guard.getStream(context.device()));
+  x.fill_(1.0);
+  end.record(guard.getStream(context.device()));
+  const std::int64_t waits = TraceRecorder::now_ns();
+  end.synchronize();
+  const double waited_ms = static_cast<double>(TraceRecorder::now_ns() - waits) * 1e-6;
+  EXPECT_GE(begin.elapsedTime(end), 10.0);
+  EXPECT_GT(waited_ms, 5.0);
+}
+
+TEST(TimedDevice, AnswersThatAllValuesAreFine) {
+  const DeviceContext context(timed_device());
+  const at::Tensor x = at::empty({8}, at::TensorOptions().device(context.device()));
+  EXPECT_TRUE(x.isfinite().all().item<bool>());
+  EXPECT_FALSE(x.isnan().any().item<bool>());
+  EXPECT_TRUE(x.cpu().isfinite().all().item<bool>());
+}
+
+TEST(TimedDevice, NeedsAProfileThatIsRegistered) {
+  EXPECT_THROW(DeviceContext("emulated:63"), DeviceError);
+  EXPECT_THROW(DeviceContext("emulated:x"), ConfigError);
+  EXPECT_THROW(DeviceContext("emulated:"), ConfigError);
+}
+
+class MethodsInTime : public ::testing::TestWithParam<Setting> {};
+
+TEST_P(MethodsInTime, RunToTheirEndWithAsManyTokens) {
+  Engine engine(testing::tiny_model(timed_device()), GetParam().options);
+  for (const testing::Generated& output :
+       testing::generate(engine, testing::ragged_prompts(), 6)) {
+    EXPECT_EQ(output.tokens.size(), 6);
+  }
+  EXPECT_GT(engine.run_statistics().pipeline.device_s, 0.0);
+}
+
+const auto kName = [](const auto& info) { return info.param.name; };
+
+INSTANTIATE_TEST_SUITE_P(Methods,
+                         MethodsInTime,
+                         ::testing::ValuesIn(testing::approximate_settings()),
+                         kName);
+
+}  // namespace
+}  // namespace hybridgen
