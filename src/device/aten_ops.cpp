@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/TensorOperators.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/constant_pad_nd.h>
@@ -10,7 +11,7 @@
 #include <ATen/ops/logaddexp.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/matmul.h>
-#include <ATen/ops/nan_to_num.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/rsqrt.h>
 #include <ATen/ops/silu.h>
@@ -19,6 +20,7 @@
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/topk.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -40,14 +42,53 @@ void merge_partial(PartialAttention& sum, const PartialAttention& part) {
 
 namespace {
 
+constexpr double kHidden = -std::numeric_limits<double>::infinity();
+// Elements of a weight that are there in float32 at a time, where a product must not be rounded.
+constexpr std::int64_t kWideElements = std::int64_t{1} << 24;
+
+// Whether LibTorch multiplies 16-bit matrices into a float32 one on this device.
+bool multiplies_into_float(const at::Tensor& x) {
+  static const c10::OperatorHandle product =
+      c10::Dispatcher::singleton().findSchemaOrThrow("aten::mm", "dtype");
+  return product.hasKernelForDispatchKey(c10::toRuntimePerBackendFunctionalityKey(
+      c10::DispatchKey::Dense, x.key_set().highestBackendKey()));
+}
+
+// y = x weight^T + bias without a rounding to the 16 bits of x and weight.
+void linear_into_float(const at::Tensor& x,
+                       const at::Tensor& weight,
+                       const at::Tensor& bias,
+                       at::Tensor& y) {
+  if (multiplies_into_float(x)) {
+    y.copy_(at::mm(x, weight.t(), at::kFloat));
+  } else {
+    const at::Tensor wide = x.to(at::kFloat);
+    const std::int64_t piece = std::max<std::int64_t>(1, kWideElements / weight.size(1));
+    for (std::int64_t first = 0; first < weight.size(0); first += piece) {
+      const std::int64_t count = std::min(piece, weight.size(0) - first);
+      y.narrow(1, first, count)
+          .copy_(at::linear(wide, weight.narrow(0, first, count).to(at::kFloat)));
+    }
+  }
+  if (bias.defined()) {
+    y.add_(bias);
+  }
+}
+
 class AtenOps final : public DeviceOps {
  public:
+  explicit AtenOps(std::int64_t block_elements) : block_elements_(block_elements) {}
+
   std::string_view name() const override { return "aten"; }
 
   void linear(const at::Tensor& x,
               const at::Tensor& weight,
               const at::Tensor& bias,
               at::Tensor& y) const override {
+    if (y.scalar_type() == at::kFloat && x.scalar_type() != at::kFloat) {
+      linear_into_float(x, weight, bias, y);
+      return;
+    }
     y.copy_(at::linear(x, weight, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt));
   }
 
@@ -155,22 +196,29 @@ class AtenOps final : public DeviceOps {
                                      const at::Tensor& values,
                                      bool causal) const override {
     const std::int64_t rows = query.size(0);
-    const std::int64_t heads = query.size(1);
-    const std::int64_t head_dim = query.size(2);
-    const std::int64_t groups = keys.size(0);
-    const at::Tensor q =
-        query.permute({1, 0, 2}).reshape({groups, heads / groups * rows, head_dim}).to(at::kFloat) *
-        (1.0 / std::sqrt(static_cast<double>(head_dim)));
-    at::Tensor logits = at::matmul(q, keys.to(at::kFloat).transpose(1, 2));
-    if (causal) {
-      const at::Tensor future = at::ones({rows, rows}, q.options().dtype(at::kBool)).triu(1);
-      logits = logits.view({groups, heads / groups, rows, rows})
-                   .masked_fill(future, -std::numeric_limits<double>::infinity())
-                   .view({groups, heads / groups * rows, rows});
+    const std::int64_t count = keys.size(1);
+    const std::int64_t block =
+        std::clamp<std::int64_t>(block_elements_ / (query.size(1) * rows), 1, count);
+    PartialAttention sum;
+    for (std::int64_t first = 0; first < count; first += block) {
+      const std::int64_t size = std::min(block, count - first);
+      const std::int64_t unseeing = causal ? first : 0;  // rows that see none of these keys
+      const PartialAttention part = attention_of_block(query.narrow(0, unseeing, rows - unseeing),
+                                                       keys.narrow(1, first, size),
+                                                       values.narrow(1, first, size),
+                                                       causal);
+      if (unseeing == 0) {
+        merge_partial(sum, part);
+        continue;
+      }
+      PartialAttention seeing{sum.out.narrow(1, unseeing, rows - unseeing),
+                              sum.lse.narrow(1, unseeing, rows - unseeing)};
+      const PartialAttention rest = seeing;
+      merge_partial(seeing, part);
+      rest.out.copy_(seeing.out);
+      rest.lse.copy_(seeing.lse);
     }
-    const at::Tensor lse = at::logsumexp(logits, {-1});
-    const at::Tensor out = at::matmul(at::exp(logits - lse.unsqueeze(-1)), values.to(at::kFloat));
-    return {out.view({heads, rows, head_dim}), lse.view({heads, rows})};
+    return sum;
   }
 
   void guess_logits(const at::Tensor& queries,
@@ -187,11 +235,37 @@ class AtenOps final : public DeviceOps {
     if (scores.isnan().any().item<bool>()) {
       return {};
     }
-    const at::Tensor chosen = std::get<1>(at::topk(scores, count, -1));
-    return std::get<0>(at::sort(chosen, -1)).to(at::kInt).cpu();
+    // Of equal scores the earlier token, as on the CPU; which one topk() takes is undefined.
+    const at::Tensor order =
+        std::get<1>(at::sort(scores, /*stable=*/true, /*dim=*/-1, /*descending=*/true));
+    return std::get<0>(at::sort(order.narrow(-1, 0, count), -1)).to(at::kInt).cpu();
   }
 
  private:
+  // Attention of query rows [T, H, D] over keys and values [G, N, D]; causal: row t sees the first
+  // t + 1 of them.
+  static PartialAttention attention_of_block(const at::Tensor& query,
+                                             const at::Tensor& keys,
+                                             const at::Tensor& values,
+                                             bool causal) {
+    const std::int64_t rows = query.size(0);
+    const std::int64_t heads = query.size(1);
+    const std::int64_t head_dim = query.size(2);
+    const std::int64_t groups = keys.size(0);
+    const std::int64_t count = keys.size(1);
+    const at::Tensor q =
+        query.permute({1, 0, 2}).reshape({groups, heads / groups * rows, head_dim}).to(at::kFloat) *
+        (1.0 / std::sqrt(static_cast<double>(head_dim)));
+    at::Tensor logits = at::matmul(q, keys.to(at::kFloat).transpose(1, 2));
+    if (causal) {
+      const at::Tensor future = at::ones({rows, count}, q.options().dtype(at::kBool)).triu(1);
+      logits.view({groups, heads / groups, rows, count}).masked_fill_(future, kHidden);
+    }
+    const at::Tensor lse = at::logsumexp(logits, {-1});
+    const at::Tensor out = at::matmul(logits.sub_(lse.unsqueeze(-1)).exp_(), values.to(at::kFloat));
+    return {out.view({heads, rows, head_dim}), lse.view({heads, rows})};
+  }
+
   // [G, R, N] float32 logits of one row's heads [H, D] over keys [G, N, D].
   static at::Tensor scaled_logits(const at::Tensor& heads, const at::Tensor& keys) {
     const double scale = 1.0 / std::sqrt(static_cast<double>(heads.size(1)));
@@ -215,7 +289,6 @@ class AtenOps final : public DeviceOps {
     const std::int64_t chosen = heads.size(0) * payload.count;
     const std::int64_t rows = payload.values.size(1);
     const std::int64_t per_group = heads.size(0) / groups;
-    constexpr double kNone = -std::numeric_limits<double>::infinity();
     at::Tensor logits =
         payload.keys.defined()
             ? scaled_logits(heads, payload.keys)
@@ -224,21 +297,26 @@ class AtenOps final : public DeviceOps {
       const at::Tensor unused =
           rows_in_use(payload, rows).logical_not().unsqueeze(1).to(logits.device());
       if (logits.size(-1) < rows) {
-        logits = at::constant_pad_nd(logits, {0, rows - logits.size(-1)}, kNone);
+        logits = at::constant_pad_nd(logits, {0, rows - logits.size(-1)}, kHidden);
       }
-      return logits.masked_fill(unused, kNone);
+      return logits.masked_fill(unused, kHidden);
     }
     const at::Tensor index =
         payload.index.narrow(0, 0, chosen).view({groups, per_group, payload.count}).to(at::kLong);
     if (payload.keys.defined()) {
       logits = logits.gather(-1, index);
     }
-    return at::full({groups, per_group, rows}, kNone, logits.options()).scatter(-1, index, logits);
+    return at::full({groups, per_group, rows}, kHidden, logits.options())
+        .scatter(-1, index, logits);
   }
 
-  // Softmax whose rows without any token are 0.
+  // Softmax whose rows without any token are 0. NaN stays: the sampler has to see it.
   static at::Tensor weights_of(const at::Tensor& logits) {
-    return at::nan_to_num(at::softmax(logits, -1), 0.0);
+    at::Tensor weights = at::softmax(logits, -1);
+    if (logits.size(-1) > 0) {
+      weights.masked_fill_(logits.amax(-1, /*keepdim=*/true) == kHidden, 0.0);
+    }
+    return weights;
   }
 
   // Leaves the weights where merge() promises them: chosen host tokens, then resident ones.
@@ -270,10 +348,14 @@ class AtenOps final : public DeviceOps {
       rows.select(0, g).narrow(-1, count, resident).copy_(own.select(0, g));
     }
   }
+
+  std::int64_t block_elements_;
 };
 
 }  // namespace
 
-std::unique_ptr<DeviceOps> make_aten_ops() { return std::make_unique<AtenOps>(); }
+std::unique_ptr<DeviceOps> make_aten_ops(std::int64_t block_elements) {
+  return std::make_unique<AtenOps>(block_elements);
+}
 
 }  // namespace hybridgen

@@ -130,8 +130,13 @@ class DeviceOps {
   virtual at::Tensor largest_positions(const at::Tensor& scores, std::int64_t count) const = 0;
 };
 
-/// Operations through LibTorch for tensors on any device.
-std::unique_ptr<DeviceOps> make_aten_ops();
+/// float32 logits of partial_attention() that exist at a time: 128 MiB. One more such tensor and
+/// the block's keys and values in float32 exist beside them.
+inline constexpr std::int64_t kAttentionBlockElements = std::int64_t{1} << 25;
+
+/// Operations through LibTorch for tensors on any device. `block_elements`: logits of a block of
+/// keys in partial_attention(), at most, but for blocks of one key.
+std::unique_ptr<DeviceOps> make_aten_ops(std::int64_t block_elements = kAttentionBlockElements);
 
 /// Operations through our kernels, for the CPU; `isa` as in CpuConfig(isa=). An operation on few
 /// rows (a decode step's) is spread over the calling thread and the workers of `pool`, others, and

@@ -28,16 +28,17 @@ void for_row_blocks(const at::Tensor& query,
   const std::int64_t groups = part.keys.size(0);
   const std::int64_t columns = part.keys.size(1);
   const double scale = 1.0 / std::sqrt(static_cast<double>(head_dim));
-  const at::Tensor keys = part.keys.to(at::kFloat).unsqueeze(1).transpose(2, 3);  // [G, 1, D, N]
+  const at::Tensor keys = part.keys.to(at::kFloat).transpose(1, 2);  // [G, D, N]
   const std::int64_t block = std::clamp<std::int64_t>(kBlockElements / (heads * columns), 1, rows);
   for (std::int64_t first = 0; first < rows; first += block) {
     const std::int64_t count = std::min(block, rows - first);
     const at::Tensor q = query.narrow(0, first, count)
                              .to(at::kFloat)
                              .permute({1, 0, 2})
-                             .reshape({groups, heads / groups, count, head_dim}) *
+                             .reshape({groups, heads / groups * count, head_dim}) *
                          scale;
-    at::Tensor logits = at::matmul(q, keys);
+    // One product per KV head: with an own one per query head matmul() would copy the keys.
+    at::Tensor logits = at::matmul(q, keys).view({groups, heads / groups, count, columns});
     if (part.causal) {
       const at::Tensor future =
           at::ones({count, columns}, logits.options().dtype(at::kBool)).triu(first + 1);

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+// LibTorch's operations where they have to do what the CPU's kernels do by themselves: attend in
+// little memory, keep float32 logits unrounded, take the earlier of equal scores, pass NaN on.
+#include <ATen/Context.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/randint.h>
+#include <ATen/ops/randn.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "device/device_ops.h"
+#include "support/peak_bytes.h"
+
+namespace hybridgen {
+namespace {
+
+constexpr double kEpsilon = std::numeric_limits<float>::epsilon();
+
+struct Attended {
+  std::int64_t rows;
+  std::int64_t keys;
+  std::int64_t block;
+  bool causal;
+};
+
+class AttentionInBlocks : public ::testing::TestWithParam<Attended> {};
+
+INSTANTIATE_TEST_SUITE_P(Sizes,
+                         AttentionInBlocks,
+                         ::testing::Values(Attended{7, 29, 1, false},
+                                         Attended{7, 29, 5, false},
+                                         Attended{1, 30, 10, false},
+                                         Attended{7, 29, 29, false},
+                                         Attended{3, 1, 4, false},
+                                         Attended{13, 13, 1, true},
+                                         Attended{13, 13, 5, true},
+                                         Attended{24, 24, 8, true},
+                                         Attended{13, 13, 12, true},
+                                         Attended{1, 1, 1, true}));
+
+TEST_P(AttentionInBlocks, IsAttentionOverAllKeysAtOnce) {
+  at::manual_seed(11);
+  constexpr std::int64_t kHeads = 6;
+  constexpr std::int64_t kGroups = 2;
+  constexpr std::int64_t kHeadDim = 24;
+  const auto [rows, count, block, causal] = GetParam();
+  const at::Tensor query = at::randn({rows, kHeads, kHeadDim}) * 3.0;
+  const at::Tensor keys = at::randn({kGroups, count, kHeadDim});
+  const at::Tensor values = at::randn({kGroups, count, kHeadDim});
+  const PartialAttention blocked =
+      make_aten_ops(kHeads * rows * block)->partial_attention(query, keys, values, causal);
+  // Every merge scales by exp(lse - lse'), whose argument is off by a rounding of either.
+  const double merges = std::ceil(static_cast<double>(count) / static_cast<double>(block));
+  for (const auto& ops : {make_aten_ops(), make_cpu_ops("auto")}) {
+    const PartialAttention whole = ops->partial_attention(query, keys, values, causal);
+    const double largest_lse = whole.lse.abs().max().item<double>();
+    const double largest_value = values.abs().max().item<double>();
+    // The sum of `count` products, and of as many exponentials, may be in another order.
+    const double roundings = merges * (2.0 * largest_lse + 4.0) + static_cast<double>(count);
+    EXPECT_LE((blocked.out - whole.out).abs().max().item<double>(),
+              roundings * kEpsilon * largest_value)
+        << ops->name();
+    EXPECT_LE((blocked.lse - whole.lse).abs().max().item<double>(),
+              roundings * kEpsilon * (1.0 + largest_lse))
+        << ops->name();
+  }
+}
+
+TEST(AttentionInBlocks, TakesNoMoreMemoryForMoreKeys) {
+  constexpr std::int64_t kRows = 64;
+  constexpr std::int64_t kHeads = 8;
+  constexpr std::int64_t kGroups = 2;
+  constexpr std::int64_t kHeadDim = 16;
+  constexpr std::int64_t kElements = std::int64_t{1} << 16;  // 128 keys
+  constexpr std::int64_t kBlock = kElements / (kHeads * kRows);
+  const auto ops = make_aten_ops(kElements);
+  const at::Tensor query = at::randn({kRows, kHeads, kHeadDim});
+  // Two tensors of logits, the keys or the values of a block; the query, the sum so far, a block's
+  // output and two temporary ones of their merge.
+  const std::int64_t most = 4 * (2 * kElements + kGroups * kBlock * kHeadDim) +
+                            5 * 4 * kRows * kHeads * kHeadDim +
+                            8 * 4 * kRows * kHeads;  // log-sum-exps and shares
+  for (const std::int64_t count : {500, 4000}) {
+    const at::Tensor keys = at::randn({kGroups, count, kHeadDim}).to(at::kBFloat16);
+    const testing::PeakBytes memory;
+    ops->partial_attention(query, keys, keys, /*causal=*/false);
+    EXPECT_LE(memory.peak(), most) << count;
+    EXPECT_GT(memory.peak(), 4 * kElements) << "nothing was counted";
+  }
+}
+
+class Operations : public ::testing::TestWithParam<std::string> {
+ protected:
+  std::unique_ptr<DeviceOps> ops_ = GetParam() == "aten" ? make_aten_ops() : make_cpu_ops("auto");
+};
+
+INSTANTIATE_TEST_SUITE_P(Both,
+                         Operations,
+                         ::testing::Values("kernels", "aten"),
+                         [](const auto& name) { return name.param; });
+
+TEST_P(Operations, GiveFloat32LogitsUnrounded) {
+  at::manual_seed(3);
+  for (const auto type : {at::kBFloat16, at::kHalf}) {
+    const at::Tensor x = at::randn({3, 64}).to(type);
+    const at::Tensor weight = at::randn({50, 64}).to(type);
+    const at::Tensor bias = at::randn({50}).to(type);
+    for (const at::Tensor& added : {bias, at::Tensor()}) {
+      at::Tensor exact = x.to(at::kDouble).matmul(weight.to(at::kDouble).t());
+      const at::Tensor sizes = x.to(at::kDouble).abs().matmul(weight.to(at::kDouble).abs().t());
+      if (added.defined()) {
+        exact += added;
+      }
+      at::Tensor y = at::empty({3, 50}, at::kFloat);
+      ops_->linear(x, weight, added, y);
+      // Products of 16-bit numbers are exact in float32; 65 sums are rounded once each.
+      EXPECT_TRUE(((y - exact).abs() <= 65 * kEpsilon * (sizes + 4.0)).all().item<bool>());
+    }
+  }
+}
+
+TEST_P(Operations, TakeTheEarlierOfEqualScores) {
+  at::manual_seed(5);
+  // Few different scores, of zeros of either sign too, in rows long and short.
+  for (const std::int64_t count : {9, 300, 5000}) {
+    at::Tensor scores = at::randint(-2, 3, {3, count}, at::kFloat);
+    scores.select(0, 1).mul_(-0.0);
+    for (const std::int64_t wanted : {std::int64_t{1}, count / 3, count}) {
+      const at::Tensor chosen = ops_->largest_positions(scores, wanted);
+      for (std::int64_t row = 0; row < 3; ++row) {
+        const float* const score = scores.const_data_ptr<float>() + row * count;
+        std::vector<std::int32_t> order(static_cast<std::size_t>(count));
+        std::iota(order.begin(), order.end(), 0);
+        std::ranges::stable_sort(
+            order, [&](std::int32_t a, std::int32_t b) { return score[a] > score[b]; });
+        order.resize(static_cast<std::size_t>(wanted));
+        std::ranges::sort(order);
+        const std::int32_t* const got = chosen.const_data_ptr<std::int32_t>() + row * wanted;
+        EXPECT_TRUE(std::ranges::equal(order, std::span(got, order.size()))) << count;
+      }
+    }
+  }
+}
+
+TEST_P(Operations, RefuseToRankNaN) {
+  at::Tensor scores = at::full({2, 40}, 1.0, at::kFloat);
+  scores.select(0, 1).select(0, 17).fill_(std::numeric_limits<float>::quiet_NaN());
+  EXPECT_FALSE(ops_->largest_positions(scores, 3).defined());
+}
+
+/// What one query head makes of resident tokens with such logits, whose values are 1.
+double merged(const DeviceOps& ops, const std::vector<float>& of_tokens) {
+  const auto count = static_cast<std::int64_t>(of_tokens.size());
+  const at::Tensor query = at::full({1, 1, 8}, 1.0, at::kFloat);
+  const at::Tensor rows = at::full({1, count, 8}, 1.0, at::kFloat);
+  at::Tensor logits = at::empty({count}, at::kFloat);
+  std::ranges::copy(of_tokens, logits.mutable_data_ptr<float>());
+  at::Tensor weights = at::empty({count}, at::kFloat);
+  at::Tensor out = at::empty({1, 1, 8}, at::kFloat);
+  const AttentionItem item{.keys = &rows,
+                           .values = &rows,
+                           .num_resident = count,
+                           .resident_logits = &logits,
+                           .merged_logits = &weights};
+  ops.merge(query, {&item, 1}, out);
+  return out.view({-1}).select(0, 0).item<double>();
+}
+
+TEST_P(Operations, PassNaNAndInfiniteLogitsOn) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  EXPECT_NEAR(merged(*ops_, {0.0F, 1.0F, -kInfinity}), 1.0, 1e-6);
+  EXPECT_EQ(merged(*ops_, {-kInfinity, -kInfinity}), 0.0);
+  EXPECT_TRUE(
+      std::isnan(merged(*ops_, {0.0F, std::numeric_limits<float>::quiet_NaN(), 1.0F, 2.0F})));
+  EXPECT_TRUE(std::isnan(merged(*ops_, {0.0F, kInfinity, 1.0F})));
+}
+
+}  // namespace
+}  // namespace hybridgen
