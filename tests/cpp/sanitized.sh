@@ -4,7 +4,7 @@
 # so do the sanitizers with --long.
 
 # The folders whose tests start threads: in the others the thread sanitizer has nothing to look at.
-thread_folders=(runtime memory device pipeline engine)
+thread_folders=(runtime memory emulated device pipeline engine)
 
 # Tests that run code again that others run, for the sake of what it returns. What is left runs every
 # method to its end in every setting.
@@ -12,6 +12,23 @@ left_out=(
   # The same settings with LibTorch's operators, which are not instrumented.
   'Methods/ExactMethods.EqualFullAttentionThroughLibTorch/*'
   'Mathematics.AtenAndKernelsAgree'
+  # Settings that differ in values only: each method runs on the emulated device in one.
+  'Methods/MethodsOnDevice.*/exact_*_*'
+  'Methods/MethodsOnDevice.*/exact_streaming_llm'
+  'Methods/MethodsOnDevice.*/exact_h2o'
+  'Methods/MethodsOnDevice.*/exact_keyformer'
+  'Methods/MethodsOnDevice.*/exact_infinigen'
+  'Methods/MethodsOnDevice.*/exact_hgca'
+  'Methods/MethodsOnDevice.*/*_shifted'
+  'Methods/MethodsOnDevice.*/*_on_host'
+  'Methods/MethodsOnDevice.*/*_quiet'
+  'Methods/MethodsOnDevice.*/*_pool'
+  'Methods/MethodsOnDevice.*/*_resident'
+  'Methods/MethodsOnDevice.*/hybridgen_keyformer'
+  'Methods/MethodsOnDevice.*/hybridgen_digests'
+  # Modelled times.
+  'Methods/MethodsInTime.*'
+  'TimedDevice.*'
   # Values and counters.
   'Methods/ApproximateMethods.DifferFromFullAttention/*'
   'Methods/ApproximateMethods.DoNotDependOnTheBatch/*'
@@ -22,8 +39,8 @@ left_out=(
 )
 # Random delays between threads: the memory is the same in any order, so they are for the thread
 # sanitizer, which gets one setting of each kind.
-left_out_of_asan='Methods/ApproximateMethods.DoNotDependOnTheImplementationOrOnTiming/*'
-left_out_of_tsan='*OnTiming/*_shifted:*OnTiming/*_on_host:*OnTiming/*_quiet:*OnTiming/*_resident'
+left_out_of_asan='Methods/ApproximateMethods.DoNotDependOnTheImplementationOrOnTiming/*:*EachStreamHasAThread/*'
+left_out_of_tsan='*OnTiming/*_shifted:*OnTiming/*_on_host:*OnTiming/*_quiet:*OnTiming/*_resident:*OnlyIfItIsWaitedFor/*:*HaveNoRaceWhenWorkRunsAtOnce/*'
 
 # Fails, naming them, if patterns above match no test of the given executables: who renames a test
 # renames it here, too.

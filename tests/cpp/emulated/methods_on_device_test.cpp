@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every method, in every setting, gives on a device of its own memory and streams what it gives on
 // the CPU, whenever the device's operations run.
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <map>
+#include <set>
+#include <string>
 
 #include "device/driver_thread.h"
 #include "support/emulated_cuda.h"
 #include "support/method_settings.h"
+#include "support/order_checker.h"
 #include "support/tiny_model.h"
 
 namespace hybridgen {
@@ -19,6 +24,7 @@ using testing::EmulatedCuda;
 using testing::exact_settings;
 using testing::generate;
 using testing::Generated;
+using testing::OrderChecker;
 using testing::ragged_prompts;
 using testing::Setting;
 using testing::tiny_model;
@@ -65,13 +71,19 @@ void expect_equal(const std::vector<Generated>& actual, const std::vector<Genera
 
 class MethodsOnDevice : public ::testing::TestWithParam<Setting> {};
 
-TEST_P(MethodsOnDevice, EqualTheCpuWhenWorkRunsAtOnce) {
-  const EmulatedCuda device(Mode::kEager);
+TEST_P(MethodsOnDevice, EqualTheCpuAndHaveNoRaceWhenWorkRunsAtOnce) {
+  auto options = EmulatedCuda::options(Mode::kEager);
+  options.uploads_wait = false;
+  EmulatedCuda device(options);
+  const OrderChecker checker(device.device());
   expect_equal(run_on(device.name(), GetParam().options), on_cpu(GetParam()));
+  EXPECT_EQ(checker.races(), std::vector<std::string>{});
 }
 
 TEST_P(MethodsOnDevice, EqualTheCpuWhenWorkRunsOnlyIfItIsWaitedFor) {
-  const EmulatedCuda device(Mode::kLazy);
+  auto options = EmulatedCuda::options(Mode::kLazy);
+  options.uploads_wait = false;
+  const EmulatedCuda device(options);
   expect_equal(run_on(device.name(), GetParam().options), on_cpu(GetParam()));
 }
 
@@ -80,7 +92,116 @@ TEST_P(MethodsOnDevice, EqualTheCpuWhenEachStreamHasAThread) {
   expect_equal(run_on(device.name(), GetParam().options), on_cpu(GetParam()));
 }
 
+// Random delays take long: each stream's operations sleep 150 us on average. The long form has them
+// for all settings.
+TEST_P(MethodsOnDevice, EqualTheCpuWhenStreamsAreDelayedAtRandom) {
+  const std::set<std::string> usual = {"h2o", "hgca", "hybridgen_h2o", "hybridgen_partial_keys"};
+  if (std::getenv("HYBRIDGEN_LONG") == nullptr && !usual.contains(GetParam().name)) {
+    return;
+  }
+  auto options = EmulatedCuda::options(Mode::kDelays);
+  options.uploads_wait = false;
+  const EmulatedCuda device(options);
+  expect_equal(run_on(device.name(), GetParam().options), on_cpu(GetParam()));
+}
+
 INSTANTIATE_TEST_SUITE_P(Methods, MethodsOnDevice, ::testing::ValuesIn(all_settings()), kName);
+
+// What does not depend on a method's arithmetic, on the device that gives most away: work is late.
+class EngineOnDevice : public ::testing::Test {
+ protected:
+  EngineOnDevice() : device_(late()) {}
+
+  static emulated::DeviceOptions late() {
+    auto options = EmulatedCuda::options(Mode::kLazy);
+    options.uploads_wait = false;
+    return options;
+  }
+  static EngineOptions hybrid() {
+    return testing::hybrid("",
+                           QueryMode::kSpeculative,
+                           SelectionStrategy::kPostQkt,
+                           "topk",
+                           TokenCount::count(6))
+        .options;
+  }
+
+  EmulatedCuda device_;
+};
+
+TEST_F(EngineOnDevice, PrefillsInChunksAsTheCpuDoes) {
+  for (const char* method : {"full", "flexgen", "h2o", "keyformer"}) {
+    EngineOptions options = testing::options(method);
+    options.prefill_chunk = 13;
+    expect_equal(run_on(device_.name(), options), run_on("cpu", options));
+  }
+  EngineOptions options = hybrid();
+  options.prefill_chunk = 13;
+  expect_equal(run_on(device_.name(), options), run_on("cpu", options));
+}
+
+TEST_F(EngineOnDevice, GivesTheSameInAnyBatch) {
+  EngineOptions options = hybrid();
+  const auto together = run_on(device_.name(), options);
+  for (const std::int64_t micro_batch : {1, 2}) {
+    options.micro_batch = micro_batch;
+    testing::expect_same(run_on(device_.name(), options), together);
+  }
+  const auto prompts = ragged_prompts();
+  Engine engine(tiny_model(device_.name()), options);
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    testing::expect_same(generate(engine, {prompts[i]}, kSteps), {together[i]});
+  }
+}
+
+TEST_F(EngineOnDevice, FeedsPromptTokensThroughDecodeStepsAsTheCpuDoes) {
+  const auto decoded = [](const std::string& device, const char* method) {
+    EngineOptions options = testing::options(method);
+    options.math = Math::kAten;
+    Engine engine(tiny_model(device), options);
+    SamplingOptions sampling;
+    sampling.max_tokens = kSteps;
+    engine.add(testing::prompt(40), sampling, {}, /*decode_prompt_tokens=*/9);
+    std::vector<std::int64_t> tokens;
+    while (engine.has_work()) {
+      for (const TokenEvent& event : engine.step()) {
+        tokens.push_back(event.token_id);
+      }
+    }
+    return tokens;
+  };
+  for (const char* method : {"full", "h2o", "streaming_llm", "keyformer", "flexgen"}) {
+    EXPECT_EQ(decoded(device_.name(), method), decoded("cpu", method)) << method;
+  }
+}
+
+TEST_F(EngineOnDevice, TakesNoMoreMemoryWithEveryRequest) {
+  Engine engine(tiny_model(device_.name()), hybrid());
+  generate(engine, ragged_prompts(), kSteps);
+  const std::size_t after_one = device_.device().memory().bytes_in_use();
+  generate(engine, ragged_prompts(), kSteps);
+  generate(engine, ragged_prompts(), kSteps);
+  EXPECT_LE(device_.device().memory().bytes_in_use(), after_one);
+}
+
+#if HYBRIDGEN_TORCH_HAS_CUDA
+// A GPU rounds and sums in its own order: greedy tokens equal, log-probabilities as those of
+// another implementation of the same mathematics.
+class MethodsOnGpu : public ::testing::TestWithParam<Setting> {};
+
+TEST_P(MethodsOnGpu, AgreeWithTheCpu) {
+  if (c10::impl::VirtualGuardImpl(c10::kCUDA).deviceCount() == 0) {
+    GTEST_SKIP() << "torch sees no CUDA device";
+  }
+  testing::expect_same(run_on("cuda", GetParam().options), on_cpu(GetParam()));
+}
+
+INSTANTIATE_TEST_SUITE_P(Methods, MethodsOnGpu, ::testing::ValuesIn(all_settings()), kName);
+#else
+TEST(MethodsOnGpu, NeedACudaBuildOfTorch) {
+  GTEST_SKIP() << "the installed torch is a CPU build; docs/cuda.md says how to run these on a GPU";
+}
+#endif
 
 }  // namespace
 }  // namespace hybridgen
