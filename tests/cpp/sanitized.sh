@@ -3,8 +3,9 @@
 # What scripts/test.sh leaves out under the sanitizers, and why. The plain build runs everything, and
 # so do the sanitizers with --long.
 
-# The folders whose tests start threads: in the others the thread sanitizer has nothing to look at.
-thread_folders=(runtime memory emulated device pipeline engine)
+# The folders whose tests start threads, or kernels, whose threads count too: in the others the thread
+# sanitizer has nothing to look at.
+thread_folders=(runtime memory cuda_emulator emulated device pipeline engine)
 
 # Tests that run code again that others run, for the sake of what it returns. What is left runs every
 # method to its end in every setting.
@@ -38,9 +39,10 @@ left_out=(
   'SteadyState.*'
 )
 # Random delays between threads: the memory is the same in any order, so they are for the thread
-# sanitizer, which gets one setting of each kind.
+# sanitizer, which gets one setting of each kind, and of the kernels that merge the launches whose
+# segments are of all kinds.
 left_out_of_asan='Methods/ApproximateMethods.DoNotDependOnTheImplementationOrOnTiming/*:*EachStreamHasAThread/*'
-left_out_of_tsan='*OnTiming/*_shifted:*OnTiming/*_on_host:*OnTiming/*_quiet:*OnTiming/*_resident:*OnlyIfItIsWaitedFor/*:*HaveNoRaceWhenWorkRunsAtOnce/*'
+left_out_of_tsan='DTypes/MergeOnDevice.AgreesWithTheCpuTwin/*:*OnTiming/*_shifted:*OnTiming/*_on_host:*OnTiming/*_quiet:*OnTiming/*_resident:*OnlyIfItIsWaitedFor/*:*HaveNoRaceWhenWorkRunsAtOnce/*'
 
 # Fails, naming them, if patterns above match no test of the given executables: who renames a test
 # renames it here, too.

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <memory>
+
 #include "hybridgen/core/error.h"
 #include "kernel_test_support.h"
 #include "kernels/cuda_kernels.h"
+#include "support/in_every_order.h"
 
 #if HYBRIDGEN_HAS_CUDA
-#include <cuda_runtime.h>
+#include "device_copy.h"
 #endif
 
 namespace hybridgen::kernels::test {
@@ -21,6 +25,8 @@ TEST(MergeCuda, CountsDevicesWithoutThrowing) { EXPECT_GE(cuda_device_count(), 0
 
 #if HYBRIDGEN_HAS_CUDA
 
+using hybridgen::test::in_every_order;
+
 TEST(MergeCuda, WithoutADeviceNamesTheDriversError) {
   if (cuda_device_count() > 0) GTEST_SKIP() << "a machine without a CUDA device would run it";
   try {
@@ -29,38 +35,6 @@ TEST(MergeCuda, WithoutADeviceNamesTheDriversError) {
   } catch (const DeviceError& error) {
     EXPECT_NE(std::string(error.what()).find("cudaError"), std::string::npos) << error.what();
   }
-}
-
-/// Device memory with a copy of the given bytes.
-class DeviceCopy {
- public:
-  DeviceCopy(const void* data, std::size_t bytes) : bytes_(bytes) {
-    if (bytes_ == 0) return;
-    EXPECT_EQ(cudaMalloc(&data_, bytes_), cudaSuccess);
-    EXPECT_EQ(cudaMemcpy(data_, data, bytes_, cudaMemcpyHostToDevice), cudaSuccess);
-  }
-  ~DeviceCopy() { cudaFree(data_); }
-  DeviceCopy(const DeviceCopy&) = delete;
-  DeviceCopy& operator=(const DeviceCopy&) = delete;
-
-  void* get() const { return data_; }
-  void copy_to(void* host) const {
-    EXPECT_EQ(cudaMemcpy(host, data_, bytes_, cudaMemcpyDeviceToHost), cudaSuccess);
-  }
-
- private:
-  void* data_ = nullptr;
-  std::size_t bytes_ = 0;
-};
-
-template <typename T>
-DeviceCopy copy_of(const std::vector<T>& values) {
-  return DeviceCopy(values.data(), values.size() * sizeof(T));
-}
-
-DeviceCopy copy_of(const Array& values) {
-  return DeviceCopy(values.data(),
-                    static_cast<std::size_t>(values.count()) * size_of(values.dtype()));
 }
 
 /// Whether the query rows of a segment share the host's tokens, as every Pre-QKT payload says by
@@ -72,128 +46,228 @@ struct Counts {
   std::int64_t resident;
 };
 
-void expect_agreement(DType dtype,
-                      std::int64_t head_dim,
-                      std::int64_t num_queries,
-                      Counts counts,
-                      std::size_t masked_every,
-                      Choices choices) {
-  const std::int64_t total = counts.host + counts.resident;
-  std::vector<float> host_logits = random_floats(num_queries * counts.host, 80);
-  std::vector<float> resident_logits = random_floats(num_queries * counts.resident, 81);
-  for (std::vector<float>* logits : {&host_logits, &resident_logits}) {
-    for (std::size_t i = 0; i < logits->size(); ++i) {
-      if (masked_every > 0 && i % masked_every == 0) {
-        (*logits)[i] = -kInfinity;
+/// What all segments of a launch share.
+struct Shape {
+  DType dtype;
+  std::int64_t head_dim;
+  std::int64_t num_queries;
+};
+
+/// One (request, KV head): inputs, what the CPU twin makes of them, and copies on the device.
+class Segment {
+ public:
+  /// Every `masked_every`-th logit is -inf; none for 0. `logit_scale` spreads them.
+  Segment(const Shape& shape,
+          Counts counts,
+          std::size_t masked_every,
+          Choices choices,
+          float logit_scale = 1.0F)
+      : shape_(shape),
+        counts_(counts),
+        has_index_(choices == Choices::kOwn),
+        host_logits_(random_floats(shape.num_queries * counts.host, 80)),
+        resident_logits_(random_floats(shape.num_queries * counts.resident, 81)),
+        host_values_(random_array(shape.dtype, 2 * counts.host * shape.head_dim, 82)),
+        resident_values_(random_array(shape.dtype, counts.resident * stride(), 83)),
+        index_(host_logits_.size()),
+        weights_(host_logits_.size() + resident_logits_.size()),
+        out_(shape.dtype, shape.num_queries * shape.head_dim),
+        lse_(static_cast<std::size_t>(shape.num_queries)) {
+    for (std::vector<float>* logits : {&host_logits_, &resident_logits_}) {
+      for (std::size_t i = 0; i < logits->size(); ++i) {
+        (*logits)[i] *= logit_scale;
+        if (masked_every > 0 && i % masked_every == 0) (*logits)[i] = -kInfinity;
+      }
+    }
+    for (std::size_t i = 0; i < index_.size(); ++i) {
+      index_[i] = static_cast<std::int32_t>((i * 7) % static_cast<std::size_t>(2 * counts.host));
+    }
+    run_cpu_twin();
+  }
+
+  /// Copies the inputs to the device, and rubbish to where results go.
+  MergeSegment on_device() {
+    copies_.clear();
+    const auto copy = [&](const auto& values) {
+      copies_.push_back(std::make_unique<DeviceCopy>(values));
+      return copies_.back()->get();
+    };
+    const std::vector<float> rubbish(weights_.size(), 5.0F);
+    return {.host_logits = static_cast<const float*>(copy(host_logits_)),
+            .host_count = counts_.host,
+            .resident_logits = static_cast<const float*>(copy(resident_logits_)),
+            .resident_count = counts_.resident,
+            .logits = static_cast<float*>(copy(rubbish)),
+            .host_index = has_index_ ? static_cast<const std::int32_t*>(copy(index_)) : nullptr,
+            .host_values = copy(host_values_),
+            .resident_values = copy(resident_values_),
+            .resident_stride = stride(),
+            .out = copy(random_array(shape_.dtype, out_.count(), 84)),
+            .lse = static_cast<float*>(copy(std::vector<float>(lse_.size(), 5.0F)))};
+  }
+
+  void expect_logits(const MergeSegment& segment) const {
+    EXPECT_EQ(floats(segment.logits, logits_.size()), logits_);
+  }
+
+  void expect_results(const MergeSegment& segment) const {
+    const double error = 2.0 * sum_error(counts_.host + counts_.resident + 40);
+    const std::vector<float> lse = floats(segment.lse, lse_.size());
+    for (std::size_t i = 0; i < lse.size(); ++i) {
+      if (std::isinf(lse_[i])) {
+        ASSERT_EQ(lse[i], lse_[i]);  // every logit is -inf, or there is none
+      } else {
+        ASSERT_NEAR(lse[i], lse_[i], error * (1.0 + std::abs(double{lse_[i]})));
+      }
+    }
+    const std::vector<float> weights = floats(segment.logits, weights_.size());
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+      // The CPU's exponential is 0 where the result would be subnormal.
+      ASSERT_NEAR(weights[i],
+                  weights_[i],
+                  static_cast<double>(weights_[i]) * error + std::numeric_limits<float>::min());
+    }
+    Array out(shape_.dtype, out_.count());
+    EXPECT_EQ(cudaMemcpy(out.data(),
+                         segment.out,
+                         static_cast<std::size_t>(out.count()) * size_of(shape_.dtype),
+                         cudaMemcpyDeviceToHost),
+              cudaSuccess);
+    for (std::int64_t i = 0; i < out.count(); ++i) {
+      // Weights sum to 1 and values stay below 6: so does the sum of the terms' sizes.
+      ASSERT_NEAR(
+          out.at(i),
+          out_.at(i),
+          6.0 * error +
+              2.02 * std::abs(static_cast<double>(out_.at(i))) * unit_roundoff(shape_.dtype) +
+              absolute_floor(shape_.dtype));
+    }
+  }
+
+ private:
+  std::int64_t stride() const { return shape_.head_dim + 3; }
+
+  static std::vector<float> floats(const float* on_device, std::size_t count) {
+    std::vector<float> values(count);
+    if (count == 0) return values;
+    EXPECT_EQ(cudaMemcpy(values.data(), on_device, count * sizeof(float), cudaMemcpyDeviceToHost),
+              cudaSuccess);
+    return values;
+  }
+
+  void run_cpu_twin() {
+    const std::int64_t total = counts_.host + counts_.resident;
+    concat_logits(host_logits_.data(),
+                  counts_.host,
+                  counts_.host,
+                  resident_logits_.data(),
+                  counts_.resident,
+                  counts_.resident,
+                  weights_.data(),
+                  total,
+                  shape_.num_queries);
+    logits_ = weights_;
+    cpu_kernels(Isa::kPortable)
+        .softmax_values({.dtype = shape_.dtype,
+                         .logits = weights_.data(),
+                         .logits_stride = total,
+                         .num_queries = shape_.num_queries,
+                         .head_dim = shape_.head_dim,
+                         .host_count = counts_.host,
+                         .host_index = has_index_ ? index_.data() : nullptr,
+                         .host_values = host_values_.data(),
+                         .resident_count = counts_.resident,
+                         .resident_values = resident_values_.data(),
+                         .resident_stride = stride(),
+                         .out = out_.data(),
+                         .out_stride = shape_.head_dim,
+                         .lse = lse_.data()});
+  }
+
+  Shape shape_;
+  Counts counts_;
+  bool has_index_;
+  std::vector<float> host_logits_;
+  std::vector<float> resident_logits_;
+  Array host_values_;
+  Array resident_values_;
+  std::vector<std::int32_t> index_;
+  std::vector<float> logits_;
+  std::vector<float> weights_;
+  Array out_;
+  std::vector<float> lse_;
+  std::vector<std::unique_ptr<DeviceCopy>> copies_;
+};
+
+/// Runs both kernels over all segments at once and compares each with its CPU twin.
+void expect_agreement(const Shape& shape, std::vector<Segment>& segments) {
+  std::vector<MergeSegment> merged;
+  std::int64_t max_tokens = 0;
+  for (Segment& segment : segments) {
+    merged.push_back(segment.on_device());
+    max_tokens = std::max(max_tokens, merged.back().host_count + merged.back().resident_count);
+  }
+  const DeviceCopy device_segments(merged);
+  const auto count = static_cast<std::int64_t>(merged.size());
+  concat_logits_cuda(
+      device_segments.get<MergeSegment>(), count, shape.num_queries, max_tokens, nullptr);
+  for (std::size_t i = 0; i < merged.size(); ++i) segments[i].expect_logits(merged[i]);
+  softmax_values_cuda(device_segments.get<MergeSegment>(),
+                      count,
+                      shape.num_queries,
+                      shape.head_dim,
+                      shape.dtype,
+                      max_tokens,
+                      nullptr);
+  for (std::size_t i = 0; i < merged.size(); ++i) segments[i].expect_results(merged[i]);
+}
+
+class MergeOnDevice : public testing::TestWithParam<DType> {
+ protected:
+  void SetUp() override {
+    if (cuda_device_count() == 0) GTEST_SKIP() << "a machine with a CUDA device would run it";
+  }
+};
+
+TEST_P(MergeOnDevice, AgreesWithTheCpuTwin) {
+  for (const std::int64_t head_dim : {5, 64, 128, 300}) {
+    for (const Counts counts : {Counts{40, 700}, Counts{0, 33}, Counts{17, 0}}) {
+      for (const Choices choices : {Choices::kOwn, Choices::kShared}) {
+        const Shape three{GetParam(), head_dim, 3};
+        std::vector<Segment> segments;
+        segments.emplace_back(three, counts, 0, choices);
+        segments.emplace_back(three, counts, 4, choices);
+        expect_agreement(three, segments);
+        const Shape one{GetParam(), head_dim, 1};
+        std::vector<Segment> masked;
+        masked.emplace_back(one, counts, 1, choices);
+        expect_agreement(one, masked);
       }
     }
   }
-  const Array host_values = random_array(dtype, 2 * counts.host * head_dim, 82);
-  const Array resident_values = random_array(dtype, counts.resident * (head_dim + 3), 83);
-  std::vector<std::int32_t> index(static_cast<std::size_t>(num_queries * counts.host));
-  for (std::size_t i = 0; i < index.size(); ++i) {
-    index[i] = static_cast<std::int32_t>((i * 7) % static_cast<std::size_t>(2 * counts.host));
-  }
+}
 
-  std::vector<float> weights(static_cast<std::size_t>(num_queries * total));
-  concat_logits(host_logits.data(),
-                counts.host,
-                counts.host,
-                resident_logits.data(),
-                counts.resident,
-                counts.resident,
-                weights.data(),
-                total,
-                num_queries);
-  const std::vector<float> logits = weights;
-  const bool has_index = choices == Choices::kOwn;
-  std::vector<float> lse(static_cast<std::size_t>(num_queries));
-  Array out(dtype, num_queries * head_dim);
-  cpu_kernels(Isa::kPortable)
-      .softmax_values({.dtype = dtype,
-                       .logits = weights.data(),
-                       .logits_stride = total,
-                       .num_queries = num_queries,
-                       .head_dim = head_dim,
-                       .host_count = counts.host,
-                       .host_index = has_index ? index.data() : nullptr,
-                       .host_values = host_values.data(),
-                       .resident_count = counts.resident,
-                       .resident_values = resident_values.data(),
-                       .resident_stride = head_dim + 3,
-                       .out = out.data(),
-                       .out_stride = head_dim,
-                       .lse = lse.data()});
-
-  const DeviceCopy device_host_logits = copy_of(host_logits);
-  const DeviceCopy device_resident_logits = copy_of(resident_logits);
-  const DeviceCopy device_logits = copy_of(std::vector<float>(weights.size(), 5.0F));
-  const DeviceCopy device_index = copy_of(index);
-  const DeviceCopy device_host_values = copy_of(host_values);
-  const DeviceCopy device_resident_values = copy_of(resident_values);
-  const DeviceCopy device_out = copy_of(random_array(dtype, out.count(), 84));
-  const DeviceCopy device_lse = copy_of(std::vector<float>(lse.size(), 5.0F));
-  const std::vector<MergeSegment> segments = {
-      {.host_logits = static_cast<const float*>(device_host_logits.get()),
-       .host_count = counts.host,
-       .resident_logits = static_cast<const float*>(device_resident_logits.get()),
-       .resident_count = counts.resident,
-       .logits = static_cast<float*>(device_logits.get()),
-       .host_index = has_index ? static_cast<const std::int32_t*>(device_index.get()) : nullptr,
-       .host_values = device_host_values.get(),
-       .resident_values = device_resident_values.get(),
-       .resident_stride = head_dim + 3,
-       .out = device_out.get(),
-       .lse = static_cast<float*>(device_lse.get())}};
-  const DeviceCopy device_segments = copy_of(segments);
-  const auto* segment = static_cast<const MergeSegment*>(device_segments.get());
-
-  concat_logits_cuda(segment, 1, num_queries, total, nullptr);
-  std::vector<float> device_weights(weights.size());
-  device_logits.copy_to(device_weights.data());
-  EXPECT_EQ(device_weights, logits);
-
-  softmax_values_cuda(segment, 1, num_queries, head_dim, dtype, total, nullptr);
-  device_logits.copy_to(device_weights.data());
-  Array device_result(dtype, out.count());
-  device_out.copy_to(device_result.data());
-  std::vector<float> device_lse_values(lse.size());
-  device_lse.copy_to(device_lse_values.data());
-  const double error = 2.0 * sum_error(total + 40);
-  for (std::size_t i = 0; i < lse.size(); ++i) {
-    if (std::isinf(lse[i])) {
-      ASSERT_EQ(device_lse_values[i], lse[i]);  // every logit is -inf
-    } else {
-      ASSERT_NEAR(device_lse_values[i], lse[i], error * (1.0 + std::abs(double{lse[i]})));
-    }
-  }
-  for (std::size_t i = 0; i < weights.size(); ++i) {
-    ASSERT_NEAR(device_weights[i], weights[i], static_cast<double>(weights[i]) * error);
-  }
-  for (std::int64_t i = 0; i < out.count(); ++i) {
-    // Weights sum to 1 and values stay below 6: so does the sum of the terms' sizes.
-    ASSERT_NEAR(device_result.at(i),
-                out.at(i),
-                6.0 * error +
-                    2.02 * std::abs(static_cast<double>(out.at(i))) * unit_roundoff(dtype) +
-                    absolute_floor(dtype));
+// Segments of one launch that differ as much as they can: none and one token, counts around the
+// block's size, logits that are far apart or all -inf, rows narrower and wider than a block.
+TEST_P(MergeOnDevice, SegmentsOfAllKindsShareALaunchInAnyOrder) {
+  for (const std::int64_t head_dim : {1, 33, 257}) {
+    const Shape shape{GetParam(), head_dim, 2};
+    std::vector<Segment> segments;
+    segments.emplace_back(shape, Counts{0, 0}, 0, Choices::kShared);
+    segments.emplace_back(shape, Counts{1, 0}, 0, Choices::kOwn);
+    segments.emplace_back(shape, Counts{0, 1}, 0, Choices::kShared);
+    segments.emplace_back(shape, Counts{128, 128}, 3, Choices::kOwn);
+    segments.emplace_back(shape, Counts{1, 254}, 1, Choices::kShared);
+    segments.emplace_back(shape, Counts{200, 57}, 0, Choices::kShared, 1e30F);
+    segments.emplace_back(shape, Counts{31, 33}, 0, Choices::kOwn, 80.0F);
+    in_every_order([&] { expect_agreement(shape, segments); });
   }
 }
 
-TEST(MergeCuda, AgreesWithTheCpuTwin) {
-  if (cuda_device_count() == 0) GTEST_SKIP() << "a machine with a CUDA device would run it";
-  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
-    for (const std::int64_t head_dim : {5, 64, 128, 300}) {
-      for (const Counts counts : {Counts{40, 700}, Counts{0, 33}, Counts{17, 0}}) {
-        for (const Choices choices : {Choices::kOwn, Choices::kShared}) {
-          expect_agreement(dtype, head_dim, 3, counts, 0, choices);
-          expect_agreement(dtype, head_dim, 3, counts, 4, choices);
-          expect_agreement(dtype, head_dim, 1, counts, 1, choices);
-        }
-      }
-    }
-  }
-}
+INSTANTIATE_TEST_SUITE_P(DTypes,
+                         MergeOnDevice,
+                         testing::Values(DType::kFloat32, DType::kFloat16, DType::kBFloat16),
+                         [](const auto& param) { return std::string(name_of(param.param)); });
 
 #endif  // HYBRIDGEN_HAS_CUDA
 

@@ -19,6 +19,11 @@ std::string place_of(Where where) {
   return file.substr(file.rfind('/') + 1) + ":" + std::to_string(where.line());
 }
 
+std::string in_this_block(const std::string& what) {
+  return "[cuda_emulator] block (" + std::to_string(blockIdx.x) + ", " +
+         std::to_string(blockIdx.y) + ", " + std::to_string(blockIdx.z) + "): " + what;
+}
+
 bool are_same(Where a, Where b) {
   return a.line() == b.line() && a.column() == b.column() &&
          std::string_view(a.file_name()) == b.file_name();
@@ -131,8 +136,13 @@ void Block::run_thread() {
   if (failure_.empty()) failure_ = warps_.thread_ended(running_);
 }
 
+int Block::thread() const { return running_; }
+int Block::lane() const { return running_ % warpSize; }
+SharedArena& Block::shared() { return shared_; }
+AsyncCopies& Block::async_copies() { return threads_[index(running_)]->copies; }
+Warps& Block::warps() { return warps_; }
+
 void Block::synchronize(Where where) {
-  const EmulatorsOwnAccesses own;
   Thread& thread = *threads_[index(running_)];
   Ordering& ordering = barrier_[barrier_turn_];
   thread.state = State::kAtBarrier;
@@ -155,6 +165,7 @@ void Block::wait_for_warp(const char* operation, Where where) {
 void Block::suspend_running() {
   Thread& thread = *threads_[index(running_)];
   --ready_;
+  end_.release();  // in case that the block fails and the next one takes over this stack
   thread.fiber.suspend();
 }
 
@@ -185,19 +196,16 @@ void Block::end_barrier() {
   barrier_turn_ = 1 - barrier_turn_;
 }
 
+// Thrown, not only noted: what the thread holds is freed.
 void Block::fail(const std::string& what) {
-  const EmulatorsOwnAccesses own;
-  failure_ = "thread " + std::to_string(running_) + ": " + what;
-  suspend_running();
-  std::terminate();  // a failed block goes on with none of its threads
+  throw KernelError(in_this_block("thread " + std::to_string(running_) + ": " + what));
 }
 
 void Block::throw_if_failed() {
+  if (thrown_ == nullptr && failure_.empty()) return;
+  end_.acquire();
   if (thrown_ != nullptr) std::rethrow_exception(std::exchange(thrown_, nullptr));
-  if (failure_.empty()) return;
-  throw KernelError("[cuda_emulator] block (" + std::to_string(blockIdx.x) + ", " +
-                    std::to_string(blockIdx.y) + ", " + std::to_string(blockIdx.z) +
-                    "): " + failure_);
+  throw KernelError(in_this_block(failure_));
 }
 
 // "thread 0 waits for its warp in __syncwarp (a.cu:3); threads 1 to 31 wait at ...".

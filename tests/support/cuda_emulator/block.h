@@ -46,17 +46,18 @@ class Block {
            void (*kernel)(const void* arguments),
            const void* arguments);
 
-  // ---- For the running CUDA thread ----
+  // ---- For the running CUDA thread; none is inline, as that would put what ThreadSanitizer adds
+  // to a kernel into the emulator ----
 
   /// __syncthreads().
   void synchronize(Where where);
   /// Its number in the block, and that in its warp.
-  int thread() const { return running_; }
-  int lane() const { return running_ % warpSize; }
-  SharedArena& shared() { return shared_; }
-  AsyncCopies& async_copies() { return threads_[index(running_)]->copies; }
-  Warps& warps() { return warps_; }
-  /// Ends the launch with this error.
+  int thread() const;
+  int lane() const;
+  SharedArena& shared();
+  AsyncCopies& async_copies();
+  Warps& warps();
+  /// Ends the launch with this error, by an exception in the running thread.
   [[noreturn]] void fail(const std::string& what);
 
   // ---- For Warps, which decides who waits for whom in a warp ----

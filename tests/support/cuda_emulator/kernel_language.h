@@ -28,13 +28,9 @@ using ArrayOf = T[kCount];
 template <typename T, std::size_t kCount>
 ArrayOf<T, kCount>& shared_array(const void* key) {
   Block& block = Block::current();
-  void* memory = nullptr;
-  {
-    const EmulatorsOwnAccesses own;
-    memory = block.shared().static_array(key, sizeof(T) * kCount, alignof(T));
-    if (memory == nullptr) {
-      block.fail("static shared memory is more than 48 KiB; use DEVICE_DYNAMIC_SHARED");
-    }
+  void* memory = block.shared().static_array(key, sizeof(T) * kCount, alignof(T));
+  if (memory == nullptr) {
+    block.fail("static shared memory is more than 48 KiB; use DEVICE_DYNAMIC_SHARED");
   }
   return *static_cast<ArrayOf<T, kCount>*>(memory);
 }

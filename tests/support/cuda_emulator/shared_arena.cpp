@@ -46,6 +46,7 @@ void SharedArena::start_block(std::size_t dynamic_bytes) {
 }
 
 void* SharedArena::static_array(const void* key, std::size_t bytes, std::size_t alignment) {
+  const EmulatorsOwnAccesses own;
   for (const Array& array : arrays_) {
     if (array.key == key) return array.place;
   }

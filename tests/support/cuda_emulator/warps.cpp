@@ -44,39 +44,46 @@ void Warps::start_block(int threads) {
   }
 }
 
-WarpGroup& Warps::group_of(Block& block,
-                           std::uint32_t mask,
-                           const char* operation,
-                           std::size_t bytes) {
+std::string Warps::what_is_wrong(const Block& block,
+                                 std::uint32_t mask,
+                                 const char* operation) const {
   const int warp = block.thread() / kLanes;
-  if ((mask & bit(block.lane())) == 0) {
-    block.fail(described(operation, mask) + " does not name its own lane");
-  }
+  const std::uint32_t own = bit(block.lane());
+  if ((mask & own) == 0) return described(operation, mask) + " does not name its own lane";
   if (const std::uint32_t missing = mask & ~live_lanes(block, warp); missing != 0) {
-    block.fail(described(operation, mask) + " names lane " +
-               std::to_string(std::countr_zero(missing)) + ", which has ended or never was");
+    return described(operation, mask) + " names lane " + std::to_string(std::countr_zero(missing)) +
+           ", which has ended or never was";
   }
-  WarpGroup* free = nullptr;
-  for (WarpGroup& group : *warps_[static_cast<std::size_t>(warp)]) {
+  for (const WarpGroup& group : *warps_[static_cast<std::size_t>(warp)]) {
+    // Who waits there waits for this lane, which would wait for them here.
+    const std::uint32_t elsewhere = group.arrived & mask;
+    if (elsewhere == 0 || group.is_complete() || (group.mask & own) == 0) continue;
+    if (group.mask == mask && are_equal(group.operation, operation)) continue;
+    return described(operation, mask) + " meets lane " +
+           std::to_string(std::countr_zero(elsewhere)) + " in " +
+           described(group.operation, group.mask);
+  }
+  return "";
+}
+
+WarpGroup& Warps::join_group(const Block& block, std::uint32_t mask, const char* operation) {
+  WarpGroup* joined = nullptr;
+  for (WarpGroup& group : *warps_[static_cast<std::size_t>(block.thread() / kLanes)]) {
     if (group.arrived == 0) {
-      if (free == nullptr) free = &group;
-      continue;
-    }
-    if (group.is_complete()) continue;  // being read
-    if (group.mask == mask && group.bytes == bytes && are_equal(group.operation, operation)) {
-      return group;
-    }
-    if (const std::uint32_t elsewhere = group.arrived & mask; elsewhere != 0) {
-      block.fail(described(operation, mask) + " meets lane " +
-                 std::to_string(std::countr_zero(elsewhere)) + " in " +
-                 described(group.operation, group.mask));
+      if (joined == nullptr) joined = &group;
+    } else if (!group.is_complete() && group.mask == mask) {
+      joined = &group;
+      break;
     }
   }
-  free->mask = mask;
-  free->operation = operation;
-  free->bytes = bytes;
-  free->ordering.renew();
-  return *free;
+  if (joined->arrived == 0) {
+    joined->mask = mask;
+    joined->operation = operation;
+    joined->ordering.renew();
+  }
+  joined->arrived |= bit(block.lane());
+  joined->reading |= bit(block.lane());
+  return *joined;
 }
 
 WarpGroup& Warps::exchange(Block& block,
@@ -85,25 +92,29 @@ WarpGroup& Warps::exchange(Block& block,
                            const void* data,
                            std::size_t bytes,
                            std::source_location where) {
-  const EmulatorsOwnAccesses own;
-  WarpGroup& group = group_of(block, mask, operation, bytes);
-  const int own_lane = block.lane();
-  if (bytes > 0) {
-    std::memcpy(group.payloads[static_cast<std::size_t>(own_lane)].data(), data, bytes);
+  WarpGroup* joined = nullptr;
+  std::string wrong;
+  {
+    const EmulatorsOwnAccesses own;
+    wrong = what_is_wrong(block, mask, operation);
+    if (wrong.empty()) {
+      joined = &join_group(block, mask, operation);
+      auto& payload = joined->payloads[static_cast<std::size_t>(block.lane())];
+      if (bytes > 0) std::memcpy(payload.data(), data, bytes);
+    }
   }
-  group.arrived |= bit(own_lane);
-  group.reading |= bit(own_lane);
-  group.ordering.release();
-  if (group.is_complete()) {
-    const int first = block.thread() - own_lane;
+  if (joined == nullptr) block.fail(wrong);
+  joined->ordering.release();
+  if (joined->is_complete()) {
+    const int first = block.thread() - block.lane();
     for (int lane = 0; lane < kLanes; ++lane) {
-      if ((mask & bit(lane)) != 0 && lane != own_lane) block.let_go(first + lane);
+      if ((mask & bit(lane)) != 0 && lane != block.lane()) block.let_go(first + lane);
     }
   } else {
     block.wait_for_warp(operation, where);
   }
-  group.ordering.acquire();
-  return group;
+  joined->ordering.acquire();
+  return *joined;
 }
 
 void Warps::finish_reading(Block& block, WarpGroup& group) {
@@ -116,9 +127,8 @@ std::string Warps::thread_ended(int thread) const {
   const int lane = thread % kLanes;
   for (const WarpGroup& group : *warps_[static_cast<std::size_t>(thread / kLanes)]) {
     if (group.arrived != 0 && !group.is_complete() && (group.mask & bit(lane)) != 0) {
-      return "thread " + std::to_string(thread) + " ends while lane " +
-             std::to_string(std::countr_zero(group.arrived)) + " waits for it in " +
-             described(group.operation, group.mask);
+      return described(group.operation, group.mask) + " names lane " + std::to_string(lane) +
+             ", which has ended";
     }
   }
   return "";
@@ -136,11 +146,11 @@ WarpExchange::WarpExchange(std::uint32_t mask,
 WarpExchange::~WarpExchange() { block_.warps().finish_reading(block_, group_); }
 
 void WarpExchange::read(int lane, void* to, std::size_t bytes) const {
-  const EmulatorsOwnAccesses own;
   if (lane < 0 || lane >= kLanes || (group_.mask & bit(lane)) == 0) {
     block_.fail(described(group_.operation, group_.mask) + " reads lane " + std::to_string(lane) +
                 ", which the mask does not name");
   }
+  const EmulatorsOwnAccesses own;
   std::memcpy(to, group_.payloads[static_cast<std::size_t>(lane)].data(), bytes);
 }
 

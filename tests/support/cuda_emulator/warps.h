@@ -27,7 +27,6 @@ struct WarpGroup {
   std::uint32_t arrived = 0;  ///< 0: free
   std::uint32_t reading = 0;
   const char* operation = nullptr;
-  std::size_t bytes = 0;
   Ordering ordering;
   std::array<std::array<std::byte, kMaxPayloadBytes>, 32> payloads;
 
@@ -38,7 +37,7 @@ class Warps {
  public:
   void start_block(int threads);
 
-  /// Returns when all lanes of `mask` have called it with the same mask, operation and size; the
+  /// Returns when all lanes of `mask` have called it with the same mask and operation; the
   /// caller then reads and calls finish_reading. Fails the block where CUDA leaves undefined what
   /// happens.
   WarpGroup& exchange(Block& block,
@@ -55,7 +54,9 @@ class Warps {
  private:
   // A lane is in one group at most, so there is always a free one.
   using Groups = std::array<WarpGroup, 32>;
-  WarpGroup& group_of(Block& block, std::uint32_t mask, const char* operation, std::size_t bytes);
+  /// Empty if the running thread may carry out the operation.
+  std::string what_is_wrong(const Block& block, std::uint32_t mask, const char* operation) const;
+  WarpGroup& join_group(const Block& block, std::uint32_t mask, const char* operation);
 
   std::vector<std::unique_ptr<Groups>> warps_;
 };
