@@ -14,7 +14,9 @@ void register_model(pybind11::module_& module);
 /// Method (compositions of a user's own) and selectors written in Python.
 void register_methods(pybind11::module_& module);
 void register_engine(pybind11::module_& module);
-/// What this machine's CPU does, and profiles of machines that are emulated.
+/// What this machine's CPU does.
 void register_measurements(pybind11::module_& module);
+/// Profiles of machines that are emulated.
+void register_machines(pybind11::module_& module);
 
 }  // namespace hybridgen::bindings

@@ -268,4 +268,5 @@ PYBIND11_MODULE(_core, module) {
   hybridgen::bindings::register_methods(module);
   hybridgen::bindings::register_engine(module);
   hybridgen::bindings::register_measurements(module);
+  hybridgen::bindings::register_machines(module);
 }

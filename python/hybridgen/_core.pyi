@@ -26,6 +26,7 @@ __all__: list[str] = [
     "checked_options",
     "device_window",
     "is_engine_thread",
+    "machine_profile_fields",
     "measure_gather",
     "measure_hand_off",
     "measure_scan_keys",
@@ -35,6 +36,7 @@ __all__: list[str] = [
     "numa_nodes",
     "option_classes",
     "read_bandwidth",
+    "register_machine_profile",
     "register_selector",
     "release_free_memory",
     "scheduler_preset",
@@ -477,6 +479,11 @@ def is_engine_thread() -> bool:
     Whether the calling thread belongs to an engine: it runs work that somebody waits for.
     """
 
+def machine_profile_fields() -> list:
+    """
+    What times of an emulated device are made from: the name, and fields of a profile.
+    """
+
 def measure_gather(
     threads: typing.SupportsInt | typing.SupportsIndex,
     mebibytes: typing.SupportsInt | typing.SupportsIndex,
@@ -545,6 +552,11 @@ def read_bandwidth(
 ) -> float:
     """
     Bytes per second that `threads` threads read from memory, measured now (median of 5).
+    """
+
+def register_machine_profile(fields: dict) -> int:
+    """
+    Index N of the device "emulated:N" that has the times of these fields, by full name.
     """
 
 def register_selector(name: str, strategy: str, make: typing.Any) -> None:

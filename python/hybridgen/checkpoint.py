@@ -81,6 +81,7 @@ def load_model(
     load_format: str = "auto",
     revision: str | None = None,
     seed: int = 0,
+    is_timed: bool = False,
 ) -> LoadedModel:
     """Load a model.
 
@@ -91,13 +92,16 @@ def load_model(
     dtype : str
         "auto" keeps the checkpoint's; else "float32", "bfloat16" or "float16".
     device : str
-        "cpu" or "cuda:0".
+        "cpu", "cuda:0", "emulated" or "emulated:N".
     load_format : str
         "auto" prefers safetensors over pickled files; "dummy" draws random weights.
     revision : str, optional
         Branch, tag or commit; hub ids only.
     seed : int
         Of dummy weights.
+    is_timed : bool
+        Whether the device is an emulated one that computes nothing: weights then only take room
+        there and time, and none are read.
 
     Raises
     ------
@@ -121,8 +125,9 @@ def load_model(
         shards = find_shards(path, load_format)
     dtype = resolve_dtype(dtype, hf_config, lambda: dtype_of_weights(shards))
     model = _core.Model(_core.ModelConfig(**config), dtype=dtype, device=device)
-    _require_memory(model)
-    if load_format == "dummy":
+    if not is_timed:
+        _require_memory(model)
+    if load_format == "dummy" or is_timed:
         model.load_dummy(seed)
     else:
         _load_weights(model, family, config, shards)

@@ -114,7 +114,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which model runs on what; every method reads them."""
     parser.add_argument("--model", required=True, help="folder or hub id")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda:0, emulated, or emulated:PROFILE, which has times and no results",
+    )
     parser.add_argument("--load-format", default="auto", help="auto, safetensors, bin, dummy")
     _add_options(parser, _rows("LLM"))
     _add_options(parser, _rows("CpuConfig"))
@@ -246,6 +250,11 @@ def _generate(arguments: argparse.Namespace) -> None:
     prompts = arguments.prompt or [_read_prompt(arguments.prompt_file)]
     if arguments.stream and len(prompts) != 1:
         raise ConfigError(f"[generate] --stream with {len(prompts)} prompts; allowed: 1")
+    if arguments.stream and arguments.device.startswith("emulated:"):
+        raise ConfigError(
+            f"[generate] --stream on {arguments.device}, where there is no text; allowed: without "
+            "it, which prints times"
+        )
     said = vars(arguments)
     params = SamplingParams(
         max_tokens=arguments.max_tokens,
@@ -278,6 +287,9 @@ def _print_results(results: list[RequestOutput], llm: LLM, *, as_json: bool) -> 
             "stats": llm.stats.to_dict(),
         }
         print(json.dumps(content, indent=2, default=str))
+        return
+    if any(result.text is None for result in results):  # it is withheld
+        print(llm.stats.summary())
         return
     for result in results:
         print(result.text)

@@ -80,7 +80,7 @@ class EngineHandle(Closable):
     @property
     def stats(self) -> RunStats:
         """What the engine did since the last call began."""
-        return RunStats(self._loop.run_stats())
+        return RunStats(self._loop.run_stats(), self.model.emulated)
 
     @contextmanager
     def measure(self) -> Iterator[RunStats]:
@@ -95,7 +95,7 @@ class EngineHandle(Closable):
         41.5
         """
         before = self._loop.all_stats()
-        stats = RunStats({})
+        stats = RunStats({}, self.model.emulated)
         stats.fill(before, before)
         try:
             yield stats
@@ -148,12 +148,12 @@ class EngineHandle(Closable):
         except BaseException as error:
             self._tracing = False
             try:
-                write_chrome_trace(path, engine.stop_trace())
+                write_chrome_trace(path, engine.stop_trace(), self.model.emulated)
             except Exception as failure:
                 error.add_note(f"[tracing] and no trace was written: {failure}")
             raise
         self._tracing = False
-        write_chrome_trace(path, engine.stop_trace())
+        write_chrome_trace(path, engine.stop_trace(), self.model.emulated)
 
     # -------------------------------------------------------------------------------- lifetime
 
@@ -177,4 +177,5 @@ class EngineHandle(Closable):
         )
 
     def __repr__(self) -> str:
-        return f"LLM({self.model._describe()})"
+        emulated = self.model.emulated
+        return f"LLM({self.model._describe()}{'' if emulated is None else f', {emulated}'})"

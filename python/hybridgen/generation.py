@@ -7,6 +7,7 @@ may pause while another call runs.
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Generator
 from contextlib import closing, nullcontext, suppress
@@ -30,6 +31,27 @@ class Call:
     def read(self) -> list[Sequence]:
         """Return the sequences there is news of, each once, and forget the news."""
         return list(dict.fromkeys(self.news.popleft() for _ in range(len(self.news))))
+
+
+_CLOCKS: weakref.WeakValueDictionary[str, EngineLoop] = weakref.WeakValueDictionary()
+
+
+def claim_clock(clock: str, device: str, loop: EngineLoop) -> None:
+    """Let one engine at a time have the clock of an emulated device, which messages call `device`.
+
+    Raises
+    ------
+    ConfigError
+        While another one has it: the loop is then closed.
+    """
+    owner = _CLOCKS.get(clock)
+    if owner is not None and not owner.is_closed:
+        loop.close()
+        raise ConfigError(
+            f"[LLM] device is {device!r}, where another LLM is open, and the two would be timed "
+            "as if each had it alone; allowed: one at a time; close the other one first"
+        )
+    _CLOCKS[clock] = loop
 
 
 class EngineLoop:
@@ -64,6 +86,11 @@ class EngineLoop:
                 "close this one later"
             )
         return self._engine
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._engine is None
 
     @property
     def idle(self) -> bool:

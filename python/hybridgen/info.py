@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from . import _core
+from .machine_profile import MachineProfile
 
 _PACKAGES = ("hybridgen", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 
@@ -112,12 +113,16 @@ def _ranges(numbers: list[int]) -> str:
 
 def _gpu() -> dict[str, Any]:
     count = torch.cuda.device_count()
-    found: dict[str, Any] = {"devices": count}
+    found: dict[str, Any] = {"devices": count, "emulated": ["emulated", *_timed_devices()]}
     if count:
         properties = torch.cuda.get_device_properties(0)
         found |= {"name": properties.name, "bytes": properties.total_memory}
         found["cuda"] = torch.version.cuda
     return found
+
+
+def _timed_devices() -> list[str]:
+    return [f"emulated:{name}" for name in MachineProfile.names()]
 
 
 def _shown(value: object) -> str:

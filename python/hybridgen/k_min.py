@@ -101,7 +101,7 @@ def calibrate(
     max_tokens = as_int("calibrate", "max_tokens", max_tokens, 1)
     progress = as_bool("calibrate", "progress", progress)
     ks = _read_k_values(k_values)
-    _ = llm.engine_options  # refuses one that is closed
+    llm.open_model._require_results("calibrate")
     kv = KVConfig(device_tokens=device_tokens)
     prompts, answers = _read_dataset(dataset)
     metric = _chosen_metric(metric, answers)

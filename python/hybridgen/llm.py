@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +18,7 @@ from .engine_options import EngineSetup
 from .engine_steps import EngineSteps
 from .errors import ConfigError
 from .failures import reported
-from .generation import EngineLoop
+from .generation import EngineLoop, claim_clock
 from .model import Model
 from .outputs import RequestOutput, StreamChunk
 from .progress import ProgressBar
@@ -139,6 +140,13 @@ class LLM(EngineSteps):
             opened = Model._opened_by("LLM", source, tokenizer, revision, seed=seed, **loading)
         super().__init__(opened, EngineLoop(setup.engine(opened)), seed)
         self._cpu = setup.cpu
+        if opened.machine_profile is not None:
+            claim_clock(opened.engine_device, opened.device, self._loop)
+            warnings.warn(
+                f"{opened.emulated}: nothing is computed, so text, token ids and "
+                "log-probabilities are withheld (None); every text runs to max_tokens",
+                stacklevel=4,  # of who calls LLM, behind two decorators
+            )
 
     @classmethod
     def from_pretrained(cls, model: str | Path | dict[str, Any], **options: Any) -> LLM:
@@ -212,6 +220,7 @@ class LLM(EngineSteps):
         No text is made unless stop strings ask for it. An ending token is part of the result.
         Raises as `generate`; ``outputs`` are then such lists.
         """
+        self.model._require_results("generate_ids")
         read = self.model._reader("generate_ids").read(prompts)
         requests = self._maker.make_all(
             "generate_ids",
@@ -364,6 +373,7 @@ class LLM(EngineSteps):
         >>> llm.score([("The sky is", " blue")])  # doctest: +SKIP
         [(-1.25, True)]
         """
+        self.model._require_results("score")
         pairs = items_of(pairs) or pairs  # a generator gives them only once
         requests = [
             self._maker.make(

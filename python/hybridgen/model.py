@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from ._checks import MAX_INT64, as_bool, as_int, brief, checked_keywords, is_aut
 from ._lifetime import Closable, Guard, guarded
 from .checkpoint import LOAD_FORMATS, LoadedModel, load_model
 from .codec import Codec
+from .devices import resolve_device
 from .errors import ConfigError, own_errors
+from .machine_profile import MachineProfile
 from .model_config import read_eos_ids
 from .prompts import PromptReader
 from .tokenizer import checked_codec, load_codec
@@ -39,7 +40,9 @@ class Model(Closable):
     dtype : str
         "auto" keeps the checkpoint's; else "float32", "bfloat16" or "float16".
     device : str
-        "auto", "cpu" or "cuda:0".
+        "auto", "cpu" or "cuda:0"; "emulated", a device that is none, for tests and new methods; or
+        "emulated:h100-nvl", "emulated:path/profile.json": one that has the times of a profile and
+        no results (docs/cuda.md). "auto" is never emulated.
     load_format : str
         "auto", "safetensors", "bin" or "dummy".
     seed : int
@@ -110,9 +113,13 @@ class Model(Closable):
         one_of(operation, "load_format", loading["load_format"], LOAD_FORMATS)
         codec = None if _is_place(tokenizer) else checked_codec(tokenizer, operation)
         _refuse_idle_revision(operation, revision, model, tokenizer)
-        loading["device"] = _resolve_device(operation, loading["device"])
+        device = resolve_device(operation, loading["device"])
+        loading["device"] = device.engine_name
         with own_errors("load_model"):
-            loaded = load_model(model, revision=revision, **loading)
+            loaded = load_model(
+                model, revision=revision, is_timed=device.profile is not None, **loading
+            )
+        self._device = device
         self._hold(loaded, codec or _load_codec(operation, tokenizer, revision, loaded.path))
 
     def _hold(self, loaded: LoadedModel, codec: Codec | None) -> None:
@@ -124,7 +131,7 @@ class Model(Closable):
         self.config = loaded.config
         self.generation_config = loaded.generation_config
         self.eos_token_ids = loaded.eos_token_ids
-        self.dtype, self.device = loaded.model.dtype, loaded.model.device
+        self.dtype, self.device = loaded.model.dtype, self._device.name
         self.tokenizer = None if codec is None else codec.tokenizer
         self.valid_vocab = 0
         """Token ids from here on are padding of the embedding; 0 for none."""
@@ -183,11 +190,35 @@ class Model(Closable):
         skip = as_bool("decode", "skip_special_tokens", skip_special_tokens)
         return reader.require_codec().decode(reader.read_ids(token_ids), skip_special_tokens=skip)
 
+    def _require_results(self, operation: str) -> None:
+        """Refuse what needs the model's own results where there are only times."""
+        if self.machine_profile is not None:
+            raise ConfigError(
+                f"[{operation}] device is {self.device!r}, where nothing is computed: its tokens "
+                "and log-probabilities mean nothing; allowed: cpu, cuda:0, or 'emulated' without "
+                "a profile"
+            )
+
     def _reader(self, operation: str) -> PromptReader:
         """Return what reads prompts for this model; messages begin with the operation."""
         return PromptReader(self.codec, self.config["vocab_size"] - 1, operation)
 
     # ------------------------------------------------------------------------------------ lifetime
+
+    @property
+    def emulated(self) -> str | None:
+        """What reports say of an emulated device: whose times they are; None on a real one."""
+        return self._device.emulated
+
+    @property
+    def engine_device(self) -> str:
+        """The engine's name of the device: "emulated:1" where ``device`` names a profile."""
+        return self._device.engine_name
+
+    @property
+    def machine_profile(self) -> MachineProfile | None:
+        """Whose times an emulated device has: nothing is computed there, so text is withheld."""
+        return self._device.profile
 
     @property
     def weights(self) -> Any:
@@ -226,7 +257,7 @@ class Model(Closable):
         )
 
     def __repr__(self) -> str:
-        return f"Model({self._describe()}, {self.dtype} on {self.device})"
+        return f"Model({self._describe()}, {self.dtype} on {self.emulated or self.device})"
 
     def _describe(self) -> str:
         """Return its kind and sizes in a few words."""
@@ -265,23 +296,3 @@ def _load_codec(
             "the model's own"
         )
     return codec
-
-
-def _resolve_device(operation: str, device: object) -> str:
-    name = str(device) if isinstance(device, str | torch.device) else brief(device)
-    count = torch.cuda.device_count()
-    if name == "auto":
-        return "cuda:0" if count else "cpu"
-    if name == "cpu":
-        return name
-    match = re.fullmatch(r"cuda(?::([0-9]{1,9}))?", name)
-    if not match:
-        raise ConfigError(f"[{operation}] device is {brief(name)}; allowed: auto, cpu, cuda:0")
-    index = int(match[1] or 0)
-    if index >= count:
-        raise ConfigError(
-            f"[{operation}] device is {name!r}, but torch {torch.__version__} sees {count} CUDA "
-            "devices; allowed: auto, cpu"
-            + (f", cuda:0 to cuda:{count - 1}" if count else "; a GPU needs a CUDA build of torch")
-        )
-    return f"cuda:{index}"

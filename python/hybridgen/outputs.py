@@ -44,6 +44,8 @@ class RequestMetrics:
         "hold", "grow", "shrink", "to_pre" or "to_post"; empty if they are fixed.
     attended_offloaded_share : float
         Part of the offloaded tokens that entered the softmax, averaged over steps.
+    emulated : str or None
+        On an emulated device, whose times these are.
     """
 
     prompt_tokens: int = 0
@@ -60,6 +62,7 @@ class RequestMetrics:
     scheduler_decisions: int = 0
     last_decision: str = ""
     attended_offloaded_share: float = 0.0
+    emulated: str | None = None
 
     @classmethod
     def from_stats(cls, stats: Mapping[str, object]) -> RequestMetrics:
@@ -96,6 +99,9 @@ class RequestMetrics:
 class CompletionOutput:
     """One generated text.
 
+    On an emulated device with the times of a profile nothing is computed: ``text``, ``token_ids``
+    and ``cumulative_logprob`` are then None; ``metrics.generated_tokens`` counts the tokens.
+
     Parameters
     ----------
     index : int
@@ -125,6 +131,12 @@ class CompletionOutput:
     logprobs: list[dict[int, float]] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+
+
+def withheld(output: CompletionOutput) -> CompletionOutput:
+    """Return what there is of a text that nothing was computed for: why it ended."""
+    nothing: Any = None
+    return CompletionOutput(output.index, nothing, nothing, nothing, None, output.finish_reason)
 
 
 @dataclass
@@ -191,8 +203,9 @@ class StreamChunk:
     ----------
     text : str
         May be empty: bytes of an unfinished character and possible stop strings are held back.
+        None where `CompletionOutput.text` is.
     token_id : int
-        The new token.
+        The new token; None likewise.
     index : int
         Its number in its text, from 0.
     prompt_tps, generation_tps : float
@@ -228,8 +241,9 @@ class RunStats(Mapping[str, Any]):
     (20, 40.0)
     """
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = _with_rates(values)
+    def __init__(self, values: Mapping[str, Any], emulated: str | None = None) -> None:
+        self._emulated = {} if emulated is None else {"emulated": emulated}
+        self._values = self._emulated | _with_rates(values)
 
     def fill(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         """Become what was done between two readings of the engine's sums."""
@@ -237,7 +251,7 @@ class RunStats(Mapping[str, Any]):
         host_s = done.get("t_cpu_s", 0.0) + done.get("t_link_s", 0.0)
         waited = done.get("t_wait_s", 0.0) / host_s if host_s > 0 else 0.0
         done["hidden_share"] = max(0.0, 1.0 - waited)  # a ratio: not the difference of two
-        self._values = _with_rates(done)
+        self._values = self._emulated | _with_rates(done)
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
@@ -275,7 +289,8 @@ class RunStats(Mapping[str, Any]):
     def summary(self) -> str:
         """Return a few lines for people: speed, overlap, bytes moved."""
         get = self._values.get
-        lines = [
+        lines = [*self._emulated.values()]
+        lines += [
             f"requests        {get('requests', 0)}",
             f"prefill         {get('prompt_tokens', 0)} tokens in {get('prefill_s', 0.0):.3f} s "
             f"({self._values['prefill_tps']:.1f} tok/s)",

@@ -13,7 +13,7 @@ from .codec import Codec
 from .errors import ConfigError
 from .generation import EngineLoop
 from .model import Model
-from .outputs import CompletionOutput, RequestMetrics, RequestOutput
+from .outputs import CompletionOutput, RequestMetrics, RequestOutput, withheld
 from .prompts import Encoded
 from .sampling import SamplingParams
 from .sequence import Sequence, sampling_options
@@ -32,14 +32,26 @@ class Request:
         One for each text.
     name : int or str, optional
         What its results are called; by default the engine's number of its first text.
+    emulated : str, optional
+        What its metrics say of the device.
+    is_timed : bool
+        Whether nothing is computed, and so text is withheld.
     """
 
     def __init__(
-        self, prompt: str | None, sequences: list[Sequence], name: int | str | None = None
+        self,
+        prompt: str | None,
+        sequences: list[Sequence],
+        name: int | str | None = None,
+        *,
+        emulated: str | None = None,
+        is_timed: bool = False,
     ) -> None:
         self.prompt = prompt
         self.sequences = sequences
+        self.is_timed = is_timed
         self._name = name
+        self._emulated = emulated
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -76,10 +88,13 @@ class Request:
             request_id=self.sequences[0].request_id if self._name is None else self._name,
             prompt=self.prompt,
             prompt_token_ids=self.prompt_ids,
-            outputs=texts,
+            outputs=[withheld(text) for text in texts] if self.is_timed else texts,
             finished=finished,
             prompt_logprobs=self.sequences[0].prompt_logprobs,
-            metrics=RequestMetrics.combined([sequence.metrics for sequence in self.sequences]),
+            metrics=replace(
+                RequestMetrics.combined([sequence.metrics for sequence in self.sequences]),
+                emulated=self._emulated,
+            ),
         )
 
 
@@ -138,9 +153,12 @@ class RequestMaker:
             If the parameters need a tokenizer and there is none, or a wrong one.
         """
         text, ids = prompt
+        is_timed = self._model.machine_profile is not None
+        if is_timed:
+            _refuse_results(operation, params)
         self._check_bias(operation, params)
         decode_prompt_tokens = as_int(operation, "decode_prompt_tokens", decode_prompt_tokens, 0)
-        codec = self._codec(operation, params, makes_text)
+        codec = None if is_timed else self._codec(operation, params, makes_text)
         sequences = [
             Sequence(
                 ids,
@@ -153,7 +171,7 @@ class RequestMaker:
             )
             for index in range(params.n)
         ]
-        return Request(text, sequences, name)
+        return Request(text, sequences, name, emulated=self._model.emulated, is_timed=is_timed)
 
     def make_all(
         self,
@@ -174,7 +192,9 @@ class RequestMaker:
         room = self._loop.engine.options.max_model_len - prompt_tokens
         number = next(self._numbers)  # at once: other threads make requests too
         seed = self._seed + number if params.seed is None else params.seed + index
-        eos = () if params.ignore_eos else self._model.eos_token_ids
+        # Where nothing is computed, a token that ends the text would come by chance.
+        never_ends = params.ignore_eos or self._model.machine_profile is not None
+        eos = () if never_ends else self._model.eos_token_ids
         return sampling_options(
             # All texts of a prompt have the same one: the first tells of it.
             params if index == 0 else params.replace(prompt_logprobs=None),
@@ -202,6 +222,23 @@ class RequestMaker:
 def outputs_of(requests: list[Request]) -> Callable[[], list[RequestOutput]]:
     """Return what makes the results of requests when they have ended."""
     return lambda: [request.output() for request in requests]
+
+
+def _refuse_results(operation: str, params: SamplingParams) -> None:
+    """Refuse what needs the model's own results, for a device that only has times."""
+    asked = {
+        "stop": params.stop_strings or None,
+        "stop_token_ids": params.extra_stop_ids or None,
+        "logprobs": params.logprobs,
+        "prompt_logprobs": params.prompt_logprobs,
+    }
+    for name, value in asked.items():
+        if value is not None:
+            raise ConfigError(
+                f"[{operation}] {name} is {brief(value)} on a device that only has times; allowed: "
+                "None, as nothing is computed there and every text runs to max_tokens; take "
+                "device='cpu', or 'emulated' without a profile"
+            )
 
 
 def _per_prompt(operation: str, params: Any, count: int) -> list[SamplingParams]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 from .failures import reported
 from .generation import EngineLoop
@@ -18,6 +19,7 @@ def stream_chunks(
 ) -> Iterator[StreamChunk]:
     """Run requests and yield their tokens; raises as `reported` says."""
     owners = {sequence: index for index, r in enumerate(requests) for sequence in r.sequences}
+    nothing: Any = None
     clocks = {sequence: _Clock() for sequence in owners}
     peak = 0
     with (
@@ -30,9 +32,10 @@ def stream_chunks(
             is_last = sequence.finished and number + 1 == len(sequence.pieces)
             clock = clocks[sequence]
             clock.tick()
+            is_timed = requests[owners[sequence]].is_timed
             yield StreamChunk(
-                text=new.text,
-                token_id=new.token_id,
+                text=nothing if is_timed else new.text,
+                token_id=nothing if is_timed else new.token_id,
                 index=number,
                 prompt_tps=clock.rate_to_first(len(sequence.prompt_ids)),
                 generation_tps=clock.rate_since_first(number),

@@ -14,7 +14,7 @@ _PROCESS = 1
 _LANES = {"device": "device", "link": "link (host to device)", "cpu": "cpu worker"}
 
 
-def chrome_trace(spans: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def chrome_trace(spans: Iterable[Mapping[str, Any]], emulated: str | None = None) -> dict[str, Any]:
     """Return spans of the engine as a trace: one row per lane, one per worker of the host.
 
     Parameters
@@ -22,6 +22,8 @@ def chrome_trace(spans: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     spans : iterable of mappings
         With name, lane, worker, layer, step, begin_ns, end_ns and bytes. On the lane "scheduler"
         the name is the strategy, the worker a request and the bytes are K.
+    emulated : str, optional
+        Whose times these are, if they are not this machine's.
     """
     everything = list(spans)
     origin = min((span["begin_ns"] for span in everything), default=0)
@@ -32,8 +34,9 @@ def chrome_trace(spans: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         key=lambda row: (order.get(row[0], len(order)), row),
     )
     thread_of = {row: i + 1 for i, row in enumerate(rows)}
+    title = "hybridgen" if emulated is None else f"hybridgen ({emulated})"
     events: list[dict[str, Any]] = [
-        {"ph": "M", "name": "process_name", "pid": _PROCESS, "args": {"name": "hybridgen"}}
+        {"ph": "M", "name": "process_name", "pid": _PROCESS, "args": {"name": title}}
     ]
     for (lane, worker), tid in thread_of.items():
         title = _LANES.get(lane, lane) + (f" {worker}" if lane == "cpu" else "")
@@ -69,9 +72,12 @@ def chrome_trace(spans: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
                     },
                 }
             )
-    return {"traceEvents": events, "displayTimeUnit": "ms"}
+    trace = {"traceEvents": events, "displayTimeUnit": "ms"}
+    return trace if emulated is None else trace | {"otherData": {"emulated": emulated}}
 
 
-def write_chrome_trace(path: str | Path, spans: Iterable[Mapping[str, Any]]) -> None:
+def write_chrome_trace(
+    path: str | Path, spans: Iterable[Mapping[str, Any]], emulated: str | None = None
+) -> None:
     """Write spans of the engine to a JSON file; if that fails, one that was there stays."""
-    write_whole(path, json.dumps(chrome_trace(spans)), "tracing")
+    write_whole(path, json.dumps(chrome_trace(spans, emulated)), "tracing")

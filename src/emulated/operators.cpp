@@ -35,6 +35,7 @@
 #include "emulated/backend.h"
 #include "emulated/byte_ranges.h"
 #include "emulated/operator_costs.h"
+#include "hybridgen/core/token_counts.h"
 
 namespace hybridgen::emulated {
 namespace {
@@ -155,6 +156,15 @@ std::vector<at::Tensor> results_on(c10::DeviceType type,
 // operators that have none, by its CPU kernel on zeros.
 std::vector<at::Tensor> shapes_of(const c10::OperatorHandle& op,
                                   c10::ArrayRef<c10::IValue> arguments) {
+  if (op.schema().name() == "aten::index_select") {
+    // Without a shape function; zeros like a vocabulary's table would take longer than a step.
+    const at::Tensor& from = arguments[0].toTensor();
+    std::vector<std::int64_t> sizes = from.sizes().vec();
+    const std::int64_t dim = arguments[1].toInt();
+    sizes.at(static_cast<std::size_t>(dim < 0 ? dim + from.dim() : dim)) =
+        arguments[2].toTensor().numel();
+    return {at::empty(sizes, from.options().device(c10::kMeta))};
+  }
   static std::mutex mutex;
   static std::unordered_set<c10::OperatorName> without_shape_function;
   const c10::OperatorName& name = op.operator_name();
@@ -527,8 +537,10 @@ at::Scalar local_scalar(const at::Tensor& self) {
     operation.cost = {.kind = OperationKind::kDeviceToHost,
                       .bytes_read = static_cast<std::int64_t>(self.nbytes())};
     emulated.host_wait(emulated.enqueue(operation, {}), Device::Wait::kValue);
+    // What depends on scores, such as how many are near the highest, is as much as there may be.
     return self.scalar_type() == at::kBool ? at::Scalar(last_conjunction == self.const_data_ptr())
-                                           : at::Scalar(0);
+           : self.scalar_type() == at::kDouble ? at::Scalar(static_cast<double>(kMaxTokens))
+                                               : at::Scalar(0);
   }
   auto value = std::make_shared<at::Scalar>();
   const Ticket ticket = emulated.enqueue(

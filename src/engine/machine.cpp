@@ -14,7 +14,8 @@ namespace {
 
 Math resolve_math(Math asked, bool device_is_cpu) {
   if (asked == Math::kKernels && !device_is_cpu) {
-    throw ConfigError("[engine] math is 'kernels' on a CUDA device; allowed there: aten");
+    throw ConfigError(
+        "[engine] math is 'kernels' on a device that is not the CPU; allowed there: aten");
   }
   if (asked != Math::kAuto) return asked;
   return device_is_cpu ? Math::kKernels : Math::kAten;

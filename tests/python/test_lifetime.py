@@ -21,7 +21,7 @@ import torch
 
 import hybridgen as hg
 from hybridgen import LLM, ConfigError, KVConfig, SamplingParams, SchedulerConfig, _core
-from hybridgen.model import _resolve_device
+from hybridgen.devices import resolve_device
 
 TINY: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -466,7 +466,7 @@ def test_a_limit_on_threads_is_named_before_openmp_ends_the_process() -> None:
 def test_torch_says_which_gpus_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [
-        _resolve_device("LLM", d) for d in ("auto", "cuda", "cuda:1", torch.device("cuda", 1))
+        resolve_device("LLM", d).name for d in ("auto", "cuda", "cuda:1", torch.device("cuda", 1))
     ] == [
         "cuda:0",
         "cuda:0",
@@ -474,11 +474,11 @@ def test_torch_says_which_gpus_there_are(monkeypatch: pytest.MonkeyPatch) -> Non
         "cuda:1",
     ]
     with pytest.raises(ConfigError, match=r"sees 2 CUDA devices; allowed: .*cuda:0 to cuda:1"):
-        _resolve_device("LLM", "cuda:2")
+        resolve_device("LLM", "cuda:2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert _resolve_device("LLM", "auto") == "cpu"
+    assert resolve_device("LLM", "auto").name == "cpu"
     with pytest.raises(ConfigError, match=r"sees 0 CUDA devices.*a CUDA build of torch"):
-        _resolve_device("LLM", "cuda")
+        resolve_device("LLM", "cuda")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU says it")

@@ -74,6 +74,13 @@ TEST(TimedDevice, AnswersThatAllValuesAreFine) {
   EXPECT_TRUE(x.cpu().isfinite().all().item<bool>());
 }
 
+TEST(TimedDevice, TakesAsManyTokensAsThereMayBeWhereScoresDecide) {
+  const DeviceContext context(timed_device());
+  const at::Tensor scores = at::empty({2, 8}, at::TensorOptions().device(context.device()));
+  const at::Tensor near = scores > scores.amax(-1, /*keepdim=*/true) - 1.0;
+  EXPECT_GE(near.sum(-1).to(at::kDouble).mean().item<double>(), 8.0);
+}
+
 TEST(TimedDevice, NeedsAProfileThatIsRegistered) {
   EXPECT_THROW(DeviceContext("emulated:63"), DeviceError);
   EXPECT_THROW(DeviceContext("emulated:x"), ConfigError);
@@ -84,8 +91,7 @@ class MethodsInTime : public ::testing::TestWithParam<Setting> {};
 
 TEST_P(MethodsInTime, RunToTheirEndWithAsManyTokens) {
   Engine engine(testing::tiny_model(timed_device()), GetParam().options);
-  for (const testing::Generated& output :
-       testing::generate(engine, testing::ragged_prompts(), 6)) {
+  for (const testing::Generated& output : testing::generate(engine, testing::ragged_prompts(), 6)) {
     EXPECT_EQ(output.tokens.size(), 6);
   }
   EXPECT_GT(engine.run_statistics().pipeline.device_s, 0.0);
