@@ -10,7 +10,6 @@
 #include <cstring>
 #include <functional>
 #include <limits>
-#include <random>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -34,6 +33,18 @@ using Seconds = std::vector<double>;
 constexpr std::int64_t kHeadDim = 128;
 constexpr std::int64_t kChunkTokens = 2048;  // logits of a chunk stay in the second-level cache
 constexpr std::int64_t kMiB = std::int64_t{1} << 20;
+
+/// The same numbers in every run: what is measured is the machine.
+class Numbers {
+ public:
+  std::uint32_t operator()() {
+    state_ = state_ * 6364136223846793005ULL + 1442695040888963407ULL;
+    return static_cast<std::uint32_t>(state_ >> 33U);  // 31 bits
+  }
+
+ private:
+  std::uint64_t state_ = 1;
+};
 
 void check_range(const char* operation,
                  const char* name,
@@ -138,10 +149,9 @@ std::pair<std::int64_t, Seconds> gather(int threads,
   const HostBuffer rows = filled(mebibytes * kMiB);
   const std::int64_t of_segment = kSegmentBytes / row_bytes;
   std::vector<std::int32_t> positions;
-  std::minstd_rand random(1);
-  std::uniform_int_distribution<std::int64_t> offset(0, kStride - 1);
+  Numbers random;
   for (std::int64_t at = 0; at + kStride <= of_segment; at += kStride) {
-    positions.push_back(static_cast<std::int32_t>(at + offset(random)));
+    positions.push_back(static_cast<std::int32_t>(at + random() % kStride));
   }
   const std::int64_t out_bytes = std::ssize(positions) * row_bytes;
   const std::int64_t segments = mebibytes * kMiB / kSegmentBytes;
@@ -157,15 +167,14 @@ std::pair<std::int64_t, Seconds> gather(int threads,
   return {segments * out_bytes, std::move(seconds)};
 }
 
-/// The k largest of `count` normal scores, on one thread, as in a decode step: with the k-th value
+/// The k largest of `count` scores, on one thread, as in a decode step: with the k-th value
 /// of a row before.
 Seconds select(std::int64_t count, std::int64_t k, int passes) {
   check_range("select", "count", count, 1, 1 << 26);
   check_range("select", "k", k, 1, count);
-  std::mt19937 generator(1);
-  std::normal_distribution<float> normal;
+  Numbers random;
   std::vector<float> scores(static_cast<std::size_t>(count));
-  for (float& score : scores) score = normal(generator);
+  for (float& score : scores) score = static_cast<float>(random()) * 0x1p-31F;
   std::vector<std::int32_t> positions(static_cast<std::size_t>(k));
   std::vector<float> values(positions.size());
   std::vector<float> scratch;
@@ -208,7 +217,7 @@ Seconds walk_lines(std::int64_t mebibytes, int passes) {
   // One cycle through all lines (Sattolo): no walk is short.
   std::vector<std::uint32_t> order(lines);
   for (std::size_t i = 0; i < lines; ++i) order[i] = static_cast<std::uint32_t>(i);
-  std::minstd_rand random(1);
+  Numbers random;
   for (std::size_t i = lines - 1; i > 0; --i) std::swap(order[i], order[random() % i]);
   for (std::size_t i = 0; i < lines; ++i) {
     std::memcpy(buffer.data() + i * kLineBytes, &order[i], sizeof(order[i]));

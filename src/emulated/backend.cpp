@@ -37,7 +37,8 @@ constexpr std::size_t kReservedBytes = std::size_t{64} << 30;  // of addresses, 
 constexpr StreamIndex kPoolStreams = 32;
 constexpr std::size_t kPinnedAlignment = 4096;
 
-// The devices of a type. Made when asked for and never destroyed: tensors may outlive statics.
+// The devices of a type. Made when asked for and never destroyed: tensors may outlive static
+// objects.
 struct Backend {
   std::mutex mutex;  ///< of making devices
   std::array<std::atomic<Device*>, kMostDevices> devices{};
@@ -273,7 +274,7 @@ class PinnedAllocator final : public c10::Allocator {
 };
 
 PinnedAllocator& pinned() {
-  static auto* const allocator = new PinnedAllocator;  // tensors may outlive statics
+  static auto* const allocator = new PinnedAllocator;  // tensors may outlive static objects
   return *allocator;
 }
 
