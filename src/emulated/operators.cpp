@@ -21,6 +21,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <deque>
 #include <iterator>
 #include <memory>
 #include <mutex>
@@ -37,8 +38,26 @@
 #include "emulated/operator_costs.h"
 #include "hybridgen/core/token_counts.h"
 
+#if defined(__SANITIZE_THREAD__)
+extern "C" void __tsan_read_range(void* address, std::size_t bytes);
+extern "C" void __tsan_write_range(void* address, std::size_t bytes);
+#endif
+
 namespace hybridgen::emulated {
 namespace {
+
+// LibTorch is not instrumented: the thread sanitizer hears here that a stream uses the host's
+// memory.
+void note_host_access([[maybe_unused]] const at::Tensor& host, [[maybe_unused]] bool writes) {
+#if defined(__SANITIZE_THREAD__)
+  std::vector<ByteRange> ranges;
+  add_ranges(host, ranges);
+  for (const ByteRange& range : ranges) {
+    auto* const begin = const_cast<std::byte*>(range.begin);
+    writes ? __tsan_write_range(begin, range.bytes) : __tsan_read_range(begin, range.bytes);
+  }
+#endif
+}
 
 bool is_emulated(const at::Tensor& tensor) {
   return tensor.defined() && (tensor.is_cuda() || tensor.is_privateuseone());
@@ -379,6 +398,7 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     emulated.enqueue(operation, {});
     return;
   }
+  given.clear();  // texts and lists in it have one owner from here on, on the stream's thread
   std::vector<at::Tensor> targets;
   for (const at::Tensor& each : made) {
     targets.push_back(alias_of(each));
@@ -472,9 +492,15 @@ at::Tensor& copy_(at::Tensor& self, const at::Tensor& source, bool non_blocking)
   if (is_async) {
     // The copy holds the host's tensor, as CUDA's pinned allocator holds its block until then.
     if (to_device) {
-      device.enqueue(operation, [to = alias_of(self), from] { to.copy_(from); });
+      device.enqueue(operation, [to = alias_of(self), from] {
+        note_host_access(from, /*writes=*/false);
+        to.copy_(from);
+      });
     } else {
-      device.enqueue(operation, [to = self, what = alias_of(from)] { to.copy_(what); });
+      device.enqueue(operation, [to = self, what = alias_of(from)] {
+        note_host_access(to, /*writes=*/true);
+        to.copy_(what);
+      });
     }
     return self;
   }
@@ -554,9 +580,11 @@ at::Scalar local_scalar(const at::Tensor& self) {
 void register_operators(c10::DeviceType type) {
   const auto key = type == c10::kCUDA ? c10::DispatchKey::CUDA : c10::DispatchKey::PrivateUse1;
   // Never destroyed: operators stay for the life of the process.
-  auto* const all = new torch::Library(torch::Library::IMPL, "_", key, __FILE__, __LINE__);
-  all->fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>());
-  auto* const own = new torch::Library(torch::Library::IMPL, "aten", key, __FILE__, __LINE__);
+  static auto* const libraries = new std::deque<torch::Library>;
+  libraries->emplace_back(torch::Library::IMPL, "_", key, __FILE__, __LINE__)
+      .fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>());
+  torch::Library* const own =
+      &libraries->emplace_back(torch::Library::IMPL, "aten", key, __FILE__, __LINE__);
   own->impl("empty.memory_format", TORCH_FN(empty));
   own->impl("empty_strided", TORCH_FN(empty_strided));
   own->impl("resize_", TORCH_FN(resize_));
