@@ -355,6 +355,9 @@ at::Tensor empty_pinned(at::IntArrayRef shape, at::ScalarType type) {
 }
 
 c10::DeviceIndex device_count(c10::DeviceType type) {
+  if (backend_slot(type).load() == nullptr) {
+    return 0;
+  }
   return static_cast<c10::DeviceIndex>(type == c10::kPrivateUse1 ? 1 + num_machines() : 1);
 }
 
