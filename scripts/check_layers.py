@@ -39,6 +39,7 @@ LAST_WITHOUT_TORCH = LEVEL["scheduling"]
 # The pipeline's host half, too.
 WITHOUT_TORCH = (
     "pipeline/cpu_stage.",
+    "pipeline/device_gate.",
     "pipeline/host_job.",
     "pipeline/host_selection.",
     "pipeline/host_task.",

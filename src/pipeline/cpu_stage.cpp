@@ -52,9 +52,16 @@ void CpuStage::submit(HostJobBatch& batch) {
   }
   cut(batch);
   batch.stage = this;
-  batch.in_flight = true;
   batch.group.assign(&CpuStage::run_task, &batch, static_cast<std::int64_t>(batch.pieces.size()));
-  pool_.submit(batch.group);
+  if (batch.wait_for_device && gate_ == nullptr) {
+    gate_ = std::make_unique<DeviceGate>(pool_);
+  }
+  batch.in_flight = true;
+  if (!batch.wait_for_device) {
+    pool_.submit(batch.group);
+    return;
+  }
+  batch.ticket = gate_->submit(batch.group, batch.wait_for_device, batch.device_error);
 }
 
 void CpuStage::cut(HostJobBatch& batch) const {
@@ -130,6 +137,9 @@ void CpuStage::wait(HostJobBatch& batch) {
     return;
   }
   batch.in_flight = false;
+  if (batch.wait_for_device) {
+    gate_->pass(batch.ticket);
+  }
   if (waiter_helps_) {
     pool_.finish(batch.group);
   } else {
@@ -174,8 +184,8 @@ void CpuStage::note_failure(HostJobBatch& batch, std::int64_t index) {
 void CpuStage::run(HostJobBatch& batch, std::int64_t index, int worker) {
   HostJobBatch::Piece& piece = batch.pieces[static_cast<std::size_t>(index)];
   const HostJob& job = batch.jobs[static_cast<std::size_t>(piece.job)];
-  if (batch.wait_for_device) {
-    batch.wait_for_device();
+  if (batch.device_error != nullptr) {
+    std::rethrow_exception(batch.device_error);
   }
   if (probe_ != nullptr) {
     probe_->at_seam();

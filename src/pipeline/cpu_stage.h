@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <span>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "hybridgen/core/model_config.h"
 #include "hybridgen/runtime/trace_recorder.h"
 #include "memory/numa_division.h"
+#include "pipeline/device_gate.h"
 #include "pipeline/host_job.h"
 #include "pipeline/host_task.h"
 #include "runtime/worker_pool.h"
@@ -28,8 +30,8 @@ struct HostJobBatch {
   std::int64_t layer = -1;
   std::int64_t step = -1;
   std::vector<HostJob> jobs;
-  /// Called by each piece before anything else, from a worker: waits until the queries are on the
-  /// host and the device has done with the staging. Empty: both is so.
+  /// Called once before any piece runs, from a thread that is no worker: waits until the queries
+  /// are on the host and the device has done with the staging. Empty: both is so.
   std::function<void()> wait_for_device;
 
   // Results, valid after wait().
@@ -65,6 +67,8 @@ struct HostJobBatch {
   };
   class CpuStage* stage = nullptr;
   TaskGroup group;
+  std::int64_t ticket = 0;          ///< of the gate
+  std::exception_ptr device_error;  ///< what wait_for_device threw: every job's failure
   std::vector<Piece> pieces;
   std::vector<std::int32_t> unscored;  ///< ranges that each (job, KV head) still waits for
   std::vector<NodeQueue> queues;       ///< one per part of the stage's division
@@ -126,6 +130,7 @@ class CpuStage {
   NumaDivision division_;
   bool waiter_helps_;
   std::vector<HostScratch> scratch_;  ///< one per worker, then one of the waiter
+  std::unique_ptr<DeviceGate> gate_;  ///< made by the first batch that waits for a device
 };
 
 }  // namespace hybridgen

@@ -11,6 +11,7 @@
 #include <atomic>
 #include <barrier>
 #include <exception>
+#include <future>
 #include <limits>
 #include <memory>
 #include <random>
@@ -19,6 +20,7 @@
 
 #include "hybridgen/core/error.h"
 #include "kernels/cpu_kernels.h"
+#include "pipeline/pipeline_probe.h"
 #include "pipeline/test_probe.h"
 #include "runtime/cpus.h"
 
@@ -370,6 +372,15 @@ class CpuCounter final : public LastTokens {
   std::vector<int> cpus_;  ///< of each KV head
 };
 
+/// Both workers always hold one task each, so that neither has time to help the other.
+class Meeting final : public PipelineProbe {
+ public:
+  void at_seam() override { both_.arrive_and_wait(); }
+
+ private:
+  std::barrier<> both_{2};
+};
+
 TEST(NodeDivision, RunsTheTasksOfAHeadOnItsNode) {
   std::vector<int> cpus = available_cpus();
   if (cpus.size() < 2) GTEST_SKIP() << "one CPU cannot stand for two nodes";
@@ -381,20 +392,18 @@ TEST(NodeDivision, RunsTheTasksOfAHeadOnItsNode) {
     auto requests = ragged(KeyLayout::kBlocked);
     WorkerPool pool({.cpus = cpus});
     TraceRecorder trace;
+    Meeting meeting;
     CpuStage stage(pool,
                    kernels::cpu_kernels(kernels::resolve_isa("auto")),
                    config(),
                    trace,
-                   nullptr,
+                   &meeting,
                    division);
     stage.reserve(kCapacity);
     const CpuCounter selector(cpus);
     HostJobBatch batch;
     batch.layer = 0;
     for (auto& request : requests) batch.jobs.push_back(request->job(selector, is_cut));
-    // Both workers always hold one task each, so that neither has time to help the other.
-    std::barrier<> both(2);
-    batch.wait_for_device = [&both] { both.arrive_and_wait(); };
     for (int step = 0; step < 3; ++step) {
       stage.submit(batch);
       stage.wait(batch);
@@ -402,6 +411,81 @@ TEST(NodeDivision, RunsTheTasksOfAHeadOnItsNode) {
     EXPECT_EQ(selector.at_home, 3 * 3 * kHeads);
     EXPECT_EQ(selector.elsewhere, 0);
   }
+}
+
+/// Jobs of `requests`, which choose by logits.
+void add_jobs(HostJobBatch& batch,
+              std::vector<std::unique_ptr<Request>>& requests,
+              const std::vector<std::unique_ptr<TokenSelector>>& selectors) {
+  batch.layer = 0;
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    batch.jobs.push_back(requests[i]->job(*selectors[i], /*is_cut=*/true));
+  }
+}
+
+TEST(JobsThatWaitForADevice, WaitOnceForAllOfThemAndGiveTheSameBits) {
+  auto expected = ragged(KeyLayout::kBlocked);
+  run(expected, 1, /*is_cut=*/false);
+  auto requests = ragged(KeyLayout::kBlocked);
+  WorkerPool pool({.cpus = {-1, -1}});
+  TraceRecorder trace;
+  CpuStage stage(pool, kernels::cpu_kernels(kernels::resolve_isa("auto")), config(), trace);
+  stage.reserve(kCapacity);
+  const auto selectors = top_k_of_each(requests.size());
+  HostJobBatch batch;
+  add_jobs(batch, requests, selectors);
+  std::atomic<int> waits{0};
+  batch.wait_for_device = [&waits] { ++waits; };
+  for (int step = 1; step <= 3; ++step) {
+    stage.submit(batch);
+    stage.wait(batch);
+    EXPECT_EQ(waits, step);
+    expect_same(requests, expected);
+  }
+}
+
+TEST(JobsThatWaitForADevice, LeaveTheWorkersToOthersMeanwhile) {
+  auto late = ragged(KeyLayout::kBlocked);
+  auto ready = ragged(KeyLayout::kBlocked);
+  WorkerPool pool({.cpus = {-1}});
+  TraceRecorder trace;
+  CpuStage stage(pool, kernels::cpu_kernels(kernels::resolve_isa("auto")), config(), trace);
+  stage.reserve(kCapacity);
+  const auto selectors = top_k_of_each(late.size());
+  HostJobBatch waiting;
+  HostJobBatch other;
+  add_jobs(waiting, late, selectors);
+  add_jobs(other, ready, selectors);
+  std::promise<void> device;
+  waiting.wait_for_device = [&device] { device.get_future().wait(); };
+  stage.submit(waiting);
+  stage.submit(other);
+  stage.wait(other);  // would hang if the only worker waited for the device
+  device.set_value();
+  stage.wait(waiting);
+  expect_same(late, ready);
+}
+
+TEST(JobsThatWaitForADevice, AllFailByWhatTheDeviceSays) {
+  auto requests = ragged(KeyLayout::kBlocked);
+  WorkerPool pool({.cpus = {-1}});
+  TraceRecorder trace;
+  CpuStage stage(pool, kernels::cpu_kernels(kernels::resolve_isa("auto")), config(), trace);
+  stage.reserve(kCapacity);
+  const auto selectors = top_k_of_each(requests.size());
+  HostJobBatch batch;
+  add_jobs(batch, requests, selectors);
+  batch.wait_for_device = [] { throw DeviceError("the device is gone"); };
+  stage.submit(batch);
+  stage.wait(batch);
+  for (std::size_t job = 0; job < batch.jobs.size(); ++job) {
+    ASSERT_NE(batch.error(job), nullptr);
+    EXPECT_THROW(std::rethrow_exception(batch.error(job)), DeviceError);
+  }
+  batch.wait_for_device = [] {};  // nothing of it is left for the next
+  stage.submit(batch);
+  stage.wait(batch);
+  EXPECT_EQ(batch.error(0), nullptr);
 }
 
 TEST(NodeDivision, LeavesTasksOfABusyNodeToTheOthers) {

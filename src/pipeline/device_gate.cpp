@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "pipeline/device_gate.h"
+
+#include <system_error>
+
+#include "hybridgen/core/error.h"
+#include "runtime/process.h"
+
+namespace hybridgen {
+
+DeviceGate::DeviceGate(WorkerPool& pool) : pool_(pool) {
+  try {
+    thread_ = std::thread([this] { loop(); });
+  } catch (const std::system_error& error) {
+    throw DeviceError(message("[device gate] its thread could not be created: ",
+                              error.what(),
+                              "; allowed: one thread beside the workers; raise the limit of "
+                              "threads (ulimit -u, pids.max)"));
+  }
+}
+
+DeviceGate::~DeviceGate() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  queued_.notify_one();
+  thread_.join();
+}
+
+std::int64_t DeviceGate::submit(TaskGroup& group,
+                                const std::function<void()>& wait,
+                                std::exception_ptr& error) {
+  std::int64_t ticket = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    entries_.push_back({&group, &wait, &error});
+    ticket = ++num_submitted_;
+  }
+  queued_.notify_one();
+  return ticket;
+}
+
+void DeviceGate::pass(std::int64_t ticket) {
+  std::unique_lock lock(mutex_);
+  passed_.wait(lock, [&] { return num_passed_ >= ticket; });
+}
+
+void DeviceGate::loop() {
+  mark_engine_thread();
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    queued_.wait(lock, [this] { return stopping_ || !entries_.empty(); });
+    if (entries_.empty()) {
+      return;
+    }
+    const Entry entry = entries_.front();
+    entries_.pop_front();
+    lock.unlock();
+    *entry.error = nullptr;
+    try {
+      (*entry.wait)();
+    } catch (...) {
+      *entry.error = std::current_exception();
+    }
+    pool_.submit(*entry.group);
+    lock.lock();
+    ++num_passed_;
+    passed_.notify_all();
+  }
+}
+
+}  // namespace hybridgen
