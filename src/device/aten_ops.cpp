@@ -17,7 +17,6 @@
 #include <ATen/ops/silu.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/sort.h>
-#include <ATen/ops/tensor.h>
 #include <ATen/ops/topk.h>
 
 #include <algorithm>
@@ -96,7 +95,7 @@ class AtenOps final : public DeviceOps {
                    const at::Tensor& ids,
                    std::int64_t offset,
                    at::Tensor& y) const override {
-    y.copy_(table.index_select(0, (ids + offset).to(table.device())));
+    y.copy_(table.index_select(0, ids + offset));
   }
 
   void norm(const ModelConfig& config,
@@ -114,9 +113,8 @@ class AtenOps final : public DeviceOps {
   }
 
   void rotate(const RopeTable& table, const at::Tensor& positions, at::Tensor& x) const override {
-    const at::Tensor where = positions.to(x.device());
-    const at::Tensor cosines = table.cosines.index_select(0, where).unsqueeze(1);
-    const at::Tensor sines = table.sines.index_select(0, where).unsqueeze(1);
+    const at::Tensor cosines = table.cosines.index_select(0, positions).unsqueeze(1);
+    const at::Tensor sines = table.sines.index_select(0, positions).unsqueeze(1);
     const std::int64_t half = x.size(-1) / 2;
     const at::Tensor a =
         x.narrow(-1, 0, half).to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
@@ -181,8 +179,7 @@ class AtenOps final : public DeviceOps {
         const std::int64_t rows = payload->values.size(1);
         logits = at::cat({host_logits(query.select(0, item.row), *payload, groups), logits}, -1);
         // Rows beyond a head's union are uninitialised; their weight is 0, but 0 * NaN is NaN.
-        const at::Tensor unused =
-            rows_in_use(*payload, rows).logical_not().unsqueeze(-1).to(payload->values.device());
+        const at::Tensor unused = rows_in_use(*payload, rows).logical_not().unsqueeze(-1);
         values = at::cat({payload->values.to(at::kFloat).masked_fill(unused, 0.0), values}, 1);
       }
       const at::Tensor weights = weights_of(logits);
@@ -274,12 +271,10 @@ class AtenOps final : public DeviceOps {
     return at::matmul(grouped, keys.to(at::kFloat).transpose(1, 2));
   }
 
-  // [G, rows] on the host: which rows of the payload hold a token.
+  // [G, rows]: which rows of the payload hold a token.
   static at::Tensor rows_in_use(const HostPayload& payload, std::int64_t rows) {
-    const at::Tensor sizes = at::tensor(
-        at::ArrayRef<std::int64_t>(payload.union_sizes.data(), payload.union_sizes.size()),
-        at::kLong);
-    return at::arange(rows, at::kLong).unsqueeze(0) < sizes.unsqueeze(1);
+    const at::Tensor& sizes = payload.device_union_sizes;
+    return at::arange(rows, sizes.options()).unsqueeze(0) < sizes.unsqueeze(1);
   }
 
   // Logits of the payload laid out over its union of rows, -inf where a head did not choose a row.
@@ -294,8 +289,7 @@ class AtenOps final : public DeviceOps {
             ? scaled_logits(heads, payload.keys)
             : payload.logits.narrow(0, 0, chosen).view({groups, per_group, payload.count});
     if (!payload.index.defined()) {
-      const at::Tensor unused =
-          rows_in_use(payload, rows).logical_not().unsqueeze(1).to(logits.device());
+      const at::Tensor unused = rows_in_use(payload, rows).logical_not().unsqueeze(1);
       if (logits.size(-1) < rows) {
         logits = at::constant_pad_nd(logits, {0, rows - logits.size(-1)}, kHidden);
       }

@@ -29,6 +29,7 @@ struct HostPayload {
   at::Tensor values;  ///< [G, union capacity, D]; rows in token order
   at::Tensor keys;    ///< same shape; if defined, the device computes `logits` from them itself
   std::span<const std::int64_t> union_sizes;  ///< [G] rows of `values` in use
+  at::Tensor device_union_sizes;              ///< the same numbers, int64 on the device
   at::Tensor output;  ///< [H, D] attention over tokens of which nothing else was sent
   at::Tensor lse;     ///< float32 [H] natural log-sum-exp of their logits
 
@@ -78,7 +79,7 @@ class DeviceOps {
                       const at::Tensor& weight,
                       const at::Tensor& bias,
                       at::Tensor& y) const = 0;
-  /// y[r] = table[ids[r] + offset]; ids [rows] int64, on the host.
+  /// y[r] = table[ids[r] + offset]; ids [rows] int64, on the device.
   virtual void select_rows(const at::Tensor& table,
                            const at::Tensor& ids,
                            std::int64_t offset,
@@ -89,7 +90,7 @@ class DeviceOps {
                     const at::Tensor& weight,
                     const at::Tensor& bias,
                     at::Tensor& y) const = 0;
-  /// Rotates x [rows, heads, D] in place by positions [rows] (int64, on the host).
+  /// Rotates x [rows, heads, D] in place by positions [rows] (int64, on the device).
   virtual void rotate(const RopeTable& table, const at::Tensor& positions, at::Tensor& x) const = 0;
   /// y = silu(gate) * up, all [rows, F].
   virtual void silu_gate(const at::Tensor& gate, const at::Tensor& up, at::Tensor& y) const = 0;

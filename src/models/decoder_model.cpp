@@ -3,7 +3,6 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
@@ -26,7 +25,7 @@ BlockWorkspace::BlockWorkspace(const ModelConfig& config,
   const std::int64_t groups = config.num_kv_heads;
   const std::int64_t head_dim = config.head_dim;
   const bool is_gated = config.activation == Activation::kSiluGate;
-  positions = at::zeros({rows}, at::kLong);
+  positions = at::empty({rows}, options.dtype(at::kLong));
   x = at::empty({rows, config.hidden_size}, options);
   normed = at::empty_like(x);
   projected = at::empty_like(x);

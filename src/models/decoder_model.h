@@ -25,7 +25,7 @@ struct BlockWorkspace {
   BlockWorkspace(const ModelConfig& config, DType dtype, at::Device device, std::int64_t rows);
 
   std::int64_t rows = 0;
-  at::Tensor positions;       ///< [rows] int64, on the host
+  at::Tensor positions;       ///< [rows] int64
   at::Tensor x;               ///< [rows, M] residual stream: the layer's input, later its output
   at::Tensor normed;          ///< [rows, M]
   at::Tensor embedding;       ///< [rows, E]; only where E != M
@@ -58,7 +58,7 @@ class DecoderModel {
   /// before rows at such positions are computed. Other threads may compute meanwhile.
   void prepare_positions(std::int64_t positions);
 
-  /// x of the workspace from token ids [rows] (int64, on the host) and the workspace's positions.
+  /// x of the workspace from token ids [rows] (int64, on the device) and the workspace's positions.
   void embed(const DeviceOps& ops, const at::Tensor& tokens, BlockWorkspace& ws) const;
 
   /// The query that `layer` would ask with if its input were ws.x, rotated: into ws.guess
@@ -76,7 +76,7 @@ class DecoderModel {
                         bool rotate_key = true) const;
 
   /// Rotates the first `count` rows of keys [G, capacity, D] by places [count] (int64, on the
-  /// host); backwards: undoes it. Only for rotary models.
+  /// device); backwards: undoes it. Only for rotary models.
   void rotate_keys(const DeviceOps& ops,
                    at::Tensor& keys,
                    const at::Tensor& places,

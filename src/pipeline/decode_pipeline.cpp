@@ -79,6 +79,7 @@ void DecodePipeline::run_layers(Batches batches) {
   for (const auto& batch : batches) {
     compute_logits(*batch);
   }
+  wait_for_device();
 }
 
 void DecodePipeline::start_layer(std::int64_t layer, MicroBatch& batch) {
@@ -139,7 +140,7 @@ void DecodePipeline::start_guessed(std::int64_t layer, MicroBatch& batch) {
 }
 
 void DecodePipeline::begin_step(MicroBatch& batch) {
-  auto* positions = batch.ws.positions.mutable_data_ptr<std::int64_t>();
+  auto* positions = batch.positions.mutable_data_ptr<std::int64_t>();
   for (std::size_t row = 0; row < batch.requests.size(); ++row) {
     RequestState& request = *batch.requests[row];
     AttentionItem& item = batch.items[row];
@@ -155,9 +156,13 @@ void DecodePipeline::begin_step(MicroBatch& batch) {
       positions[row] = position_of_newest(method_.positions, request);
       item.first_slot = request.resident.first_slot();
       item.num_resident = request.resident.size();
+      if (request.shifted) {
+        request.shifted->begin_step(*request.parts.retention);
+      }
     });
   }
-  model_.embed(ops_, batch.tokens, batch.ws);
+  batch.send_inputs();
+  model_.embed(ops_, batch.device_tokens, batch.ws);
   loop_.statistics.decode_tokens += batch.rows();
 }
 
@@ -206,8 +211,14 @@ void DecodePipeline::compute_logits(MicroBatch& batch) {
   model_.head(ops_, batch.ws, batch.logits);
   loop_.timer.end();
   if (!model_.device().is_cpu()) {
-    batch.host_logits.copy_(batch.logits);  // the host waits for the device
+    batch.host_logits.copy_(batch.logits, /*non_blocking=*/true);
   }
+}
+
+// The step's only wait for the device, but for what plans positions there.
+void DecodePipeline::wait_for_device() {
+  model_.device().record_compute(step_done_);
+  DeviceContext::host_waits(step_done_);
 }
 
 void DecodePipeline::end_step(Batches batches) {

@@ -19,6 +19,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "pipeline/host_jobs.h"
@@ -65,6 +66,7 @@ class DecodePipeline {
   void score_resident(std::int64_t layer, MicroBatch& batch);
   void merge(std::int64_t layer, MicroBatch& batch);
   void compute_logits(MicroBatch& batch);
+  void wait_for_device();
   void end_step(Batches batches);
   void end_request_step(RequestState& request);
   void trace_decision(const RequestState& request) const;
@@ -74,6 +76,7 @@ class DecodePipeline {
   const Method& method_;
   LoopContext loop_;
   HostJobs host_;
+  std::optional<c10::Event> step_done_;  ///< all that the device does in a step
   std::int64_t guess_distance_;
 };
 

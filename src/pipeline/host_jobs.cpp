@@ -89,7 +89,10 @@ bool HostJobs::add_job(std::int64_t layer,
   if (request.tokens.num_offloaded() == 0 || request.failure != nullptr) {
     return false;
   }
+  MicroBatch::HostSlot& slot = batch.slot(layer);
   HostJob job = host_job(request, layer, work);
+  job.buffers.union_sizes = slot.union_sizes.mutable_data_ptr<std::int64_t>() +
+                            static_cast<std::int64_t>(row) * slot.union_sizes.size(1);
   if (job.is_chosen_on_device()) {
     contain(request, [&] {
       plan_on_device(layer, request, query.select(0, static_cast<std::int64_t>(row)), job);
@@ -98,7 +101,6 @@ bool HostJobs::add_job(std::int64_t layer,
       return false;
     }
   }
-  MicroBatch::HostSlot& slot = batch.slot(layer);
   const bool reads_query = query_of(work) != HostQuery::kNone && !job.only_copies();
   if (reads_query) {
     job.query = row_of(slot.queries, row);
@@ -167,6 +169,9 @@ void HostJobs::ship(std::int64_t layer, MicroBatch& batch) {
   const auto copy = device.use_copy();
   std::int64_t bytes = 0;
   loop_.timer.begin_link();
+  if (!device.is_cpu() && slot.batch.jobs.front().payload != Payload::kPartialAttention) {
+    slot.device_union_sizes.copy_(slot.union_sizes, /*non_blocking=*/true);
+  }
   for (std::size_t i = 0; i < slot.batch.jobs.size(); ++i) {
     const auto row = static_cast<std::size_t>(slot.rows[i]);
     RequestState& request = *batch.requests[row];
@@ -175,7 +180,7 @@ void HostJobs::ship(std::int64_t layer, MicroBatch& batch) {
       if (const std::exception_ptr& error = slot.batch.error(i)) {
         std::rethrow_exception(error);
       }
-      bytes += staging.ship(device, slot.batch.jobs[i]);
+      bytes += staging.ship(device, slot.batch.jobs[i], slot.device_union_rows[row]);
       note_attended(slot.batch.jobs[i], loop_.config().num_kv_heads, request);
       batch.items[row].payload = &staging.payload();
     });

@@ -2,6 +2,7 @@
 #include "pipeline/host_staging.h"
 
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <numeric>
@@ -37,7 +38,7 @@ HostStaging::HostStaging(const ModelConfig& config,
       head_dim_(config.head_dim),
       shape_(shape),
       merged_(static_cast<std::size_t>(num_kv_heads_ * shape.union_rows)),
-      union_sizes_(static_cast<std::size_t>(num_kv_heads_)),
+      union_sizes_(at::zeros({num_kv_heads_}, at::kLong)),
       scores_(static_cast<std::size_t>(score_bytes(config, shape))) {
   const at::ScalarType type = to_scalar_type(dtype);
   logits_ = device.host_staging({num_heads_ * shape.max_chosen}, at::kFloat);
@@ -95,7 +96,7 @@ HostJobBuffers HostStaging::buffers() {
   buffers.positions = positions_.data();
   buffers.index = static_cast<std::int32_t*>(data(index_));
   buffers.merged = merged_.data();
-  buffers.union_sizes = union_sizes_.data();
+  buffers.union_sizes = static_cast<std::int64_t*>(data(union_sizes_));
   buffers.values = data(values_);
   buffers.keys = data(keys_);
   buffers.output = data(output_);
@@ -106,7 +107,9 @@ HostJobBuffers HostStaging::buffers() {
   return buffers;
 }
 
-std::int64_t HostStaging::ship(const DeviceContext& device, const HostJob& job) {
+std::int64_t HostStaging::ship(const DeviceContext& device,
+                               const HostJob& job,
+                               const at::Tensor& device_union_sizes) {
   const auto element = static_cast<std::int64_t>(values_.element_size());
   payload_ = {};
   std::int64_t bytes = 0;
@@ -129,10 +132,13 @@ std::int64_t HostStaging::ship(const DeviceContext& device, const HostJob& job) 
   const bool keys_only = job.payload == Payload::kKeys;
   const bool ships_keys = job.sends_keys();
   payload_.count = job.num_chosen;
-  payload_.union_sizes = union_sizes_;
+  const std::span<const std::int64_t> sizes{job.buffers.union_sizes,
+                                            static_cast<std::size_t>(num_kv_heads_)};
+  payload_.union_sizes = sizes;
+  payload_.device_union_sizes = device_union_sizes.defined() ? device_union_sizes : union_sizes_;
   payload_.logits = device_.logits;
   payload_.values = device_.values;
-  const std::int64_t rows = std::accumulate(union_sizes_.begin(), union_sizes_.end(), 0LL);
+  const std::int64_t rows = std::accumulate(sizes.begin(), sizes.end(), 0LL);
   if (!job.is_shared()) {
     send(device_.index, index_, num_heads_ * job.num_chosen);
     payload_.index = device_.index;
@@ -149,7 +155,7 @@ std::int64_t HostStaging::ship(const DeviceContext& device, const HostJob& job) 
   bytes += rows * head_dim_ * element * (ships_keys && !keys_only ? 2 : 1);
   if (!device.is_cpu()) {
     for (std::int64_t g = 0; g < num_kv_heads_; ++g) {
-      const std::int64_t count = union_sizes_[static_cast<std::size_t>(g)];
+      const std::int64_t count = sizes[static_cast<std::size_t>(g)];
       const auto copy_rows = [&](const at::Tensor& to, const at::Tensor& from) {
         to.select(0, g)
             .narrow(0, 0, count)
@@ -168,10 +174,11 @@ std::int64_t HostStaging::ship(const DeviceContext& device, const HostJob& job) 
 }
 
 std::int64_t HostStaging::ship_values(const DeviceContext& device) {
-  const std::int64_t rows = std::accumulate(union_sizes_.begin(), union_sizes_.end(), 0LL);
+  const auto* sizes = union_sizes_.const_data_ptr<std::int64_t>();
+  const std::int64_t rows = std::accumulate(sizes, sizes + num_kv_heads_, 0LL);
   if (!device.is_cpu()) {
     for (std::int64_t g = 0; g < num_kv_heads_; ++g) {
-      const std::int64_t count = union_sizes_[static_cast<std::size_t>(g)];
+      const std::int64_t count = sizes[g];
       device_.values.select(0, g)
           .narrow(0, 0, count)
           .copy_(values_.select(0, g).narrow(0, 0, count));

@@ -50,7 +50,11 @@ class HostStaging {
 
   /// Starts the copies to the device on the current stream (none on a CPU device) and fills
   /// payload(). Returns the bytes that cross the link, counted the same on every device.
-  std::int64_t ship(const DeviceContext& device, const HostJob& job);
+  /// `device_union_sizes` [G]: the job's union_sizes where they are on the device once the stream
+  /// has come here; undefined: the job has those of buffers(), on a CPU device.
+  std::int64_t ship(const DeviceContext& device,
+                    const HostJob& job,
+                    const at::Tensor& device_union_sizes = {});
 
   /// Sends value rows alone, those that union_sizes in buffers() counts; waits for them. Returns
   /// the bytes.
@@ -67,7 +71,7 @@ class HostStaging {
   HostPayload device_;                                        ///< every tensor, as on the device
   std::vector<std::int32_t> positions_;
   std::vector<std::int32_t> merged_;
-  std::vector<std::int64_t> union_sizes_;
+  at::Tensor union_sizes_;  ///< int64 [G], on the host
   HostBuffer scores_;
   HostPayload payload_;  ///< of the last ship(): what the job sent and nothing else
 };

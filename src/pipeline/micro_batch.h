@@ -24,9 +24,15 @@ struct MicroBatch {
 
   std::vector<RequestState*> requests;  ///< row r belongs to requests[r]; not owned
   at::Tensor tokens;                    ///< [B] int64 on the host: this step's inputs
-  BlockWorkspace ws;
-  at::Tensor logits;       ///< float32 [B, V] on the device
+  at::Tensor positions;                 ///< [B] int64 on the host, where they stand
+  at::Tensor device_tokens;             ///< `tokens` on the device, after send_inputs()
+  BlockWorkspace ws;                    ///< its positions are `positions` after send_inputs()
+  at::Tensor logits;                    ///< float32 [B, V] on the device
   at::Tensor host_logits;  ///< float32 [B, V] on the host; the same tensor on a CPU device
+
+  /// Starts the copy of tokens and positions to the device, on the current stream; nothing on a
+  /// CPU device. They must not change before the device has come here.
+  void send_inputs();
 
   /// One layer's host jobs; layers alternate between two of them.
   struct HostSlot {
@@ -35,6 +41,9 @@ struct MicroBatch {
     at::Tensor queries;              ///< [B, H D] on the host
     at::Tensor new_keys;             ///< [B, G D] on the host; where the host holds every token
     at::Tensor new_values;           ///< the same
+    at::Tensor union_sizes;          ///< [B, G] int64 on the host: of each row's payload
+    at::Tensor device_union_sizes;   ///< the same on the device, with the payload
+    std::vector<at::Tensor> device_union_rows;  ///< [G] views of it, one per row
     std::optional<c10::Event> device_ready;
     std::optional<c10::Event> payload_ready;
   };
@@ -42,6 +51,10 @@ struct MicroBatch {
   std::vector<AttentionItem> items;  ///< one per row
 
   HostSlot& slot(std::int64_t layer) { return slots[static_cast<std::size_t>(layer % 2)]; }
+
+ private:
+  at::Tensor inputs_;         ///< [2, B]: tokens, positions
+  at::Tensor device_inputs_;  ///< the same tensor on a CPU device
 };
 
 }  // namespace hybridgen

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "pipeline/prefill.h"
 
+#include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
-#include <numeric>
 
 #include "device/torch_types.h"
 #include "parts/prompt_scores.h"
@@ -45,9 +45,8 @@ at::Tensor Prefill::run_chunk(RequestState& request,
   const std::int64_t first_position = request.tokens.num_tokens();
   at::Tensor ids = at::empty({count}, at::kLong);
   std::copy(tokens.begin(), tokens.end(), ids.mutable_data_ptr<std::int64_t>());
-  auto* positions = ws_.positions.mutable_data_ptr<std::int64_t>();
-  std::iota(positions, positions + count, first_position);
-  model_.embed(ops_, ids, ws_);
+  at::arange_out(ws_.positions, first_position, first_position + count, 1);
+  model_.embed(ops_, ids.to(model_.device().device()), ws_);
 
   for (std::int64_t layer = 0; layer < config.num_layers; ++layer) {
     model_.attention_inputs(ops_, layer, ws_);
@@ -257,8 +256,9 @@ void Prefill::keep_layer(RequestState& request, std::int64_t layer, ResidentCach
     }
     at::Tensor where = at::empty({count}, at::kLong);
     std::ranges::copy(positions, where.mutable_data_ptr<std::int64_t>());
+    where = where.to(model_.device().device());
     const auto rows_of = [&](const at::Tensor& all) {
-      return all.narrow(0, g, 1).index_select(1, where.to(all.device()));
+      return all.narrow(0, g, 1).index_select(1, where);
     };
     at::Tensor keys = rows_of(request.resident.resident_keys(layer));
     const at::Tensor values = rows_of(request.resident.resident_values(layer));

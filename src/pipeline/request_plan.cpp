@@ -94,7 +94,8 @@ RequestPlan plan_request(const ModelConfig& config,
                                     : ResidentCache::capacity_for(plan.window, shape.max_tokens);
   plan.device_bytes = ResidentCache::required_bytes(config, dtype, capacity);
   if (method.positions == PositionMode::kCacheIndex) {
-    plan.device_bytes += ShiftedKeys::required_bytes(config, dtype, plan.window);
+    plan.device_bytes += ShiftedKeys::required_bytes(config, dtype, device_is_host, plan.window);
+    plan.dram_bytes += ShiftedKeys::place_bytes(config, device_is_host, plan.window);
   }
   if (plan.max_offloaded > 0) {
     plan.staging =
@@ -102,8 +103,8 @@ RequestPlan plan_request(const ModelConfig& config,
               method.first_layer > 0
                   ? staging_of(method.early_work, method, config, attended, plan.max_offloaded)
                   : StagingShape{});
-    plan.dram_bytes = HostKvStore::required_bytes(host_shape(config, dtype, method, plan)) +
-                      2 * HostStaging::required_bytes(config, dtype, plan.staging);
+    plan.dram_bytes += HostKvStore::required_bytes(host_shape(config, dtype, method, plan)) +
+                       2 * HostStaging::required_bytes(config, dtype, plan.staging);
     if (!device_is_host) {
       plan.device_bytes += 2 * HostStaging::payload_bytes(config, dtype, plan.staging);
     }

@@ -34,7 +34,7 @@ RequestState::RequestState(const DecoderModel& model,
   logits.merged = at::empty({config.num_heads * (plan.window + plan.staging.max_chosen)},
                             options.dtype(at::kFloat));
   if (method.positions == PositionMode::kCacheIndex) {
-    shifted.emplace(config, options, plan.window);
+    shifted.emplace(config, dtype, model.device(), plan.window);
   }
   if (plan.max_offloaded > 0) {
     HostKvShape shape = host_shape(config, dtype, method, plan);
