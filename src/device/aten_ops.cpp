@@ -228,14 +228,20 @@ class AtenOps final : public DeviceOps {
     guesses.copy_(logits.amax(2).flatten(1).narrow(1, 0, tokens));
   }
 
-  at::Tensor largest_positions(const at::Tensor& scores, std::int64_t count) const override {
-    if (scores.isnan().any().item<bool>()) {
-      return {};
+  at::Tensor largest_positions(const at::Tensor& scores,
+                               std::int64_t most,
+                               const at::Tensor& count) const override {
+    // The largest first, of equal scores the earlier token, as on the CPU; which one topk() takes is
+    // undefined.
+    const at::Tensor best =
+        std::get<1>(at::sort(scores, /*stable=*/true, /*dim=*/-1, /*descending=*/true))
+            .narrow(-1, 0, most);
+    const at::Tensor rank = at::arange(most, best.options());
+    at::Tensor unwanted = scores.isnan().any();
+    if (count.defined()) {
+      unwanted = unwanted.logical_or(rank >= count);
     }
-    // Of equal scores the earlier token, as on the CPU; which one topk() takes is undefined.
-    const at::Tensor order =
-        std::get<1>(at::sort(scores, /*stable=*/true, /*dim=*/-1, /*descending=*/true));
-    return std::get<0>(at::sort(order.narrow(-1, 0, count), -1)).to(at::kInt).cpu();
+    return std::get<0>(at::sort(best.masked_fill(unwanted, scores.size(1)), -1)).to(at::kInt);
   }
 
  private:

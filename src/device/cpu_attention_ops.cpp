@@ -216,7 +216,10 @@ void CpuOps::guess_logits(const at::Tensor& queries,
   });
 }
 
-at::Tensor CpuOps::largest_positions(const at::Tensor& scores, std::int64_t count) const {
+at::Tensor CpuOps::largest_positions(const at::Tensor& scores,
+                                     std::int64_t most,
+                                     const at::Tensor& wanted) const {
+  const std::int64_t count = wanted.defined() ? *wanted.const_data_ptr<std::int64_t>() : most;
   const std::int64_t rows = scores.size(0);
   const std::int64_t n = scores.size(1);
   at::Tensor chosen = at::empty({rows, count}, at::kInt);
@@ -237,7 +240,7 @@ at::Tensor CpuOps::largest_positions(const at::Tensor& scores, std::int64_t coun
       }
     }
   });
-  return has_nan ? at::Tensor() : chosen;
+  return has_nan ? chosen.narrow(1, 0, 0) : chosen;
 }
 
 const float* CpuOps::scaled_queries(const at::Tensor& query,

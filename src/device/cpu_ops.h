@@ -60,7 +60,9 @@ class CpuOps final : public DeviceOps {
   void guess_logits(const at::Tensor& queries,
                     const at::Tensor& keys,
                     at::Tensor& guesses) const override;
-  at::Tensor largest_positions(const at::Tensor& scores, std::int64_t count) const override;
+  at::Tensor largest_positions(const at::Tensor& scores,
+                               std::int64_t most,
+                               const at::Tensor& count) const override;
 
  private:
   /// Smaller pieces of work than this (elements) are not worth waking another thread for.

@@ -126,9 +126,12 @@ class DeviceOps {
   virtual void guess_logits(const at::Tensor& queries,
                             const at::Tensor& keys,
                             at::Tensor& guesses) const = 0;
-  /// Places of the `count` largest of each row of scores [G, N] float32, ascending: int32
-  /// [G, count] on the host. Undefined if a score is NaN.
-  virtual at::Tensor largest_positions(const at::Tensor& scores, std::int64_t count) const = 0;
+  /// Places of the largest of each row of scores [G, N] float32, ascending: int32 [G, up to `most`]
+  /// where the scores are, and N in what is left of a row. `count` of them, one int64 in [1, most]
+  /// there; undefined: `most`. None if a score is NaN.
+  virtual at::Tensor largest_positions(const at::Tensor& scores,
+                                       std::int64_t most,
+                                       const at::Tensor& count = {}) const = 0;
 };
 
 /// float32 logits of partial_attention() that exist at a time: 128 MiB. One more such tensor and

@@ -134,13 +134,12 @@ at::Tensor PartialKeys::guess(const DeviceOps& ops,
   return guesses;
 }
 
-std::int64_t PartialKeys::fetch_count(const at::Tensor& guesses,
-                                      double alpha,
-                                      const TokenCount& max_fetch) {
+at::Tensor PartialKeys::fetch_count(const at::Tensor& guesses,
+                                    double alpha,
+                                    const TokenCount& max_fetch) {
   const at::Tensor near = guesses > guesses.amax(-1, /*keepdim=*/true) - alpha;
-  const double mean = near.sum(-1).to(at::kDouble).mean().item<double>();
-  const std::int64_t most = max_fetch.resolve(guesses.size(1));
-  return std::clamp<std::int64_t>(static_cast<std::int64_t>(mean), 1, most);
+  const at::Tensor mean = near.sum(-1).to(at::kDouble).mean();
+  return mean.to(at::kLong).clamp(1, max_fetch.resolve(guesses.size(1)));
 }
 
 at::Tensor PartialKeys::plan(const DeviceOps& ops,
@@ -149,16 +148,23 @@ at::Tensor PartialKeys::plan(const DeviceOps& ops,
                              std::int64_t num_tokens,
                              std::optional<std::int64_t> count) const {
   const at::Tensor guesses = guess(ops, layer, query, num_tokens);
-  const std::int64_t wanted =
-      count ? *count : fetch_count(guesses, settings_.alpha, settings_.max_fetch);
-  at::Tensor chosen = ops.largest_positions(guesses, wanted);
-  if (!chosen.defined()) {
+  return count ? ops.largest_positions(guesses, *count)
+               : ops.largest_positions(guesses,
+                                       settings_.max_fetch.resolve(num_tokens),
+                                       fetch_count(guesses, settings_.alpha, settings_.max_fetch));
+}
+
+std::int64_t planned_count(const at::Tensor& plan, std::int64_t layer, std::int64_t num_offloaded) {
+  const auto* row = plan.const_data_ptr<std::int32_t>();
+  const std::int64_t count =
+      plan.size(1) == 0 ? 0 : std::lower_bound(row, row + plan.size(1), num_offloaded) - row;
+  if (count == 0) {
     throw NumericError(message("[partial keys] a guessed logit of layer ",
                                layer,
                                " is NaN; check the checkpoint, or run it in float32 if "
                                "activations overflow"));
   }
-  return chosen;
+  return count;
 }
 
 PartFactory partial_keys_part(const PartialKeyOptions& settings) {

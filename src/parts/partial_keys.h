@@ -64,7 +64,7 @@ class PartialKeys final : public TokenPlanner {
   /// Per KV head a token's score is the largest guessed logit of its query heads, and every KV head
   /// fetches its own n' best. n' is `count` if that is given. Otherwise tokens within alpha of a
   /// head's best count; n' is their mean number over the KV heads, at least 1 and at most
-  /// max_fetch. NumericError if a guess is NaN.
+  /// max_fetch. None if a guess is NaN.
   at::Tensor plan(const DeviceOps& ops,
                   std::int64_t layer,
                   const at::Tensor& query,
@@ -77,10 +77,11 @@ class PartialKeys final : public TokenPlanner {
                    const at::Tensor& query,
                    std::int64_t num_tokens) const;
 
-  /// n' from guessed logits [G, N] (rows of any numbers): the rule above, for tests.
-  static std::int64_t fetch_count(const at::Tensor& guesses,
-                                  double alpha,
-                                  const TokenCount& max_fetch);
+  /// n' from guessed logits [G, N] (rows of any numbers): one int64 where they are, by the rule
+  /// above.
+  static at::Tensor fetch_count(const at::Tensor& guesses,
+                                double alpha,
+                                const TokenCount& max_fetch);
 
  private:
   static std::int64_t num_columns(const ModelConfig& config, const PartialKeyOptions& settings);

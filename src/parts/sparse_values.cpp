@@ -10,10 +10,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "device/device_ops.h"
 #include "hybridgen/parts/part_roles.h"
+#include "parts/own_attention.h"
 #include "parts/parts.h"
 
 namespace hybridgen {
@@ -54,23 +54,28 @@ class SparseValues final : public OwnAttention {
 
   PartState state() const override { return {}; }
 
-  void attend(const AttentionItem& item,
-              const at::Tensor& query,
-              ValueFetch& values,
-              at::Tensor& out) const override {
-    at::Tensor weights = all_weights(query, item);
-    const std::int64_t groups = weights.size(0);
-    const std::int64_t resident = item.num_resident;
-    const std::int64_t offloaded = weights.size(-1) - resident;
-    drop_small_weights(weights, others_kept(weights.size(-1)));
-    at::Tensor sum = at::matmul(weights.narrow(-1, offloaded, resident),
-                                item.values->narrow(1, item.first_slot, resident).to(at::kFloat));
+  Weights weigh(const AttentionItem& item, const at::Tensor& query) const override {
+    Weights weights{all_weights(query, item), {}};
+    const std::int64_t offloaded = weights.all.size(-1) - item.num_resident;
+    drop_small_weights(weights.all, others_kept(weights.all.size(-1)));
     if (offloaded > 0) {
-      const std::vector<at::Tensor> in_use = fetch(weights.narrow(-1, 0, offloaded), values);
-      for (std::int64_t g = 0; g < groups; ++g) {
-        const at::Tensor& own = in_use[static_cast<std::size_t>(g)];
-        sum.select(0, g).add_(at::matmul(own, values.rows(g).to(at::kFloat)));
-      }
+      const at::Tensor is_read = weights.all.narrow(-1, 0, offloaded) > 0;
+      weights.readers = is_read.sum(1, /*keepdim=*/false, at::kShort);
+    }
+    return weights;
+  }
+
+  void attend(const AttentionItem& item,
+              const Weights& weights,
+              const FetchedValues* values,
+              at::Tensor& out) const override {
+    const std::int64_t resident = item.num_resident;
+    const std::int64_t offloaded = weights.all.size(-1) - resident;
+    at::Tensor sum = at::matmul(weights.all.narrow(-1, offloaded, resident),
+                                item.values->narrow(1, item.first_slot, resident).to(at::kFloat));
+    for (std::int64_t g = 0; values != nullptr && g < weights.all.size(0); ++g) {
+      const at::Tensor own = weights.all.select(0, g).index_select(1, values->slots(g));
+      sum.select(0, g).add_(at::matmul(own, values->rows(g).to(at::kFloat)));
     }
     out.copy_(sum.view(out.sizes()));
   }
@@ -83,23 +88,6 @@ class SparseValues final : public OwnAttention {
   // All tokens but the new one count.
   std::int64_t others_kept(std::int64_t num_tokens) const {
     return static_cast<std::int64_t>(share_ * static_cast<double>(num_tokens - 1));
-  }
-
-  // Fetches rows of offloaded tokens with a weight, per KV head; [R, rows] weights of each.
-  static std::vector<at::Tensor> fetch(const at::Tensor& weights, ValueFetch& values) {
-    values.count_to_host(static_cast<std::int64_t>(sizeof(std::int32_t)) *
-                         (weights > 0).sum().item<std::int64_t>());
-    std::vector<at::Tensor> in_use;
-    for (std::int64_t g = 0; g < weights.size(0); ++g) {
-      const at::Tensor used =
-          (weights.select(0, g) > 0).any(0).nonzero().view({-1}).to(at::kInt).cpu();
-      values.gather(g,
-                    {used.const_data_ptr<std::int32_t>(), static_cast<std::size_t>(used.size(0))});
-      in_use.push_back(
-          weights.select(0, g).index_select(1, used.to(at::kLong).to(weights.device())));
-    }
-    values.ship();
-    return in_use;
   }
 
   double share_;

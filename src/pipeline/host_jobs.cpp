@@ -55,10 +55,12 @@ void HostJobs::start(std::int64_t layer, MicroBatch& batch, const at::Tensor& qu
   jobs.step = loop_.step;
   jobs.jobs.clear();
   slot.rows.clear();
+  slot.plans.clear();
   bool needs_query = false;
   for (std::size_t row = 0; row < batch.requests.size(); ++row) {
     needs_query |= add_job(layer, batch, row, query);
   }
+  read_plans(layer, batch);
   if (jobs.jobs.empty()) {
     return;
   }
@@ -93,9 +95,10 @@ bool HostJobs::add_job(std::int64_t layer,
   HostJob job = host_job(request, layer, work);
   job.buffers.union_sizes = slot.union_sizes.mutable_data_ptr<std::int64_t>() +
                             static_cast<std::int64_t>(row) * slot.union_sizes.size(1);
+  at::Tensor plan;
   if (job.is_chosen_on_device()) {
     contain(request, [&] {
-      plan_on_device(layer, request, query.select(0, static_cast<std::int64_t>(row)), job);
+      plan = plan_on_device(layer, request, query.select(0, static_cast<std::int64_t>(row)), job);
     });
     if (request.failure != nullptr) {
       return false;
@@ -111,27 +114,71 @@ bool HostJobs::add_job(std::int64_t layer,
   }
   slot.batch.jobs.push_back(job);
   slot.rows.push_back(static_cast<std::int64_t>(row));
+  slot.plans.push_back(plan);
   return reads_query;
 }
 
-void HostJobs::plan_on_device(std::int64_t layer,
-                              RequestState& request,
-                              const at::Tensor& query,
-                              HostJob& job) {
+// What the device plans for a request, on its way to the host.
+at::Tensor HostJobs::plan_on_device(std::int64_t layer,
+                                    RequestState& request,
+                                    const at::Tensor& query,
+                                    const HostJob& job) const {
   const ModelConfig& config = loop_.config();
-  const at::Tensor chosen =
+  const at::Tensor plan =
       request.parts.planner->plan(loop_.ops,
                                   layer,
                                   query.view({config.num_heads, config.head_dim}),
                                   job.num_offloaded,
                                   std::get<ChosenOnDevice>(job.chooser).wanted);
-  const std::int64_t groups = chosen.size(0);
-  const std::int64_t count = chosen.size(1);
-  const auto* from = chosen.const_data_ptr<std::int32_t>();
-  for (std::int64_t g = 0; g < groups; ++g) {
+  if (loop_.model.device().is_cpu()) {
+    return plan;
+  }
+  const at::Tensor staged = request.staging_of(layer).planned(plan.sizes());
+  staged.copy_(plan, /*non_blocking=*/true);
+  return staged;
+}
+
+// Waits for the plans of all jobs; a job whose plan is none is dropped.
+void HostJobs::read_plans(std::int64_t layer, MicroBatch& batch) {
+  MicroBatch::HostSlot& slot = batch.slot(layer);
+  const auto is_planned = [](const at::Tensor& plan) { return plan.defined(); };
+  if (std::ranges::none_of(slot.plans, is_planned)) {
+    return;
+  }
+  batch.wait_for_plans(loop_.model.device());
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < slot.batch.jobs.size(); ++i) {
+    HostJob& job = slot.batch.jobs[i];
+    RequestState& request = *batch.requests[static_cast<std::size_t>(slot.rows[i])];
+    if (slot.plans[i].defined()) {
+      contain(request, [&] { take_plan(layer, slot.plans[i], request, job); });
+    }
+    if (request.failure == nullptr) {
+      slot.batch.jobs[kept] = job;
+      slot.rows[kept++] = slot.rows[i];
+    }
+  }
+  slot.batch.jobs.resize(kept);
+  slot.rows.resize(kept);
+  slot.plans.clear();
+}
+
+void HostJobs::take_plan(std::int64_t layer,
+                         const at::Tensor& plan,
+                         RequestState& request,
+                         HostJob& job) {
+  const std::int64_t groups = plan.size(0);
+  const std::int64_t stride = plan.size(1);
+  const std::int64_t count = planned_count(plan, layer, job.num_offloaded);
+  const auto* from = plan.const_data_ptr<std::int32_t>();
+  // From the last head: on a device that is not the host the plan lies where it goes, only denser.
+  for (std::int64_t g = groups - 1; g >= 0; --g) {
     std::int32_t* merged = job.buffers.merged + g * job.buffers.union_capacity;
-    std::copy_n(from + g * count, count, merged);
+    std::memmove(merged, from + g * stride, static_cast<std::size_t>(count) * sizeof(*merged));
     job.buffers.union_sizes[g] = count;
+  }
+  for (std::int64_t g = 0; g < groups; ++g) {
+    const std::int32_t* merged = job.buffers.merged + g * job.buffers.union_capacity;
     request.parts.tell(
         [&](KvPart& part) { part.on_fetch(layer, g, {merged, static_cast<std::size_t>(count)}); });
   }

@@ -27,10 +27,12 @@ class HostJobs {
 
  private:
   bool add_job(std::int64_t layer, MicroBatch& batch, std::size_t row, const at::Tensor& query);
-  void plan_on_device(std::int64_t layer,
-                      RequestState& request,
-                      const at::Tensor& query,
-                      HostJob& job);
+  at::Tensor plan_on_device(std::int64_t layer,
+                            RequestState& request,
+                            const at::Tensor& query,
+                            const HostJob& job) const;
+  void read_plans(std::int64_t layer, MicroBatch& batch);
+  void take_plan(std::int64_t layer, const at::Tensor& plan, RequestState& request, HostJob& job);
   void send(const at::Tensor& from, at::Tensor& staging, std::size_t num_jobs);
   void ship(std::int64_t layer, MicroBatch& batch);
   void count(const HostJobBatch& jobs, const HostWork& work);

@@ -37,7 +37,7 @@ HostStaging::HostStaging(const ModelConfig& config,
       num_kv_heads_(config.num_kv_heads),
       head_dim_(config.head_dim),
       shape_(shape),
-      merged_(static_cast<std::size_t>(num_kv_heads_ * shape.union_rows)),
+      merged_(device.host_staging({num_kv_heads_ * shape.union_rows}, at::kInt)),
       union_sizes_(at::zeros({num_kv_heads_}, at::kLong)),
       scores_(static_cast<std::size_t>(score_bytes(config, shape))) {
   const at::ScalarType type = to_scalar_type(dtype);
@@ -95,7 +95,7 @@ HostJobBuffers HostStaging::buffers() {
   buffers.logits = static_cast<float*>(data(logits_));
   buffers.positions = positions_.data();
   buffers.index = static_cast<std::int32_t*>(data(index_));
-  buffers.merged = merged_.data();
+  buffers.merged = static_cast<std::int32_t*>(data(merged_));
   buffers.union_sizes = static_cast<std::int64_t*>(data(union_sizes_));
   buffers.values = data(values_);
   buffers.keys = data(keys_);
@@ -138,7 +138,7 @@ std::int64_t HostStaging::ship(const DeviceContext& device,
   payload_.device_union_sizes = device_union_sizes.defined() ? device_union_sizes : union_sizes_;
   payload_.logits = device_.logits;
   payload_.values = device_.values;
-  const std::int64_t rows = std::accumulate(sizes.begin(), sizes.end(), 0LL);
+  const std::int64_t rows = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
   if (!job.is_shared()) {
     send(device_.index, index_, num_heads_ * job.num_chosen);
     payload_.index = device_.index;
@@ -173,18 +173,38 @@ std::int64_t HostStaging::ship(const DeviceContext& device,
   return bytes;
 }
 
+at::Tensor HostStaging::planned(at::IntArrayRef sizes) const {
+  return merged_.narrow(0, 0, sizes[0] * sizes[1]).view(sizes);
+}
+
+at::Tensor HostStaging::readers(at::IntArrayRef sizes) const {
+  // The device computes these logits itself, so that their place is free, and large enough.
+  return logits_.view(at::kShort).narrow(0, 0, sizes[0] * sizes[1]).view(sizes);
+}
+
 std::int64_t HostStaging::ship_values(const DeviceContext& device) {
   const auto* sizes = union_sizes_.const_data_ptr<std::int64_t>();
-  const std::int64_t rows = std::accumulate(sizes, sizes + num_kv_heads_, 0LL);
+  const std::int64_t rows = std::accumulate(sizes, sizes + num_kv_heads_, std::int64_t{0});
   if (!device.is_cpu()) {
     for (std::int64_t g = 0; g < num_kv_heads_; ++g) {
-      const std::int64_t count = sizes[g];
       device_.values.select(0, g)
-          .narrow(0, 0, count)
-          .copy_(values_.select(0, g).narrow(0, 0, count));
+          .narrow(0, 0, sizes[g])
+          .copy_(values_.select(0, g).narrow(0, 0, sizes[g]), /*non_blocking=*/true);
     }
+    const std::int64_t used = (num_kv_heads_ - 1) * shape_.union_rows + sizes[num_kv_heads_ - 1];
+    device_.index.narrow(0, 0, used).copy_(index_.narrow(0, 0, used), /*non_blocking=*/true);
   }
   return rows * head_dim_ * static_cast<std::int64_t>(values_.element_size());
+}
+
+at::Tensor HostStaging::value_rows(std::int64_t kv_head) const {
+  const auto* sizes = union_sizes_.const_data_ptr<std::int64_t>();
+  return device_.values.select(0, kv_head).narrow(0, 0, sizes[kv_head]);
+}
+
+at::Tensor HostStaging::value_slots(std::int64_t kv_head) const {
+  const auto* sizes = union_sizes_.const_data_ptr<std::int64_t>();
+  return device_.index.narrow(0, kv_head * shape_.union_rows, sizes[kv_head]);
 }
 
 }  // namespace hybridgen

@@ -56,9 +56,20 @@ class HostStaging {
                     const HostJob& job,
                     const at::Tensor& device_union_sizes = {});
 
-  /// Sends value rows alone, those that union_sizes in buffers() counts; waits for them. Returns
-  /// the bytes.
+  /// Where the device's plan for a job arrives: int32 [G, M] with M <= union_rows, contiguous. It
+  /// lies in buffers().merged.
+  at::Tensor planned(at::IntArrayRef sizes) const;
+
+  // FetchKeys: how many query heads read each token comes, value rows follow.
+  /// Where the former arrives: int16 [G, n_c].
+  at::Tensor readers(at::IntArrayRef sizes) const;
+  /// Starts the copies of value rows alone and, where the device is not the host, of their slots:
+  /// those that union_sizes in buffers() counts, slots in `index`, of each KV head union_capacity
+  /// behind the one before. Returns the values' bytes.
   std::int64_t ship_values(const DeviceContext& device);
+  /// What was shipped, on the device: [rows, D] and int32 [rows] of a KV head.
+  at::Tensor value_rows(std::int64_t kv_head) const;
+  at::Tensor value_slots(std::int64_t kv_head) const;
 
   const HostPayload& payload() const { return payload_; }
 
@@ -70,7 +81,7 @@ class HostStaging {
   at::Tensor logits_, index_, values_, keys_, output_, lse_;  ///< host side
   HostPayload device_;                                        ///< every tensor, as on the device
   std::vector<std::int32_t> positions_;
-  std::vector<std::int32_t> merged_;
+  at::Tensor merged_;       ///< int32 [G * union_rows], on the host
   at::Tensor union_sizes_;  ///< int64 [G], on the host
   HostBuffer scores_;
   HostPayload payload_;  ///< of the last ship(): what the job sent and nothing else

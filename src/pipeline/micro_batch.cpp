@@ -48,6 +48,11 @@ MicroBatch::MicroBatch(const DecoderModel& model,
   }
 }
 
+void MicroBatch::wait_for_plans(const DeviceContext& device) {
+  device.record_compute(planned_);
+  DeviceContext::host_waits(planned_);
+}
+
 void MicroBatch::send_inputs() {
   if (!device_inputs_.is_same(inputs_)) {
     device_inputs_.copy_(inputs_, /*non_blocking=*/true);

@@ -34,10 +34,15 @@ struct MicroBatch {
   /// CPU device. They must not change before the device has come here.
   void send_inputs();
 
+  /// The host waits for what the device planned for all rows, queued so far on the compute stream:
+  /// once per layer where it does. Nothing on a CPU device.
+  void wait_for_plans(const DeviceContext& device);
+
   /// One layer's host jobs; layers alternate between two of them.
   struct HostSlot {
     HostJobBatch batch;
     std::vector<std::int64_t> rows;  ///< row of each job
+    std::vector<at::Tensor> plans;   ///< of each job what the device planned, if it does
     at::Tensor queries;              ///< [B, H D] on the host
     at::Tensor new_keys;             ///< [B, G D] on the host; where the host holds every token
     at::Tensor new_values;           ///< the same
@@ -55,6 +60,7 @@ struct MicroBatch {
  private:
   at::Tensor inputs_;         ///< [2, B]: tokens, positions
   at::Tensor device_inputs_;  ///< the same tensor on a CPU device
+  std::optional<c10::Event> planned_;
 };
 
 }  // namespace hybridgen

@@ -1,63 +1,88 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "pipeline/staged_values.h"
 
+#include <vector>
+
 #include "kernels/cpu_kernels.h"
+#include "parts/own_attention.h"
 
 namespace hybridgen {
 namespace {
 
-class StagedValues final : public ValueFetch {
+class StagedValues final : public FetchedValues {
  public:
-  StagedValues(LoopContext& loop, std::int64_t layer, RequestState& request)
-      : loop_(loop),
-        layer_(layer),
-        store_(request.host.get()),
-        staging_(request.staging_of(layer)) {
-    if (store_ != nullptr) {
-      buffers_ = staging_.buffers();
-    }
-  }
+  explicit StagedValues(const HostStaging& staging) : staging_(staging) {}
+  at::Tensor rows(std::int64_t kv_head) const override { return staging_.value_rows(kv_head); }
+  at::Tensor slots(std::int64_t kv_head) const override { return staging_.value_slots(kv_head); }
 
-  void gather(std::int64_t kv_head, std::span<const std::int32_t> slots) override {
-    const RowView values = store_->values(layer_, kv_head);
+ private:
+  const HostStaging& staging_;
+};
+
+// Puts the rows of all tokens with readers [G, n_c] into staging, ascending; the number of readers.
+std::int64_t gather_read(const HostKvStore& store,
+                         std::int64_t layer,
+                         const at::Tensor& readers,
+                         const HostJobBuffers& buffers) {
+  std::int64_t num_readers = 0;
+  const std::int64_t num_offloaded = readers.size(1);
+  for (std::int64_t g = 0; g < readers.size(0); ++g) {
+    const auto* of_head = readers.const_data_ptr<std::int16_t>() + g * num_offloaded;
+    std::int32_t* slots = buffers.index + g * buffers.union_capacity;
+    std::int64_t rows = 0;
+    for (std::int64_t token = 0; token < num_offloaded; ++token) {
+      if (of_head[token] != 0) {
+        num_readers += of_head[token];
+        slots[rows++] = static_cast<std::int32_t>(token);
+      }
+    }
+    buffers.union_sizes[g] = rows;
+    const RowView values = store.values(layer, g);
     const auto row_bytes = values.head_dim * static_cast<std::int64_t>(size_of(values.dtype));
-    const auto rows = static_cast<std::int64_t>(slots.size());
-    buffers_.union_sizes[kv_head] = rows;
     kernels::gather_rows(
         values.data,
         row_bytes,
-        slots.data(),
+        slots,
         rows,
-        static_cast<std::byte*>(buffers_.values) + kv_head * buffers_.union_capacity * row_bytes);
+        static_cast<std::byte*>(buffers.values) + g * buffers.union_capacity * row_bytes);
   }
-
-  void ship() override { loop_.link.to_device(staging_.ship_values(loop_.model.device())); }
-
-  at::Tensor rows(std::int64_t kv_head) const override {
-    return staging_.payload().values.select(0, kv_head).narrow(0, 0, buffers_.union_sizes[kv_head]);
-  }
-
-  void count_to_host(std::int64_t bytes) override { loop_.link.to_host(bytes); }
-
- private:
-  LoopContext& loop_;
-  std::int64_t layer_;
-  const HostKvStore* store_;  ///< null if nothing ever leaves the device: nothing is fetched then
-  HostStaging& staging_;
-  HostJobBuffers buffers_;
-};
+  return num_readers;
+}
 
 }  // namespace
 
 void attend_by_parts(LoopContext& loop, std::int64_t layer, MicroBatch& batch) {
+  const DeviceContext& device = loop.model.device();
+  std::vector<OwnAttention::Weights> weights(batch.requests.size());
   for (std::size_t row = 0; row < batch.requests.size(); ++row) {
     RequestState& request = *batch.requests[row];
     contain(request, [&] {
-      const auto index = static_cast<std::int64_t>(row);
-      StagedValues values(loop, layer, request);
-      at::Tensor out = batch.ws.attended_heads.select(0, index);  // [H, D]
+      const at::Tensor query = batch.ws.query.select(0, static_cast<std::int64_t>(row));
+      weights[row] = request.parts.attention->weigh(batch.items[row], query);
+      at::Tensor& readers = weights[row].readers;
+      if (readers.defined() && !device.is_cpu()) {
+        const at::Tensor staged = request.staging_of(layer).readers(readers.sizes());
+        staged.copy_(readers, /*non_blocking=*/true);
+        readers = staged;
+      }
+    });
+  }
+  batch.wait_for_plans(device);
+  for (std::size_t row = 0; row < batch.requests.size(); ++row) {
+    RequestState& request = *batch.requests[row];
+    contain(request, [&] {
+      HostStaging& staging = request.staging_of(layer);
+      const StagedValues values(staging);
+      const bool fetches = weights[row].readers.defined();
+      if (fetches) {
+        const std::int64_t readers =
+            gather_read(*request.host, layer, weights[row].readers, staging.buffers());
+        loop.link.to_host(readers * static_cast<std::int64_t>(sizeof(std::int32_t)));
+        loop.link.to_device(staging.ship_values(device));
+      }
+      at::Tensor out = batch.ws.attended_heads.select(0, static_cast<std::int64_t>(row));  // [H, D]
       request.parts.attention->attend(
-          batch.items[row], batch.ws.query.select(0, index), values, out);
+          batch.items[row], weights[row], fetches ? &values : nullptr, out);
     });
   }
 }

@@ -22,14 +22,19 @@ struct CpuKernels;
 /// Chooses a layer's offloaded tokens on the device, before the host's job starts.
 class TokenPlanner : public KvPart {
  public:
-  /// Slots among [0, num_offloaded) for a guessed, rotated query [H, D], unscaled: int32 [G, S] on
-  /// the host, ascending, the same number per KV head; `count` of them if that is given.
+  /// Slots among [0, num_offloaded) for a guessed, rotated query [H, D], unscaled: int32 [G, M]
+  /// where the query is, ascending, the same number per KV head, and num_offloaded in what is left
+  /// of a row; `count` of them if that is given, none if a guess is NaN. Waits for nothing: the
+  /// loop reads the plans of all requests at a time.
   virtual at::Tensor plan(const DeviceOps& ops,
                           std::int64_t layer,
                           const at::Tensor& query,
                           std::int64_t num_offloaded,
                           std::optional<std::int64_t> count) const = 0;
 };
+
+/// Slots per KV head in a plan that is on the host by now. NumericError if there are none.
+std::int64_t planned_count(const at::Tensor& plan, std::int64_t layer, std::int64_t num_offloaded);
 
 /// Scores offloaded tokens roughly and at less cost than their keys do: a selector's scan reads it,
 /// and only what scores best gets exact logits. Called by host workers, for different heads at the
@@ -78,27 +83,30 @@ class PromptScores : public KvPart {
   virtual void forget() = 0;
 };
 
-/// Values of offloaded tokens, fetched once the device's weights say which.
-class ValueFetch {
+/// Values of offloaded tokens, fetched once the device's weights said which; all of it on the
+/// device.
+class FetchedValues {
  public:
-  virtual ~ValueFetch() = default;
-  /// Of a KV head the rows in `slots`, ascending. For each KV head, then ship() once.
-  virtual void gather(std::int64_t kv_head, std::span<const std::int32_t> slots) = 0;
-  virtual void ship() = 0;
-  /// [rows, D] of a KV head on the device, in the order asked for. After ship().
+  virtual ~FetchedValues() = default;
+  /// [rows, D] of a KV head.
   virtual at::Tensor rows(std::int64_t kv_head) const = 0;
-  /// Positions and the like that crossed the link for it.
-  virtual void count_to_host(std::int64_t bytes) = 0;
+  /// int32 [rows]: whose they are, ascending.
+  virtual at::Tensor slots(std::int64_t kv_head) const = 0;
 };
 
 /// Takes the place of softmax and aggregation where the host sent keys alone (FetchKeys).
 class OwnAttention : public KvPart {
  public:
-  /// `query` and `out` [H, D] of one row; its resident logits are computed, its payload, if there
-  /// is one, has the keys of all offloaded tokens.
+  /// What a row's tokens weigh, where the query is. Waits for nothing: the loop asks for all rows
+  /// and reads `readers` of all of them at a time.
+  struct Weights;
+  /// `query` [H, D] of one row; its resident logits are computed, its payload, if there is one, has
+  /// the keys of all offloaded tokens.
+  virtual Weights weigh(const AttentionItem& item, const at::Tensor& query) const = 0;
+  /// `out` [H, D]. `values` of every token with readers; null if none is offloaded.
   virtual void attend(const AttentionItem& item,
-                      const at::Tensor& query,
-                      ValueFetch& values,
+                      const Weights& weights,
+                      const FetchedValues* values,
                       at::Tensor& out) const = 0;
   /// Of `num_offloaded` tokens out of `num_tokens` so many take part, for statistics.
   virtual std::int64_t num_attended(std::int64_t num_offloaded, std::int64_t num_tokens) const = 0;

@@ -139,7 +139,7 @@ TEST_P(PartialKeysWith, ANaNIsAnErrorThatNamesTheLayer) {
     const PartialKeys partial = partial_keys(0.25, keys);
     const at::Tensor query = at::randn({kGroups * kPerGroup, kDim});
     try {
-      partial.plan(*ops_, 0, query, 300, 5);
+      planned_count(partial.plan(*ops_, 0, query, 300, 5), 0, 300);
       FAIL() << "nothing was thrown";
     } catch (const NumericError& error) {
       EXPECT_NE(std::string(error.what()).find("layer 0"), std::string::npos) << error.what();
@@ -158,31 +158,34 @@ at::Tensor guesses(std::initializer_list<std::initializer_list<float>> rows) {
   return at::tensor(numbers).view({count, -1});
 }
 
+std::int64_t fetch_count(const at::Tensor& guesses, double alpha, const TokenCount& most) {
+  return PartialKeys::fetch_count(guesses, alpha, most).item<std::int64_t>();
+}
+
 TEST(FetchCount, CountsWhatIsStrictlyWithinAlphaOfTheLargestGuess) {
   // 1.0 is exactly alpha away.
-  EXPECT_EQ(PartialKeys::fetch_count(guesses({{5.0F, 4.0F, 0.9F, 1.0F}}), 4.0, TokenCount::all()),
-            2);
+  EXPECT_EQ(fetch_count(guesses({{5.0F, 4.0F, 0.9F, 1.0F}}), 4.0, TokenCount::all()), 2);
 }
 
 TEST(FetchCount, IsTheMeanOverTheHeadsRoundedDown) {
   // Two tokens of the first head and three of the second.
   EXPECT_EQ(
-      PartialKeys::fetch_count(
+      fetch_count(
           guesses({{5.0F, 4.0F, 0.9F, 1.0F}, {5.0F, 4.0F, 3.0F, 1.0F}}), 4.0, TokenCount::all()),
       2);
 }
 
 TEST(FetchCount, IsAtLeastOne) {
   // Strictly within 0 of the largest guess is nothing.
-  EXPECT_EQ(PartialKeys::fetch_count(guesses({{5.0F, 4.0F}}), 0.0, TokenCount::all()), 1);
+  EXPECT_EQ(fetch_count(guesses({{5.0F, 4.0F}}), 0.0, TokenCount::all()), 1);
 }
 
 TEST(FetchCount, IsCapped) {
   const at::Tensor equal = at::zeros({2, 10});
-  EXPECT_EQ(PartialKeys::fetch_count(equal, 4.0, TokenCount::all()), 10);
-  EXPECT_EQ(PartialKeys::fetch_count(equal, 4.0, TokenCount::share(0.35)), 3);
-  EXPECT_EQ(PartialKeys::fetch_count(equal, 4.0, TokenCount::count(1)), 1);
-  EXPECT_EQ(PartialKeys::fetch_count(equal, 4.0, TokenCount::count(99)), 10);
+  EXPECT_EQ(fetch_count(equal, 4.0, TokenCount::all()), 10);
+  EXPECT_EQ(fetch_count(equal, 4.0, TokenCount::share(0.35)), 3);
+  EXPECT_EQ(fetch_count(equal, 4.0, TokenCount::count(1)), 1);
+  EXPECT_EQ(fetch_count(equal, 4.0, TokenCount::count(99)), 10);
 }
 
 }  // namespace
