@@ -17,7 +17,6 @@
 #include <ATen/ops/silu.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/sort.h>
-#include <ATen/ops/topk.h>
 
 #include <algorithm>
 #include <cmath>
@@ -231,8 +230,8 @@ class AtenOps final : public DeviceOps {
   at::Tensor largest_positions(const at::Tensor& scores,
                                std::int64_t most,
                                const at::Tensor& count) const override {
-    // The largest first, of equal scores the earlier token, as on the CPU; which one topk() takes is
-    // undefined.
+    // The largest first, of equal scores the earlier token, as on the CPU; which one topk() takes
+    // is undefined.
     const at::Tensor best =
         std::get<1>(at::sort(scores, /*stable=*/true, /*dim=*/-1, /*descending=*/true))
             .narrow(-1, 0, most);

@@ -27,6 +27,9 @@ class ResidentCache {
 
   at::Tensor& keys(std::int64_t layer) { return keys_[static_cast<std::size_t>(layer)]; }
   at::Tensor& values(std::int64_t layer) { return values_[static_cast<std::size_t>(layer)]; }
+  /// Of all layers: [L, G, capacity, D].
+  const at::Tensor& all_keys() const { return all_keys_; }
+  const at::Tensor& all_values() const { return all_values_; }
   /// Rows in use: [G, n_g, D].
   at::Tensor resident_keys(std::int64_t layer) const;
   at::Tensor resident_values(std::int64_t layer) const;

@@ -78,10 +78,11 @@ Method streaming_llm_method(const EngineOptions& options) {
   if (options.device_tokens != WindowSetting{}) {
     method.unread.emplace("window", "KVConfig(device_tokens=) says it; give one of them");
   }
-  method.parts.push_back(
-      retention_part([sinks = own.sinks, window](const RetentionShape& shape, const RequestShape&) {
+  method.parts.push_back(retention_part(
+      [sinks = own.sinks, window](const RetentionShape& shape, const RequestShape&) {
         return make_sinks_window_retention(shape, sinks, window);
-      }));
+      },
+      /*wants_weights=*/false));
   return method;
 }
 

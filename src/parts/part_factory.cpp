@@ -6,31 +6,39 @@
 
 namespace hybridgen {
 
-PartFactory selector_part(SelectionStrategy strategy, SelectorFactory make) {
+PartFactory selector_part(SelectionStrategy strategy,
+                          SelectorFactory make,
+                          bool wants_decode_weights) {
   return {.role = strategy == SelectionStrategy::kPostQkt ? PartRole::kSelector
                                                           : PartRole::kPreSelector,
-          .make = [make = std::move(make)](const PartContext& context) {
-            return make({context.config.num_layers,
-                         context.config.num_kv_heads,
-                         context.config.query_heads_per_kv_head(),
-                         context.config.head_dim,
-                         context.max_offloaded});
-          }};
+          .make =
+              [make = std::move(make)](const PartContext& context) {
+                return make({context.config.num_layers,
+                             context.config.num_kv_heads,
+                             context.config.query_heads_per_kv_head(),
+                             context.config.head_dim,
+                             context.max_offloaded});
+              },
+          .wants_decode_weights = wants_decode_weights};
 }
 
 PartFactory named_selector_part(SelectionStrategy strategy, const std::string& name) {
-  return selector_part(strategy,
-                       [name](const SelectorShape& shape) { return make_selector(name, shape); });
+  return selector_part(
+      strategy,
+      [name](const SelectorShape& shape) { return make_selector(name, shape); },
+      may_want_decode_weights(name));
 }
 
-PartFactory retention_part(RetentionFactory make) {
+PartFactory retention_part(RetentionFactory make, bool wants_weights) {
   return {.role = PartRole::kRetention,
-          .make = [make = std::move(make)](const PartContext& context) {
-            return make({context.config.num_layers,
-                         context.config.num_kv_heads,
-                         context.config.query_heads_per_kv_head()},
-                        context.request);
-          }};
+          .make =
+              [make = std::move(make)](const PartContext& context) {
+                return make({context.config.num_layers,
+                             context.config.num_kv_heads,
+                             context.config.query_heads_per_kv_head()},
+                            context.request);
+              },
+          .wants_decode_weights = wants_weights};
 }
 
 const PartFactory* find_part(const std::vector<PartFactory>& parts, PartRole role) {

@@ -54,11 +54,8 @@ class PartialKeys final : public TokenPlanner {
   PartState state() const override { return {.from_keys = true, .saved = true}; }
   void on_prompt_rows(const PromptRows& rows) override;
   void on_offload(const OffloadedRows& rows) override;
-  void on_replace(std::int64_t layer,
-                  std::int64_t kv_head,
-                  std::int64_t slot,
-                  const at::Tensor& key) override {
-    write_row(layer, kv_head, slot, key);
+  void on_replace(const ReplacedRow& row) override {
+    write_row(row.layer, row.kv_head, row.slot, row.key);
   }
 
   /// Per KV head a token's score is the largest guessed logit of its query heads, and every KV head

@@ -71,12 +71,9 @@ class ShadowScoring final : public KeyProxy {
     shadow_.write(rows.layer, rows.tokens, rows.host.key_rows_from(rows.layer, rows.tokens.begin));
   }
 
-  void on_replace(std::int64_t layer,
-                  std::int64_t kv_head,
-                  std::int64_t slot,
-                  const at::Tensor& key) override {
+  void on_replace(const ReplacedRow& row) override {
     if (calibrated_by_ >= 0) {
-      shadow_.write_row(layer, kv_head, slot, key.cpu().const_data_ptr());
+      shadow_.write_row(row.layer, row.kv_head, row.slot, row.host_key);
     }
   }
 

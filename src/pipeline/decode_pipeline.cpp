@@ -42,6 +42,7 @@ void DecodePipeline::step(Batches batches) {
   const std::int64_t begin_ns = TraceRecorder::now_ns();
   loop_.sample = {};
   try {
+    fetch_leaving(batches);
     for (const auto& batch : batches) {
       begin_step(*batch);
     }
@@ -77,9 +78,12 @@ void DecodePipeline::run_layers(Batches batches) {
     finish_layer(unit / num_batches, batch_of(unit));
   }
   for (const auto& batch : batches) {
+    for (RequestState* request : batch->requests) {
+      contain(*request, [&] { send_leaving(method_, *request); });
+    }
     compute_logits(*batch);
   }
-  wait_for_device();
+  wait_for_device(batches);
 }
 
 void DecodePipeline::start_layer(std::int64_t layer, MicroBatch& batch) {
@@ -137,6 +141,22 @@ void DecodePipeline::start_guessed(std::int64_t layer, MicroBatch& batch) {
   const std::int64_t norm_of = method_.guess_norm == GuessNorm::kNext ? guessed : layer;
   model_.project_query(ops_, guessed, norm_of, batch.ws);
   host_.start(guessed, batch, batch.ws.guess);
+}
+
+// For requests whose prompt ended without a wait: one for all of them.
+void DecodePipeline::fetch_leaving(Batches batches) {
+  bool is_missing = false;
+  for (const auto& batch : batches) {
+    for (RequestState* request : batch->requests) {
+      if (misses_leaving(method_, *request)) {
+        is_missing = true;
+        contain(*request, [&] { send_leaving(method_, *request); });
+      }
+    }
+  }
+  if (is_missing) {
+    wait_for_device(batches);
+  }
 }
 
 void DecodePipeline::begin_step(MicroBatch& batch) {
@@ -216,9 +236,16 @@ void DecodePipeline::compute_logits(MicroBatch& batch) {
 }
 
 // The step's only wait for the device, but for what plans positions there.
-void DecodePipeline::wait_for_device() {
+void DecodePipeline::wait_for_device(Batches batches) {
   model_.device().record_compute(step_done_);
   DeviceContext::host_waits(step_done_);
+  for (const auto& batch : batches) {
+    for (RequestState* request : batch->requests) {
+      if (request->leaving) {
+        request->leaving->arrive();
+      }
+    }
+  }
 }
 
 void DecodePipeline::end_step(Batches batches) {
@@ -231,7 +258,12 @@ void DecodePipeline::end_step(Batches batches) {
   loop_.sample.device_s = std::max(times.paired_s, 0.0);
   for (const auto& batch : batches) {
     for (RequestState* request : batch->requests) {
-      contain(*request, [&] { end_request_step(*request); });
+      contain(*request, [&] {
+        if (!model_.device().is_cpu()) {
+          give_sent_feedback(loop_, *request);
+        }
+        end_request_step(*request);
+      });
       trace_decision(*request);
     }
   }

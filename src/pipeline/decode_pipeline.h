@@ -61,12 +61,13 @@ class DecodePipeline {
   bool starts_by(HostQuery query, std::int64_t layer) const;
   /// The host's job for which `layer` is early enough to guess a query, if any.
   void start_guessed(std::int64_t layer, MicroBatch& batch);
+  void fetch_leaving(Batches batches);
   void begin_step(MicroBatch& batch);
   void append_key_value(std::int64_t layer, MicroBatch& batch);
   void score_resident(std::int64_t layer, MicroBatch& batch);
   void merge(std::int64_t layer, MicroBatch& batch);
   void compute_logits(MicroBatch& batch);
-  void wait_for_device();
+  void wait_for_device(Batches batches);
   void end_step(Batches batches);
   void end_request_step(RequestState& request);
   void trace_decision(const RequestState& request) const;

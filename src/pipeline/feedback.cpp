@@ -5,37 +5,46 @@
 
 #include <algorithm>
 
+#include "pipeline/offload.h"
+
 namespace hybridgen {
 namespace {
 
-// The weights that merge() left, [H, stride], on the host.
-struct AttentionWeights {
-  at::Tensor tensor;
-  const float* data = nullptr;
-  std::int64_t stride = 0;
-};
-
-AttentionWeights weights_of(LoopContext& loop, const AttentionItem& item) {
-  AttentionWeights weights;
-  weights.stride = item.merged_stride();
-  const std::int64_t count = loop.config().num_heads * weights.stride;
-  weights.tensor = *item.merged_logits;
-  if (!weights.tensor.device().is_cpu()) {
-    weights.tensor = weights.tensor.narrow(0, 0, count).cpu();
-  }
-  weights.data = weights.tensor.const_data_ptr<float>();
-  loop.link.to_host(count * static_cast<std::int64_t>(sizeof(float)));
-  return weights;
-}
-
 // Fewer weights per KV head are scored in less time than another thread takes to answer.
 constexpr std::int64_t kLeastSharedWeights = 1024;
+
+bool parts_want_weights(const RequestState& request) {
+  return std::ranges::any_of(request.parts.all, [](const std::unique_ptr<KvPart>& part) {
+    return part->wants_decode_weights();
+  });
+}
+
+bool retention_wants_weights(const RequestState& request) {
+  return request.parts.retention != nullptr && request.parts.retention->wants_weights();
+}
+
+// `job`: the host job whose payload was merged; null if there was none. `own_counts` [G]: memory
+// for counts where they are all the same.
+ChosenTokens chosen_tokens(const AttentionItem& item,
+                           const HostJob* job,
+                           std::int64_t per_group,
+                           std::vector<std::int64_t>& own_counts) {
+  const HostPayload* payload = item.payload;
+  if (payload == nullptr || payload->is_partial() || job == nullptr) {
+    return {};
+  }
+  if (job->is_shared()) {
+    return {job->buffers.merged, job->buffers.union_capacity, 0, payload->union_sizes.data()};
+  }
+  std::ranges::fill(own_counts, payload->count);
+  return {job->buffers.positions, per_group * job->num_chosen, job->num_chosen, own_counts.data()};
+}
 
 // The place of the new token per KV head, into loop.new_slots. Nothing is moved yet.
 void choose_slots(LoopContext& loop,
                   std::int64_t layer,
                   RequestState& request,
-                  const AttentionWeights& weights) {
+                  const SoftmaxWeights& weights) {
   const ModelConfig& config = loop.config();
   const std::int64_t per_group = config.query_heads_per_kv_head();
   const std::int64_t position = request.tokens.num_tokens() - 1;
@@ -56,33 +65,21 @@ void choose_slots(LoopContext& loop,
   loop.pool->for_each(config.num_kv_heads, choose);
 }
 
-// `job`: the host job whose payload was merged; null if there was none. Returns whether anybody
-// wanted the weights.
-bool give_weights(LoopContext& loop,
+void give_weights(LoopContext& loop,
                   std::int64_t layer,
                   RequestState& request,
-                  const AttentionItem& item,
-                  const HostJob* job) {
-  const auto wants = [](const std::unique_ptr<KvPart>& part) {
-    return part->wants_decode_weights();
-  };
-  if (std::ranges::none_of(request.parts.all, wants)) {
-    return false;
-  }
-  const AttentionWeights weights = weights_of(loop, item);
+                  const SoftmaxWeights& weights) {
   const std::int64_t per_group = loop.config().query_heads_per_kv_head();
-  const HostPayload* payload = item.payload;
+  const ChosenTokens& chosen = weights.chosen;
   DecodeAttention seen;
   seen.num_queries = per_group;
   seen.resident = request.tokens.resident();
   seen.stride = weights.stride;
+  seen.positions_stride = chosen.row_stride;
   for (std::int64_t g = 0; g < loop.config().num_kv_heads; ++g) {
-    if (payload != nullptr && !payload->is_partial()) {
-      seen.num_chosen = payload->tokens_of(g);
-      const bool is_shared = job->is_shared();
-      seen.positions = is_shared ? job->buffers.merged + g * job->buffers.union_capacity
-                                 : job->buffers.positions + g * per_group * job->num_chosen;
-      seen.positions_stride = is_shared ? 0 : job->num_chosen;
+    if (chosen.positions != nullptr) {
+      seen.num_chosen = chosen.counts[g];
+      seen.positions = chosen.positions + g * chosen.head_stride;
     }
     seen.weights = weights.data + g * per_group * weights.stride;
     request.parts.tell([&](KvPart& part) {
@@ -91,34 +88,64 @@ bool give_weights(LoopContext& loop,
       }
     });
   }
-  return true;
 }
 
 void retain_new_token(LoopContext& loop,
                       std::int64_t layer,
                       RequestState& request,
-                      const AttentionItem& item) {
-  choose_slots(
-      loop,
-      layer,
-      request,
-      request.parts.retention->wants_weights() ? weights_of(loop, item) : AttentionWeights{});
-  const std::int64_t newest = item.first_slot + item.num_resident - 1;
-  const at::Tensor& keys = request.resident.keys(layer);
-  const at::Tensor& values = request.resident.values(layer);
-  for (std::int64_t g = 0; g < loop.config().num_kv_heads; ++g) {
-    const std::int64_t slot = loop.new_slots[static_cast<std::size_t>(g)];
-    if (request.host == nullptr) {
+                      const SoftmaxWeights& weights) {
+  choose_slots(loop, layer, request, weights);
+  const std::int64_t newest = request.resident.first_slot() + request.resident.size() - 1;
+  if (request.host == nullptr) {
+    for (std::int64_t g = 0; g < loop.config().num_kv_heads; ++g) {
+      const std::int64_t slot = loop.new_slots[static_cast<std::size_t>(g)];
       if (slot != newest) {
         request.resident.copy_row(layer, g, newest, slot);
       }
-      continue;
     }
-    const at::Tensor key = keys.select(0, g).select(0, newest).cpu();
-    const at::Tensor value = values.select(0, g).select(0, newest).cpu();
-    request.host->write_row(layer, g, slot, key.const_data_ptr(), value.const_data_ptr());
-    loop.link.leaving(static_cast<std::int64_t>(key.nbytes() + value.nbytes()));
+    return;
   }
+  const HostRows rows = leaving_rows(request, layer, newest);
+  const auto element = static_cast<std::int64_t>(size_of(request.host->shape().dtype));
+  for (std::int64_t g = 0; g < loop.config().num_kv_heads; ++g) {
+    request.host->write_row(layer,
+                            g,
+                            loop.new_slots[static_cast<std::size_t>(g)],
+                            row_of(rows.keys, g, 0, element),
+                            row_of(rows.values, g, 0, element));
+    loop.link.leaving(2 * loop.config().head_dim * element);
+  }
+}
+
+// All that a layer's weights are for. Weights that only some want cross the link once for each of
+// both kinds.
+void use_weights(LoopContext& loop,
+                 std::int64_t layer,
+                 RequestState& request,
+                 const SoftmaxWeights& weights) {
+  const std::int64_t bytes =
+      loop.config().num_heads * weights.stride * static_cast<std::int64_t>(sizeof(float));
+  if (weights.data != nullptr && parts_want_weights(request)) {
+    loop.link.to_host(bytes);
+    give_weights(loop, layer, request, weights);
+  }
+  if (request.parts.retention != nullptr) {
+    const bool wants = retention_wants_weights(request);
+    loop.link.to_host(wants ? bytes : 0);
+    retain_new_token(loop, layer, request, wants ? weights : SoftmaxWeights{});
+  }
+}
+
+void send_weights(const LoopContext& loop,
+                  std::int64_t layer,
+                  RequestState& request,
+                  const AttentionItem& item,
+                  const ChosenTokens& chosen) {
+  if (!request.weights) {
+    request.weights.emplace(
+        loop.config(), loop.model.device(), request.plan.window, request.plan.staging.max_chosen);
+  }
+  request.weights->send(layer, *item.merged_logits, item.merged_stride(), chosen);
 }
 
 }  // namespace
@@ -127,23 +154,44 @@ void give_feedback(LoopContext& loop, std::int64_t layer, MicroBatch& batch) {
   ScopedSpan span = loop.span("selection state", layer);
   bool has_state = false;
   const MicroBatch::HostSlot& slot = batch.slot(layer);
+  const bool is_cpu = loop.model.device().is_cpu();
+  loop.new_counts.resize(static_cast<std::size_t>(loop.config().num_kv_heads));
   std::size_t job = 0;
   for (std::size_t row = 0; row < batch.requests.size(); ++row) {
     RequestState& request = *batch.requests[row];
     const AttentionItem& item = batch.items[row];
     const bool has_job = job < slot.rows.size() && slot.rows[job] == static_cast<std::int64_t>(row);
     const HostJob* own_job = has_job ? &slot.batch.jobs[job++] : nullptr;
+    const bool wants_weights = parts_want_weights(request) || retention_wants_weights(request);
+    if (!wants_weights && (request.parts.retention == nullptr || !is_cpu)) {
+      continue;
+    }
+    has_state = true;
     contain(request, [&] {
-      has_state |=
-          give_weights(loop, layer, request, item, item.payload == nullptr ? nullptr : own_job);
-      if (request.parts.retention != nullptr) {
-        has_state = true;
-        retain_new_token(loop, layer, request, item);
+      const ChosenTokens chosen =
+          chosen_tokens(item, own_job, loop.config().query_heads_per_kv_head(), loop.new_counts);
+      if (is_cpu) {
+        use_weights(loop,
+                    layer,
+                    request,
+                    {item.merged_logits->const_data_ptr<float>(), item.merged_stride(), chosen});
+      } else {
+        send_weights(loop, layer, request, item, chosen);
       }
     });
   }
   if (!has_state) {
     span.discard();
+  }
+}
+
+void give_sent_feedback(LoopContext& loop, RequestState& request) {
+  if (request.parts.retention == nullptr && !request.weights) {
+    return;
+  }
+  for (std::int64_t layer = 0; layer < loop.config().num_layers; ++layer) {
+    use_weights(
+        loop, layer, request, request.weights ? request.weights->take(layer) : SoftmaxWeights{});
   }
 }
 

@@ -12,8 +12,12 @@ namespace hybridgen {
 
 /// After merge() of a layer: the weights of the attended tokens go to every part that wants
 /// them, and each new token's rows take the place that a retention policy gives them, in the
-/// resident cache or in the host store.
+/// resident cache or in the host store. On a device that is not the host nothing but the weights'
+/// copy starts.
 void give_feedback(LoopContext& loop, std::int64_t layer, MicroBatch& batch);
+
+/// The rest of it there, for all layers of a request, once the host has waited for the step.
+void give_sent_feedback(LoopContext& loop, RequestState& request);
 
 /// After the last layer: tells the token mapper and the resident cache what a retention policy
 /// dropped; nothing without one.

@@ -32,6 +32,7 @@ struct LoopContext {
   StepSample sample{};  ///< of the step so far: host stages that ran beside the layer before
   std::int64_t step = 0;
   std::vector<std::int64_t> new_slots{};  ///< [G] where a retention policy puts a layer's new token
+  std::vector<std::int64_t> new_counts{};  ///< [G] tokens that a layer's query heads chose
 
   const ModelConfig& config() const { return model.config(); }
   /// Of a stretch of the device stage, until the end of the scope.

@@ -23,12 +23,12 @@ void make_room(LoopContext& loop, RequestState& request) {
   const std::int64_t first = request.resident.first_slot();
   for (std::int64_t layer = 0; layer < loop.config().num_layers; ++layer) {
     const at::Tensor& keys = request.resident.keys(layer);
-    const at::Tensor& values = request.resident.values(layer);
+    const HostRows rows = leaving_rows(request, layer, first);
     if (!moving.empty()) {
-      offload_rows(request, layer, moving, keys, values, first, loop.link);
+      offload_rows(request, layer, moving, rows, keys, first, loop.link);
     }
     for (std::int64_t row = moving.size(); row < plan.tokens.size(); ++row) {
-      replace_on_host(request, layer, keys, values, first + row, loop.link);
+      replace_on_host(request, layer, rows, row, keys, first + row, loop.link);
     }
   }
   request.resident.drop_front(plan.tokens.size());
@@ -37,6 +37,31 @@ void make_room(LoopContext& loop, RequestState& request) {
 }
 
 }  // namespace
+
+void send_leaving(const Method& method, RequestState& request) {
+  if (!request.leaving || request.failure != nullptr) {
+    return;
+  }
+  if (method.residency == Residency::kRetained) {
+    request.leaving->send(
+        request.resident, request.resident.first_slot() + request.resident.size() - 1, 1);
+    return;
+  }
+  // The last token of all is never fed.
+  const bool is_over = request.tokens.num_tokens() + 1 >= request.plan.shape.max_tokens;
+  const std::int64_t count = request.eviction.plan(request.tokens, 1).tokens.size();
+  if (!is_over && count > 0) {
+    request.leaving->send(request.resident, request.resident.first_slot(), count);
+  }
+}
+
+bool misses_leaving(const Method& method, const RequestState& request) {
+  if (!request.leaving || request.failure != nullptr || method.residency != Residency::kWindow) {
+    return false;
+  }
+  const std::int64_t count = request.eviction.plan(request.tokens, 1).tokens.size();
+  return count > 0 && !request.leaving->has(request.resident.first_slot(), count);
+}
 
 void add_token(LoopContext& loop, RequestState& request) {
   if (loop.method.residency == Residency::kWindow) {

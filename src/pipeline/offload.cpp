@@ -15,6 +15,17 @@ KvRowsView view_of(const at::Tensor& rows, std::int64_t first_row) {
 
 }  // namespace
 
+HostRows host_rows(const at::Tensor& keys, const at::Tensor& values, std::int64_t first_row) {
+  return {view_of(keys, first_row), view_of(values, first_row)};
+}
+
+HostRows leaving_rows(RequestState& request, std::int64_t layer, std::int64_t first) {
+  if (!request.leaving) {
+    return host_rows(request.resident.keys(layer), request.resident.values(layer), first);
+  }
+  return {request.leaving->keys(layer), request.leaving->values(layer)};
+}
+
 void offload_rows(RequestState& request,
                   std::int64_t layer,
                   TokenRange tokens,
@@ -22,39 +33,52 @@ void offload_rows(RequestState& request,
                   const at::Tensor& values,
                   std::int64_t first_row,
                   LinkMeter& link) {
-  HostKvStore& host = *request.host;
   if (keys.device().is_cpu()) {
-    host.write(layer, tokens, view_of(keys, first_row), view_of(values, first_row));
-  } else {
-    const at::Tensor host_keys = keys.narrow(1, first_row, tokens.size()).cpu();
-    const at::Tensor host_values = values.narrow(1, first_row, tokens.size()).cpu();
-    host.write(layer, tokens, view_of(host_keys, 0), view_of(host_values, 0));
+    offload_rows(request, layer, tokens, host_rows(keys, values, first_row), keys, first_row, link);
+    return;
   }
-  const OffloadedRows rows{.layer = layer,
-                           .tokens = tokens,
-                           .host = host,
-                           .keys = keys,
-                           .first_row = first_row,
-                           .resident = request.resident};
-  request.parts.tell([&](KvPart& part) { part.on_offload(rows); });
+  const at::Tensor host_keys = keys.narrow(1, first_row, tokens.size()).cpu();
+  const at::Tensor host_values = values.narrow(1, first_row, tokens.size()).cpu();
+  offload_rows(request, layer, tokens, host_rows(host_keys, host_values, 0), keys, first_row, link);
+}
+
+void offload_rows(RequestState& request,
+                  std::int64_t layer,
+                  TokenRange tokens,
+                  const HostRows& rows,
+                  const at::Tensor& keys,
+                  std::int64_t first_row,
+                  LinkMeter& link) {
+  HostKvStore& host = *request.host;
+  host.write(layer, tokens, rows.keys, rows.values);
+  const OffloadedRows moved{.layer = layer,
+                            .tokens = tokens,
+                            .host = host,
+                            .keys = keys,
+                            .first_row = first_row,
+                            .resident = request.resident};
+  request.parts.tell([&](KvPart& part) { part.on_offload(moved); });
   const auto element = static_cast<std::int64_t>(keys.element_size());
   link.leaving(2 * keys.size(0) * tokens.size() * keys.size(2) * element);
 }
 
 void replace_on_host(RequestState& request,
                      std::int64_t layer,
-                     const at::Tensor& keys,
-                     const at::Tensor& values,
+                     const HostRows& rows,
                      std::int64_t row,
+                     const at::Tensor& keys,
+                     std::int64_t device_row,
                      LinkMeter& link) {
+  const auto element = static_cast<std::int64_t>(keys.element_size());
   for (std::int64_t g = 0; g < keys.size(0); ++g) {
     const std::int64_t slot = request.parts.placement->replace(layer, g);
-    const at::Tensor key = keys.select(0, g).select(0, row);
-    const at::Tensor host_key = key.cpu();
-    const at::Tensor host_value = values.select(0, g).select(0, row).cpu();
-    request.host->write_row(layer, g, slot, host_key.const_data_ptr(), host_value.const_data_ptr());
-    request.parts.tell([&](KvPart& part) { part.on_replace(layer, g, slot, key); });
-    link.leaving(static_cast<std::int64_t>(host_key.nbytes() + host_value.nbytes()));
+    const void* const host_key = row_of(rows.keys, g, row, element);
+    request.host->write_row(layer, g, slot, host_key, row_of(rows.values, g, row, element));
+    const at::Tensor key = keys.select(0, g).select(0, device_row);
+    const ReplacedRow replaced{
+        .layer = layer, .kv_head = g, .slot = slot, .key = key, .host_key = host_key};
+    request.parts.tell([&](KvPart& part) { part.on_replace(replaced); });
+    link.leaving(2 * keys.size(2) * element);
   }
 }
 

@@ -5,13 +5,35 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstddef>
+
 #include "pipeline/request_state.h"
 #include "runtime/link_meter.h"
 
 namespace hybridgen {
 
+/// Rows of one layer where the host can read them.
+struct HostRows {
+  KvRowsView keys;
+  KvRowsView values;
+};
+/// Of tensors [G, rows, D] on the host, from `first_row` on.
+HostRows host_rows(const at::Tensor& keys, const at::Tensor& values, std::int64_t first_row);
+
+/// Of one layer's resident rows, from slot `first` on: where they lie, or, on a device that is not
+/// the host, what `request.leaving` brought of them.
+HostRows leaving_rows(RequestState& request, std::int64_t layer, std::int64_t first);
+/// One row of a KV head; `element`: bytes of one.
+inline const void* row_of(const KvRowsView& rows,
+                          std::int64_t kv_head,
+                          std::int64_t row,
+                          std::int64_t element) {
+  return static_cast<const std::byte*>(rows.data) +
+         (kv_head * rows.head_stride + row * rows.token_stride) * element;
+}
+
 /// Copies `tokens` of one layer; tokens.begin is row `first_row` of keys and values [G, rows, D]
-/// (any device, last dimension contiguous).
+/// (any device, last dimension contiguous). Waits for a device that is not the host.
 void offload_rows(RequestState& request,
                   std::int64_t layer,
                   TokenRange tokens,
@@ -20,13 +42,23 @@ void offload_rows(RequestState& request,
                   std::int64_t first_row,
                   LinkMeter& link);
 
-/// The host is full: row `row` of one layer takes the place of the tokens that the request's
-/// placement decides to drop, one per KV head.
+/// The same of `rows`, which are on the host already and begin with that row.
+void offload_rows(RequestState& request,
+                  std::int64_t layer,
+                  TokenRange tokens,
+                  const HostRows& rows,
+                  const at::Tensor& keys,
+                  std::int64_t first_row,
+                  LinkMeter& link);
+
+/// The host is full: row `row` of `rows`, which is `device_row` of keys [G, rows, D], takes the
+/// place of the tokens that the request's placement decides to drop, one per KV head.
 void replace_on_host(RequestState& request,
                      std::int64_t layer,
-                     const at::Tensor& keys,
-                     const at::Tensor& values,
+                     const HostRows& rows,
                      std::int64_t row,
+                     const at::Tensor& keys,
+                     std::int64_t device_row,
                      LinkMeter& link);
 
 }  // namespace hybridgen

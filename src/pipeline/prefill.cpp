@@ -9,6 +9,7 @@
 
 #include "device/torch_types.h"
 #include "parts/prompt_scores.h"
+#include "pipeline/new_token.h"
 #include "pipeline/offload.h"
 #include "runtime/scoped_span.h"
 
@@ -69,11 +70,17 @@ at::Tensor Prefill::run_chunk(RequestState& request,
     if (last_.rows == 0) {
       last_ = BlockWorkspace(config, model_.dtype(), model_.device().device(), 1);
     }
+    if (method_.residency == Residency::kWindow) {
+      send_leaving(method_, request);
+    }
     last_.x.copy_(ws_.x.narrow(0, count - 1, 1));
     logits = at::empty({1, config.vocab_size},
                        at::TensorOptions().dtype(at::kFloat).device(model_.device().device()));
     model_.head(ops_, last_, logits);
     logits = logits.select(0, 0).cpu();
+    if (request.leaving) {
+      request.leaving->arrive();
+    }
   }
   statistics_.prefill_tokens += count;
   statistics_.prefill_s += static_cast<double>(TraceRecorder::now_ns() - begin_ns) * 1e-9;

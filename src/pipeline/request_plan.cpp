@@ -5,7 +5,9 @@
 
 #include "device/resident_cache.h"
 #include "parts/request_parts.h"
+#include "pipeline/rows_to_host.h"
 #include "pipeline/shifted_keys.h"
+#include "pipeline/weights_to_host.h"
 
 namespace hybridgen {
 namespace {
@@ -74,6 +76,23 @@ void plan_tokens(const ModelConfig& config,
   }
 }
 
+// What a device that is not the host sends during a step and the host reads after it.
+void plan_step_end(const ModelConfig& config,
+                   DType dtype,
+                   const Method& method,
+                   const AttendedTokens& attended,
+                   RequestPlan& plan) {
+  if (plan.max_offloaded > 0 && method.residency != Residency::kNone) {
+    plan.leaving_rows =
+        method.residency == Residency::kRetained ? 1 : std::min(method.window.block, plan.window);
+    plan.dram_bytes += RowsToHost::required_bytes(config, dtype, plan.leaving_rows);
+  }
+  const auto wants_weights = [](const PartFactory* part) { return part->wants_decode_weights; };
+  if (std::ranges::any_of(parts_needed(method, attended, plan), wants_weights)) {
+    plan.dram_bytes += WeightsToHost::required_bytes(config, plan.window, plan.staging.max_chosen);
+  }
+}
+
 }  // namespace
 
 RequestPlan plan_request(const ModelConfig& config,
@@ -108,6 +127,9 @@ RequestPlan plan_request(const ModelConfig& config,
     if (!device_is_host) {
       plan.device_bytes += 2 * HostStaging::payload_bytes(config, dtype, plan.staging);
     }
+  }
+  if (!device_is_host) {
+    plan_step_end(config, dtype, method, attended, plan);
   }
   for (const PartFactory* part : parts_needed(method, attended, plan)) {
     if (part->required_bytes) {

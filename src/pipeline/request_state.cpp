@@ -45,6 +45,9 @@ RequestState::RequestState(const DecoderModel& model,
       slot = HostStaging(config, dtype, model.device(), plan.staging);
     }
   }
+  if (plan.leaving_rows > 0) {
+    leaving.emplace(config, dtype, model.device(), plan.leaving_rows);
+  }
   PartContext context = part_context(config, dtype, plan);
   context.device = &model.device();
   context.numa_node = numa_node;

@@ -19,8 +19,10 @@
 #include "parts/request_parts.h"
 #include "pipeline/host_staging.h"
 #include "pipeline/request_plan.h"
+#include "pipeline/rows_to_host.h"
 #include "pipeline/shifted_keys.h"
 #include "pipeline/steering.h"
+#include "pipeline/weights_to_host.h"
 
 namespace hybridgen {
 
@@ -70,6 +72,9 @@ struct RequestState {
   std::array<HostStaging, 2> staging;  ///< ring: layer i uses slot i % 2
   LogitScratch logits;
   std::optional<ShiftedKeys> shifted;  ///< PositionMode::kCacheIndex only
+  // Only where the device is not the host, and what comes from it is read after a step's wait.
+  std::optional<RowsToHost> leaving;     ///< if rows ever leave the device while it decodes
+  std::optional<WeightsToHost> weights;  ///< from the first layer on whose weights are asked for
 
   /// The first failure of its own in a step. From there on nothing more is done for the request,
   /// whose caches are undefined; its row stays in the batch, so that no other row changes.

@@ -131,6 +131,10 @@ std::unique_ptr<TokenSelector> make_selector(std::string_view name, const Select
 
 SelectionStrategy strategy_of_selector(std::string_view name) { return entry_of(name).strategy; }
 
+bool may_want_decode_weights(std::string_view name) {
+  return name != "topk" && name != "sinks_recent" && name != "block_digests";
+}
+
 void register_selector(const std::string& name,
                        SelectionStrategy strategy,
                        SelectorFactory factory) {

@@ -34,6 +34,7 @@ left_out=(
   'Methods/ApproximateMethods.DifferFromFullAttention/*'
   'Methods/ApproximateMethods.DoNotDependOnTheBatch/*'
   'Methods/LinkBytes.*'
+  'Methods/DriverWaits.*'
   'LinkBytesOfTwiceTheTokens.*'
   # Allocations, counted by an operator new of the test's own.
   'SteadyState.*'

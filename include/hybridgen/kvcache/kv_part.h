@@ -82,6 +82,15 @@ struct OffloadedRows {
   const ResidentCache& resident;
 };
 
+/// One KV head's row that took the place of another token on the host.
+struct ReplacedRow {
+  std::int64_t layer = 0;
+  std::int64_t kv_head = 0;
+  std::int64_t slot = 0;           ///< in the store
+  const at::Tensor& key;           ///< [D], on the device
+  const void* host_key = nullptr;  ///< the same, on the host
+};
+
 class KvPart {
  public:
   KvPart() = default;
@@ -105,17 +114,15 @@ class KvPart {
   virtual void before_step(std::int64_t /*num_offloaded*/, const HostKvStore* /*host*/) {}
   /// Tokens moved to the host.
   virtual void on_offload(const OffloadedRows& /*rows*/) {}
-  /// One KV head's row took the place of another token on the host. `key` [D], on the device.
-  virtual void on_replace(std::int64_t /*layer*/,
-                          std::int64_t /*kv_head*/,
-                          std::int64_t /*slot*/,
-                          const at::Tensor& /*key*/) {}
+  /// The host was full.
+  virtual void on_replace(const ReplacedRow& /*row*/) {}
   /// The device chose the tokens in these slots for the layer's job.
   virtual void on_fetch(std::int64_t /*layer*/,
                         std::int64_t /*kv_head*/,
                         std::span<const std::int32_t> /*slots*/) {}
 
-  /// Whether on_decode is called; asked in every layer.
+  /// Whether on_decode is called; asked in every layer. Layer by layer, right after each on a CPU
+  /// device; else after the last one, before end_step().
   virtual bool wants_decode_weights() const { return false; }
   virtual void on_decode(std::int64_t /*layer*/,
                          std::int64_t /*kv_head*/,

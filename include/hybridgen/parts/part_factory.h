@@ -66,6 +66,10 @@ struct PartFactory {
   std::function<std::unique_ptr<KvPart>(const PartContext&)> make;
   /// Memory of each tier, which admission reckons with; empty: nothing worth counting.
   std::function<PartBytes(const PartContext&)> required_bytes{};
+  /// Whether a part of it ever reads softmax weights of decode steps, for admission too: they take
+  /// memory where the device is not the host. A part that reads them though this says no does get
+  /// them.
+  bool wants_decode_weights = false;
   /// Tokens that the host may hold at most, for a HostPlacement; empty: all that leave the device.
   std::function<std::int64_t(const RequestShape&)> host_limit{};
 };
@@ -74,10 +78,12 @@ using RetentionFactory = std::function<std::unique_ptr<RetentionPolicy>(
     const RetentionShape& shape, const RequestShape& request)>;
 
 /// A selector by its own strategy's role.
-PartFactory selector_part(SelectionStrategy strategy, SelectorFactory make);
+PartFactory selector_part(SelectionStrategy strategy,
+                          SelectorFactory make,
+                          bool wants_decode_weights = true);
 /// A selector by its name in the registry.
 PartFactory named_selector_part(SelectionStrategy strategy, const std::string& name);
-PartFactory retention_part(RetentionFactory make);
+PartFactory retention_part(RetentionFactory make, bool wants_weights = true);
 
 /// The first factory of a role; null if there is none.
 const PartFactory* find_part(const std::vector<PartFactory>& parts, PartRole role);
