@@ -400,6 +400,7 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   }
   given.clear();  // texts and lists in it have one owner from here on, on the stream's thread
   std::vector<at::Tensor> targets;
+  targets.reserve(made.size());
   for (const at::Tensor& each : made) {
     targets.push_back(alias_of(each));
   }
@@ -515,16 +516,22 @@ at::Tensor& copy_(at::Tensor& self, const at::Tensor& source, bool non_blocking)
   return self;
 }
 
+c10::Device named(const std::optional<at::Device>& device) {
+  TORCH_CHECK(device.has_value(), "an emulated device's tensor is made without its device");
+  return *device;
+}
+
 at::Tensor empty(at::IntArrayRef sizes,
                  std::optional<at::ScalarType> type,
                  std::optional<at::Layout> /*layout*/,
                  std::optional<at::Device> device,
                  std::optional<bool> /*pinned*/,
                  std::optional<at::MemoryFormat> format) {
-  const c10::DeviceGuard guard(*device);
+  const c10::Device where = named(device);
+  const c10::DeviceGuard guard(where);
   return at::detail::empty_generic(sizes,
-                                   c10::GetAllocator(device->type()),
-                                   c10::DispatchKeySet(c10::computeDispatchKey({}, {}, *device)),
+                                   c10::GetAllocator(where.type()),
+                                   c10::DispatchKeySet(c10::computeDispatchKey({}, {}, where)),
                                    type.value_or(at::kFloat),
                                    format);
 }
@@ -535,12 +542,13 @@ at::Tensor empty_strided(at::IntArrayRef sizes,
                          std::optional<at::Layout> /*layout*/,
                          std::optional<at::Device> device,
                          std::optional<bool> /*pinned*/) {
-  const c10::DeviceGuard guard(*device);
+  const c10::Device where = named(device);
+  const c10::DeviceGuard guard(where);
   return at::detail::empty_strided_generic(
       sizes,
       strides,
-      c10::GetAllocator(device->type()),
-      c10::DispatchKeySet(c10::computeDispatchKey({}, {}, *device)),
+      c10::GetAllocator(where.type()),
+      c10::DispatchKeySet(c10::computeDispatchKey({}, {}, where)),
       type.value_or(at::kFloat));
 }
 
@@ -548,7 +556,7 @@ const at::Tensor& resize_(const at::Tensor& self,
                           at::IntArrayRef sizes,
                           std::optional<at::MemoryFormat> /*format*/) {
   resize(self, sizes);
-  return self;
+  return self;  // NOLINT(bugprone-return-const-ref-from-parameter): LibTorch's signature
 }
 
 at::Scalar local_scalar(const at::Tensor& self) {
