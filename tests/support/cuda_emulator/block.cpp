@@ -95,7 +95,9 @@ void Block::start_threads(dim3 shape) {
   while (threads_.size() < index(size_)) {
     threads_.push_back(std::make_unique<Thread>(threads_.size()));
   }
+  live_lanes_.fill(0);
   for (int i = 0; i < size_; ++i) {
+    live_lanes_[index(i / warpSize)] |= std::uint32_t{1} << (i % warpSize);
     Thread& thread = *threads_[index(i)];
     const auto number = static_cast<unsigned>(i);
     thread.place = {number % shape.x, number / shape.x % shape.y, number / (shape.x * shape.y)};
@@ -133,6 +135,7 @@ void Block::run_thread() {
   threads_[index(running_)]->state = State::kEnded;
   --ready_;
   --live_;
+  live_lanes_[index(running_ / warpSize)] &= ~(std::uint32_t{1} << lane());
   if (failure_.empty()) failure_ = warps_.thread_ended(running_);
 }
 
@@ -174,9 +177,7 @@ void Block::let_go(int thread) {
   ++ready_;
 }
 
-bool Block::is_live(int thread) const {
-  return thread < size_ && threads_[index(thread)]->state != State::kEnded;
-}
+std::uint32_t Block::live_lanes(int warp) const { return live_lanes_[index(warp)]; }
 
 void Block::end_barrier() {
   const Thread* first = nullptr;

@@ -4,6 +4,7 @@
 // intrinsics; nothing of it is called from elsewhere but run().
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -62,9 +63,8 @@ class Block {
 
   // ---- For Warps, which decides who waits for whom in a warp ----
 
-  /// Number of threads, and whether one of them has not ended yet.
-  int size() const { return size_; }
-  bool is_live(int thread) const;
+  /// The lanes of a warp that exist and have not ended yet.
+  std::uint32_t live_lanes(int warp) const;
   /// Lets the running thread wait until let_go() is called for it.
   void wait_for_warp(const char* operation, Where where);
   void let_go(int thread);
@@ -98,6 +98,7 @@ class Block {
   int ready_ = 0;
   int at_barrier_ = 0;
   int live_ = 0;
+  std::array<std::uint32_t, 32> live_lanes_{};  // by warp
 
   void (*kernel_)(const void*) = nullptr;
   const void* arguments_ = nullptr;

@@ -25,15 +25,6 @@ std::string described(const char* operation, std::uint32_t mask) {
 
 bool are_equal(const char* a, const char* b) { return std::string_view(a) == b; }
 
-/// The lanes of a warp that exist and have not ended.
-std::uint32_t live_lanes(const Block& block, int warp) {
-  std::uint32_t lanes = 0;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if (block.is_live(warp * kLanes + lane)) lanes |= bit(lane);
-  }
-  return lanes;
-}
-
 }  // namespace
 
 void Warps::start_block(int threads) {
@@ -50,7 +41,7 @@ std::string Warps::what_is_wrong(const Block& block,
   const int warp = block.thread() / kLanes;
   const std::uint32_t own = bit(block.lane());
   if ((mask & own) == 0) return described(operation, mask) + " does not name its own lane";
-  if (const std::uint32_t missing = mask & ~live_lanes(block, warp); missing != 0) {
+  if (const std::uint32_t missing = mask & ~block.live_lanes(warp); missing != 0) {
     return described(operation, mask) + " names lane " + std::to_string(std::countr_zero(missing)) +
            ", which has ended or never was";
   }
@@ -99,7 +90,7 @@ WarpGroup& Warps::exchange(Block& block,
     wrong = what_is_wrong(block, mask, operation);
     if (wrong.empty()) {
       joined = &join_group(block, mask, operation);
-      auto& payload = joined->payloads[static_cast<std::size_t>(block.lane())];
+      auto& payload = (*joined->payloads)[static_cast<std::size_t>(block.lane())];
       if (bytes > 0) std::memcpy(payload.data(), data, bytes);
     }
   }
@@ -151,7 +142,7 @@ void WarpExchange::read(int lane, void* to, std::size_t bytes) const {
                 ", which the mask does not name");
   }
   const EmulatorsOwnAccesses own;
-  std::memcpy(to, group_.payloads[static_cast<std::size_t>(lane)].data(), bytes);
+  std::memcpy(to, (*group_.payloads)[static_cast<std::size_t>(lane)].data(), bytes);
 }
 
 }  // namespace hybridgen::cuda_emulator

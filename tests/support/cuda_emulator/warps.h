@@ -28,7 +28,9 @@ struct WarpGroup {
   std::uint32_t reading = 0;
   const char* operation = nullptr;
   Ordering ordering;
-  std::array<std::array<std::byte, kMaxPayloadBytes>, 32> payloads;
+  // Apart, so that looking through a warp's groups reads few cache lines.
+  using Payload = std::array<std::byte, kMaxPayloadBytes>;
+  std::unique_ptr<std::array<Payload, 32>> payloads = std::make_unique<std::array<Payload, 32>>();
 
   bool is_complete() const { return arrived == mask; }
 };
