@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 
 from . import _core, methods, selectors
 from ._checks import brief, one_of
@@ -69,15 +68,13 @@ class EngineSetup:
         self._options |= _core.checked_options("LLM", limits)
         self.options(None)  # refuses bad values before anything is loaded
 
-    def options(self, path: Path | None, device_bytes: int = 0) -> _core.EngineOptions:
+    def options(self, path: Path | None) -> _core.EngineOptions:
         """Return the engine's options.
 
         Parameters
         ----------
         path : Path or None
             The checkpoint's folder, in which a k_min.json may lie.
-        device_bytes : int
-            What requests may take on the device; 0 lets the engine look at host memory.
 
         Raises
         ------
@@ -85,11 +82,11 @@ class EngineSetup:
             Also if the k_min.json is needed and broken, or belongs to another model.
         """
         chosen = self._choice.values(path if self._reads_k else None)
-        return _core.EngineOptions(**self._options, **chosen, device_bytes=device_bytes or "auto")
+        return _core.EngineOptions(**self._options, **chosen)
 
     def engine(self, model: Model) -> Any:
         """Return an engine of a loaded model; see `options`."""
-        options = self.options(model.path, _free_device_bytes(model.device))
+        options = self.options(model.path)
         if self._composition is None:
             return _core.Engine(model.weights, options)
         return _core.Engine(model.weights, options, self._composition)
@@ -204,11 +201,3 @@ def instance(name: str, value: Any, kind: type[Options]) -> Any:
             f"{name}={kind.__name__}()"
         )
     return value
-
-
-def _free_device_bytes(device: str) -> int:
-    """Return what a request's window may take on a GPU; 0 lets the engine look at host memory."""
-    if not device.startswith("cuda"):
-        return 0
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(0.9 * free)  # the rest is for activations

@@ -93,7 +93,9 @@ std::vector<Row> engine_rows() {
                  "while others hold it, a request waits."),
       bytes("dram", &E::dram_bytes)
           .means("Host memory for offloaded tokens at most: bytes, or text such as ``\"64GiB\"``."),
-      bytes("device_bytes", &E::device_bytes).means("Device memory for requests."),
+      bytes("device_bytes", &E::device_bytes)
+          .means("Device memory that requests, and on a device of its own the model's operations, "
+                 "may take beside the weights."),
       threads("threads", &E::threads).means("Threads that score offloaded tokens."),
       threads("device_threads", &E::device_threads)
           .means("Threads of the device's part when the device is the CPU."),

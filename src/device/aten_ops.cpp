@@ -41,8 +41,6 @@ void merge_partial(PartialAttention& sum, const PartialAttention& part) {
 namespace {
 
 constexpr double kHidden = -std::numeric_limits<double>::infinity();
-// Elements of a weight that are there in float32 at a time, where a product must not be rounded.
-constexpr std::int64_t kWideElements = std::int64_t{1} << 24;
 
 // Whether LibTorch multiplies 16-bit matrices into a float32 one on this device.
 bool multiplies_into_float(const at::Tensor& x) {

@@ -138,6 +138,10 @@ class DeviceOps {
 /// the block's keys and values in float32 exist beside them.
 inline constexpr std::int64_t kAttentionBlockElements = std::int64_t{1} << 25;
 
+/// Elements of a weight that linear() has in float32 at a time, where y is float32, x is not and
+/// LibTorch has no such product: 64 MiB.
+inline constexpr std::int64_t kWideElements = std::int64_t{1} << 24;
+
 /// Operations through LibTorch for tensors on any device. `block_elements`: logits of a block of
 /// keys in partial_attention(), at most, but for blocks of one key.
 std::unique_ptr<DeviceOps> make_aten_ops(std::int64_t block_elements = kAttentionBlockElements);

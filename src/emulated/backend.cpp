@@ -218,11 +218,19 @@ class DeviceAllocator final : public c10::DeviceAllocator {
   void recordStream(const c10::DataPtr& /*block*/, c10::Stream /*stream*/) override {
     TORCH_CHECK(false, "an emulated device has no record_stream; order the streams by events");
   }
-  c10::CachingDeviceAllocator::DeviceStats getDeviceStats(c10::DeviceIndex /*index*/) override {
-    return {};
+  c10::CachingDeviceAllocator::DeviceStats getDeviceStats(c10::DeviceIndex index) override {
+    constexpr auto kAll = static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    const DeviceMemory::Use use = device_of({type_, index}).memory().use();
+    c10::CachingDeviceAllocator::DeviceStats stats;
+    stats.allocated_bytes[kAll].current = static_cast<std::int64_t>(use.now);
+    stats.allocated_bytes[kAll].peak = static_cast<std::int64_t>(use.peak);
+    stats.reserved_bytes[kAll].current = static_cast<std::int64_t>(use.taken);
+    return stats;
   }
   void resetAccumulatedStats(c10::DeviceIndex /*index*/) override {}
-  void resetPeakStats(c10::DeviceIndex /*index*/) override {}
+  void resetPeakStats(c10::DeviceIndex index) override {
+    device_of({type_, index}).memory().reset_peak();
+  }
   std::pair<std::size_t, std::size_t> getMemoryInfo(c10::DeviceIndex index) override {
     const DeviceMemory& memory = device_of({type_, index}).memory();
     return {memory.free_bytes(), memory.capacity()};

@@ -81,9 +81,14 @@ std::size_t DeviceMemory::free_bytes() const {
   return capacity_ > taken_ ? capacity_ - taken_ : 0;
 }
 
-std::size_t DeviceMemory::bytes_in_use() const {
+DeviceMemory::Use DeviceMemory::use() const {
   const std::lock_guard lock(mutex_);
-  return in_use_;
+  return {.now = in_use_, .peak = peak_in_use_, .taken = taken_};
+}
+
+void DeviceMemory::reset_peak() {
+  const std::lock_guard lock(mutex_);
+  peak_in_use_ = in_use_;
 }
 
 DeviceMemory::Allocated DeviceMemory::allocate(std::size_t bytes, StreamIndex stream) {
@@ -110,6 +115,7 @@ DeviceMemory::Allocated DeviceMemory::allocate(std::size_t bytes, StreamIndex st
     taken_ += size;
   }
   in_use_ += size;
+  peak_in_use_ = std::max(peak_in_use_, in_use_);
   in_use_blocks_[offset] = {size, stream};
   return {host_ + offset, size, is_new};
 }

@@ -30,7 +30,13 @@ class DeviceMemory {
   std::size_t capacity() const;
   /// Bytes neither in use nor kept for a stream.
   std::size_t free_bytes() const;
-  std::size_t bytes_in_use() const;
+  struct Use {
+    std::size_t now = 0;
+    std::size_t peak = 0;   ///< since reset_peak()
+    std::size_t taken = 0;  ///< in use or kept for a stream
+  };
+  Use use() const;
+  void reset_peak();
 
   struct Allocated {
     void* address = nullptr;  ///< in the host's range; null: there is no room
@@ -75,6 +81,7 @@ class DeviceMemory {
   std::size_t capacity_;
   std::size_t taken_ = 0;  ///< in use or kept
   std::size_t in_use_ = 0;
+  std::size_t peak_in_use_ = 0;
   int opened_ = 0;
   std::map<std::size_t, std::size_t> unowned_;  ///< offset to bytes, never adjacent
   std::map<std::size_t, Block> in_use_blocks_;  ///< by offset

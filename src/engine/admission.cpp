@@ -6,6 +6,7 @@
 
 #include "device/resident_cache.h"
 #include "hybridgen/core/error.h"
+#include "pipeline/working_memory.h"
 
 namespace hybridgen {
 
@@ -21,18 +22,26 @@ RequestPlan Admission::plan(const RequestShape& shape) const {
 }
 
 RequestPlan Admission::plan_with(const RequestShape& shape, std::int64_t window) const {
-  return plan_request(model.config(),
-                      model.dtype(),
-                      model.device().is_cpu(),
-                      method,
-                      attended,
-                      shape,
-                      std::max<std::int64_t>(window, 1));
+  const bool device_is_host = model.device().is_cpu();
+  RequestPlan plan = plan_request(model.config(),
+                                  model.dtype(),
+                                  device_is_host,
+                                  method,
+                                  attended,
+                                  shape,
+                                  std::max<std::int64_t>(window, 1));
+  if (!device_is_host) {
+    plan.device_bytes += decode_row_bytes(model.config(), model.dtype());
+    plan.momentary_device_bytes =
+        momentary_device_bytes(model.config(), model.dtype(), method, plan, options.prefill_chunk);
+  }
+  return plan;
 }
 
 std::int64_t Admission::largest_window(const RequestShape& shape) const {
   const auto fits = [&](std::int64_t window) {
-    return plan_with(shape, window).device_bytes <= device().capacity_bytes();
+    const RequestPlan plan = plan_with(shape, window);
+    return plan.device_bytes + plan.momentary_device_bytes <= room();
   };
   if (fits(shape.max_tokens)) {
     return shape.max_tokens;
@@ -48,11 +57,11 @@ std::int64_t Admission::largest_window(const RequestShape& shape) const {
 void Admission::check_fits(const RequestShape& shape) const {
   const RequestPlan needed = plan(shape);
   const auto too_large =
-      [&](std::int64_t bytes, const MemoryBudget& budget, const std::string& way_out) {
-        if (bytes > budget.capacity_bytes()) {
-          const auto tokens = static_cast<std::int64_t>(
-              static_cast<double>(shape.max_tokens) * static_cast<double>(budget.capacity_bytes()) /
-              static_cast<double>(bytes));
+      [&](std::int64_t bytes, TierKind tier, std::int64_t capacity, const std::string& way_out) {
+        if (bytes > capacity) {
+          const auto tokens =
+              static_cast<std::int64_t>(static_cast<double>(shape.max_tokens) *
+                                        static_cast<double>(capacity) / static_cast<double>(bytes));
           throw OutOfMemoryError(message("[add request] ",
                                          shape.prompt_tokens,
                                          " prompt + ",
@@ -60,35 +69,38 @@ void Admission::check_fits(const RequestShape& shape) const {
                                          " generated tokens need ",
                                          human_bytes(static_cast<double>(bytes)),
                                          " of ",
-                                         name_of(budget.tier()),
+                                         name_of(tier),
                                          "; its capacity is ",
-                                         human_bytes(static_cast<double>(budget.capacity_bytes())),
+                                         human_bytes(static_cast<double>(capacity)),
                                          "; nearest that fits: about ",
                                          tokens,
                                          " tokens in all, or ",
                                          way_out));
         }
       };
-  const std::int64_t device_bytes = needed.device_bytes + needed.prompt_device_bytes;
+  const std::int64_t device_bytes =
+      needed.device_bytes + needed.prompt_device_bytes + needed.momentary_device_bytes;
   std::string smaller;
-  if (method.residency == Residency::kWindow && device_bytes > device().capacity_bytes()) {
+  if (method.residency == Residency::kWindow && device_bytes > room()) {
     smaller = message("KVConfig(device_tokens=", largest_window(shape), ")");
   } else {
     const std::int64_t row = ResidentCache::required_bytes(model.config(), model.dtype(), 1);
-    const std::int64_t rows = device().capacity_bytes() / row;
+    const std::int64_t rows = room() / row;
     smaller =
         message("method='hybridgen' with KVConfig(device_tokens=",
                 std::max<std::int64_t>(0, rows - ResidentCache::capacity_for(0, shape.max_tokens)),
                 ")");
   }
-  too_large(device_bytes, device(), smaller);
+  too_large(device_bytes, TierKind::kDevice, room(), smaller);
   too_large(needed.dram_bytes,
-            budgets[TierKind::kDram],
+            TierKind::kDram,
+            budgets[TierKind::kDram].capacity_bytes(),
             message("KVConfig(dram=", needed.dram_bytes, ") or a larger device_tokens"));
 }
 
-bool Admission::fits_now(const RequestPlan& plan) const {
-  return plan.device_bytes + plan.prompt_device_bytes <= device().free_bytes() &&
+bool Admission::fits_now(const RequestPlan& plan, std::int64_t momentary_bytes) const {
+  const std::int64_t momentary = std::max(plan.momentary_device_bytes, momentary_bytes);
+  return plan.device_bytes + plan.prompt_device_bytes + momentary <= device().free_bytes() &&
          plan.dram_bytes <= budgets[TierKind::kDram].free_bytes();
 }
 

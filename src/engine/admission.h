@@ -19,6 +19,7 @@ struct Admission {
   const Method& method;
   const AttendedTokens& attended;
   Budgets& budgets;
+  std::int64_t engine_bytes;  ///< of the device, which no request gets
 
   /// Sizes of a request. An automatic window takes what fits into the device's whole budget: what
   /// other requests hold at that moment decides when a request runs, never what it says.
@@ -28,8 +29,9 @@ struct Admission {
   /// they are empty.
   void check_fits(const RequestShape& shape) const;
 
-  /// Whether the tiers have room for a plan now.
-  bool fits_now(const RequestPlan& plan) const;
+  /// Whether the tiers have room for a plan now, beside requests whose operations take
+  /// `momentary_bytes` of the device at most.
+  bool fits_now(const RequestPlan& plan, std::int64_t momentary_bytes) const;
 
   /// ConfigError unless the model knows all positions that a request meets: those of its
   /// `prefill_tokens` first tokens, and of the others those that the method gives them.
@@ -37,6 +39,8 @@ struct Admission {
 
  private:
   const MemoryBudget& device() const { return budgets[TierKind::kDevice]; }
+  /// Bytes of the device for requests.
+  std::int64_t room() const { return device().capacity_bytes() - engine_bytes; }
   RequestPlan plan_with(const RequestShape& shape, std::int64_t window) const;
   /// The largest window whose plan fits into an empty device; 0 if none does.
   std::int64_t largest_window(const RequestShape& shape) const;

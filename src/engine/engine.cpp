@@ -60,7 +60,8 @@ struct Engine::Impl {
   Budgets budgets;
   Machine machine;
   EngineOptions options;  ///< resolved
-  Admission admission{*model, options, method, attended, budgets};
+  Reservation engine_bytes{reserve_for_engine(*model, options, kScoredRows, budgets)};
+  Admission admission{*model, options, method, attended, budgets, engine_bytes.bytes()};
   RequestQueue queue;
   TraceRecorder trace;
   RunStatistics statistics;
@@ -81,7 +82,7 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
     : model(std::move(model_)),
       method(checked_method(asked, std::move(own), model->config())),
       attended{hybridgen_options(asked).k, steering_of(method, hybridgen_options(asked).scheduler)},
-      budgets(make_budgets(asked)),
+      budgets(make_budgets(asked, model->device())),
       machine(asked, method, *model),
       options(resolved_options(asked, model->config(), budgets, machine)) {
   model->weights().finish();
@@ -126,9 +127,13 @@ bool Engine::Impl::admit_next(std::vector<TokenEvent>& events) {
   if (request == nullptr || num_running >= options.max_batch) {
     return false;
   }
+  std::int64_t momentary = 0;
+  for (const Request* running : queue.running()) {
+    momentary = std::max(momentary, running->state->plan.momentary_device_bytes);
+  }
   try {
     const RequestPlan needed = admission.plan(request->shape());
-    if (num_running > 0 && !admission.fits_now(needed)) {
+    if (num_running > 0 && !admission.fits_now(needed, momentary)) {
       return false;  // when others finish there will be room
     }
     model->prepare_positions(needed.shape.max_tokens);

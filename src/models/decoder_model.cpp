@@ -51,6 +51,19 @@ BlockWorkspace::BlockWorkspace(const ModelConfig& config,
   }
 }
 
+std::int64_t BlockWorkspace::required_bytes(const ModelConfig& config,
+                                            DType dtype,
+                                            std::int64_t rows) {
+  const std::int64_t attended = config.num_heads * config.head_dim;
+  const std::int64_t elements =
+      3 * config.hidden_size +
+      (config.embedding_size != config.hidden_size ? config.embedding_size : 0) +
+      (attended + 2 * config.num_kv_heads * config.head_dim) + 2 * attended +
+      (config.activation == Activation::kSiluGate ? 3 : 1) * config.ffn_size;
+  return rows * (elements * static_cast<std::int64_t>(size_of(dtype)) +
+                 static_cast<std::int64_t>(sizeof(std::int64_t)));
+}
+
 DecoderModel::DecoderModel(const ModelConfig& config, DType dtype, const std::string& device)
     : config_(config), dtype_(dtype), device_(device), weights_(config_, dtype, device_.device()) {}
 

@@ -23,6 +23,7 @@ namespace hybridgen {
 struct BlockWorkspace {
   BlockWorkspace() = default;
   BlockWorkspace(const ModelConfig& config, DType dtype, at::Device device, std::int64_t rows);
+  static std::int64_t required_bytes(const ModelConfig& config, DType dtype, std::int64_t rows);
 
   std::int64_t rows = 0;
   at::Tensor positions;       ///< [rows] int64

@@ -14,7 +14,6 @@
 namespace hybridgen {
 namespace {
 
-constexpr std::int64_t kBlockElements = std::int64_t{1} << 22;  // of float32 logits at a time
 constexpr double kHidden = -std::numeric_limits<double>::infinity();
 
 }  // namespace
@@ -29,7 +28,8 @@ void for_row_blocks(const at::Tensor& query,
   const std::int64_t columns = part.keys.size(1);
   const double scale = 1.0 / std::sqrt(static_cast<double>(head_dim));
   const at::Tensor keys = part.keys.to(at::kFloat).transpose(1, 2);  // [G, D, N]
-  const std::int64_t block = std::clamp<std::int64_t>(kBlockElements / (heads * columns), 1, rows);
+  const std::int64_t block =
+      std::clamp<std::int64_t>(kScoreBlockElements / (heads * columns), 1, rows);
   for (std::int64_t first = 0; first < rows; first += block) {
     const std::int64_t count = std::min(block, rows - first);
     const at::Tensor q = query.narrow(0, first, count)

@@ -24,6 +24,9 @@ struct ScoredKeys {
   bool causal = false;
 };
 
+/// float32 logits of a block of rows: 16 MiB, or one row's.
+inline constexpr std::int64_t kScoreBlockElements = std::int64_t{1} << 22;
+
 /// Calls visit(first row, logits [G, R, rows, N]) for blocks of query rows [T, H, D]; hidden logits
 /// are -inf.
 void for_row_blocks(const at::Tensor& query,

@@ -14,12 +14,6 @@
 #include "runtime/scoped_span.h"
 
 namespace hybridgen {
-namespace {
-
-constexpr std::int64_t kStreamedBlock = 1024;  // tokens that come back from the host at a time
-
-}  // namespace
-
 Prefill::Prefill(const DecoderModel& model,
                  const DeviceOps& ops,
                  const Method& method,

@@ -22,6 +22,8 @@ namespace hybridgen {
 /// To be used with the compute stream current (DeviceContext::enter_compute).
 class Prefill {
  public:
+  static constexpr std::int64_t kStreamedBlock = 1024;  ///< tokens from the host at a time
+
   /// All references must outlive this.
   Prefill(const DecoderModel& model,
           const DeviceOps& ops,

@@ -21,6 +21,8 @@ struct RequestPlan {
   std::int64_t leaving_rows = 0;  ///< that leave a device that is not the host in one step, at most
   std::int64_t prompt_device_bytes = 0;  ///< of prompt_capacity; given back after prefill
   std::int64_t device_bytes = 0;
+  /// What operations on the request's tokens take for a moment; of all requests the largest counts.
+  std::int64_t momentary_device_bytes = 0;
   std::int64_t dram_bytes = 0;
 };
 

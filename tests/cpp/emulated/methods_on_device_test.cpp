@@ -178,10 +178,10 @@ TEST_F(EngineOnDevice, FeedsPromptTokensThroughDecodeStepsAsTheCpuDoes) {
 TEST_F(EngineOnDevice, TakesNoMoreMemoryWithEveryRequest) {
   Engine engine(tiny_model(device_.name()), hybrid());
   generate(engine, ragged_prompts(), kSteps);
-  const std::size_t after_one = device_.device().memory().bytes_in_use();
+  const std::size_t after_one = device_.device().memory().use().now;
   generate(engine, ragged_prompts(), kSteps);
   generate(engine, ragged_prompts(), kSteps);
-  EXPECT_LE(device_.device().memory().bytes_in_use(), after_one);
+  EXPECT_LE(device_.device().memory().use().now, after_one);
 }
 
 #if HYBRIDGEN_TORCH_HAS_CUDA
