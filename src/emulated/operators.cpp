@@ -11,6 +11,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_native.h>
@@ -140,9 +141,21 @@ at::Tensor argument_of(const at::Tensor& tensor, c10::Device device, const std::
   return alias_of(tensor);
 }
 
+// CUDA alone has it: 16-bit matrices, and a product of another type that is rounded once.
+bool is_product_of_a_type(const c10::OperatorHandle& op) {
+  return op.schema().overload_name() == "dtype" && op.schema().name() == "aten::mm";
+}
+
 void run(const c10::OperatorHandle& op, torch::jit::Stack& stack) {
   const at::NoGradGuard no_grad;
   const at::AutoDispatchBelowADInplaceOrView below;
+  if (is_product_of_a_type(op)) {
+    const at::ScalarType type = torch::jit::pop(stack).toScalarType();
+    const at::Tensor b = torch::jit::pop(stack).toTensor().to(type);
+    const at::Tensor a = torch::jit::pop(stack).toTensor().to(type);
+    stack.emplace_back(at::mm(a, b));
+    return;
+  }
   op.callBoxed(stack);
 }
 
@@ -602,8 +615,8 @@ void register_operators(c10::DeviceType type) {
   own->impl("as_strided", TORCH_FN(at::native::as_strided_tensorimpl));
   own->impl("_reshape_alias", TORCH_FN(at::native::_reshape_alias));
   own->impl("unfold", TORCH_FN(at::native::unfold));
-  // LibTorch would compose these of others, with other roundings than its CPU kernels.
-  for (const char* name : {"native_layer_norm", "isnan", "silu"}) {
+  // LibTorch would compose these of others, with other roundings than its CPU kernels, or has none.
+  for (const char* name : {"native_layer_norm", "isnan", "silu", "mm.dtype"}) {
     own->impl(name, torch::CppFunction::makeFromBoxedFunction<&fallback>());
   }
 }
