@@ -1,21 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "emulated/operators.h"
 
-#include <ATen/CPUGeneratorImpl.h>
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/grad_mode.h>
 #include <ATen/ops/_local_scalar_dense.h>
 #include <ATen/ops/_reshape_alias_native.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
-#include <ATen/ops/from_blob.h>
-#include <ATen/ops/mm.h>
-#include <ATen/ops/randn.h>
 #include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_native.h>
-#include <ATen/ops/zeros.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
@@ -25,57 +17,22 @@
 #include <deque>
 #include <iterator>
 #include <memory>
-#include <mutex>
 #include <optional>
-
 #include <string>
 #include <string_view>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
 #include "emulated/backend.h"
+#include "emulated/boxed_call.h"
 #include "emulated/byte_ranges.h"
+#include "emulated/copies.h"
 #include "emulated/operator_costs.h"
+#include "emulated/tensors.h"
 #include "hybridgen/core/token_counts.h"
-
-#if defined(__SANITIZE_THREAD__)
-extern "C" void __tsan_read_range(void* address, std::size_t bytes);
-extern "C" void __tsan_write_range(void* address, std::size_t bytes);
-#endif
 
 namespace hybridgen::emulated {
 namespace {
-
-// LibTorch is not instrumented: the thread sanitizer hears here that a stream uses the host's
-// memory.
-void note_host_access([[maybe_unused]] const at::Tensor& host, [[maybe_unused]] bool writes) {
-#if defined(__SANITIZE_THREAD__)
-  std::vector<ByteRange> ranges;
-  add_ranges(host, ranges);
-  for (const ByteRange& range : ranges) {
-    auto* const begin = const_cast<std::byte*>(range.begin);
-    writes ? __tsan_write_range(begin, range.bytes) : __tsan_read_range(begin, range.bytes);
-  }
-#endif
-}
-
-bool is_emulated(const at::Tensor& tensor) {
-  return tensor.defined() && (tensor.is_cuda() || tensor.is_privateuseone());
-}
-
-// The same elements as a CPU tensor, for an operation that runs later. It owns nothing: as on CUDA,
-// a block may be freed before the operations that use it have run.
-at::Tensor alias_of(const at::Tensor& tensor) {
-  const auto options = tensor.options().device(c10::kCPU);
-  if (tensor.numel() == 0) {
-    return at::empty_strided(tensor.sizes(), tensor.strides(), options);
-  }
-  return at::from_blob(device_of(tensor.device()).memory().alias(tensor.const_data_ptr()),
-                       tensor.sizes(),
-                       tensor.strides(),
-                       options);
-}
 
 c10::Device device_with_tensors(c10::ArrayRef<c10::IValue> arguments) {
   for (const c10::IValue& each : arguments) {
@@ -91,30 +48,6 @@ c10::Device device_with_tensors(c10::ArrayRef<c10::IValue> arguments) {
     }
   }
   return c10::kCPU;
-}
-
-// `value` with `map` done to each tensor in it.
-template <typename Map>
-c10::IValue map_tensors(const c10::IValue& value, const Map& map) {
-  if (value.isTensor()) {
-    return value.toTensor().defined() ? c10::IValue(map(value.toTensor())) : value;
-  }
-  if (value.isTensorList()) {
-    std::vector<at::Tensor> mapped;
-    for (const at::Tensor& each : value.toTensorVector()) {
-      mapped.push_back(each.defined() ? map(each) : each);
-    }
-    return mapped;
-  }
-  if (value.isList()) {
-    c10::List<c10::IValue> source = value.toList();
-    c10::impl::GenericList mapped(source.elementType());
-    for (const c10::IValue& each : value.toListRef()) {
-      mapped.push_back(map_tensors(each, map));
-    }
-    return mapped;
-  }
-  return value;
 }
 
 // What the operation runs with: aliases of the device's tensors. A number that lies in a tensor on
@@ -139,116 +72,6 @@ at::Tensor argument_of(const at::Tensor& tensor, c10::Device device, const std::
               " and ",
               tensor.device());
   return alias_of(tensor);
-}
-
-// CUDA alone has it: 16-bit matrices, and a product of another type that is rounded once.
-bool is_product_of_a_type(const c10::OperatorHandle& op) {
-  return op.schema().overload_name() == "dtype" && op.schema().name() == "aten::mm";
-}
-
-void run(const c10::OperatorHandle& op, torch::jit::Stack& stack) {
-  const at::NoGradGuard no_grad;
-  const at::AutoDispatchBelowADInplaceOrView below;
-  if (is_product_of_a_type(op)) {
-    const at::ScalarType type = torch::jit::pop(stack).toScalarType();
-    const at::Tensor b = torch::jit::pop(stack).toTensor().to(type);
-    const at::Tensor a = torch::jit::pop(stack).toTensor().to(type);
-    stack.emplace_back(at::mm(a, b));
-    return;
-  }
-  op.callBoxed(stack);
-}
-
-std::vector<at::Tensor> results_on(c10::DeviceType type,
-                                   const c10::OperatorHandle& op,
-                                   c10::ArrayRef<c10::IValue> arguments) {
-  torch::jit::Stack stack;
-  for (const c10::IValue& each : arguments) {
-    stack.push_back(map_tensors(each, [&](const at::Tensor& tensor) {
-      if (!is_emulated(tensor)) {
-        return tensor;
-      }
-      at::Tensor like =
-          at::empty_strided(tensor.sizes(), tensor.strides(), tensor.options().device(type));
-      if (type == c10::kCPU) {
-        like.zero_();
-      }
-      return like;
-    }));
-  }
-  run(op, stack);
-  std::vector<at::Tensor> results;
-  for (const c10::IValue& each : stack) {
-    results.push_back(each.toTensor());
-  }
-  return results;
-}
-
-// Shapes that the operation gives, without its data: by LibTorch's shape functions or, for the few
-// operators that have none, by its CPU kernel on zeros.
-std::vector<at::Tensor> shapes_of(const c10::OperatorHandle& op,
-                                  c10::ArrayRef<c10::IValue> arguments) {
-  if (op.schema().name() == "aten::index_select") {
-    // Without a shape function; zeros like a vocabulary's table would take longer than a step.
-    const at::Tensor& from = arguments[0].toTensor();
-    std::vector<std::int64_t> sizes = from.sizes().vec();
-    const std::int64_t dim = arguments[1].toInt();
-    sizes.at(static_cast<std::size_t>(dim < 0 ? dim + from.dim() : dim)) =
-        arguments[2].toTensor().numel();
-    return {at::empty(sizes, from.options().device(c10::kMeta))};
-  }
-  static std::mutex mutex;
-  static std::unordered_set<c10::OperatorName> without_shape_function;
-  const c10::OperatorName& name = op.operator_name();
-  {
-    const std::lock_guard lock(mutex);
-    if (without_shape_function.contains(name)) {
-      return results_on(c10::kCPU, op, arguments);
-    }
-  }
-  try {
-    return results_on(c10::kMeta, op, arguments);
-  } catch (const c10::NotImplementedError&) {
-    const std::lock_guard lock(mutex);
-    without_shape_function.insert(name);
-  }
-  return results_on(c10::kCPU, op, arguments);
-}
-
-void resize(const at::Tensor& tensor, at::IntArrayRef sizes) {
-  c10::TensorImpl* const impl = tensor.unsafeGetTensorImpl();
-  const std::size_t bytes =
-      static_cast<std::size_t>(c10::multiply_integers(sizes)) * tensor.dtype().itemsize() +
-      static_cast<std::size_t>(tensor.storage_offset()) * tensor.dtype().itemsize();
-  const c10::Storage& storage = impl->unsafe_storage();
-  if (storage.nbytes() < bytes) {
-    const c10::DeviceGuard guard(tensor.device());
-    TORCH_CHECK(storage.nbytes() == 0, "an emulated device grows empty tensors only");
-    storage.unsafeGetStorageImpl()->set_data_ptr_noswap(storage.allocator()->allocate(bytes));
-    storage.unsafeGetStorageImpl()->set_nbytes(bytes);
-  }
-  impl->set_sizes_contiguous(sizes);
-}
-
-// out= tensors that are still empty take the result's shape before the operation is queued.
-void resize_outputs(const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> arguments) {
-  const auto& declared = op.schema().arguments();
-  std::vector<at::Tensor> empty;
-  for (std::size_t i = 0; i < declared.size(); ++i) {
-    if (declared[i].is_out() && arguments[i].isTensor()) {
-      empty.push_back(arguments[i].toTensor());
-    }
-  }
-  if (empty.empty() ||
-      std::ranges::none_of(empty, [](const at::Tensor& each) { return each.numel() == 0; })) {
-    return;
-  }
-  const std::vector<at::Tensor> shapes = shapes_of(op, arguments);
-  for (std::size_t i = 0; i < empty.size(); ++i) {
-    if (empty[i].sizes() != shapes.at(i).sizes()) {
-      resize(empty[i], shapes[i].sizes());
-    }
-  }
 }
 
 // What the checker of orders needs to know of an operation.
@@ -424,109 +247,6 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
                        targets[i].copy_(arguments[i].toTensor());
                      }
                    });
-}
-
-// What a timed device's memory holds for the host: places in order for whole numbers, which are all
-// there and differ, and for others any that are finite.
-void fill_with_anything(const at::Tensor& host) {
-  if (at::isFloatingType(host.scalar_type())) {
-    constexpr std::int64_t kPool = 1 << 16;
-    static const at::Tensor pool =
-        at::randn({kPool}, at::detail::createCPUGenerator(1), at::kFloat);
-    static std::atomic<std::int64_t> shift{0};
-    const at::Tensor same_type = pool.to(host.scalar_type());
-    const at::Tensor flat =
-        host.is_contiguous() ? host.view({-1}) : at::empty({host.numel()}, host.options());
-    std::int64_t from = (shift += 7919) % kPool;
-    for (std::int64_t done = 0; done < flat.numel();) {
-      const std::int64_t count = std::min(kPool - from, flat.numel() - done);
-      flat.narrow(0, done, count).copy_(same_type.narrow(0, from, count));
-      done += count;
-      from = 0;
-    }
-    if (!host.is_contiguous()) {
-      host.copy_(flat.view(host.sizes()));
-    }
-  } else if (host.scalar_type() == at::kBool || host.dim() == 0) {
-    host.zero_();
-  } else {
-    host.copy_(at::arange(host.size(-1), host.options()).expand(host.sizes()));
-  }
-}
-
-void copy_in_time(Device& device, QueuedOperation operation, const at::Tensor& to, bool waits) {
-  const bool to_device = is_emulated(to);
-  const auto bytes = static_cast<std::int64_t>(to.nbytes());
-  operation.cost = {.kind = to_device ? OperationKind::kHostToDevice : OperationKind::kDeviceToHost,
-                    .bytes_read = bytes,
-                    .bytes_written = bytes};
-  const Ticket ticket = device.enqueue(operation, {});
-  if (!to_device) {
-    fill_with_anything(to);
-  }
-  if (waits) {
-    device.host_wait(ticket, Device::Wait::kBlockingCopy);
-  }
-}
-
-// CUDA's rules: a copy between host and device lets the host go on if it is asked to, the host's
-// memory is pinned and no conversion happens on the host; else the host waits.
-at::Tensor& copy_(at::Tensor& self, const at::Tensor& source, bool non_blocking) {
-  const at::Tensor from = source.expand_as(self);
-  if (self.numel() == 0 || self.is_same(source)) {
-    return self;
-  }
-  const c10::Device where = is_emulated(self) ? self.device() : source.device();
-  Device& device = device_of(where);
-  QueuedOperation operation{
-      .name = "aten::copy_", .stream = index_of(current_stream(where)), .reads = {}, .writes = {}};
-  if (device.is_observed()) {
-    add_ranges(is_emulated(from) ? from : at::Tensor{}, operation.reads);
-    add_ranges(is_emulated(self) ? self : at::Tensor{}, operation.writes);
-  }
-  if (is_emulated(self) && is_emulated(from)) {
-    TORCH_CHECK(self.device() == from.device(), "copies between emulated devices are not there");
-    device.count_launch();
-    if (device.is_timed()) {
-      operation.cost = device_copy(self, from);
-    }
-    device.enqueue(operation, [to = alias_of(self), what = alias_of(from)] { to.copy_(what); });
-    return self;
-  }
-  const bool to_device = is_emulated(self);
-  const at::Tensor& host = to_device ? from : self;
-  device.count_copy(to_device, self.nbytes());
-  const bool is_async = non_blocking && host.is_non_overlapping_and_dense() &&
-                        (!to_device || self.scalar_type() == from.scalar_type()) &&
-                        is_pinned(host.const_data_ptr());
-  if (device.is_timed()) {
-    copy_in_time(device, operation, self, /*waits=*/!is_async);
-    return self;
-  }
-  if (is_async) {
-    // The copy holds the host's tensor, as CUDA's pinned allocator holds its block until then.
-    if (to_device) {
-      device.enqueue(operation, [to = alias_of(self), from] {
-        note_host_access(from, /*writes=*/false);
-        to.copy_(from);
-      });
-    } else {
-      device.enqueue(operation, [to = self, what = alias_of(from)] {
-        note_host_access(to, /*writes=*/true);
-        to.copy_(what);
-      });
-    }
-    return self;
-  }
-  if (to_device && !device.options().uploads_wait) {
-    device.enqueue(operation, [to = alias_of(self), saved = from.clone()] { to.copy_(saved); });
-    return self;
-  }
-  const Ticket ticket =
-      to_device ? device.enqueue(operation, [to = alias_of(self), from] { to.copy_(from); })
-                : device.enqueue(operation, [to = self, what = alias_of(from)] { to.copy_(what); });
-  device.host_wait(ticket, Device::Wait::kBlockingCopy);
-  return self;
 }
 
 c10::Device named(const std::optional<at::Device>& device) {
