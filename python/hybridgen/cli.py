@@ -26,7 +26,8 @@ from .k_min import DEFAULT_TOKENS, calibrate, read_dataset
 from .k_min_profile import FILE_NAME
 from .llm import LLM
 from .machine_measurement import measure_machine
-from .machine_profile import MachineProfile, field_table
+from .machine_profile import MachineProfile
+from .machine_rates import field_table
 from .outputs import RequestOutput
 from .sampling import SamplingParams
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-
 from . import _core, methods, selectors
 from ._checks import brief, one_of
 from ._options import MethodOptions, Options, fields_of, plain, said

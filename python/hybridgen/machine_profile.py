@@ -10,178 +10,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from ._checks import as_float, as_path, as_text, brief, did_you_mean, items_of, one_of, plain
+from ._checks import as_path, as_text, brief, did_you_mean, one_of, plain
 from ._files import write_whole
 from .errors import ConfigError
+from .machine_rates import (
+    OPERATION,
+    SECTIONS,
+    CpuRates,
+    CxlRates,
+    GpuRates,
+    LinkRates,
+    Overheads,
+)
 
 FORMAT = 1
 CONFIDENCES = ("s", "d", "g", "e", "measured")
 """From a source, derived from one, general knowledge, an estimate, or measured."""
 
-_OPERATION = "machine profile"
 _FOLDER = Path(__file__).parent / "profiles"
 _ALIASES = {"h100": "h100-nvl"}
 _MAX_BYTES = 1 << 20
 _MAX_TEXT = 2000
-_MAX_PAIRS = 64
-_LOWEST, _HIGHEST = 1e-9, 1e9
 
 Section = TypeVar("Section")
-
-
-def _positive(name: str, value: object, high: float = _HIGHEST) -> float:
-    return as_float(_OPERATION, name, value, _LOWEST, high)
-
-
-def _share(name: str, value: object) -> float:
-    return _positive(name, value, 1.0)
-
-
-def _not_negative(name: str, value: object) -> float:
-    return as_float(_OPERATION, name, value, 0.0, _HIGHEST)
-
-
-def _flag(name: str, value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise ConfigError(f"[{_OPERATION}] {name} is {brief(value)}; allowed: true, false")
-
-
-def _shares_by_size(name: str, value: object) -> tuple[tuple[float, float], ...]:
-    """Return pairs (size, share) by ascending size, of which no larger one takes less time."""
-    pairs: list[tuple[float, float]] = []
-    for item in items_of(value) or []:
-        terms = items_of(item)
-        if terms is None or len(terms) != 2 or len(pairs) == _MAX_PAIRS:
-            break
-        size, share = _positive(name, terms[0]), _share(name, terms[1])
-        if pairs and (size <= pairs[-1][0] or size / share < pairs[-1][0] / pairs[-1][1]):
-            break
-        pairs.append((size, share))
-    else:
-        if pairs:
-            return tuple(pairs)
-    raise ConfigError(
-        f"[{_OPERATION}] {name} is {brief(value)}; allowed: 1 to {_MAX_PAIRS} pairs [size, share] "
-        "by ascending size, of which no larger one takes less time (size / share does not fall)"
-    )
-
-
-def _field(read: Callable[[str, object], Any], unit: str, meaning: str) -> Any:
-    return field(default=None, metadata={"read": read, "unit": unit, "meaning": meaning})
-
-
-@dataclass(frozen=True, kw_only=True)
-class GpuRates:
-    """A GPU by itself; see docs/profiles.md for each field."""
-
-    tflops: float | None = _field(
-        _positive, "TFLOP/s", "Dense products of 16-bit numbers; a multiply-add is two."
-    )
-    tflops_fp32: float | None = _field(
-        _positive, "TFLOP/s", "Dense products of float32, and all other arithmetic."
-    )
-    hbm_gbs: float | None = _field(
-        _positive, "GB/s", "Device memory, reads and writes together, of large operations."
-    )
-    hbm_eff: tuple[tuple[float, float], ...] | None = _field(
-        _shares_by_size,
-        "pairs [MB, share]",
-        "Share of hbm_gbs that an operation of that size reaches; time is linear in between.",
-    )
-    mem_gb: float | None = _field(_positive, "GB", "Device memory.")
-    topk_gelem_s: float | None = _field(
-        _positive, "1e9 elements/s", "Selection of the largest of a row, rows of 32,768."
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinkRates:
-    """Between host memory and the GPU."""
-
-    h2d_gbs: float | None = _field(_positive, "GB/s", "Pinned host memory to the device, alone.")
-    d2h_gbs: float | None = _field(_positive, "GB/s", "Device to pinned host memory, alone.")
-    duplex_factor: float | None = _field(
-        _share, "share", "Of both rates while both directions run; absent: 1."
-    )
-    setup_us: float | None = _field(_not_negative, "us", "A copy without bytes.")
-    zero_copy_eff: float | None = _field(
-        _share, "share of h2d_gbs", "Rows of 256 bytes that the GPU reads from pinned memory."
-    )
-    gather_eff: tuple[tuple[float, float], ...] | None = _field(
-        _shares_by_size, "pairs [bytes of a row, share of h2d_gbs]", "The same by size of a row."
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CpuRates:
-    """The host: all cores that this process may use, unless it says one thread."""
-
-    dram_gbs: float | None = _field(_positive, "GB/s", "Reading DRAM.")
-    kq_gbs: float | None = _field(
-        _positive, "GB/s", "Keys that the logits kernel scans: 16-bit, head_dim 128, one query."
-    )
-    kq_gflops: float | None = _field(
-        _positive, "GFLOP/s", "The same kernel when it is bound by arithmetic: 16 queries a key."
-    )
-    gather_gbs: float | None = _field(
-        _positive, "GB/s", "Rows of 256 bytes gathered by ascending index, bytes read once."
-    )
-    topk_gelem_s: float | None = _field(
-        _positive, "1e9 elements/s", "Selection of the largest 1/20 of a row, one thread."
-    )
-    fork_us: float | None = _field(
-        _not_negative, "us", "Handing work to all waiting workers and seeing it done."
-    )
-    wake_us: float | None = _field(_not_negative, "us", "The same when the workers sleep.")
-    latency_ns: float | None = _field(_positive, "ns", "One random line of DRAM.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CxlRates:
-    """Memory behind a CXL link, where there is some."""
-
-    gbs: float | None = _field(_positive, "GB/s", "Reads by the device's copy engine.")
-    cpu_gbs: float | None = _field(_positive, "GB/s", "Reads by the CPU.")
-    latency_ns: float | None = _field(_positive, "ns", "One random line.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overheads:
-    """What software costs beside bytes and FLOPs."""
-
-    launch_us: float | None = _field(_not_negative, "us", "The host, to issue one operation.")
-    graph_us: float | None = _field(
-        _not_negative, "us", "One operation inside a replayed CUDA graph."
-    )
-    sync_us: float | None = _field(
-        _not_negative, "us", "From the end of device work until the host that waits goes on."
-    )
-    host_us: float | None = _field(_not_negative, "us", "The host, once per step.")
-    launches_attn: float | None = _field(
-        _not_negative, "launches", "Per layer for attention; the simulator only."
-    )
-    launches_mlp: float | None = _field(
-        _not_negative, "launches", "Per layer for the rest; the simulator only."
-    )
-    sync_per_sublayer: bool | None = _field(
-        _flag, "true or false", "Whether the host waits after each half layer; the simulator only."
-    )
-
-
-_SECTIONS: dict[str, type] = {
-    "gpu": GpuRates,
-    "link": LinkRates,
-    "cpu": CpuRates,
-    "cxl": CxlRates,
-    "overhead": Overheads,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,9 +84,9 @@ class MachineProfile:
     def __post_init__(self) -> None:
         name = _text("name", self.name)
         if not name.strip():
-            raise ConfigError(f"[{_OPERATION}] name is {brief(name)}; allowed: a text with letters")
+            raise ConfigError(f"[{OPERATION}] name is {brief(name)}; allowed: a text with letters")
         _text("description", self.description)
-        for section, kind in _SECTIONS.items():
+        for section, kind in SECTIONS.items():
             object.__setattr__(self, section, _checked(section, kind, getattr(self, section)))
         present = self.values().keys()
         for topic in ("source", "confidence"):
@@ -242,7 +99,7 @@ class MachineProfile:
         """Return all fields that are present, by their full names."""
         return {
             f"{section}.{each.name}": value
-            for section, kind in _SECTIONS.items()
+            for section, kind in SECTIONS.items()
             for each in fields(kind)
             if (value := getattr(getattr(self, section), each.name)) is not None
         }
@@ -327,11 +184,11 @@ class MachineProfile:
             name = _ALIASES.get(name, name)
             if name not in known:
                 raise ConfigError(
-                    f"[{_OPERATION}] there is no {brief(name)}; allowed: {', '.join(known)}, or "
+                    f"[{OPERATION}] there is no {brief(name)}; allowed: {', '.join(known)}, or "
                     f"the path of a .json file{did_you_mean(name, [*known, *_ALIASES])}"
                 )
             return cls._read(_FOLDER / f"{name}.json")
-        return cls._read(as_path(_OPERATION, "path", name))
+        return cls._read(as_path(OPERATION, "path", name))
 
     @classmethod
     def _read(cls, path: Path) -> MachineProfile:
@@ -347,7 +204,7 @@ class MachineProfile:
         except (OSError, ValueError, RecursionError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ConfigError(
-                f"[{_OPERATION}] cannot read {plain(str(path), 300)}: {reason}; allowed: a JSON "
+                f"[{OPERATION}] cannot read {plain(str(path), 300)}: {reason}; allowed: a JSON "
                 f"object in UTF-8; {way_out}"
             ) from error
         try:
@@ -359,17 +216,17 @@ class MachineProfile:
     def from_dict(cls, content: object) -> MachineProfile:
         """Return the profile that `to_dict` described; ConfigError for anything else."""
         found = _mapping("the profile", content)
-        known = ["format", "name", "description", *_SECTIONS, "source", "confidence"]
+        known = ["format", "name", "description", *SECTIONS, "source", "confidence"]
         _refuse_unknown("the profile", found, known)
         number = found.pop("format", None)
         if type(number) is not int or number != FORMAT:
             raise ConfigError(
-                f"[{_OPERATION}] format is {brief(number)}; allowed: {FORMAT}; another version of "
+                f"[{OPERATION}] format is {brief(number)}; allowed: {FORMAT}; another version of "
                 "this package may have written it"
             )
         if "name" not in found:
-            raise ConfigError(f"[{_OPERATION}] name is missing; allowed: a text")
-        for section, kind in _SECTIONS.items():
+            raise ConfigError(f"[{OPERATION}] name is missing; allowed: a text")
+        for section, kind in SECTIONS.items():
             if section not in found:
                 continue
             values = _mapping(section, found[section])
@@ -377,7 +234,7 @@ class MachineProfile:
             for key, value in values.items():
                 if value is None:
                     raise ConfigError(
-                        f"[{_OPERATION}] {section}.{key} is null; allowed: a value; leave out what "
+                        f"[{OPERATION}] {section}.{key} is null; allowed: a value; leave out what "
                         "is not known"
                     )
             found[section] = kind(**values)
@@ -406,7 +263,7 @@ class MachineProfile:
             If there can be no such file, or the system cannot write it.
         """
         text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-        write_whole(path, text + "\n", _OPERATION)
+        write_whole(path, text + "\n", OPERATION)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).from_dict, (self.to_dict(),)
@@ -415,20 +272,10 @@ class MachineProfile:
         return hash(self.fingerprint)
 
 
-def field_table() -> list[dict[str, str]]:
-    """Return name, unit and meaning of every field, in the order of the file."""
-    return [
-        {"name": f"{section}.{each.name}"}
-        | {key: each.metadata[key] for key in ("unit", "meaning")}
-        for section, kind in _SECTIONS.items()
-        for each in fields(kind)
-    ]
-
-
 def _checked(section: str, kind: type[Section], value: object) -> Section:
     """Return a section with its values checked and of one type."""
     if not isinstance(value, kind):
-        raise ConfigError(f"[{_OPERATION}] {section} is {brief(value)}; allowed: a {kind.__name__}")
+        raise ConfigError(f"[{OPERATION}] {section} is {brief(value)}; allowed: a {kind.__name__}")
     read = {
         each.name: each.metadata["read"](f"{section}.{each.name}", found)
         for each in fields(kind)  # type: ignore[arg-type]
@@ -443,7 +290,7 @@ def _notes(topic: str, value: object, present: Iterable[str]) -> dict[str, str]:
     _refuse_unknown(topic, notes, present)
     for name, text in notes.items():
         if topic == "confidence":
-            one_of(_OPERATION, f"{topic} of {name}", text, CONFIDENCES)
+            one_of(OPERATION, f"{topic} of {name}", text, CONFIDENCES)
         else:
             _text(f"{topic} of {name}", text)
     return notes
@@ -452,7 +299,7 @@ def _notes(topic: str, value: object, present: Iterable[str]) -> dict[str, str]:
 def _mapping(name: str, value: object) -> dict[str, Any]:
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return dict(value)
-    raise ConfigError(f"[{_OPERATION}] {name} is {brief(value)}; allowed: an object of names")
+    raise ConfigError(f"[{OPERATION}] {name} is {brief(value)}; allowed: an object of names")
 
 
 def _refuse_unknown(where: str, found: Iterable[str], known: Iterable[str]) -> None:
@@ -460,16 +307,16 @@ def _refuse_unknown(where: str, found: Iterable[str], known: Iterable[str]) -> N
     for key in found:
         if key not in known:
             raise ConfigError(
-                f"[{_OPERATION}] {where} has the unknown field {brief(key)}"
+                f"[{OPERATION}] {where} has the unknown field {brief(key)}"
                 f"{did_you_mean(key, known)} (allowed: {', '.join(known) or 'none'})"
             )
 
 
 def _text(name: str, value: object) -> str:
-    text = as_text(_OPERATION, name, value)
+    text = as_text(OPERATION, name, value)
     if len(text) > _MAX_TEXT or not text.isprintable():
         raise ConfigError(
-            f"[{_OPERATION}] {name} is {brief(value)}; allowed: one line of at most {_MAX_TEXT} "
+            f"[{OPERATION}] {name} is {brief(value)}; allowed: one line of at most {_MAX_TEXT} "
             "characters"
         )
     return text

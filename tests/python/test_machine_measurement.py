@@ -25,7 +25,7 @@ from hybridgen import ConfigError, MachineProfile, _core
 from hybridgen.cli import main
 from hybridgen.gpu_measurement import COPY_MEGABYTES, ROW_BYTES, CudaGpu, gpu_steps, rising_shares
 from hybridgen.machine_measurement import measure_machine
-from hybridgen.machine_profile import field_table
+from hybridgen.machine_rates import field_table
 
 CPU_FIELDS = {row["name"] for row in field_table() if row["name"].startswith("cpu.")}
 

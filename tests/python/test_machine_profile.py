@@ -17,7 +17,8 @@ import pytest
 
 import hybridgen as hg
 from hybridgen import ConfigError, MachineProfile
-from hybridgen.machine_profile import CONFIDENCES, field_table
+from hybridgen.machine_profile import CONFIDENCES
+from hybridgen.machine_rates import field_table
 from trained import ROOT
 
 SHIPPED = MachineProfile.names()
