@@ -3,9 +3,10 @@
 // both take: the latter compiles the same sources for the kernel emulator of the tests
 // (docs/cuda.md).
 //
-//   DEVICE_SHARED(float, sums, 32);     float sums[32] of the block; at block scope
-//   DEVICE_DYNAMIC_SHARED(float, tile); float* tile, as many bytes as the launch says; aligned to
-//   16 launch(kernel<float>, grid, block, shared_bytes, stream, arguments...);
+//   DEVICE_SHARED(float, sums, 32);      float sums[32] of the block; at block scope
+//   DEVICE_DYNAMIC_SHARED(float, tile);  float* tile, aligned to 16; the launch says how many bytes
+//
+//   launch(kernel<float>, grid, block, shared_bytes, stream, arguments...);
 #pragma once
 
 #if defined(__CUDACC__)

@@ -38,15 +38,15 @@ class AttentionInBlocks : public ::testing::TestWithParam<Attended> {};
 INSTANTIATE_TEST_SUITE_P(Sizes,
                          AttentionInBlocks,
                          ::testing::Values(Attended{7, 29, 1, false},
-                                         Attended{7, 29, 5, false},
-                                         Attended{1, 30, 10, false},
-                                         Attended{7, 29, 29, false},
-                                         Attended{3, 1, 4, false},
-                                         Attended{13, 13, 1, true},
-                                         Attended{13, 13, 5, true},
-                                         Attended{24, 24, 8, true},
-                                         Attended{13, 13, 12, true},
-                                         Attended{1, 1, 1, true}));
+                                           Attended{7, 29, 5, false},
+                                           Attended{1, 30, 10, false},
+                                           Attended{7, 29, 29, false},
+                                           Attended{3, 1, 4, false},
+                                           Attended{13, 13, 1, true},
+                                           Attended{13, 13, 5, true},
+                                           Attended{24, 24, 8, true},
+                                           Attended{13, 13, 12, true},
+                                           Attended{1, 1, 1, true}));
 
 TEST_P(AttentionInBlocks, IsAttentionOverAllKeysAtOnce) {
   at::manual_seed(11);
