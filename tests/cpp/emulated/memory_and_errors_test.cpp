@@ -17,6 +17,7 @@
 #include "hybridgen/core/error.h"
 #include "support/emulated_cuda.h"
 #include "support/method_settings.h"
+#include "support/run_to_end.h"
 #include "support/tiny_model.h"
 
 namespace hybridgen {
@@ -24,8 +25,11 @@ namespace {
 
 using emulated::Mode;
 using testing::EmulatedCuda;
+using testing::Ended;
 using testing::Generated;
+using testing::message_of;
 using testing::prompt;
+using testing::run_to_end;
 using testing::Setting;
 using testing::tiny_config;
 using testing::tiny_model;
@@ -44,45 +48,10 @@ std::vector<Setting> all_settings() {
 
 const auto kName = [](const auto& info) { return info.param.name; };
 
-struct Ended {
-  std::map<std::int64_t, Generated> generated;
-  std::map<std::int64_t, std::exception_ptr> errors;
-};
-
-void step(Engine& engine, Ended& ended) {
-  for (const TokenEvent& event : engine.step()) {
-    if (event.error != nullptr) {
-      ended.errors[event.request_id] = event.error;
-      continue;
-    }
-    ended.generated[event.request_id].tokens.push_back(event.token_id);
-    ended.generated[event.request_id].logprobs.push_back(event.logprob);
-  }
-}
-
-Ended run(Engine& engine) {
-  Ended ended;
-  while (engine.has_work()) {
-    step(engine, ended);
-  }
-  return ended;
-}
-
 SamplingOptions tokens(int count) {
   SamplingOptions sampling;
   sampling.max_tokens = count;
   return sampling;
-}
-
-template <typename Exception>
-std::string message_of(const std::exception_ptr& error) {
-  try {
-    std::rethrow_exception(error);
-  } catch (const Exception& found) {
-    return found.what();
-  } catch (...) {
-    return "another exception";
-  }
 }
 
 // ---- Budgets
@@ -177,7 +146,7 @@ TEST_P(MemoryOfAMethod, StaysWithinTheSmallestBudgetThatAdmitsItsRequests) {
     sampling.num_prompt_logprobs = 0;
     engine.add(each, sampling);
   }
-  EXPECT_TRUE(run(engine).errors.empty());
+  EXPECT_TRUE(run_to_end(engine).errors.empty());
   const std::int64_t taken = static_cast<std::int64_t>(use_of(cuda).peak) - before;
   EXPECT_LE(taken, enough);
   EXPECT_LE(enough, 4 * taken) << "far more is reserved than is taken";
@@ -198,7 +167,7 @@ TEST_P(AfterThePrompt, StepsWaitForWhatAMethodKeepsOfIt) {
     for (const std::int64_t decoded : {0, 1, 5}) {
       engine.add(prompt(60, 1), tokens(6), {}, decoded);
     }
-    return run(engine).generated;
+    return run_to_end(engine).generated;
   };
   const auto expected = generate("cpu");
   const EmulatedCuda cuda(Mode::kLazy);
@@ -272,7 +241,7 @@ class FailuresOnDevice : public ::testing::TestWithParam<Mode> {
   Generated alone(const std::vector<std::int64_t>& text) {
     Engine engine(model_, options_);
     engine.add(text, tokens(8));
-    return run(engine).generated.begin()->second;
+    return run_to_end(engine).generated.begin()->second;
   }
 };
 
@@ -360,7 +329,7 @@ TEST_P(FailuresOnDevice, OfAWholeStepFindTheDeviceIdleAndLeaveTheEngineUsable) {
   EXPECT_TRUE(is_idle(cuda_));
   EXPECT_FALSE(engine.has_work());
   const std::int64_t again = engine.add(prompt(40, 1), tokens(8));
-  EXPECT_EQ(run(engine).generated.at(again), expected);
+  EXPECT_EQ(run_to_end(engine).generated.at(again), expected);
   const PipelineStatistics times = engine.run_statistics().pipeline;
   EXPECT_LE(times.device_s + times.wait_s, times.decode_s);
 }
@@ -393,7 +362,7 @@ TEST_P(FailuresOnDevice, OfAnAllocationEndWhoeverAskedForItAndNobodyLater) {
     EXPECT_NE(message_of<OutOfMemoryError>(ended.errors.at(id)), "another exception");
   }
   const std::int64_t again = engine.add(prompt(40, 1), tokens(8));
-  EXPECT_EQ(run(engine).generated.at(again), expected);
+  EXPECT_EQ(run_to_end(engine).generated.at(again), expected);
 }
 
 }  // namespace

@@ -13,12 +13,16 @@
 
 #include "device/own_error.h"
 #include "hybridgen/core/error.h"
+#include "support/run_to_end.h"
 #include "support/tiny_model.h"
 
 namespace hybridgen {
 namespace {
 
+using testing::Ended;
 using testing::Generated;
+using testing::message_of;
+using testing::run_to_end;
 using testing::tiny_model;
 
 constexpr std::int64_t kBroken = 60;  // a token that only a failing prompt holds
@@ -29,45 +33,11 @@ std::vector<std::int64_t> healthy_prompt(std::int64_t length, std::uint64_t seed
   return tokens;
 }
 
-struct Ended {
-  std::map<std::int64_t, Generated> generated;
-  std::map<std::int64_t, std::exception_ptr> errors;
-};
-
-/// Steps to the end, whatever happens to whom.
-Ended run(Engine& engine) {
-  Ended ended;
-  while (engine.has_work()) {
-    for (const TokenEvent& event : engine.step()) {
-      EXPECT_EQ(event.error != nullptr, event.finish_reason == FinishReason::kError);
-      if (event.error != nullptr) {
-        EXPECT_TRUE(ended.errors.emplace(event.request_id, event.error).second);
-        EXPECT_EQ(event.token_id, -1);
-        continue;
-      }
-      ended.generated[event.request_id].tokens.push_back(event.token_id);
-      ended.generated[event.request_id].logprobs.push_back(event.logprob);
-    }
-  }
-  return ended;
-}
-
 SamplingOptions eight_tokens() {
   SamplingOptions sampling;
   sampling.max_tokens = 8;
   sampling.valid_vocab = kBroken;
   return sampling;
-}
-
-template <typename Exception>
-std::string message_of(const std::exception_ptr& error) {
-  try {
-    std::rethrow_exception(error);
-  } catch (const Exception& found) {
-    return found.what();
-  } catch (...) {
-    return "another exception";
-  }
 }
 
 EngineOptions options_of(const std::string& method) {
@@ -108,7 +78,7 @@ TEST_P(AFailureOf, OneRequestsNumbersChangesNoOther) {
   }
   alone.release(ids[1]);
   alone.release(ids[3]);
-  const Ended expected = run(alone);
+  const Ended expected = run_to_end(alone);
   ASSERT_TRUE(expected.errors.empty());
 
   Engine engine(model, options_of(GetParam()));
@@ -117,7 +87,7 @@ TEST_P(AFailureOf, OneRequestsNumbersChangesNoOther) {
   const std::int64_t second = engine.add(healthy[1], eight_tokens());
   const std::int64_t decoding = engine.add(late, eight_tokens(), {}, /*decode_prompt_tokens=*/4);
   const std::int64_t third = engine.add(healthy[2], eight_tokens());
-  const Ended ended = run(engine);
+  const Ended ended = run_to_end(engine);
 
   ASSERT_EQ(ended.errors.size(), 2U);
   for (const std::int64_t id : {failing, decoding}) {
@@ -192,7 +162,7 @@ TEST(AFailureOfASelector, OfAUsersOwnEndsTheRequestItChoosesFor) {
       room_of_victim = room_of_misfit = -1;
       Engine alone(model, options);
       const std::int64_t id = alone.add(healthy_prompt(40, 1), eight_tokens());
-      const Generated expected = run(alone).generated.at(id);
+      const Generated expected = run_to_end(alone).generated.at(id);
 
       room_of_victim = 33 + 8 - window;
       room_of_misfit = 55 + 8 - window;
@@ -200,7 +170,7 @@ TEST(AFailureOfASelector, OfAUsersOwnEndsTheRequestItChoosesFor) {
       const std::int64_t victim = engine.add(healthy_prompt(33, 4), eight_tokens());
       const std::int64_t healthy = engine.add(healthy_prompt(40, 1), eight_tokens());
       const std::int64_t misfit = engine.add(healthy_prompt(55, 5), eight_tokens());
-      const Ended ended = run(engine);
+      const Ended ended = run_to_end(engine);
       ASSERT_EQ(ended.errors.size(), 2U);
       EXPECT_EQ(message_of<std::domain_error>(ended.errors.at(victim)), "no idea in layer 2");
       EXPECT_EQ(message_of<std::domain_error>(ended.errors.at(misfit)), "no selector for this one");
@@ -215,7 +185,7 @@ TEST(AFailureWithoutAnOwner, EndsEveryRequestOfTheStepAndLeavesTheEngineUsable) 
   options.math = Math::kAten;  // whose products check their operands
   Engine engine(model, options);
   const std::int64_t id = engine.add(healthy_prompt(20, 1), eight_tokens());
-  const Generated expected = run(engine).generated.at(id);
+  const Generated expected = run_to_end(engine).generated.at(id);
 
   const std::int64_t first = engine.add(healthy_prompt(20, 1), eight_tokens());
   const std::int64_t second = engine.add(healthy_prompt(9, 2), eight_tokens());
@@ -236,7 +206,7 @@ TEST(AFailureWithoutAnOwner, EndsEveryRequestOfTheStepAndLeavesTheEngineUsable) 
   }
   EXPECT_FALSE(engine.has_work());
   const std::int64_t again = engine.add(healthy_prompt(20, 1), eight_tokens());
-  EXPECT_EQ(run(engine).generated.at(again), expected);
+  EXPECT_EQ(run_to_end(engine).generated.at(again), expected);
   // The step that was broken off belongs to nobody's time.
   const PipelineStatistics times = engine.run_statistics().pipeline;
   EXPECT_LE(times.device_s + times.wait_s, times.decode_s);
@@ -248,7 +218,7 @@ TEST(Requests, CanBeAbortedWhileTheyWaitArePrefilledOrRun) {
   options.prefill_chunk = 16;
   Engine engine(model, options);
   const std::int64_t alone = engine.add(healthy_prompt(40, 1), eight_tokens());
-  const Generated expected = run(engine).generated.at(alone);
+  const Generated expected = run_to_end(engine).generated.at(alone);
 
   const std::int64_t running = engine.add(healthy_prompt(12, 2), eight_tokens());
   const std::int64_t healthy = engine.add(healthy_prompt(40, 1), eight_tokens());
