@@ -18,15 +18,15 @@ if(NOT torch_root)
     OUTPUT_STRIP_TRAILING_WHITESPACE)
 endif()
 if(NOT EXISTS "${torch_root}/include/torch/csrc/api/include/torch/torch.h")
-  message(FATAL_ERROR "${Python_EXECUTABLE} has no torch package with headers; install torch>=2.9 "
+  message(FATAL_ERROR "${Python_EXECUTABLE} has no torch package with headers; install torch>=2.10 "
                       "there, point Python_EXECUTABLE elsewhere, or set HYBRIDGEN_TORCH_ROOT")
 endif()
 
 file(STRINGS "${torch_root}/version.py" torch_version_line REGEX "^__version__ = ")
 string(REGEX MATCH "[0-9][^']*" HYBRIDGEN_TORCH_VERSION "${torch_version_line}")
-if(HYBRIDGEN_TORCH_VERSION VERSION_LESS 2.9)
+if(HYBRIDGEN_TORCH_VERSION VERSION_LESS 2.10)
   message(FATAL_ERROR "torch ${HYBRIDGEN_TORCH_VERSION} in ${torch_root} is too old; allowed: "
-                      "torch>=2.9; upgrade it in that environment")
+                      "torch>=2.10; upgrade it in that environment")
 endif()
 
 # Headers are SYSTEM: warnings in them are not ours to fix.

@@ -21,6 +21,7 @@
 #include "emulated/machine_profile.h"
 #include "emulated/operators.h"
 #include "hybridgen/core/error.h"
+#include "memory/numa.h"
 
 // LibTorch asks a backend for a stream's handle since 2.13.
 #if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 13)
@@ -314,6 +315,16 @@ class Hooks final : public at::PrivateUse1HooksInterface {
   c10::Allocator* getPinnedMemoryAllocator() const override { return &pinned_allocator(); }
 };
 
+// Its memory is the host's: half of what is free now.
+Device* untimed_device() {
+  auto device = std::make_unique<Device>(kReservedBytes);
+  DeviceOptions options = device->options();
+  const auto free = static_cast<std::size_t>(std::max<std::int64_t>(available_node_bytes(-1), 2));
+  options.memory_bytes = std::min(kReservedBytes, free / 2);
+  device->configure(options);
+  return device.release();
+}
+
 }  // namespace
 
 void register_backend(c10::DeviceType type) {
@@ -322,11 +333,19 @@ void register_backend(c10::DeviceType type) {
   if (is_registered(type)) {
     return;
   }
-  backend_slot(type) = new Backend;
   if (type == c10::kPrivateUse1) {
-    c10::register_privateuse1_backend("emulated");
-    at::RegisterPrivateUse1HooksInterface(new Hooks);
+    try {
+      c10::register_privateuse1_backend("emulated");
+      at::RegisterPrivateUse1HooksInterface(new Hooks);
+    } catch (const c10::Error& error) {
+      throw DeviceError(
+          message("[device] 'emulated' is not there: something else in this process "
+                  "has LibTorch's private device type (",
+                  error.what_without_backtrace(),
+                  "); use device='cpu', or a process of its own"));
+    }
   }
+  backend_slot(type) = new Backend;
   const c10::impl::DeviceGuardImplRegistrar registrar(type, new Guard(type));
   c10::SetAllocator(type, new DeviceAllocator(type));
   register_operators(type);
@@ -346,7 +365,7 @@ Device& device_of(c10::Device device) {
   }
   const std::lock_guard lock(found.mutex);
   if (slot.load() == nullptr) {
-    slot = index == 0 ? new Device(kReservedBytes) : new Device(machine(index));
+    slot = index == 0 ? untimed_device() : new Device(machine(index));
   }
   return *slot.load();
 }

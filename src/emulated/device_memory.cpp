@@ -15,18 +15,19 @@ namespace hybridgen::emulated {
 namespace {
 
 constexpr std::size_t kGranule = 512;  // of a block's size and address
+constexpr std::size_t kMostSlack = 2;  // a kept block is at most so many times what is asked for
 
 std::size_t rounded(std::size_t bytes, std::size_t granule) {
   return (bytes + granule - 1) / granule * granule;
 }
 
-[[noreturn]] void refuse(const char* what, std::size_t bytes) {
+[[noreturn]] void refuse(const char* what, std::size_t bytes, int error) {
   throw DeviceError(message("[emulated device] ",
                             what,
                             " of ",
                             human_bytes(static_cast<double>(bytes)),
                             " was refused: ",
-                            std::strerror(errno),
+                            std::strerror(error),
                             "; allowed: what the system's limits on address space permit"));
 }
 
@@ -37,14 +38,22 @@ DeviceMemory::DeviceMemory(std::size_t bytes)
       capacity_(reserved_) {
   const int file = memfd_create("hybridgen-emulated-device", MFD_CLOEXEC);
   if (file < 0 || ftruncate(file, static_cast<off_t>(reserved_)) != 0) {
-    refuse("a memory file", reserved_);
+    const int error = errno;
+    if (file >= 0) {
+      close(file);
+    }
+    refuse("a memory file", reserved_, error);
   }
   const auto map = [&](int protection) {
     void* address =
         mmap(nullptr, reserved_, protection, MAP_SHARED | MAP_NORESERVE, file, /*offset=*/0);
     if (address == MAP_FAILED) {
+      const int error = errno;
       close(file);
-      refuse("a mapping", reserved_);
+      if (host_ != nullptr) {
+        munmap(host_, reserved_);
+      }
+      refuse("a mapping", reserved_, error);
     }
     return static_cast<std::byte*>(address);
   };
@@ -94,13 +103,11 @@ void DeviceMemory::reset_peak() {
 DeviceMemory::Allocated DeviceMemory::allocate(std::size_t bytes, StreamIndex stream) {
   const std::size_t size = rounded(std::max<std::size_t>(bytes, 1), kGranule);
   const std::lock_guard lock(mutex_);
-  std::vector<std::size_t>& kept = kept_[{stream, size}];
   std::size_t offset = 0;
-  const bool is_new = kept.empty();
-  if (!is_new) {
-    offset = kept.back();
-    kept.pop_back();
-  } else {
+  std::size_t block = take_kept(size, stream, offset);
+  const bool is_new = block == 0;
+  if (is_new) {
+    block = size;
     const auto hole =
         std::ranges::find_if(unowned_, [&](const auto& each) { return each.second >= size; });
     if (hole == unowned_.end() || taken_ + size > capacity_) {
@@ -116,8 +123,24 @@ DeviceMemory::Allocated DeviceMemory::allocate(std::size_t bytes, StreamIndex st
   }
   in_use_ += size;
   peak_in_use_ = std::max(peak_in_use_, in_use_);
-  in_use_blocks_[offset] = {size, stream};
+  in_use_blocks_[offset] = {block, size, stream};
   return {host_ + offset, size, is_new};
+}
+
+// Sizes that grow a little from step to step find the block of the step before.
+std::size_t DeviceMemory::take_kept(std::size_t bytes, StreamIndex stream, std::size_t& offset) {
+  for (auto kept = kept_.lower_bound({stream, bytes}); kept != kept_.end(); ++kept) {
+    const auto [owner, size] = kept->first;
+    if (owner != stream || size > kMostSlack * bytes) {
+      break;
+    }
+    if (!kept->second.empty()) {
+      offset = kept->second.back();
+      kept->second.pop_back();
+      return size;
+    }
+  }
+  return 0;
 }
 
 std::pair<std::size_t, StreamIndex> DeviceMemory::free(void* address) {
@@ -129,7 +152,7 @@ std::pair<std::size_t, StreamIndex> DeviceMemory::free(void* address) {
   }
   const auto [offset, block] = *found;
   in_use_blocks_.erase(found);
-  in_use_ -= block.bytes;
+  in_use_ -= block.used;
   kept_[{block.stream, block.bytes}].push_back(offset);
   return {block.bytes, block.stream};
 }

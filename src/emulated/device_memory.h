@@ -70,8 +70,11 @@ class DeviceMemory {
  private:
   struct Block {
     std::size_t bytes;
+    std::size_t used;  ///< of them
     StreamIndex stream;
   };
+  /// A block kept for `stream` of `bytes` or somewhat more; its size, or 0 if there is none.
+  std::size_t take_kept(std::size_t bytes, StreamIndex stream, std::size_t& offset);
   void give_back(std::size_t offset, std::size_t bytes);
 
   std::size_t reserved_;

@@ -29,7 +29,6 @@
 #include "emulated/copies.h"
 #include "emulated/operator_costs.h"
 #include "emulated/tensors.h"
-#include "hybridgen/core/token_counts.h"
 
 namespace hybridgen::emulated {
 namespace {
@@ -176,6 +175,38 @@ void remember_if_all(const c10::OperatorHandle& op,
   }
 }
 
+// Pushes the results, which are arguments, or new tensors: these come back.
+std::vector<at::Tensor> push_results(const c10::OperatorHandle& op,
+                                     const torch::jit::Stack& given,
+                                     c10::Device device,
+                                     QueuedOperation& operation,
+                                     torch::jit::Stack& stack) {
+  const auto& schema = op.schema();
+  std::vector<at::Tensor> made;
+  std::vector<at::Tensor> shapes;
+  for (std::size_t i = 0; i < schema.returns().size(); ++i) {
+    const c10::AliasInfo* const alias = schema.returns()[i].alias_info();
+    if (alias != nullptr) {
+      TORCH_CHECK(alias->isWrite(),
+                  schema.name(),
+                  " makes a view, which is not there for an emulated device");
+      const auto same = std::ranges::find_if(schema.arguments(), [&](const c10::Argument& each) {
+        return each.alias_info() != nullptr && *each.alias_info() == *alias;
+      });
+      stack.push_back(given.at(static_cast<std::size_t>(same - schema.arguments().begin())));
+      continue;
+    }
+    if (shapes.empty()) {
+      shapes = shapes_of(op, given);
+    }
+    made.push_back(at::empty_strided(
+        shapes.at(i).sizes(), shapes[i].strides(), shapes[i].options().device(device)));
+    add_ranges(made.back(), operation.writes);
+    stack.push_back(made.back());
+  }
+  return made;
+}
+
 void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   const std::size_t count = schema.arguments().size();
@@ -205,29 +236,7 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     run_and_wait(op, std::move(arguments), operation, device, stack);
     return;
   }
-  // Results that are arguments, or new tensors.
-  std::vector<at::Tensor> made;
-  std::vector<at::Tensor> shapes;
-  for (std::size_t i = 0; i < schema.returns().size(); ++i) {
-    const c10::AliasInfo* const alias = schema.returns()[i].alias_info();
-    if (alias != nullptr) {
-      TORCH_CHECK(alias->isWrite(),
-                  schema.name(),
-                  " makes a view, which is not there for an emulated device");
-      const auto same = std::ranges::find_if(schema.arguments(), [&](const c10::Argument& each) {
-        return each.alias_info() != nullptr && *each.alias_info() == *alias;
-      });
-      stack->push_back(given.at(static_cast<std::size_t>(same - schema.arguments().begin())));
-      continue;
-    }
-    if (shapes.empty()) {
-      shapes = shapes_of(op, given);
-    }
-    made.push_back(at::empty_strided(
-        shapes.at(i).sizes(), shapes[i].strides(), shapes[i].options().device(device)));
-    add_ranges(made.back(), operation.writes);
-    stack->push_back(made.back());
-  }
+  const std::vector<at::Tensor> made = push_results(op, given, device, operation, *stack);
   if (emulated.is_timed()) {
     operation.cost = cost_of(op, given, made);
     remember_if_all(op, given, made);
@@ -304,10 +313,8 @@ at::Scalar local_scalar(const at::Tensor& self) {
     operation.cost = {.kind = OperationKind::kDeviceToHost,
                       .bytes_read = static_cast<std::int64_t>(self.nbytes())};
     emulated.host_wait(emulated.enqueue(operation, {}), Device::Wait::kValue);
-    // What depends on scores, such as how many are near the highest, is as much as there may be.
     return self.scalar_type() == at::kBool ? at::Scalar(last_conjunction == self.const_data_ptr())
-           : self.scalar_type() == at::kDouble ? at::Scalar(static_cast<double>(kMaxTokens))
-                                               : at::Scalar(0);
+                                           : at::Scalar(0);
   }
   auto value = std::make_shared<at::Scalar>();
   const Ticket ticket = emulated.enqueue(

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "pipeline/staged_values.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "kernels/cpu_kernels.h"
@@ -49,6 +50,12 @@ std::int64_t gather_read(const HostKvStore& store,
   return num_readers;
 }
 
+// A timed device has no weights: as many tokens count as the method lets, one query head each.
+void invent(at::Tensor& readers, std::int64_t most) {
+  readers.zero_();
+  readers.narrow(1, 0, std::min(most, readers.size(1))).fill_(1);
+}
+
 }  // namespace
 
 void attend_by_parts(LoopContext& loop, std::int64_t layer, MicroBatch& batch) {
@@ -74,6 +81,12 @@ void attend_by_parts(LoopContext& loop, std::int64_t layer, MicroBatch& batch) {
       HostStaging& staging = request.staging_of(layer);
       const StagedValues values(staging);
       const bool fetches = weights[row].readers.defined();
+      if (fetches && device.is_timed()) {
+        invent(weights[row].readers,
+               loop.config().query_heads_per_kv_head() *
+                   request.parts.attention->num_attended(request.tokens.num_offloaded(),
+                                                         request.tokens.num_tokens()));
+      }
       if (fetches) {
         const std::int64_t readers =
             gather_read(*request.host, layer, weights[row].readers, staging.buffers());

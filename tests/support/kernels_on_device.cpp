@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/kernels_on_device.h"
 
+#include <gtest/gtest.h>
+
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <utility>
 
@@ -36,7 +39,11 @@ KernelsOnDevice::KernelsOnDevice(emulated::Device& device) {
 }
 
 KernelsOnDevice::~KernelsOnDevice() {
-  device_of_kernels->host_wait_for_all();
+  try {
+    device_of_kernels->host_wait_for_all();
+  } catch (const std::exception& error) {
+    ADD_FAILURE() << "nobody waited for a kernel that failed: " << error.what();
+  }
   cuda_emulator::set_enqueue(nullptr);
 }
 

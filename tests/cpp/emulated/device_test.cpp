@@ -70,6 +70,16 @@ INSTANTIATE_TEST_SUITE_P(
     EmulatedDevice,
     ::testing::Values(Mode::kEager, Mode::kThreads, Mode::kDelays, Mode::kLazy));
 
+TEST(EmulatedDeviceMemory, ThatWasFreedGoesToWhoAsksForSomewhatLess) {
+  emulated::DeviceMemory memory(std::size_t{1} << 20);
+  void* const first = memory.allocate(100'000, 1).address;
+  memory.free(first);
+  EXPECT_EQ(memory.allocate(90'000, 1).address, first);
+  memory.free(first);
+  EXPECT_NE(memory.allocate(90'000, 2).address, first) << "it is another stream's";
+  EXPECT_NE(memory.allocate(10'000, 1).address, first) << "most of it would lie idle";
+}
+
 TEST(EmulatedDeviceMemory, CannotBeTouchedByTheHost) {
   const EmulatedCuda device;
   const DeviceContext context(device.name());

@@ -89,8 +89,8 @@ TEST(PlantedFaults, AStagingSlotThatIsReusedTooEarlyIsNoticed) {
 }
 
 TEST(PlantedFaults, LogitsThatAreReadTooEarlyAreNoticed) {
-  EXPECT_TRUE(changes_results(Fault::kCopyToHostIsNotAwaited, Mode::kLazy, hybridgen_method()) ||
-              changes_results(Fault::kDriverIgnoresEvent, Mode::kLazy, hybridgen_method()));
+  EXPECT_TRUE(changes_results(Fault::kCopyToHostIsNotAwaited, Mode::kLazy, hybridgen_method()));
+  EXPECT_TRUE(changes_results(Fault::kDriverIgnoresEvent, Mode::kLazy, hybridgen_method()));
 }
 
 TEST(PlantedFaults, WeightsThatAreUsedBeforeTheyAreThereAreNoticed) {

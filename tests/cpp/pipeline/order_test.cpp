@@ -391,8 +391,8 @@ TEST_P(MicroBatches, PassThroughEachLayerOneAfterTheOther) {
   }
 }
 
-// A waiting driver helps, so that jobs of two units may begin in either order: what can be told from
-// the spans is how many had begun and how many had ended when a stage of the device began.
+// A waiting driver helps, so that jobs of two units may begin in either order: what can be told
+// from the spans is how many had begun and how many had ended when a stage of the device began.
 TEST_P(MicroBatches, AreAttendedToOnTheHostBetweenTheirTwoDeviceStages) {
   const Step step = trace(/*is_synchronous=*/false);
   const auto pre = step.inputs();
