@@ -5,6 +5,8 @@
 
 #include "bind_options.h"
 #include "bindings.h"
+#include "device/device_memory.h"
+#include "emulated/backend.h"
 #include "emulated/machine_profile.h"
 
 namespace py = pybind11;
@@ -16,6 +18,16 @@ void register_machines(py::module_& module) {
       "machine_profile_fields",
       [] { return to_python(emulated::machine_table().described()); },
       "What times of an emulated device are made from: the name, and fields of a profile.");
+  module.def(
+      "offer_emulated_device",
+      [] { emulated::register_backend(c10::kPrivateUse1); },
+      "Let LibTorch know the device \"emulated\"; DeviceError in a child forked after that.");
+  module.def(
+      "release_device_memory",
+      [](const std::string& device) { release_cached_memory(c10::Device(device)); },
+      py::arg("device"),
+      py::call_guard<py::gil_scoped_release>(),
+      "Give back to the system what LibTorch keeps of a device's memory without a use.");
   module.def(
       "register_machine_profile",
       [](const py::dict& fields) {

@@ -34,10 +34,12 @@ __all__: list[str] = [
     "measure_walk_lines",
     "method_table",
     "numa_nodes",
+    "offer_emulated_device",
     "option_classes",
     "read_bandwidth",
     "register_machine_profile",
     "register_selector",
+    "release_device_memory",
     "release_free_memory",
     "scheduler_preset",
     "scheduler_preset_names",
@@ -541,6 +543,11 @@ def numa_nodes() -> list:
     Memory nodes with their CPUs and bytes; a single one where the system tells of none.
     """
 
+def offer_emulated_device() -> None:
+    """
+    Let LibTorch know the device "emulated"; DeviceError in a child forked after that.
+    """
+
 def option_classes() -> list:
     """
     What Python's classes of options are made from: their options, in order.
@@ -562,6 +569,11 @@ def register_machine_profile(fields: dict) -> int:
 def register_selector(name: str, strategy: str, make: typing.Any) -> None:
     """
     Adds a selector; `make(**shape)` is called once per request.
+    """
+
+def release_device_memory(device: str) -> None:
+    """
+    Give back to the system what LibTorch keeps of a device's memory without a use.
     """
 
 def release_free_memory() -> None:

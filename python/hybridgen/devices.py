@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import re
+import sys
+import types
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -58,8 +61,10 @@ def resolve_device(operation: str, device: object) -> Device:
     if name == "cpu":
         return Device(name, name)
     if name == "emulated":
+        _offer_emulated()
         return Device(name, name)
     if name.startswith("emulated:"):
+        _offer_emulated()
         return _timed(operation, name.removeprefix("emulated:"))
     match = re.fullmatch(r"cuda(?::([0-9]{1,9}))?", name)
     if not match:
@@ -77,8 +82,33 @@ def resolve_device(operation: str, device: object) -> Device:
     return Device(f"cuda:{index}", f"cuda:{index}")
 
 
+def _offer_emulated() -> None:
+    """Let torch know the device, with the functions that it calls of every device's module."""
+    _core.offer_emulated_device()
+    if hasattr(torch, "emulated"):
+        return
+    module = types.ModuleType("torch.emulated", "A device of hybridgen's engines, not of tensors.")
+    answers: dict[str, Any] = {
+        "is_available": False,
+        "is_initialized": True,
+        "device_count": 0,
+        "current_device": 0,
+        "synchronize": None,
+        "manual_seed_all": None,
+        "_is_in_bad_fork": False,
+    }
+    for function, answer in answers.items():
+        setattr(module, function, lambda *_, answer=answer, **__: answer)
+    torch._register_device_module("emulated", module)
+    sys.modules[module.__name__] = module
+
+
 def _timed(operation: str, place: str) -> Device:
     """Return the emulated device with the times of a profile, by its name or file."""
+    # LibTorch asks Python for some operators' shapes and imports this for it, which takes seconds:
+    # they are not to be in the time of the first step.
+    import torch._dynamo  # noqa: F401
+
     profile = MachineProfile.load(place)
     known = [row["name"] for row in _core.machine_profile_fields()]
     of_file = [name for name in known if "." in name]

@@ -141,12 +141,16 @@ class LLM(EngineSteps):
         super().__init__(opened, EngineLoop(setup.engine(opened)), seed)
         self._cpu = setup.cpu
         if opened.machine_profile is not None:
-            claim_clock(opened.engine_device, opened.device, self._loop)
-            warnings.warn(
-                f"{opened.emulated}: nothing is computed, so text, token ids and "
-                "log-probabilities are withheld (None); every text runs to max_tokens",
-                stacklevel=4,  # of who calls LLM, behind two decorators
-            )
+            try:
+                claim_clock(opened.engine_device, opened.device, self._loop)
+                warnings.warn(
+                    f"{opened.emulated}: nothing is computed, so text, token ids and "
+                    "log-probabilities are withheld (None); every text runs to max_tokens",
+                    stacklevel=4,  # of who calls LLM, behind two decorators
+                )
+            except BaseException:  # a warning may be an error, which keeps what it came from
+                self.close()
+                raise
 
     @classmethod
     def from_pretrained(cls, model: str | Path | dict[str, Any], **options: Any) -> LLM:

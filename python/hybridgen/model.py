@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from . import _core
 from ._checks import MAX_INT64, as_bool, as_int, brief, checked_keywords, is_auto, one_of
 from ._lifetime import Closable, Guard, guarded
@@ -242,8 +240,8 @@ class Model(Closable):
             return
         self._loaded.model = None
         _core.release_free_memory()
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()
+        if self.device != "cpu":
+            _core.release_device_memory(self.engine_device)
 
     def __enter__(self) -> Model:
         _ = self.weights  # refuses one that is closed

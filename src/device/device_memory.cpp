@@ -12,4 +12,10 @@ std::int64_t available_device_bytes(c10::Device device) {
   return free + stats.reserved_bytes[kAll].current - stats.allocated_bytes[kAll].current;
 }
 
+void release_cached_memory(c10::Device device) {
+  if (!device.is_cpu()) {
+    c10::getDeviceAllocator(device.type())->emptyCache();
+  }
+}
+
 }  // namespace hybridgen

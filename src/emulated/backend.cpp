@@ -22,6 +22,7 @@
 #include "emulated/operators.h"
 #include "hybridgen/core/error.h"
 #include "memory/numa.h"
+#include "runtime/process.h"
 
 // LibTorch asks a backend for a stream's handle since 2.13.
 #if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 13)
@@ -41,7 +42,8 @@ constexpr std::size_t kPinnedAlignment = 4096;
 // The devices of a type. Made when asked for and never destroyed: tensors may outlive static
 // objects.
 struct Backend {
-  std::mutex mutex;  ///< of making devices
+  MakerProcess maker;  ///< whose memory and threads the devices are
+  std::mutex mutex;    ///< of making devices
   std::array<std::atomic<Device*>, kMostDevices> devices{};
   std::array<std::atomic<StreamIndex>, 2> next_in_pool{};
 };
@@ -330,7 +332,13 @@ Device* untimed_device() {
 void register_backend(c10::DeviceType type) {
   static std::mutex mutex;
   const std::lock_guard lock(mutex);
-  if (is_registered(type)) {
+  if (const Backend* const made = backend_slot(type)) {
+    if (!made->maker.is_this_one()) {
+      throw DeviceError(
+          "[device] 'emulated' was used before this process was forked, and its memory would be "
+          "shared with the parent's; start the process with spawn instead of fork, or use "
+          "device='cpu'");
+    }
     return;
   }
   if (type == c10::kPrivateUse1) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "emulated/device.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <utility>
@@ -8,7 +9,8 @@
 namespace hybridgen::emulated {
 namespace {
 
-constexpr int kPoison = 0xFF;  // NaN in every type
+constexpr int kPoison = 0xFF;                             // NaN in every type
+constexpr std::size_t kMostKept = std::size_t{64} << 20;  // bytes, where less is in use
 
 thread_local bool thread_queues = false;  ///< whether this thread ever queued work
 
@@ -45,6 +47,13 @@ void Device::configure(const DeviceOptions& options) {
 }
 
 void* Device::allocate(std::size_t bytes, StreamIndex stream) {
+  // Blocks that nobody asks for again take the host's memory. In other modes freed ones may have
+  // work before them, and those of a timed device take none.
+  const DeviceMemory::Use use = memory_.use();
+  if (options_.mode == Mode::kEager && !is_timed() &&
+      use.taken - use.now > std::max(use.now, kMostKept)) {
+    memory_.release_cached();
+  }
   DeviceMemory::Allocated block = memory_.allocate(bytes, stream);
   if (block.address == nullptr) {
     // As CUDA's allocator: what streams keep goes back, once all their work is done.

@@ -162,10 +162,21 @@ void DeviceMemory::release_cached() {
   for (const auto& [key, offsets] : kept_) {
     for (const std::size_t offset : offsets) {
       taken_ -= key.second;
+      let_go(offset, key.second);
       give_back(offset, key.second);
     }
   }
   kept_.clear();
+}
+
+// Whole pages of the range go back to the system.
+void DeviceMemory::let_go(std::size_t offset, std::size_t bytes) {
+  const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  const std::size_t begin = rounded(offset, page);
+  const std::size_t end = (offset + bytes) / page * page;
+  if (begin < end) {
+    madvise(alias_ + begin, end - begin, MADV_REMOVE);
+  }
 }
 
 void DeviceMemory::give_back(std::size_t offset, std::size_t bytes) {

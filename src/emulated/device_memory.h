@@ -75,6 +75,7 @@ class DeviceMemory {
   };
   /// A block kept for `stream` of `bytes` or somewhat more; its size, or 0 if there is none.
   std::size_t take_kept(std::size_t bytes, StreamIndex stream, std::size_t& offset);
+  void let_go(std::size_t offset, std::size_t bytes);
   void give_back(std::size_t offset, std::size_t bytes);
 
   std::size_t reserved_;

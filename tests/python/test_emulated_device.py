@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -205,6 +207,56 @@ def test_every_report_says_whose_times_they_are(timed: LLM, tmp_path: Path) -> N
         event["args"]["name"] for event in trace["traceEvents"] if event["name"] == "process_name"
     ]
     assert names == [f"hybridgen ({LABEL})"]
+
+
+def test_an_engine_whose_warning_is_an_error_is_closed() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with pytest.raises(UserWarning, match="nothing is computed") as kept:
+            LLM(TINY, device="emulated:rtx5090", cpu=CPU)
+    with pytest.warns(UserWarning, match="rtx5090"):
+        again = LLM(TINY, device="emulated:rtx5090", cpu=CPU)
+    again.close()
+    assert kept.value is not None  # it still holds the first engine's frame
+
+
+AFTER_AN_EMULATED_ENGINE = """
+import os, sys, torch
+from torch.utils.data import DataLoader
+from hybridgen import LLM
+
+def shared_memory():
+    status = open("/proc/self/status").read()
+    return int(status.split("RssShmem:")[1].split()[0])
+
+llm = LLM(sys.argv[1], device="emulated")
+while_open = shared_memory()
+llm.close()
+# Blocks smaller than a page share theirs with neighbours.
+assert shared_memory() < while_open / 4, (while_open, shared_memory())
+assert not torch.accelerator.is_available()
+assert len(list(DataLoader(torch.arange(4), pin_memory=True))) == 4
+with torch.random.fork_rng():
+    torch.manual_seed(1)
+if (child := os.fork()) == 0:
+    try:
+        LLM(sys.argv[1], device="emulated")
+    except Exception as error:
+        print(error, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+def test_after_an_emulated_engine_memory_is_free_torch_works_and_a_fork_shares_nothing() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", AFTER_AN_EMULATED_ENGINE, str(TINY)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "used before this process was forked" in run.stdout
 
 
 def test_a_second_engine_on_the_clock_is_refused_until_the_first_is_closed() -> None:
