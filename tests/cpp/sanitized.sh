@@ -43,7 +43,8 @@ left_out=(
 # sanitizer, which gets one setting of each kind, and of the kernels that merge the launches whose
 # segments are of all kinds.
 left_out_of_asan='Methods/ApproximateMethods.DoNotDependOnTheImplementationOrOnTiming/*:*EachStreamHasAThread/*'
-left_out_of_tsan='DTypes/MergeOnDevice.AgreesWithTheCpuTwin/*:*OnTiming/*_shifted:*OnTiming/*_on_host:*OnTiming/*_quiet:*OnTiming/*_resident:*OnlyIfItIsWaitedFor/*:*HaveNoRaceWhenWorkRunsAtOnce/*'
+# Planted faults are races, of which it reports those that it sees: results tell whether they are noticed.
+left_out_of_tsan='PlantedFaults.*Noticed:DTypes/MergeOnDevice.AgreesWithTheCpuTwin/*:*OnTiming/*_shifted:*OnTiming/*_on_host:*OnTiming/*_quiet:*OnTiming/*_resident:*OnlyIfItIsWaitedFor/*:*HaveNoRaceWhenWorkRunsAtOnce/*'
 
 # Fails, naming them, if patterns above match no test of the given executables: who renames a test
 # renames it here, too.
