@@ -42,11 +42,10 @@ def claim_clock(clock: str, device: str, loop: EngineLoop) -> None:
     Raises
     ------
     ConfigError
-        While another one has it: the loop is then closed.
+        While another one has it.
     """
     owner = _CLOCKS.get(clock)
     if owner is not None and not owner.is_closed:
-        loop.close()
         raise ConfigError(
             f"[LLM] device is {device!r}, where another LLM is open, and the two would be timed "
             "as if each had it alone; allowed: one at a time; close the other one first"

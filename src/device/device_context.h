@@ -18,9 +18,9 @@ namespace hybridgen {
 class DeviceContext {
  public:
   /// "cpu", "cuda", "cuda:N", "emulated" (a device of its own memory and streams on this machine's
-  /// CPU) or "emulated:N" (the same with the clock of registered machine N, emulated/
-  /// machine_profile.h). Throws DeviceError naming what there is if the device is not usable,
-  /// ConfigError for other names.
+  /// CPU) or "emulated:N" (the same with the clock of registered machine N: register_machine()).
+  /// Throws DeviceError naming what there is if the device is not usable, ConfigError for other
+  /// names.
   explicit DeviceContext(const std::string& name);
 
   at::Device device() const { return device_; }

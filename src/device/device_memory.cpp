@@ -4,6 +4,7 @@
 #include <c10/core/CachingDeviceAllocator.h>
 
 namespace hybridgen {
+
 std::int64_t available_device_bytes(c10::Device device) {
   c10::DeviceAllocator& allocator = *c10::getDeviceAllocator(device.type());
   const auto stats = allocator.getDeviceStats(device.index());

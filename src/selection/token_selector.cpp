@@ -20,6 +20,7 @@ struct RegistryEntry {
   std::string name;
   SelectionStrategy strategy;
   SelectorFactory make;
+  bool wants_decode_weights = true;  ///< of a user's nobody knows before it is asked
 };
 
 /// Ours first, then those that users registered.
@@ -54,7 +55,7 @@ class Registry {
  private:
   Registry()
       : entries_{
-            RegistryEntry{"topk", SelectionStrategy::kPostQkt, make_top_k_selector},
+            RegistryEntry{"topk", SelectionStrategy::kPostQkt, make_top_k_selector, false},
             RegistryEntry{"h2o",
                           SelectionStrategy::kPostQkt,
                           [](const SelectorShape& shape) { return make_h2o_selector(shape); }},
@@ -64,11 +65,13 @@ class Registry {
                 [](const SelectorShape& shape) { return make_keyformer_selector(shape); }},
             RegistryEntry{"sinks_recent",
                           SelectionStrategy::kPreQkt,
-                          [](const SelectorShape&) { return make_sinks_recent_selector(); }},
+                          [](const SelectorShape&) { return make_sinks_recent_selector(); },
+                          false},
             RegistryEntry{
                 "block_digests",
                 SelectionStrategy::kPreQkt,
-                [](const SelectorShape& shape) { return make_block_digests_selector(shape); }},
+                [](const SelectorShape& shape) { return make_block_digests_selector(shape); },
+                false},
         } {}
 
   mutable std::mutex mutex_;
@@ -131,9 +134,7 @@ std::unique_ptr<TokenSelector> make_selector(std::string_view name, const Select
 
 SelectionStrategy strategy_of_selector(std::string_view name) { return entry_of(name).strategy; }
 
-bool may_want_decode_weights(std::string_view name) {
-  return name != "topk" && name != "sinks_recent" && name != "block_digests";
-}
+bool may_want_decode_weights(std::string_view name) { return entry_of(name).wants_decode_weights; }
 
 void register_selector(const std::string& name,
                        SelectionStrategy strategy,

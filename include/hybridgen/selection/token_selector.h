@@ -95,7 +95,8 @@ std::unique_ptr<TokenSelector> make_selector(std::string_view name, const Select
 std::vector<std::string> selector_names(SelectionStrategy strategy);
 /// ConfigError for an unknown name, as make_selector.
 SelectionStrategy strategy_of_selector(std::string_view name);
-/// False for those of ours that never ask for the weights of decode steps.
+/// False for those of ours that never ask for the weights of decode steps. ConfigError for an
+/// unknown name.
 bool may_want_decode_weights(std::string_view name);
 
 }  // namespace hybridgen

@@ -423,14 +423,25 @@ void add_jobs(HostJobBatch& batch,
   }
 }
 
+/// A stage of its own pool, for the tests' requests.
+struct StageOf {
+  explicit StageOf(std::size_t workers)
+      : pool({.cpus = std::vector<int>(workers, -1)}),
+        stage(pool, kernels::cpu_kernels(kernels::resolve_isa("auto")), config(), trace) {
+    stage.reserve(kCapacity);
+  }
+
+  WorkerPool pool;
+  TraceRecorder trace;
+  CpuStage stage;
+};
+
 TEST(JobsThatWaitForADevice, WaitOnceForAllOfThemAndGiveTheSameBits) {
   auto expected = ragged(KeyLayout::kBlocked);
   run(expected, 1, /*is_cut=*/false);
   auto requests = ragged(KeyLayout::kBlocked);
-  WorkerPool pool({.cpus = {-1, -1}});
-  TraceRecorder trace;
-  CpuStage stage(pool, kernels::cpu_kernels(kernels::resolve_isa("auto")), config(), trace);
-  stage.reserve(kCapacity);
+  StageOf of(2);
+  CpuStage& stage = of.stage;
   const auto selectors = top_k_of_each(requests.size());
   HostJobBatch batch;
   add_jobs(batch, requests, selectors);
@@ -447,10 +458,8 @@ TEST(JobsThatWaitForADevice, WaitOnceForAllOfThemAndGiveTheSameBits) {
 TEST(JobsThatWaitForADevice, LeaveTheWorkersToOthersMeanwhile) {
   auto late = ragged(KeyLayout::kBlocked);
   auto ready = ragged(KeyLayout::kBlocked);
-  WorkerPool pool({.cpus = {-1}});
-  TraceRecorder trace;
-  CpuStage stage(pool, kernels::cpu_kernels(kernels::resolve_isa("auto")), config(), trace);
-  stage.reserve(kCapacity);
+  StageOf of(1);
+  CpuStage& stage = of.stage;
   const auto selectors = top_k_of_each(late.size());
   HostJobBatch waiting;
   HostJobBatch other;
@@ -468,10 +477,8 @@ TEST(JobsThatWaitForADevice, LeaveTheWorkersToOthersMeanwhile) {
 
 TEST(JobsThatWaitForADevice, AllFailByWhatTheDeviceSays) {
   auto requests = ragged(KeyLayout::kBlocked);
-  WorkerPool pool({.cpus = {-1}});
-  TraceRecorder trace;
-  CpuStage stage(pool, kernels::cpu_kernels(kernels::resolve_isa("auto")), config(), trace);
-  stage.reserve(kCapacity);
+  StageOf of(1);
+  CpuStage& stage = of.stage;
   const auto selectors = top_k_of_each(requests.size());
   HostJobBatch batch;
   add_jobs(batch, requests, selectors);
