@@ -72,8 +72,9 @@ class Source:
         self._seen = headers.get(os.path.relpath(entry["output"], BUILD), [])
 
     def fingerprint(self, rules: str) -> str | None:
-        """Return a name for all that clang-tidy sees, or None if the build has not compiled it."""
-        if not self._seen:
+        """Return a name for all that clang-tidy sees, or None if the build does not know it."""
+        # A header that went since the file was compiled: the record is of another time.
+        if not self._seen or not all(path.exists() for path in self._seen):
             return None
         digest = hashlib.sha256(rules.encode())
         # As in ccache, the place of the clone is left out.
