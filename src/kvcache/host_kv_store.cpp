@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "hybridgen/core/error.h"
+#include "kvcache/scoring_shadow.h"
 
 namespace hybridgen {
 
@@ -50,6 +51,26 @@ HostKvShape checked(HostKvShape shape) {
   return shape;
 }
 
+/// Keys in 8 or 4 bits are the codes that a scoring shadow has of them.
+ShadowShape codes_shape(const HostKvShape& shape) {
+  return {.num_layers = shape.num_layers,
+          .num_kv_heads = shape.num_kv_heads,
+          .head_dim = shape.head_dim,
+          .dtype = shape.dtype,
+          .capacity = shape.capacity,
+          .precision = shape.key_precision == KvPrecision::kInt8 ? ShadowPrecision::kInt8
+                                                                 : ShadowPrecision::kInt4,
+          .numa_node = shape.numa_node,
+          .numa_parts = shape.numa_parts};
+}
+
+HostKvShape require_full(HostKvShape shape) {
+  if (shape.key_precision != KvPrecision::kFull || shape.value_precision != KvPrecision::kFull) {
+    throw ConfigError("[host KV store] keys or values are in 8 or 4 bits; allowed: full");
+  }
+  return shape;
+}
+
 /// Elements of K (or of V) of one (layer, KV head).
 std::int64_t head_elements(const HostKvShape& shape) { return shape.capacity * shape.head_dim; }
 
@@ -60,6 +81,19 @@ std::int64_t head_bytes(const HostKvShape& shape) {
 
 /// Bytes of K (or of V) of the whole store.
 std::int64_t side_bytes(const HostKvShape& shape) { return shape.num_kv_heads * head_bytes(shape); }
+
+std::int64_t key_bytes(const HostKvShape& shape) {
+  return shape.key_precision == KvPrecision::kFull
+             ? side_bytes(shape)
+             : ScoringShadow::required_bytes(codes_shape(shape));
+}
+
+std::int64_t value_bytes(const HostKvShape& shape) {
+  return shape.value_precision == KvPrecision::kFull
+             ? side_bytes(shape)
+             : shape.num_kv_heads * shape.num_layers * shape.capacity *
+                   quantised_row_bytes(shape.value_precision, shape.head_dim);
+}
 
 /// The node that the whole store lies on.
 int node_of(const HostKvShape& shape) { return shape.numa_parts.empty() ? shape.numa_node : -1; }
@@ -141,7 +175,7 @@ void read_key_block(const std::byte* block,
 }  // namespace
 
 HostKvStore::HostKvStore(const HostKvShape& shape)
-    : shape_(checked(shape)),
+    : shape_(require_full(checked(shape))),
       keys_(static_cast<std::size_t>(side_bytes(shape_)), node_of(shape_)),
       values_(static_cast<std::size_t>(side_bytes(shape_)), node_of(shape_)) {
   prefer_nodes(shape_.numa_parts, keys_.data(), head_bytes(shape_));
@@ -149,7 +183,8 @@ HostKvStore::HostKvStore(const HostKvShape& shape)
 }
 
 std::int64_t HostKvStore::required_bytes(const HostKvShape& shape) {
-  return 2 * side_bytes(checked(shape));
+  const HostKvShape rounded = checked(shape);
+  return key_bytes(rounded) + value_bytes(rounded);
 }
 
 void HostKvStore::write(std::int64_t layer,

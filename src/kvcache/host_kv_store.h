@@ -29,6 +29,8 @@ struct HostKvShape {
   DType dtype = DType::kFloat32;
   std::int64_t capacity = 0;  ///< tokens asked for; rounded up to a multiple of 32 inside
   KeyLayout key_layout = KeyLayout::kBlocked;
+  KvPrecision key_precision = KvPrecision::kFull;
+  KvPrecision value_precision = KvPrecision::kFull;
   int numa_node = -1;  ///< -1: the system's choice
   std::vector<NumaPart>
       numa_parts{};  ///< nodes of the KV heads; if not empty, instead of numa_node
@@ -40,7 +42,7 @@ class HostKvStore {
   /// the memory is not to be had.
   explicit HostKvStore(const HostKvShape& shape);
 
-  /// Bytes of K plus V that a store of this shape takes.
+  /// Bytes of K plus V that a store of this shape takes, in whatever precision.
   static std::int64_t required_bytes(const HostKvShape& shape);
 
   const HostKvShape& shape() const { return shape_; }

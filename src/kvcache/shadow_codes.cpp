@@ -26,11 +26,6 @@ float from_float16(std::uint16_t bits) {
   return std::bit_cast<float>(wide | (bits & 0x8000U) << 16);
 }
 
-/// Not below `value`, which is >= 0 and finite.
-std::uint16_t round_up_to_bfloat16(float value) {
-  return static_cast<std::uint16_t>((std::bit_cast<std::uint32_t>(value) + 0xffffU) >> 16);
-}
-
 constexpr std::int32_t kInfinityBits = 0x7f800000;
 
 /// Bits of the largest magnitude: they order as magnitudes do, infinity and NaN above all others,
@@ -44,6 +39,10 @@ std::int32_t peak_bits(const float* row, std::int64_t count) {
 }
 
 }  // namespace
+
+std::uint16_t round_up_to_bfloat16(float value) {
+  return static_cast<std::uint16_t>((std::bit_cast<std::uint32_t>(value) + 0xffffU) >> 16);
+}
 
 void widen_row(DType dtype, const void* row, std::int64_t count, float* out) {
   if (dtype == DType::kFloat32) {

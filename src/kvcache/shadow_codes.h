@@ -9,6 +9,9 @@
 
 namespace hybridgen {
 
+/// The least bfloat16 not below `value`, which is >= 0 and finite.
+std::uint16_t round_up_to_bfloat16(float value);
+
 /// out[d] = row[d] as float32.
 void widen_row(DType dtype, const void* row, std::int64_t count, float* out);
 

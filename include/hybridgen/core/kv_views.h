@@ -13,6 +13,9 @@ inline constexpr std::int64_t kKeyBlockTokens = 32;
 
 enum class KeyLayout : std::uint8_t { kBlocked, kRows };
 
+/// How keys, or values, lie in host memory: as the model computes them, or in 8 or 4 bits.
+enum class KvPrecision : std::uint8_t { kFull, kInt8, kInt4 };
+
 /// Keys of one (layer, KV head): element (position t, dimension d) lies at
 /// data + ((t / 32) * D + d) * 32 + t % 32 elements. Non-owning.
 struct BlockedKeyView {
@@ -55,6 +58,36 @@ struct ShadowKeyView {
   std::int64_t padded_dim = 0;   ///< head_dim rounded up to a multiple of 8
   std::int64_t block_bytes = 0;  ///< a multiple of 64
   std::int64_t capacity = 0;     ///< tokens, a multiple of 32
+};
+
+/// Dimensions of a row that share a minimum and a scale; the last group of a row may have fewer.
+inline constexpr std::int64_t kQuantisedGroup = 64;
+
+/// Bytes of the codes of a group of `dims` dimensions, and of a row of `head_dim`, in a precision
+/// that is not kFull.
+constexpr std::int64_t code_bytes(KvPrecision precision, std::int64_t dims) {
+  return precision == KvPrecision::kInt8 ? dims : (dims + 1) / 2;
+}
+constexpr std::int64_t quantised_row_bytes(KvPrecision precision, std::int64_t head_dim) {
+  const std::int64_t groups = (head_dim + kQuantisedGroup - 1) / kQuantisedGroup;
+  const std::int64_t whole = head_dim / kQuantisedGroup;
+  return whole * code_bytes(precision, kQuantisedGroup) +
+         code_bytes(precision, head_dim % kQuantisedGroup) + groups * 4;
+}
+
+/// Rows of one (layer, KV head), each for itself: element d of a group is minimum + scale * code.
+/// In a row lie the codes of its groups, then minimum and scale of each as bfloat16. Of a group of
+/// n dimensions lie
+///   kInt8  n bytes
+///   kInt4  ceil(n / 2) bytes: dimension i in the low, i + ceil(n / 2) in the high half
+/// Non-owning.
+struct QuantisedRowView {
+  const std::byte* rows = nullptr;
+  KvPrecision precision = KvPrecision::kInt8;
+  DType dtype = DType::kFloat32;  ///< of what was written
+  std::int64_t head_dim = 0;
+  std::int64_t row_bytes = 0;
+  std::int64_t capacity = 0;
 };
 
 }  // namespace hybridgen

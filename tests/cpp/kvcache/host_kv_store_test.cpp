@@ -219,6 +219,30 @@ TYPED_TEST(HostKvStoreOf, RequiredBytesCoverEveryHeadOfEveryLayer) {
             2 * 2 * 3 * 128 * 10 * static_cast<std::int64_t>(sizeof(TypeParam)));
 }
 
+TEST(HostKvStore, RequiredBytesFollowThePrecisionsOfKeysAndValues) {
+  HostKvShape shape{.num_layers = 2,
+                    .num_kv_heads = 3,
+                    .head_dim = 64,
+                    .dtype = DType::kBFloat16,
+                    .capacity = 100};
+  const auto bytes_of = [&](KvPrecision keys, KvPrecision values) {
+    shape.key_precision = keys;
+    shape.value_precision = values;
+    return HostKvStore::required_bytes(shape);
+  };
+  const std::int64_t rows = 2 * 3 * 128;
+  // A key has its codes and a step; a channel, for all tokens, its centre and spread.
+  const std::int64_t channels = std::int64_t{2} * 3 * 64 * 2 * 4;
+  using enum KvPrecision;
+  EXPECT_EQ(bytes_of(kFull, kFull), rows * (128 + 128));
+  EXPECT_EQ(bytes_of(kFull, kInt8), rows * (128 + 64 + 4));
+  EXPECT_EQ(bytes_of(kFull, kInt4), rows * (128 + 32 + 4));
+  EXPECT_EQ(bytes_of(kInt8, kFull), rows * (64 + 2 + 128) + channels);
+  EXPECT_EQ(bytes_of(kInt4, kFull), rows * (32 + 2 + 128) + channels);
+  EXPECT_EQ(bytes_of(kInt8, kInt4), rows * (64 + 2 + 32 + 4) + channels);
+  EXPECT_LE(static_cast<double>(rows * (64 + 2 + 32 + 4)), 0.42 * static_cast<double>(rows * 256));
+}
+
 constexpr HostKvShape kSmall{
     .num_layers = 1, .num_kv_heads = 1, .head_dim = 4, .dtype = DType::kFloat32, .capacity = 32};
 
