@@ -78,6 +78,8 @@ Method checked_method(const EngineOptions& options,
                               "streaming_llm or h2o"));
   }
   check_method(method, config);
+  method.key_precision = options.key_precision;
+  method.value_precision = options.value_precision;
   if (method.offloads()) {
     const HybridGenOptions chosen = hybridgen_options(options);
     check_selector(chosen.selector, SelectionStrategy::kPostQkt, "selector");

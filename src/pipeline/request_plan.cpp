@@ -198,7 +198,9 @@ HostKvShape host_shape(const ModelConfig& config,
           .head_dim = config.head_dim,
           .dtype = dtype,
           .capacity = plan.max_offloaded,
-          .key_layout = method.key_layout};
+          .key_layout = method.key_layout,
+          .key_precision = method.key_precision,
+          .value_precision = method.value_precision};
 }
 
 }  // namespace hybridgen

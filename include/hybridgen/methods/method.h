@@ -72,6 +72,9 @@ struct Method {
 
   WindowRule window;                           ///< kWindow
   KeyLayout key_layout = KeyLayout::kBlocked;  ///< scanned by the host, or shipped and read by rows
+  /// Of rows on the host: the engine's options, which every method with such rows keeps.
+  KvPrecision key_precision = KvPrecision::kFull;
+  KvPrecision value_precision = KvPrecision::kFull;
   PositionMode positions = PositionMode::kOriginal;
   std::string position_modes = "original";  ///< what the method's users may ask for
   BatchOrder batches;
