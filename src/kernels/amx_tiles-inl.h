@@ -7,11 +7,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/amx_shapes-inl.h"
+
 namespace hybridgen::kernels {
 namespace {
 
-constexpr std::int64_t kTileRows = 16;
-constexpr std::int64_t kTileBytes = 64;               ///< of a row
 constexpr std::int64_t kTileDims = 32;                ///< dimensions of one multiplication
 constexpr std::int64_t kTileTokens = 16;              ///< tokens of one multiplication
 constexpr std::int64_t kTileBlock = 2 * kTileTokens;  ///< tokens of a key block

@@ -4,39 +4,13 @@
 #include <string>
 
 #include "hybridgen/core/error.h"
-#include "kernels/amx_permission.h"
+#include "kernels/cpu_features.h"
 #include "kernels/cpu_kernels.h"
 #include "kernels/cpu_tables.h"
 
 namespace hybridgen::kernels {
 
 namespace {
-
-bool is_supported(Isa isa) {
-#if defined(__x86_64__)
-  // These builtins also ask the operating system (XGETBV) whether it saves the registers.
-  switch (isa) {
-    case Isa::kPortable:
-      return true;
-    case Isa::kAvx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-             __builtin_cpu_supports("f16c");
-    case Isa::kAvx512:
-      return is_supported(Isa::kAvx2) && __builtin_cpu_supports("avx512f") &&
-             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-             __builtin_cpu_supports("avx512dq");
-    case Isa::kAvx512Vnni:
-      return is_supported(Isa::kAvx512) && __builtin_cpu_supports("avx512vnni");
-    case Isa::kAvx512Bf16:
-      return is_supported(Isa::kAvx512Vnni) && __builtin_cpu_supports("avx512bf16");
-    case Isa::kAmx:
-      return is_supported(Isa::kAvx512Bf16) && may_use_amx();
-  }
-  return false;
-#else
-  return isa == Isa::kPortable;
-#endif
-}
 
 #if defined(__x86_64__)
 CpuKernels with_vnni(CpuKernels table) {
@@ -94,13 +68,13 @@ std::vector<Isa> supported_isas() {
   std::vector<Isa> isas;
   for (const Isa isa :
        {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kAmx}) {
-    if (is_supported(isa)) isas.push_back(isa);
+    if (cpu_has(isa)) isas.push_back(isa);
   }
   return isas;
 }
 
 const CpuKernels& cpu_kernels(Isa isa) {
-  if (!is_supported(isa)) {
+  if (!cpu_has(isa)) {
     throw ConfigError(message("[cpu_kernels] instruction set is \"",
                               name_of(isa),
                               "\", which this CPU or its operating system lacks; allowed here: ",

@@ -52,7 +52,7 @@ struct Products<BFloat16> {
     return _mm512_dpbf16_ps(
         sums, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(weight));
   }
-  static HYBRIDGEN_INLINE void keep(Operand& v) { __asm__("" : "+v"(v)); }
+  static HYBRIDGEN_INLINE void keep(Operand& v) { keep_in_register(v); }
 };
 #endif
 

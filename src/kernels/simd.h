@@ -22,7 +22,9 @@
 #endif
 #endif
 
+#if !defined(HYBRIDGEN_INLINE)  // where these instructions are emulated
 #define HYBRIDGEN_INLINE inline __attribute__((always_inline))
+#endif
 
 namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE {
 namespace {
@@ -162,8 +164,9 @@ HYBRIDGEN_INLINE void store_some(T* p, std::int64_t count, Vector v) {
 HYBRIDGEN_INLINE Vector zero() { return splat(0.0F); }
 
 /// Keeps the compiler from loading a value anew for each of its uses.
-HYBRIDGEN_INLINE void keep_in_register([[maybe_unused]] Vector& v) {
-#if HYBRIDGEN_ISA_LEVEL == 2
+template <typename Register>
+HYBRIDGEN_INLINE void keep_in_register([[maybe_unused]] Register& v) {
+#if defined(__AVX512F__)
   __asm__("" : "+v"(v));
 #elif HYBRIDGEN_ISA_LEVEL == 1
   __asm__("" : "+x"(v));

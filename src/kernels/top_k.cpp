@@ -9,7 +9,7 @@
 #include <cstddef>
 #include <limits>
 
-#include "kernels/cpu_kernels.h"
+#include "kernels/cpu_features.h"
 #include "kernels/top_k_passes.h"
 
 namespace hybridgen::kernels {
@@ -123,8 +123,8 @@ std::vector<TopKPasses> supported_top_k_passes() {
   std::vector<TopKPasses> passes = {{.keep = keep_plain, .count = count_plain, .take = take_plain}};
 #if defined(__x86_64__)
   const bool has_bits = __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("bmi");
-  if (has_bits && __builtin_cpu_supports("avx2")) passes.push_back(kAvx2TopKPasses);
-  if (has_bits && __builtin_cpu_supports("avx512f")) passes.push_back(kAvx512TopKPasses);
+  if (has_bits && cpu_has(Isa::kAvx2)) passes.push_back(kAvx2TopKPasses);
+  if (has_bits && cpu_has(Isa::kAvx512)) passes.push_back(kAvx512TopKPasses);
 #endif
   return passes;
 }

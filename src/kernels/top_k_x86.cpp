@@ -18,7 +18,9 @@
 #endif
 
 #define HYBRIDGEN_AVX2 __attribute__((target("avx2,popcnt,bmi")))
+#if !defined(HYBRIDGEN_AVX512)  // empty where AVX-512 is emulated
 #define HYBRIDGEN_AVX512 __attribute__((target("avx512f,popcnt,bmi")))
+#endif
 
 namespace hybridgen::kernels {
 

@@ -4,74 +4,13 @@
 #include "kernels/amx_tiles-inl.h"
 
 #include <algorithm>
-#include <array>
-#include <bit>
 #include <cstring>
 
 #include "logits_test_support.h"
+#include "support/isa_emulator/include/kernels/amx_unit-inl.h"
 
 namespace hybridgen::kernels::test {
 namespace {
-
-/// What the processor's manual says of the five operations, rounding aside (none here: float64).
-class EmulatedTiles {
- public:
-  explicit EmulatedTiles(std::int64_t num_queries) {
-    rows_.fill(kTileRows);
-    for (const int tile : {kFirstSums, kSecondSums, kQueryTile}) {
-      rows_[static_cast<std::size_t>(tile)] = num_queries;
-    }
-  }
-
-  template <int Tile>
-  void zero() {
-    tiles_[Tile] = {};
-  }
-  template <int Tile>
-  void load(const void* rows, std::int64_t stride) {
-    for (std::int64_t r = 0; r < rows_[Tile]; ++r) {
-      std::memcpy(row(Tile, r), static_cast<const std::byte*>(rows) + r * stride, kTileBytes);
-    }
-  }
-  template <int Tile>
-  void store(void* rows, std::int64_t stride) {
-    for (std::int64_t r = 0; r < rows_[Tile]; ++r) {
-      std::memcpy(static_cast<std::byte*>(rows) + r * stride, row(Tile, r), kTileBytes);
-    }
-  }
-  template <int Sums, int Left, int Right>
-  void multiply_add() {
-    for (std::int64_t m = 0; m < rows_[Sums]; ++m) {
-      for (std::int64_t n = 0; n < kTileBytes / 4; ++n) {
-        double sum = number<float>(Sums, m, n);
-        for (std::int64_t k = 0; k < rows_[Right]; ++k) {
-          for (const std::int64_t part : {0, 1}) {
-            sum += bfloat16(Left, m, 2 * k + part) * bfloat16(Right, k, 2 * n + part);
-          }
-        }
-        const auto rounded = static_cast<float>(sum);
-        std::memcpy(row(Sums, m) + n * 4, &rounded, 4);
-      }
-    }
-  }
-
- private:
-  std::byte* row(int tile, std::int64_t r) {
-    return tiles_[static_cast<std::size_t>(tile)].data() + r * kTileBytes;
-  }
-  template <typename T>
-  T number(int tile, std::int64_t r, std::int64_t column) {
-    T value;
-    std::memcpy(&value, row(tile, r) + column * static_cast<std::int64_t>(sizeof(T)), sizeof(T));
-    return value;
-  }
-  double bfloat16(int tile, std::int64_t r, std::int64_t column) {
-    return decode(DType::kBFloat16, number<std::uint16_t>(tile, r, column));
-  }
-
-  std::array<std::array<std::byte, kTileRows * kTileBytes>, kNumTiles> tiles_{};
-  std::array<std::int64_t, kNumTiles> rows_{};
-};
 
 TEST(AmxTiles, GiveTheDotProductsOfOneBlock) {
   constexpr std::int64_t kStride = 40;
@@ -93,7 +32,13 @@ TEST(AmxTiles, GiveTheDotProductsOfOneBlock) {
           number = packed.at(q * padded + d) * kScale;
         }
       }
-      EmulatedTiles tiles(num_queries);
+      TileShapes shapes;
+      for (int tile = 0; tile < kNumTiles; ++tile) {
+        const bool of_keys = tile == kFirstKeys || tile == kSecondKeys;
+        shapes.rows[tile] = static_cast<std::uint8_t>(of_keys ? kTileRows : num_queries);
+        shapes.row_bytes[tile] = kTileBytes;
+      }
+      TileUnit tiles(shapes);
       std::vector<float> logits((kTileRows + 1) * kStride, kInfinity);
       tile_logits(tiles,
                   packed.data(),
