@@ -66,6 +66,35 @@ HYBRIDGEN_INLINE Vector zero_where_below(Vector v, Vector x, Vector limit) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), v);
 }
 
+/// Lane j of v[i] and lane i of v[j] change places, for all i and j.
+HYBRIDGEN_INLINE void transpose(Vector* v) {
+  Vector pairs[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    pairs[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+    pairs[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+  }
+  Vector fours[16];  // of each quarter of the lanes, lane i % 4 of four rows
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    fours[i] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+    fours[i + 1] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+    fours[i + 2] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+    fours[i + 3] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const Vector even_a = _mm512_shuffle_f32x4(fours[i], fours[i + 4], 0x88);
+    const Vector odd_a = _mm512_shuffle_f32x4(fours[i], fours[i + 4], 0xdd);
+    const Vector even_b = _mm512_shuffle_f32x4(fours[i + 8], fours[i + 12], 0x88);
+    const Vector odd_b = _mm512_shuffle_f32x4(fours[i + 8], fours[i + 12], 0xdd);
+    v[i] = _mm512_shuffle_f32x4(even_a, even_b, 0x88);
+    v[i + 4] = _mm512_shuffle_f32x4(odd_a, odd_b, 0x88);
+    v[i + 8] = _mm512_shuffle_f32x4(even_a, even_b, 0xdd);
+    v[i + 12] = _mm512_shuffle_f32x4(odd_a, odd_b, 0xdd);
+  }
+}
+
 HYBRIDGEN_INLINE __m128 fold_to_four(Vector v) {
   const __m256 low = _mm512_castps512_ps256(v);
   const __m256 high = _mm512_extractf32x8_ps(v, 1);

@@ -45,6 +45,15 @@ HYBRIDGEN_INLINE Vector split_exponent(Vector x, Vector& mantissa) {
 HYBRIDGEN_INLINE Vector zero_where_below(Vector v, Vector x, Vector limit) {
   return x < limit ? splat(0.0F) : v;
 }
+HYBRIDGEN_INLINE void transpose(Vector* v) {
+  for (int i = 0; i < 4; ++i) {
+    for (int j = i + 1; j < 4; ++j) {
+      const float above = v[i][j];
+      v[i][j] = v[j][i];
+      v[j][i] = above;
+    }
+  }
+}
 
 }  // namespace
 }  // namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -71,10 +72,21 @@ Output attend(const CpuKernels& kernels, const Problem& problem, const Inputs& i
   return output;
 }
 
+/// What row `row` of head `head` gave.
+std::vector<float> row_of(const Problem& problem,
+                          const Output& output,
+                          std::int64_t head,
+                          std::int64_t row) {
+  const std::int64_t at = head * problem.rows + row;
+  const auto begin = output.out.begin() + at * problem.dim;
+  std::vector<float> values(begin, begin + problem.dim);
+  values.push_back(output.lse[static_cast<std::size_t>(at)]);
+  return values;
+}
+
 /// Every output against float64. With logits that are off by at most e, a weight is off by a factor
 /// of exp(2 e) at most; the exponential adds 1e-6, the two sums over tokens their own error.
-void expect_exact(const CpuKernels& kernels, DType dtype, const Problem& problem) {
-  const Inputs inputs(dtype, problem, 3);
+void expect_exact(const CpuKernels& kernels, const Problem& problem, const Inputs& inputs) {
   const Output output = attend(kernels, problem, inputs);
   const double scale = 1.0 / std::sqrt(static_cast<double>(problem.dim));
   for (std::int64_t h = 0; h < problem.heads; ++h) {
@@ -123,6 +135,10 @@ void expect_exact(const CpuKernels& kernels, DType dtype, const Problem& problem
   }
 }
 
+void expect_exact(const CpuKernels& kernels, DType dtype, const Problem& problem) {
+  expect_exact(kernels, problem, Inputs(dtype, problem, 3));
+}
+
 TEST_P(PrefillAttention, MatchesFloat64ForAnyNumberOfRowsAndKeys) {
   for (const std::int64_t rows : {1, 5, 6, 13}) {
     for (const std::int64_t count : {1, 63, 64, 65, 200}) {
@@ -151,6 +167,73 @@ TEST_P(PrefillAttention, ACausalBlockOfRowsMayStartAnywhere) {
   }
 }
 
+TEST_P(PrefillAttention, MatchesFloat64OverManyBlocksOfKeys) {
+  for (const std::int64_t dim : {64, 144}) {
+    expect_exact(kernels(), dtype(), {.heads = 2, .rows = 4, .dim = dim, .count = 777});
+    expect_exact(
+        kernels(),
+        dtype(),
+        {.heads = 3, .rows = 9, .dim = dim, .count = 530, .is_causal = true, .first_row = 507});
+  }
+}
+
+TEST_P(PrefillAttention, FollowsLogitsThatRiseAndFallFromBlockToBlock) {
+  const Problem problem{.heads = 2, .rows = 5, .dim = 32, .count = 1200};
+  Inputs inputs(dtype(), problem, 3);
+  for (std::int64_t t = 0; t < problem.count; ++t) {
+    // Up to 24 times as large: peaks move far, by little and not at all.
+    const auto factor = static_cast<float>(24.0 * std::abs(std::sin(static_cast<double>(t) / 190)));
+    for (std::int64_t d = 0; d < problem.dim; ++d) {
+      const std::int64_t at = t * inputs.kv_stride + d;
+      inputs.k.set(at, inputs.k.at(at) * factor);
+    }
+  }
+  expect_exact(kernels(), problem, inputs);
+}
+
+TEST_P(PrefillAttention, EqualLogitsGiveTheMeanOfTheValues) {
+  const Problem problem{.heads = 3, .rows = 4, .dim = 48, .count = 300};
+  Inputs inputs(dtype(), problem, 0);
+  for (std::int64_t i = 0; i < inputs.k.count(); ++i) inputs.k.set(i, 0.0F);
+  expect_exact(kernels(), problem, inputs);
+  const Output output = attend(kernels(), problem, inputs);
+  for (const float lse : output.lse) EXPECT_NEAR(lse, std::log(300.0), 1e-6);
+}
+
+TEST_P(PrefillAttention, OneKeyGivesItsValueHoweverLargeOrSmallItsLogit) {
+  for (const float size : {1e-30F, 1e-3F, 100.0F, 1e4F}) {
+    const Problem problem{.heads = 2, .rows = 3, .dim = 40, .count = 1};
+    Inputs inputs(dtype(), problem, 0);
+    for (std::int64_t i = 0; i < inputs.k.count(); ++i) inputs.k.set(i, size);
+    for (std::int64_t i = 0; i < inputs.q.count(); ++i) inputs.q.set(i, -size);
+    const Output output = attend(kernels(), problem, inputs);
+    for (std::size_t i = 0; i < output.out.size(); ++i) {
+      const float value = inputs.v.at(static_cast<std::int64_t>(i) % problem.dim);
+      ASSERT_EQ(output.out[i], value) << size;
+    }
+  }
+}
+
+TEST_P(PrefillAttention, ANaNReachesOnlyTheRowsThatSeeIt) {
+  const Problem problem{.heads = 2, .rows = 40, .dim = 16, .count = 40, .is_causal = true};
+  Inputs inputs(dtype(), problem, 0);
+  const Output clean = attend(kernels(), problem, inputs);
+  const std::size_t key_bytes = static_cast<std::size_t>(problem.dim) * size_of(dtype());
+  // All bits set are a NaN in every dtype.
+  std::memset(static_cast<std::byte*>(inputs.k.data()) + 25 * key_bytes, 0xff, key_bytes);
+  const Output dirty = attend(kernels(), problem, inputs);
+  for (std::int64_t head = 0; head < 2; ++head) {
+    for (std::int64_t row = 0; row < problem.rows; ++row) {
+      const std::vector<float> values = row_of(problem, dirty, head, row);
+      if (row < 25) {
+        ASSERT_EQ(values, row_of(problem, clean, head, row)) << "row " << row;
+      } else {
+        for (const float value : values) ASSERT_TRUE(std::isnan(value)) << "row " << row;
+      }
+    }
+  }
+}
+
 TEST_P(PrefillAttention, OverNoKeysIsZeroWithALogSumOfMinusInfinity) {
   const Problem problem{.heads = 2, .rows = 3, .count = 0};
   const Output output = attend(kernels(), problem, Inputs(dtype(), problem, 0));
@@ -171,6 +254,50 @@ TEST_P(PrefillAttention, ARowsResultDoesNotDependOnTheOtherRows) {
                   together.out[static_cast<std::size_t>(h * 9 * 32 + i)])
             << first.rows << " rows";
       }
+    }
+  }
+}
+
+TEST_P(PrefillAttention, ARowsResultDoesNotDependOnTheBlockOfRowsThatItIsIn) {
+  const Problem all{.heads = 3, .rows = 290, .dim = 24, .count = 290, .is_causal = true};
+  const Inputs inputs(dtype(), all, 0);
+  const Output together = attend(kernels(), all, inputs);
+  for (const std::int64_t first : {1, 64, 255, 270}) {
+    Problem part = all;
+    part.first_row = first;
+    part.rows = std::min<std::int64_t>(17, all.rows - first);
+    Inputs rows = inputs;
+    rows.q = Array(dtype(), part.rows * inputs.q_stride);
+    for (std::int64_t i = 0; i < rows.q.count(); ++i) {
+      rows.q.set(i, inputs.q.at(first * inputs.q_stride + i));
+    }
+    const Output alone = attend(kernels(), part, rows);
+    for (std::int64_t head = 0; head < all.heads; ++head) {
+      for (std::int64_t row = 0; row < part.rows; ++row) {
+        ASSERT_EQ(row_of(part, alone, head, row), row_of(all, together, head, first + row))
+            << "row " << first + row;
+      }
+    }
+  }
+}
+
+TEST_P(PrefillAttention, AHeadsResultDoesNotDependOnTheOtherHeads) {
+  const Problem all{.heads = 5, .rows = 7, .dim = 64, .count = 90};
+  Inputs inputs(dtype(), all, 0);
+  const Output together = attend(kernels(), all, inputs);
+  Problem one = all;
+  one.heads = 1;
+  for (std::int64_t head = 0; head < all.heads; ++head) {
+    Inputs alone = inputs;
+    for (std::int64_t row = 0; row < all.rows; ++row) {
+      for (std::int64_t d = 0; d < all.dim; ++d) {
+        alone.q.set(row * inputs.q_stride + d,
+                    inputs.q.at(row * inputs.q_stride + head * all.dim + d));
+      }
+    }
+    const Output output = attend(kernels(), one, alone);
+    for (std::int64_t row = 0; row < all.rows; ++row) {
+      ASSERT_EQ(row_of(one, output, 0, row), row_of(all, together, head, row)) << "head " << head;
     }
   }
 }
