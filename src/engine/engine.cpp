@@ -97,7 +97,12 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
                                            machine.division(),
                                            model->device().is_cpu());
   }
-  prefill = std::make_unique<Prefill>(*model, machine.ops(), method, trace, statistics.pipeline);
+  prefill = std::make_unique<Prefill>(*model,
+                                      machine.ops(),
+                                      kernels::cpu_kernels(machine.isa()),
+                                      method,
+                                      trace,
+                                      statistics.pipeline);
   pipeline = std::make_unique<DecodePipeline>(*model,
                                               machine.ops(),
                                               method,

@@ -10,6 +10,7 @@
 #include "kernels/cpu_score_sums-inl.h"
 #include "kernels/cpu_scores-inl.h"
 #include "kernels/cpu_shadow-inl.h"
+#include "kernels/cpu_stored_codes-inl.h"
 #include "kernels/cpu_tables.h"
 
 namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE {
@@ -30,6 +31,10 @@ constinit const CpuKernels kTable = {
     .chosen_logits = chosen_logits,
     .row_logits = row_logits,
     .shadow_logits = scan_shadow,
+    .stored_key_logits = stored_key_logits,
+    .stored_key_rows = stored_key_rows,
+    .stored_value_rows = stored_value_rows,
+    .stored_value_sums = stored_value_sums,
     .softmax_values = softmax_values,
     .merge_outputs = merge_outputs,
     .gumbel_row = gumbel_row,

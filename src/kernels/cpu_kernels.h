@@ -126,6 +126,54 @@ struct ShadowLogitsArgs {
   std::int64_t scores_stride = 0;
 };
 
+/// Logits of one KV head over keys stored in 8 or 4 bits: logits[r, t - begin] = query r . K[t],
+/// with K what the codes hold, summed in float32; or of chosen positions, with the same bits.
+/// Queries, starts and constants are those of prepare_stored_queries.
+struct StoredLogitsArgs {
+  ShadowKeyView keys;
+  const float* queries = nullptr;    ///< [num_queries, keys.padded_dim] contiguous
+  const float* starts = nullptr;     ///< [num_queries]
+  const float* constants = nullptr;  ///< [num_queries]
+  std::int64_t num_queries = 0;
+  TokenRange tokens;                        ///< any inside the view, unless there are positions
+  const std::int32_t* positions = nullptr;  ///< [count] or null
+  std::int64_t count = 0;
+  float* logits = nullptr;  ///< row stride logits_stride
+  std::int64_t logits_stride = 0;
+};
+
+/// out[j, :] = K[positions[j]], or K[first + j], of keys stored in 8 or 4 bits, as rows of `dtype`.
+struct StoredKeyRowsArgs {
+  ShadowKeyView keys;
+  DType dtype = DType::kFloat32;
+  const std::int32_t* positions = nullptr;  ///< [count] or null
+  std::int64_t first = 0;
+  std::int64_t count = 0;
+  void* out = nullptr;  ///< [count, D] contiguous
+};
+
+/// out[j, :] = V[positions[j]], or V[first + j], of values stored in 8 or 4 bits, in their dtype.
+struct StoredValueRowsArgs {
+  QuantisedRowView values;
+  const std::int32_t* positions = nullptr;  ///< [count] or null
+  std::int64_t first = 0;
+  std::int64_t count = 0;
+  void* out = nullptr;  ///< [count, D] contiguous
+};
+
+/// out[r, :] = sum_j weights[r, j] * V[positions[j]], or V[first + j]. Positions ascend.
+struct StoredValueSumsArgs {
+  QuantisedRowView values;
+  const std::int32_t* positions = nullptr;  ///< [count] or null
+  std::int64_t first = 0;
+  std::int64_t count = 0;
+  const float* weights = nullptr;  ///< [num_queries, count], row stride weights_stride
+  std::int64_t weights_stride = 0;
+  std::int64_t num_queries = 0;
+  void* out = nullptr;  ///< [num_queries, D] in the values' dtype, row stride out_stride
+  std::int64_t out_stride = 0;
+};
+
 /// Value rows of one KV head that take part in a step, in token order: the host's chosen rows (a
 /// union over the group's query heads, `host_index` says which row each logit belongs to), then the
 /// device's resident rows.
@@ -230,6 +278,10 @@ struct CpuKernels {
   void (*chosen_logits)(const ChosenLogitsArgs& args) = nullptr;
   void (*row_logits)(const RowLogitsArgs& args) = nullptr;
   void (*shadow_logits)(const ShadowLogitsArgs& args) = nullptr;
+  void (*stored_key_logits)(const StoredLogitsArgs& args) = nullptr;
+  void (*stored_key_rows)(const StoredKeyRowsArgs& args) = nullptr;
+  void (*stored_value_rows)(const StoredValueRowsArgs& args) = nullptr;
+  void (*stored_value_sums)(const StoredValueSumsArgs& args) = nullptr;
   void (*softmax_values)(const SoftmaxValuesArgs& args) = nullptr;
   void (*merge_outputs)(const MergeOutputsArgs& args) = nullptr;
   /// out[j] = -ln(-ln u) of the draw at position first + j.
@@ -302,6 +354,17 @@ void prepare_shadow_queries(const ShadowKeyView& keys,
                             std::int64_t num_queries,
                             std::int8_t* rounded,
                             float* scales);
+
+/// Queries of one KV head, made ready for stored_key_logits: each is multiplied by the channels'
+/// spreads; a logit's sum starts at -(2^bits - 1) / 2 times the sum of that, and the query times
+/// the centres is added to it. queries [num_queries, keys.head_dim] contiguous; folded
+/// [num_queries, keys.padded_dim]; starts and constants [num_queries].
+void prepare_stored_queries(const ShadowKeyView& keys,
+                            const float* queries,
+                            std::int64_t num_queries,
+                            float* folded,
+                            float* starts,
+                            float* constants);
 
 /// Who reads gathered rows next.
 enum class RowReader : std::uint8_t {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <limits>
+#include <numeric>
 
 #include "kernels/cpu_kernels.h"
 
@@ -43,6 +45,33 @@ void prepare_shadow_queries(const ShadowKeyView& keys,
                                         static_cast<int>(kLargest + 1.0F));
     }
     for (std::int64_t d = keys.head_dim; d < keys.padded_dim; ++d) out[d] = 0;
+  }
+}
+
+void prepare_stored_queries(const ShadowKeyView& keys,
+                            const float* queries,
+                            std::int64_t num_queries,
+                            float* folded,
+                            float* starts,
+                            float* constants) {
+  const float middle = keys.precision == ShadowPrecision::kInt8 ? 127.5F : 7.5F;
+  constexpr std::int64_t kChains = 8;  // padded_dim is a multiple of it
+  for (std::int64_t r = 0; r < num_queries; ++r) {
+    const float* query = queries + r * keys.head_dim;
+    float* out = folded + r * keys.padded_dim;
+    std::array<float, kChains> sums{};
+    std::array<float, kChains> constant{};
+    for (std::int64_t d = 0; d < keys.padded_dim; d += kChains) {
+      for (std::int64_t i = 0; i < kChains; ++i) {
+        const bool is_padding = d + i >= keys.head_dim;
+        const float element = is_padding ? 0.0F : query[d + i];
+        out[d + i] = is_padding ? 0.0F : element * keys.spreads[d + i];
+        sums[static_cast<std::size_t>(i)] += out[d + i];
+        constant[static_cast<std::size_t>(i)] += is_padding ? 0.0F : element * keys.centres[d + i];
+      }
+    }
+    starts[r] = -middle * std::accumulate(sums.begin(), sums.end(), 0.0F);
+    constants[r] = std::accumulate(constant.begin(), constant.end(), 0.0F);
   }
 }
 

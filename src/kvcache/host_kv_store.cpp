@@ -8,7 +8,7 @@
 #include <string_view>
 
 #include "hybridgen/core/error.h"
-#include "kvcache/scoring_shadow.h"
+#include "kvcache/quantised_rows.h"
 
 namespace hybridgen {
 
@@ -51,6 +51,12 @@ HostKvShape checked(HostKvShape shape) {
   return shape;
 }
 
+bool has_full_keys(const HostKvShape& shape) { return shape.key_precision == KvPrecision::kFull; }
+
+bool has_full_values(const HostKvShape& shape) {
+  return shape.value_precision == KvPrecision::kFull;
+}
+
 /// Keys in 8 or 4 bits are the codes that a scoring shadow has of them.
 ShadowShape codes_shape(const HostKvShape& shape) {
   return {.num_layers = shape.num_layers,
@@ -60,15 +66,9 @@ ShadowShape codes_shape(const HostKvShape& shape) {
           .capacity = shape.capacity,
           .precision = shape.key_precision == KvPrecision::kInt8 ? ShadowPrecision::kInt8
                                                                  : ShadowPrecision::kInt4,
+          .segment_tokens = kKeySegmentTokens,
           .numa_node = shape.numa_node,
           .numa_parts = shape.numa_parts};
-}
-
-HostKvShape require_full(HostKvShape shape) {
-  if (shape.key_precision != KvPrecision::kFull || shape.value_precision != KvPrecision::kFull) {
-    throw ConfigError("[host KV store] keys or values are in 8 or 4 bits; allowed: full");
-  }
-  return shape;
 }
 
 /// Elements of K (or of V) of one (layer, KV head).
@@ -82,17 +82,32 @@ std::int64_t head_bytes(const HostKvShape& shape) {
 /// Bytes of K (or of V) of the whole store.
 std::int64_t side_bytes(const HostKvShape& shape) { return shape.num_kv_heads * head_bytes(shape); }
 
+/// Bytes of the rows that lie beside the codes of K (or of V).
+std::int64_t exact_bytes(const HostKvShape& shape) {
+  return shape.num_kv_heads * shape.num_layers * kExactTokens * shape.head_dim *
+         static_cast<std::int64_t>(size_of(shape.dtype));
+}
+
 std::int64_t key_bytes(const HostKvShape& shape) {
-  return shape.key_precision == KvPrecision::kFull
+  return has_full_keys(shape)
              ? side_bytes(shape)
-             : ScoringShadow::required_bytes(codes_shape(shape));
+             : ScoringShadow::required_bytes(codes_shape(shape)) + exact_bytes(shape);
+}
+
+/// Bytes of one value row.
+std::int64_t value_row_bytes(const HostKvShape& shape) {
+  return has_full_values(shape) ? shape.head_dim * static_cast<std::int64_t>(size_of(shape.dtype))
+                                : quantised_row_bytes(shape.value_precision, shape.head_dim);
+}
+
+/// Bytes of V of all layers of one KV head.
+std::int64_t head_value_bytes(const HostKvShape& shape) {
+  return shape.num_layers * shape.capacity * value_row_bytes(shape);
 }
 
 std::int64_t value_bytes(const HostKvShape& shape) {
-  return shape.value_precision == KvPrecision::kFull
-             ? side_bytes(shape)
-             : shape.num_kv_heads * shape.num_layers * shape.capacity *
-                   quantised_row_bytes(shape.value_precision, shape.head_dim);
+  return shape.num_kv_heads * head_value_bytes(shape) +
+         (has_full_values(shape) ? 0 : exact_bytes(shape));
 }
 
 /// The node that the whole store lies on.
@@ -107,6 +122,13 @@ void require_index(std::string_view what, std::int64_t value, std::int64_t count
                               "; allowed: 0 to ",
                               count - 1,
                               "; pass an index inside the store"));
+  }
+}
+
+void require_precision(std::string_view what, bool is_as_asked, std::string_view allowed) {
+  if (!is_as_asked) {
+    throw ConfigError(
+        message("[host KV store] ", what, " lie in another precision; allowed: ", allowed));
   }
 }
 
@@ -134,6 +156,17 @@ void for_each_block(TokenRange tokens, const Visit& visit) {
   }
 }
 
+/// Rows of `row_bytes` that are `stride_bytes` apart, close together.
+void copy_strided(std::byte* to,
+                  const std::byte* rows,
+                  std::int64_t count,
+                  std::int64_t row_bytes,
+                  std::int64_t stride_bytes) {
+  for (std::int64_t t = 0; t < count; ++t) {
+    std::memcpy(to + t * row_bytes, rows + t * stride_bytes, static_cast<std::size_t>(row_bytes));
+  }
+}
+
 // Elements are moved as bits, whatever their type; memcpy of a constant size is one move.
 
 /// block[d][place + t] = rows[t][d]. The inner loop runs along the block, so that stores are
@@ -155,36 +188,44 @@ void write_key_block(std::byte* block,
   }
 }
 
-/// rows[t][d] = block[d][place + t], rows contiguous.
-template <std::size_t kBytes>
-void read_key_block(const std::byte* block,
-                    std::int64_t place,
-                    std::byte* rows,
-                    std::int64_t num_rows,
-                    std::int64_t head_dim) {
-  constexpr std::int64_t kElement = kBytes;
-  for (std::int64_t t = 0; t < num_rows; ++t) {
-    const std::byte* from = block + (place + t) * kElement;
-    std::byte* to = rows + t * head_dim * kElement;
-    for (std::int64_t d = 0; d < head_dim; ++d) {
-      std::memcpy(to + d * kElement, from + d * kKeyBlockTokens * kElement, kBytes);
-    }
-  }
-}
-
 }  // namespace
 
 HostKvStore::HostKvStore(const HostKvShape& shape)
-    : shape_(require_full(checked(shape))),
-      keys_(static_cast<std::size_t>(side_bytes(shape_)), node_of(shape_)),
-      values_(static_cast<std::size_t>(side_bytes(shape_)), node_of(shape_)) {
-  prefer_nodes(shape_.numa_parts, keys_.data(), head_bytes(shape_));
-  prefer_nodes(shape_.numa_parts, values_.data(), head_bytes(shape_));
+    : shape_(checked(shape)),
+      keys_(has_full_keys(shape_) ? static_cast<std::size_t>(side_bytes(shape_)) : 0,
+            node_of(shape_)),
+      values_(static_cast<std::size_t>(shape_.num_kv_heads * head_value_bytes(shape_)),
+              node_of(shape_)),
+      exact_keys_(has_full_keys(shape_) ? 0 : static_cast<std::size_t>(exact_bytes(shape_)),
+                  node_of(shape_)),
+      exact_values_(has_full_values(shape_) ? 0 : static_cast<std::size_t>(exact_bytes(shape_)),
+                    node_of(shape_)) {
+  if (has_full_keys(shape_)) {
+    prefer_nodes(shape_.numa_parts, keys_.data(), head_bytes(shape_));
+  } else {
+    key_codes_.emplace(codes_shape(shape_));
+  }
+  prefer_nodes(shape_.numa_parts, values_.data(), head_value_bytes(shape_));
 }
 
 std::int64_t HostKvStore::required_bytes(const HostKvShape& shape) {
   const HostKvShape rounded = checked(shape);
   return key_bytes(rounded) + value_bytes(rounded);
+}
+
+bool HostKvStore::wants_channels(std::int64_t layer) const {
+  return key_codes_.has_value() && !key_codes_->is_calibrated(layer);
+}
+
+void HostKvStore::fix_channels(std::int64_t layer, std::int64_t count, const KvRowsView& keys) {
+  if (wants_channels(layer)) key_codes_->calibrate(layer, count, keys);
+}
+
+void HostKvStore::fix_channels(std::int64_t layer,
+                               std::int64_t kv_head,
+                               std::int64_t count,
+                               const void* keys) {
+  if (key_codes_.has_value()) key_codes_->calibrate(layer, kv_head, count, keys);
 }
 
 void HostKvStore::write(std::int64_t layer,
@@ -196,30 +237,30 @@ void HostKvStore::write(std::int64_t layer,
   const std::int64_t element = static_cast<std::int64_t>(size_of(shape_.dtype));
   const std::int64_t row_bytes = shape_.head_dim * element;
   auto* const write_block = element == 4 ? &write_key_block<4> : &write_key_block<2>;
+  if (key_codes_.has_value()) key_codes_->write(layer, tokens, keys);
 
   for (std::int64_t g = 0; g < shape_.num_kv_heads; ++g) {
-    const std::int64_t offset = head_offset(layer, g);
-    const auto write_rows = [&](std::byte* store, const void* data, const KvRowsView& view) {
-      const std::byte* source =
-          static_cast<const std::byte*>(data) + g * view.head_stride * element;
-      for (std::int64_t t = 0; t < tokens.size(); ++t) {
-        std::memcpy(store + offset + (tokens.begin + t) * row_bytes,
-                    source + t * view.token_stride * element,
-                    static_cast<std::size_t>(row_bytes));
-      }
-    };
-    write_rows(values_.data(), values.data, values);
-    if (shape_.key_layout == KeyLayout::kRows) {
-      write_rows(keys_.data(), keys.data, keys);
-      continue;
-    }
-    std::byte* key_blocks = keys_.data() + offset;
-    const std::byte* key_rows =
+    write_values(layer,
+                 g,
+                 tokens,
+                 static_cast<const std::byte*>(values.data) + g * values.head_stride * element,
+                 values.token_stride * element);
+    const std::byte* const key_rows =
         static_cast<const std::byte*>(keys.data) + g * keys.head_stride * element;
     const std::int64_t key_stride = keys.token_stride * element;
+    if (key_codes_.has_value()) {
+      write_exact(exact_keys_, layer, g, tokens, key_rows, key_stride);
+      continue;
+    }
+    std::byte* const head_keys = keys_.data() + head_offset(layer, g);
+    if (shape_.key_layout == KeyLayout::kRows) {
+      copy_strided(
+          head_keys + tokens.begin * row_bytes, key_rows, tokens.size(), row_bytes, key_stride);
+      continue;
+    }
     for_each_block(
         tokens, [&](std::int64_t block, std::int64_t place, std::int64_t first, std::int64_t rows) {
-          write_block(key_blocks + block * kKeyBlockTokens * row_bytes,
+          write_block(head_keys + block * kKeyBlockTokens * row_bytes,
                       place,
                       key_rows + first * key_stride,
                       key_stride,
@@ -229,25 +270,69 @@ void HostKvStore::write(std::int64_t layer,
   }
 }
 
+void HostKvStore::write_exact(HostBuffer& to,
+                              std::int64_t layer,
+                              std::int64_t kv_head,
+                              TokenRange tokens,
+                              const std::byte* rows,
+                              std::int64_t stride_bytes) {
+  if (tokens.begin >= kExactTokens) return;
+  const std::int64_t row_bytes = shape_.head_dim * static_cast<std::int64_t>(size_of(shape_.dtype));
+  copy_strided(to.data() + exact_offset(layer, kv_head) + tokens.begin * row_bytes,
+               rows,
+               std::min(tokens.end, kExactTokens) - tokens.begin,
+               row_bytes,
+               stride_bytes);
+}
+
+void HostKvStore::write_values(std::int64_t layer,
+                               std::int64_t kv_head,
+                               TokenRange tokens,
+                               const std::byte* rows,
+                               std::int64_t stride_bytes) {
+  const std::int64_t row_bytes = value_row_bytes(shape_);
+  std::byte* const to = values_.data() + value_offset(layer, kv_head) + tokens.begin * row_bytes;
+  if (has_full_values(shape_)) {
+    copy_strided(to, rows, tokens.size(), row_bytes, stride_bytes);
+    return;
+  }
+  write_exact(exact_values_, layer, kv_head, tokens, rows, stride_bytes);
+  for (std::int64_t t = 0; t < tokens.size(); ++t) {
+    quantise_row(shape_.value_precision,
+                 shape_.dtype,
+                 rows + t * stride_bytes,
+                 shape_.head_dim,
+                 to + t * row_bytes);
+  }
+}
+
 void HostKvStore::write_row(std::int64_t layer,
                             std::int64_t kv_head,
                             std::int64_t slot,
                             const void* key,
                             const void* value) {
-  require_index("layer", layer, shape_.num_layers);
-  require_index("kv_head", kv_head, shape_.num_kv_heads);
+  require_head(layer, kv_head);
   require_index("slot", slot, shape_.capacity);
   const std::int64_t element = static_cast<std::int64_t>(size_of(shape_.dtype));
   const std::int64_t row_bytes = shape_.head_dim * element;
-  const std::int64_t offset = head_offset(layer, kv_head);
-  std::memcpy(
-      values_.data() + offset + slot * row_bytes, value, static_cast<std::size_t>(row_bytes));
+  write_values(layer, kv_head, {slot, slot + 1}, static_cast<const std::byte*>(value), row_bytes);
+  if (key_codes_.has_value()) {
+    key_codes_->write_row(layer, kv_head, slot, key);
+    write_exact(exact_keys_,
+                layer,
+                kv_head,
+                {slot, slot + 1},
+                static_cast<const std::byte*>(key),
+                row_bytes);
+    return;
+  }
+  std::byte* const head_keys = keys_.data() + head_offset(layer, kv_head);
   if (shape_.key_layout == KeyLayout::kRows) {
-    std::memcpy(keys_.data() + offset + slot * row_bytes, key, static_cast<std::size_t>(row_bytes));
+    std::memcpy(head_keys + slot * row_bytes, key, static_cast<std::size_t>(row_bytes));
     return;
   }
   auto* const write_block = element == 4 ? &write_key_block<4> : &write_key_block<2>;
-  write_block(keys_.data() + offset + slot / kKeyBlockTokens * kKeyBlockTokens * row_bytes,
+  write_block(head_keys + slot / kKeyBlockTokens * kKeyBlockTokens * row_bytes,
               slot % kKeyBlockTokens,
               static_cast<const std::byte*>(key),
               row_bytes,
@@ -260,60 +345,67 @@ std::int64_t HostKvStore::head_offset(std::int64_t layer, std::int64_t kv_head) 
          static_cast<std::int64_t>(size_of(shape_.dtype));
 }
 
-void HostKvStore::read(std::int64_t layer, TokenRange tokens, void* keys, void* values) const {
-  require_index("layer", layer, shape_.num_layers);
-  require_tokens(tokens, shape_.capacity);
-  if (tokens.empty()) return;
-  const std::int64_t element = static_cast<std::int64_t>(size_of(shape_.dtype));
-  const std::int64_t row_bytes = shape_.head_dim * element;
-  auto* const read_block = element == 4 ? &read_key_block<4> : &read_key_block<2>;
+std::int64_t HostKvStore::value_offset(std::int64_t layer, std::int64_t kv_head) const {
+  return (kv_head * shape_.num_layers + layer) * shape_.capacity * value_row_bytes(shape_);
+}
 
-  for (std::int64_t g = 0; g < shape_.num_kv_heads; ++g) {
-    const std::int64_t offset = head_offset(layer, g);
-    const std::int64_t out_offset = g * tokens.size() * row_bytes;
-    const auto read_rows = [&](const std::byte* store, void* out) {
-      std::memcpy(static_cast<std::byte*>(out) + out_offset,
-                  store + offset + tokens.begin * row_bytes,
-                  static_cast<std::size_t>(tokens.size() * row_bytes));
-    };
-    read_rows(values_.data(), values);
-    if (shape_.key_layout == KeyLayout::kRows) {
-      read_rows(keys_.data(), keys);
-      continue;
-    }
-    const std::byte* key_blocks = keys_.data() + offset;
-    std::byte* key_rows = static_cast<std::byte*>(keys) + out_offset;
-    for_each_block(
-        tokens, [&](std::int64_t block, std::int64_t place, std::int64_t first, std::int64_t rows) {
-          read_block(key_blocks + block * kKeyBlockTokens * row_bytes,
-                     place,
-                     key_rows + first * row_bytes,
-                     rows,
-                     shape_.head_dim);
-        });
-  }
+std::int64_t HostKvStore::exact_offset(std::int64_t layer, std::int64_t kv_head) const {
+  return (kv_head * shape_.num_layers + layer) * kExactTokens * shape_.head_dim *
+         static_cast<std::int64_t>(size_of(shape_.dtype));
 }
 
 BlockedKeyView HostKvStore::keys(std::int64_t layer, std::int64_t kv_head) const {
-  require_head(layer, kv_head, KeyLayout::kBlocked);
+  require_keys(layer, kv_head, KeyLayout::kBlocked);
   return {
       keys_.data() + head_offset(layer, kv_head), shape_.dtype, shape_.head_dim, shape_.capacity};
 }
 
 RowView HostKvStore::key_rows(std::int64_t layer, std::int64_t kv_head) const {
-  require_head(layer, kv_head, KeyLayout::kRows);
+  require_keys(layer, kv_head, KeyLayout::kRows);
   return {
       keys_.data() + head_offset(layer, kv_head), shape_.dtype, shape_.head_dim, shape_.capacity};
 }
 
 RowView HostKvStore::values(std::int64_t layer, std::int64_t kv_head) const {
-  require_head(layer, kv_head, shape_.key_layout);
-  return {
-      values_.data() + head_offset(layer, kv_head), shape_.dtype, shape_.head_dim, shape_.capacity};
+  require_head(layer, kv_head);
+  require_precision("values", has_full_values(shape_), "value_codes()");
+  return {values_.data() + value_offset(layer, kv_head),
+          shape_.dtype,
+          shape_.head_dim,
+          shape_.capacity};
+}
+
+ShadowKeyView HostKvStore::key_codes(std::int64_t layer,
+                                     std::int64_t kv_head,
+                                     std::int64_t token) const {
+  require_precision("keys", key_codes_.has_value(), "keys() or key_rows()");
+  return key_codes_->keys(layer, kv_head, token);
+}
+
+RowView HostKvStore::exact_keys(std::int64_t layer, std::int64_t kv_head) const {
+  require_head(layer, kv_head);
+  require_precision("keys", key_codes_.has_value(), "keys() or key_rows()");
+  return {exact_keys_.data() + exact_offset(layer, kv_head),
+          shape_.dtype,
+          shape_.head_dim,
+          kExactTokens};
+}
+
+QuantisedRowView HostKvStore::value_codes(std::int64_t layer, std::int64_t kv_head) const {
+  require_head(layer, kv_head);
+  require_precision("values", !has_full_values(shape_), "values()");
+  return {.rows = values_.data() + value_offset(layer, kv_head),
+          .precision = shape_.value_precision,
+          .dtype = shape_.dtype,
+          .head_dim = shape_.head_dim,
+          .row_bytes = value_row_bytes(shape_),
+          .capacity = shape_.capacity,
+          .exact = exact_values_.data() + exact_offset(layer, kv_head),
+          .num_exact = kExactTokens};
 }
 
 KvRowsView HostKvStore::key_rows_from(std::int64_t layer, std::int64_t slot) const {
-  require_head(layer, 0, KeyLayout::kRows);
+  require_keys(layer, 0, KeyLayout::kRows);
   require_tokens({slot, shape_.capacity}, shape_.capacity);
   const std::int64_t element = static_cast<std::int64_t>(size_of(shape_.dtype));
   return {keys_.data() + head_offset(layer, 0) + slot * shape_.head_dim * element,
@@ -321,9 +413,14 @@ KvRowsView HostKvStore::key_rows_from(std::int64_t layer, std::int64_t slot) con
           shape_.head_dim};
 }
 
-void HostKvStore::require_head(std::int64_t layer, std::int64_t kv_head, KeyLayout layout) const {
+void HostKvStore::require_head(std::int64_t layer, std::int64_t kv_head) const {
   require_index("layer", layer, shape_.num_layers);
   require_index("kv_head", kv_head, shape_.num_kv_heads);
+}
+
+void HostKvStore::require_keys(std::int64_t layer, std::int64_t kv_head, KeyLayout layout) const {
+  require_head(layer, kv_head);
+  require_precision("keys", has_full_keys(shape_), "key_codes()");
   if (layout != shape_.key_layout) {
     const bool is_blocked = shape_.key_layout == KeyLayout::kBlocked;
     throw ConfigError(message("[host KV store] keys lie in ",

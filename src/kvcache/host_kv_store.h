@@ -6,6 +6,9 @@
 // horizontal sums are needed and one load serves all query heads of the group. Where whole keys are
 // shipped to the device or few are read, they lie in rows like the values.
 // V rows are never read by the CPU beyond copying chosen ones (paper §4.4): [G][L][capacity][D].
+// Either may lie in 8 or 4 bits: keys as the codes of a ScoringShadow, whatever their layout would
+// be, values as the rows of quantised_rows.h; the first kExactTokens slots stay as they are beside
+// them. stored_head.h reads all of them alike.
 // All layers of a KV head lie together, so that heads can be divided over memory nodes.
 // Addressed by slot, which is the token's position unless a method drops tokens for good; holds no
 // count (TokenMapper does). Writers and readers of disjoint slots may run at the same time, except
@@ -13,10 +16,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "hybridgen/core/kv_views.h"
 #include "hybridgen/core/types.h"
+#include "kvcache/scoring_shadow.h"
 #include "memory/host_buffer.h"
 #include "memory/numa_division.h"
 
@@ -47,6 +52,15 @@ class HostKvStore {
 
   const HostKvShape& shape() const { return shape_; }
 
+  /// Whether keys in 8 or 4 bits of a layer have no centres and spreads yet. The first write fixes
+  /// them by its own rows; call fix_channels before it where more rows are at hand.
+  bool wants_channels(std::int64_t layer) const;
+  /// By `count` >= 1 keys that resemble those to come (ScoringShadow::calibrate); before any write
+  /// to the layer. Nothing is done where the layer does not want them.
+  void fix_channels(std::int64_t layer, std::int64_t count, const KvRowsView& keys);
+  /// The same of one KV head, rows [count, D] contiguous.
+  void fix_channels(std::int64_t layer, std::int64_t kv_head, std::int64_t count, const void* keys);
+
   /// Copies K and V rows of `tokens` (count = tokens.size(), row 0 of the views is tokens.begin)
   /// into layer `layer`. ConfigError if outside the capacity.
   void write(std::int64_t layer,
@@ -61,24 +75,46 @@ class HostKvStore {
                  const void* key,
                  const void* value);
 
-  /// Copies K rows (un-blocked) and V rows of `tokens` out, as [G][count][D] contiguous each.
-  void read(std::int64_t layer, TokenRange tokens, void* keys, void* values) const;
-
-  /// Keys of a kBlocked store; ConfigError for a kRows one, and the other way round.
+  /// Keys of a kBlocked store; ConfigError for a kRows one, and the other way round, and for
+  /// rows in another precision than asked for.
   BlockedKeyView keys(std::int64_t layer, std::int64_t kv_head) const;
   RowView key_rows(std::int64_t layer, std::int64_t kv_head) const;
   RowView values(std::int64_t layer, std::int64_t kv_head) const;
+  /// Of the segment (kKeySegmentTokens) that holds `token`.
+  ShadowKeyView key_codes(std::int64_t layer, std::int64_t kv_head, std::int64_t token = 0) const;
+  /// The first kExactTokens tokens of keys that lie in codes, as the model computed them.
+  RowView exact_keys(std::int64_t layer, std::int64_t kv_head) const;
+  QuantisedRowView value_codes(std::int64_t layer, std::int64_t kv_head) const;
 
   /// Keys of all KV heads of a kRows store, row 0 at `slot`.
   KvRowsView key_rows_from(std::int64_t layer, std::int64_t slot) const;
 
  private:
-  std::int64_t head_offset(std::int64_t layer, std::int64_t kv_head) const;  ///< bytes
-  void require_head(std::int64_t layer, std::int64_t kv_head, KeyLayout layout) const;
+  // Bytes from the first head to one of full rows, and to the values of one.
+  std::int64_t head_offset(std::int64_t layer, std::int64_t kv_head) const;
+  std::int64_t value_offset(std::int64_t layer, std::int64_t kv_head) const;
+  std::int64_t exact_offset(std::int64_t layer, std::int64_t kv_head) const;
+  void require_head(std::int64_t layer, std::int64_t kv_head) const;
+  void require_keys(std::int64_t layer, std::int64_t kv_head, KeyLayout layout) const;
+  // Keeps those of `tokens` that lie as they are beside codes.
+  void write_exact(HostBuffer& to,
+                   std::int64_t layer,
+                   std::int64_t kv_head,
+                   TokenRange tokens,
+                   const std::byte* rows,
+                   std::int64_t stride_bytes);
+  void write_values(std::int64_t layer,
+                    std::int64_t kv_head,
+                    TokenRange tokens,
+                    const std::byte* rows,
+                    std::int64_t stride_bytes);
 
   HostKvShape shape_;
-  HostBuffer keys_;
+  HostBuffer keys_;                         ///< empty unless they are full
+  std::optional<ScoringShadow> key_codes_;  ///< unless they are full
   HostBuffer values_;
+  HostBuffer exact_keys_;    ///< [G][L][kExactTokens][D] beside codes
+  HostBuffer exact_values_;  ///< the same
 };
 
 }  // namespace hybridgen

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "hybridgen/core/error.h"
+#include "kernels/cpu_kernels.h"
 #include "kvcache/shadow_codes.h"
 
 namespace hybridgen {
@@ -55,8 +56,18 @@ std::int64_t head_bytes(const ShadowShape& shape) {
   return shape.capacity / kKeyBlockTokens * block_bytes(shape);
 }
 
+/// Of a capacity that is rounded up.
+std::int64_t segment_tokens(const ShadowShape& shape) {
+  return shape.segment_tokens == 0 ? shape.capacity : shape.segment_tokens;
+}
+
+std::int64_t num_segments(const ShadowShape& shape) {
+  return (shape.capacity + segment_tokens(shape) - 1) / segment_tokens(shape);
+}
+
 std::int64_t channel_bytes(const ShadowShape& shape) {
-  return num_heads(shape) * 2 * shape.head_dim * static_cast<std::int64_t>(sizeof(float));
+  return num_heads(shape) * num_segments(shape) * 2 * shape.head_dim *
+         static_cast<std::int64_t>(sizeof(float));
 }
 
 /// The node that the whole shadow lies on.
@@ -69,6 +80,12 @@ ShadowShape checked(ShadowShape shape) {
   require_between("num_kv_heads", shape.num_kv_heads, 1, kAny, kCorrect);
   require_between("head_dim", shape.head_dim, 1, kMaxShadowHeadDim, "score with the full keys");
   require_between("capacity", shape.capacity, 1, kAny, kCorrect);
+  if (shape.segment_tokens < 0 || shape.segment_tokens % kKeyBlockTokens != 0) {
+    throw ConfigError(message("[scoring shadow] segment_tokens is ",
+                              shape.segment_tokens,
+                              "; allowed: multiples of ",
+                              kKeyBlockTokens));
+  }
   // Codes and channels together must stay addressable.
   std::int64_t limit = kAny / 2;
   for (const std::int64_t factor : {block_bytes(shape), shape.num_layers, shape.num_kv_heads}) {
@@ -86,6 +103,14 @@ ShadowShape checked(ShadowShape shape) {
 
 void require_index(std::string_view what, std::int64_t value, std::int64_t count) {
   require_between(what, value, 0, count - 1, "pass an index inside the shadow");
+}
+
+void require_count(std::int64_t count) {
+  require_between("count of keys to calibrate by",
+                  count,
+                  1,
+                  std::numeric_limits<std::int64_t>::max(),
+                  "calibrate with the prompt's keys");
 }
 
 void require_tokens(TokenRange tokens, std::int64_t capacity) {
@@ -116,7 +141,7 @@ ScoringShadow::ScoringShadow(const ShadowShape& shape)
     : shape_(checked(shape)),
       blocks_(static_cast<std::size_t>(num_heads(shape_) * head_bytes(shape_)), node_of(shape_)),
       channels_(static_cast<std::size_t>(channel_bytes(shape_)), node_of(shape_)),
-      is_calibrated_(static_cast<std::size_t>(num_heads(shape_))) {
+      is_calibrated_(static_cast<std::size_t>(num_heads(shape_) * num_segments(shape_))) {
   prefer_nodes(shape_.numa_parts, blocks_.data(), shape_.num_layers * head_bytes(shape_));
   prefer_nodes(shape_.numa_parts, channels_.data(), channel_bytes(shape_) / shape_.num_kv_heads);
 }
@@ -128,19 +153,25 @@ std::int64_t ScoringShadow::required_bytes(const ShadowShape& shape) {
 
 void ScoringShadow::calibrate(std::int64_t layer, std::int64_t count, const KvRowsView& keys) {
   require_index("layer", layer, shape_.num_layers);
-  require_between("count of keys to calibrate by",
-                  count,
-                  1,
-                  std::numeric_limits<std::int64_t>::max(),
-                  "calibrate with the prompt's keys");
+  require_count(count);
   for (std::int64_t g = 0; g < shape_.num_kv_heads; ++g) {
-    calibrate_head(head_index(layer, g), count, rows_of(keys, g), keys.token_stride);
+    calibrate_segment(head_index(layer, g), 0, count, rows_of(keys, g), keys.token_stride);
   }
+}
+
+void ScoringShadow::calibrate(std::int64_t layer,
+                              std::int64_t kv_head,
+                              std::int64_t count,
+                              const void* keys) {
+  require_index("layer", layer, shape_.num_layers);
+  require_index("kv_head", kv_head, shape_.num_kv_heads);
+  require_count(count);
+  calibrate_segment(head_index(layer, kv_head), 0, count, keys, shape_.head_dim);
 }
 
 bool ScoringShadow::is_calibrated(std::int64_t layer) const {
   require_index("layer", layer, shape_.num_layers);
-  return is_calibrated_[static_cast<std::size_t>(head_index(layer, 0))] != 0;
+  return is_calibrated_[static_cast<std::size_t>(segment_index(head_index(layer, 0), 0))] != 0;
 }
 
 void ScoringShadow::write(std::int64_t layer, TokenRange tokens, const KvRowsView& keys) {
@@ -162,20 +193,29 @@ void ScoringShadow::write_row(std::int64_t layer,
   write_head(head_index(layer, kv_head), {slot, slot + 1}, key, shape_.head_dim);
 }
 
-ShadowKeyView ScoringShadow::keys(std::int64_t layer, std::int64_t kv_head) const {
+ShadowKeyView ScoringShadow::keys(std::int64_t layer,
+                                  std::int64_t kv_head,
+                                  std::int64_t token) const {
   require_index("layer", layer, shape_.num_layers);
   require_index("kv_head", kv_head, shape_.num_kv_heads);
-  const std::int64_t head = head_index(layer, kv_head);
-  const float* channels =
-      reinterpret_cast<const float*>(channels_.data()) + head * 2 * shape_.head_dim;
-  return {.blocks = blocks_.data() + head * head_bytes(shape_),
+  require_index("token", token, shape_.capacity);
+  return segment_of(head_index(layer, kv_head), token);
+}
+
+ShadowKeyView ScoringShadow::segment_of(std::int64_t head, std::int64_t token) const {
+  const std::int64_t first = token / segment_tokens(shape_) * segment_tokens(shape_);
+  const float* channels = reinterpret_cast<const float*>(channels_.data()) +
+                          segment_index(head, token) * 2 * shape_.head_dim;
+  return {.blocks = blocks_.data() + head * head_bytes(shape_) +
+                    first / kKeyBlockTokens * block_bytes(shape_),
           .centres = channels,
           .spreads = channels + shape_.head_dim,
           .precision = shape_.precision,
           .head_dim = shape_.head_dim,
           .padded_dim = padded_dim(shape_),
           .block_bytes = block_bytes(shape_),
-          .capacity = shape_.capacity};
+          .capacity = std::min(segment_tokens(shape_), shape_.capacity - first),
+          .first_token = first};
 }
 
 std::int64_t ScoringShadow::head_index(std::int64_t layer, std::int64_t kv_head) const {
@@ -187,28 +227,78 @@ const void* ScoringShadow::rows_of(const KvRowsView& keys, std::int64_t kv_head)
          kv_head * keys.head_stride * static_cast<std::int64_t>(size_of(shape_.dtype));
 }
 
-float* ScoringShadow::centres(std::int64_t head) {
-  return reinterpret_cast<float*>(channels_.data()) + head * 2 * shape_.head_dim;
+std::int64_t ScoringShadow::segment_index(std::int64_t head, std::int64_t token) const {
+  return head * num_segments(shape_) + token / segment_tokens(shape_);
 }
 
-void ScoringShadow::calibrate_head(std::int64_t head,
-                                   std::int64_t count,
-                                   const void* rows,
-                                   std::int64_t stride) {
-  float* channels = centres(head);
+float* ScoringShadow::centres(std::int64_t segment_index) {
+  return reinterpret_cast<float*>(channels_.data()) + segment_index * 2 * shape_.head_dim;
+}
+
+void ScoringShadow::calibrate_segment(std::int64_t head,
+                                      std::int64_t token,
+                                      std::int64_t count,
+                                      const void* rows,
+                                      std::int64_t stride) {
+  const std::int64_t segment = segment_index(head, token);
+  float* channels = centres(segment);
   measure_channels(
       shape_.dtype, rows, count, stride, shape_.head_dim, channels, channels + shape_.head_dim);
-  is_calibrated_[static_cast<std::size_t>(head)] = 1;
+  is_calibrated_[static_cast<std::size_t>(segment)] = 1;
+}
+
+void ScoringShadow::calibrate_by_the_one_before(std::int64_t head, std::int64_t token) {
+  const ShadowKeyView before = segment_of(head, token - segment_tokens(shape_));
+  std::vector<float> rows(static_cast<std::size_t>(before.capacity * before.head_dim));
+  kernels::cpu_kernels(kernels::resolve_isa("auto"))
+      .stored_key_rows({.keys = before,
+                        .dtype = DType::kFloat32,
+                        .first = before.first_token,
+                        .count = before.capacity,
+                        .out = rows.data()});
+  const std::int64_t segment = segment_index(head, token);
+  float* channels = centres(segment);
+  measure_channels(DType::kFloat32,
+                   rows.data(),
+                   before.capacity,
+                   before.head_dim,
+                   before.head_dim,
+                   channels,
+                   channels + shape_.head_dim);
+  is_calibrated_[static_cast<std::size_t>(segment)] = 1;
 }
 
 void ScoringShadow::write_head(std::int64_t head,
                                TokenRange tokens,
                                const void* rows,
                                std::int64_t stride) {
-  if (is_calibrated_[static_cast<std::size_t>(head)] == 0) {
-    calibrate_head(head, tokens.size(), rows, stride);
+  const std::int64_t row_bytes = stride * static_cast<std::int64_t>(size_of(shape_.dtype));
+  const auto is_calibrated = [&](std::int64_t token) {
+    return is_calibrated_[static_cast<std::size_t>(segment_index(head, token))] != 0;
+  };
+  for (std::int64_t begin = tokens.begin; begin < tokens.end;) {
+    const std::int64_t next = (begin / segment_tokens(shape_) + 1) * segment_tokens(shape_);
+    const TokenRange part{begin, std::min(next, tokens.end)};
+    const void* part_rows =
+        static_cast<const std::byte*>(rows) + (begin - tokens.begin) * row_bytes;
+    if (!is_calibrated(begin)) {
+      const std::int64_t before = begin - segment_tokens(shape_);
+      if (part.size() < kFewestRows && before >= 0 && is_calibrated(before)) {
+        calibrate_by_the_one_before(head, begin);
+      } else {
+        calibrate_segment(head, begin, part.size(), part_rows, stride);
+      }
+    }
+    write_in_segment(head, part, part_rows, stride);
+    begin = part.end;
   }
-  const float* channels = centres(head);
+}
+
+void ScoringShadow::write_in_segment(std::int64_t head,
+                                     TokenRange tokens,
+                                     const void* rows,
+                                     std::int64_t stride) {
+  const float* channels = centres(segment_index(head, tokens.begin));
   const std::int64_t row_bytes = stride * static_cast<std::int64_t>(size_of(shape_.dtype));
   const std::int64_t dim = padded_dim(shape_);
   const int largest = is_int4(shape_) ? 15 : 255;

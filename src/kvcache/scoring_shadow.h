@@ -28,6 +28,8 @@ struct ShadowShape {
   DType dtype = DType::kFloat32;  ///< of the keys that are written
   std::int64_t capacity = 0;      ///< tokens asked for; rounded up to a multiple of 32 inside
   ShadowPrecision precision = ShadowPrecision::kInt8;
+  /// Tokens that share centres and spreads, a multiple of 32; 0: all.
+  std::int64_t segment_tokens = 0;
   int numa_node = -1;  ///< -1: the system's choice
   std::vector<NumaPart>
       numa_parts{};  ///< nodes of the KV heads; if not empty, instead of numa_node
@@ -44,13 +46,20 @@ class ScoringShadow {
   /// Bytes that a shadow of this shape takes.
   static std::int64_t required_bytes(const ShadowShape& shape);
 
+  /// Rows that tell what the channels of a segment look like.
+  static constexpr std::int64_t kFewestRows = 64;
+
   const ShadowShape& shape() const { return shape_; }
 
-  /// Fixes centres and spreads of a layer by `count` >= 1 keys that resemble those to come. The
-  /// first write does it with its own keys; call this before it where more are at hand: rotary
-  /// embeddings move the centres with the position, so the whole prompt serves better than its
-  /// beginning. What was written before must be written again.
+  /// Fixes centres and spreads of a layer's first segment by `count` >= 1 keys that resemble those
+  /// to come. The first write does it with its own keys; call this before it where more are at
+  /// hand: rotary embeddings move the centres with the position, so the whole prompt serves better
+  /// than its beginning. What was written before must be written again. A later segment is
+  /// calibrated by the first write to it, if that has kFewestRows, and else by what the segment
+  /// before holds.
   void calibrate(std::int64_t layer, std::int64_t count, const KvRowsView& keys);
+  /// The same of one KV head, rows [count, D] contiguous.
+  void calibrate(std::int64_t layer, std::int64_t kv_head, std::int64_t count, const void* keys);
   bool is_calibrated(std::int64_t layer) const;
 
   /// Rows of `tokens` (row 0 of the view is tokens.begin). ConfigError if outside the capacity.
@@ -59,20 +68,32 @@ class ScoringShadow {
   /// One row [D] of one KV head.
   void write_row(std::int64_t layer, std::int64_t kv_head, std::int64_t slot, const void* key);
 
-  ShadowKeyView keys(std::int64_t layer, std::int64_t kv_head) const;
+  /// Of the segment that holds `token`.
+  ShadowKeyView keys(std::int64_t layer, std::int64_t kv_head, std::int64_t token = 0) const;
 
  private:
   // `head` counts (layer, KV head) pairs; rows are the keys of one of them.
   std::int64_t head_index(std::int64_t layer, std::int64_t kv_head) const;
   const void* rows_of(const KvRowsView& keys, std::int64_t kv_head) const;
-  float* centres(std::int64_t head);  ///< spreads follow
-  void calibrate_head(std::int64_t head, std::int64_t count, const void* rows, std::int64_t stride);
+  std::int64_t segment_index(std::int64_t head, std::int64_t token) const;
+  ShadowKeyView segment_of(std::int64_t head, std::int64_t token) const;
+  float* centres(std::int64_t segment_index);  ///< spreads follow
+  void calibrate_segment(std::int64_t head,
+                         std::int64_t token,
+                         std::int64_t count,
+                         const void* rows,
+                         std::int64_t stride);
+  void calibrate_by_the_one_before(std::int64_t head, std::int64_t token);
   void write_head(std::int64_t head, TokenRange tokens, const void* rows, std::int64_t stride);
+  void write_in_segment(std::int64_t head,
+                        TokenRange tokens,
+                        const void* rows,
+                        std::int64_t stride);
 
   ShadowShape shape_;
   HostBuffer blocks_;
-  HostBuffer channels_;                      ///< float32 [G, L, 2, D]: centres, then spreads
-  std::vector<std::uint8_t> is_calibrated_;  ///< [G, L]
+  HostBuffer channels_;                      ///< float32 [G, L, segments, 2, D]: centres, spreads
+  std::vector<std::uint8_t> is_calibrated_;  ///< [G, L, segments]
 };
 
 }  // namespace hybridgen

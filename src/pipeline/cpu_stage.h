@@ -91,6 +91,8 @@ class CpuStage {
            NumaDivision division = {},
            bool waiter_helps = false);
 
+  const kernels::CpuKernels& kernels() const { return runner_.kernels(); }
+
   /// Grows the workers' scratch for requests of up to `max_tokens` offloaded tokens,
   /// `max_candidates` of which a proxy proposes to each query head, so that steady state does not
   /// allocate. Call while no batch is in flight.

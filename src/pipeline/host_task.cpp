@@ -14,8 +14,6 @@ kernels::RowReader reader_of(const HostJobBuffers& buffers) {
   return buffers.device_reads ? kernels::RowReader::kDevice : kernels::RowReader::kCpu;
 }
 
-bool has_rows(const HostJob& job) { return job.store->shape().key_layout == KeyLayout::kRows; }
-
 // Null: the keys themselves are scanned.
 const KeyProxy* proxy_of(const HostJob& job) {
   return job.selection() == nullptr ? nullptr : job.selection()->proxy;
@@ -32,6 +30,9 @@ void HostTaskRunner::reserve(HostScratch& scratch,
   const auto tokens = static_cast<std::size_t>(max_tokens);
   const auto per_group = static_cast<std::size_t>(per_group_);
   scratch.queries.resize(per_group * static_cast<std::size_t>(head_dim_));
+  scratch.stored.queries.reserve(per_group * static_cast<std::size_t>(head_dim_ + 8));
+  scratch.stored.starts.reserve(per_group);
+  scratch.stored.constants.reserve(per_group);
   if (scratch.logits.size() < per_group * tokens) {
     scratch.logits.resize(per_group * tokens);
   }
@@ -52,6 +53,14 @@ void HostTaskRunner::reserve(HostScratch& scratch,
 
 std::int64_t HostTaskRunner::row_bytes(const HostTask& task) const {
   return head_dim_ * static_cast<std::int64_t>(size_of(task.job.store->shape().dtype));
+}
+
+StoredHead HostTaskRunner::stored_head(const HostTask& task) const {
+  return {kernels_, *task.job.store, task.layer, task.kv_head};
+}
+
+StoredHead::Queries HostTaskRunner::queries(const HostTask& task) const {
+  return {task.scratch.queries.data(), per_group_};
 }
 
 void HostTaskRunner::prepare(const HostTask& task) const {
@@ -126,30 +135,9 @@ void HostTaskRunner::score(const HostTask& task, float* logits, std::int64_t str
                                           stride);
     return;
   }
-  task.result.key_bytes += task.tokens.size() * row_bytes(task);
-  if (has_rows(job)) {
-    const RowView keys = job.store->key_rows(task.layer, task.kv_head);
-    kernels::RowLogitsArgs args;
-    args.dtype = keys.dtype;
-    args.keys = static_cast<const std::byte*>(keys.data) + task.tokens.begin * row_bytes(task);
-    args.key_stride = head_dim_;
-    args.head_dim = head_dim_;
-    args.count = task.tokens.size();
-    args.queries = task.scratch.queries.data();
-    args.num_queries = per_group_;
-    args.logits = logits;
-    args.logits_stride = stride;
-    kernels_.row_logits(args);
-    return;
-  }
-  kernels::BlockedLogitsArgs args;
-  args.keys = job.store->keys(task.layer, task.kv_head);
-  args.queries = task.scratch.queries.data();
-  args.num_queries = per_group_;
-  args.tokens = task.tokens;
-  args.logits = logits;
-  args.logits_stride = stride;
-  kernels_.blocked_logits(args);
+  const StoredHead head = stored_head(task);
+  head.scan(task.tokens, queries(task), logits, stride, task.scratch.stored);
+  task.result.key_bytes += task.tokens.size() * head.key_bytes();
 }
 
 void HostTaskRunner::finish(const HostTask& task, const float* logits, std::int64_t stride) const {
@@ -161,32 +149,9 @@ void HostTaskRunner::score_chosen(const HostTask& task,
                                   std::span<const std::int32_t> chosen,
                                   float* logits,
                                   std::int64_t stride) const {
-  const HostJob& job = task.job;
-  const auto count = static_cast<std::int64_t>(chosen.size());
-  task.result.key_bytes += count * row_bytes(task);
-  if (has_rows(job)) {
-    const RowView keys = job.store->key_rows(task.layer, task.kv_head);
-    kernels::RowLogitsArgs args;
-    args.dtype = keys.dtype;
-    args.keys = keys.data;
-    args.key_stride = head_dim_;
-    args.head_dim = head_dim_;
-    args.queries = task.scratch.queries.data();
-    args.num_queries = per_group_;
-    args.logits = logits;
-    args.logits_stride = stride;
-    kernels::chosen_row_logits(kernels_, args, chosen.data(), count);
-    return;
-  }
-  kernels::ChosenLogitsArgs args;
-  args.keys = job.store->keys(task.layer, task.kv_head);
-  args.queries = task.scratch.queries.data();
-  args.num_queries = per_group_;
-  args.positions = chosen.data();
-  args.count = count;
-  args.logits = logits;
-  args.logits_stride = stride;
-  kernels_.chosen_logits(args);
+  const StoredHead head = stored_head(task);
+  head.score(chosen, queries(task), logits, stride, task.scratch.stored);
+  task.result.key_bytes += static_cast<std::int64_t>(chosen.size()) * head.key_bytes();
 }
 
 // Steps 2 and 3: rows of the tokens in `merged`, in token order.
@@ -194,49 +159,33 @@ void HostTaskRunner::gather(const HostTask& task) const {
   const HostJob& job = task.job;
   const HostJobBuffers& out = job.buffers;
   const kernels::RowReader reader = reader_of(out);
-  const std::int64_t bytes = row_bytes(task);
-  const std::int32_t* merged = out.merged + task.kv_head * out.union_capacity;
-  const std::int64_t rows = out.union_sizes[task.kv_head];
-  const std::int64_t offset = task.kv_head * out.union_capacity * bytes;
-  kernels::gather_rows(job.store->values(task.layer, task.kv_head).data,
-                       bytes,
-                       merged,
-                       rows,
-                       static_cast<std::byte*>(out.values) + offset,
-                       reader);
-  task.result.value_bytes += rows * bytes;
-  if (!job.sends_keys()) {
-    return;
-  }
-  task.result.key_bytes += rows * bytes;
-  auto* key_rows = static_cast<std::byte*>(out.keys) + offset;
-  if (has_rows(job)) {
-    const void* keys_of_head = job.store->key_rows(task.layer, task.kv_head).data;
-    kernels::gather_rows(keys_of_head, bytes, merged, rows, key_rows, reader);
-  } else {
-    kernels::gather_blocked_keys(job.store->keys(task.layer, task.kv_head), merged, rows, key_rows);
+  const StoredHead head = stored_head(task);
+  const std::span<const std::int32_t> merged{
+      out.merged + task.kv_head * out.union_capacity,
+      static_cast<std::size_t>(out.union_sizes[task.kv_head])};
+  const std::int64_t offset = task.kv_head * out.union_capacity * row_bytes(task);
+  head.values(merged, static_cast<std::byte*>(out.values) + offset, reader);
+  task.result.value_bytes += out.union_sizes[task.kv_head] * head.value_bytes();
+  if (job.sends_keys()) {
+    head.keys(merged, static_cast<std::byte*>(out.keys) + offset, reader);
+    task.result.key_bytes += out.union_sizes[task.kv_head] * head.key_bytes();
   }
 }
 
 void HostTaskRunner::copy_all(const HostTask& task) const {
   const HostJob& job = task.job;
   const HostJobBuffers& out = job.buffers;
+  const StoredHead head = stored_head(task);
+  const TokenRange all{0, job.num_offloaded};
   const std::int64_t offset = task.kv_head * out.union_capacity * row_bytes(task);
-  const std::int64_t bytes = job.num_offloaded * row_bytes(task);
-  kernels::copy_rows(job.store->key_rows(task.layer, task.kv_head).data,
-                     bytes,
-                     static_cast<std::byte*>(out.keys) + offset,
-                     reader_of(out));
+  head.keys(all, static_cast<std::byte*>(out.keys) + offset, reader_of(out));
   out.union_sizes[task.kv_head] = job.num_offloaded;
-  task.result.key_bytes += bytes;
+  task.result.key_bytes += job.num_offloaded * head.key_bytes();
   if (job.payload == Payload::kKeys) {
     return;  // which values follow is known once the device has the weights
   }
-  kernels::copy_rows(job.store->values(task.layer, task.kv_head).data,
-                     bytes,
-                     static_cast<std::byte*>(out.values) + offset,
-                     reader_of(out));
-  task.result.value_bytes += bytes;
+  head.values(all, static_cast<std::byte*>(out.values) + offset, reader_of(out));
+  task.result.value_bytes += job.num_offloaded * head.value_bytes();
 }
 
 // Attention over chosen tokens, or over all of them, finished on the host.
@@ -256,10 +205,26 @@ void HostTaskRunner::attend(const HostTask& task, std::span<const std::int32_t> 
   args.logits = logits;
   args.logits_stride = count;
   args.num_queries = per_group_;
+  args.lse = job.buffers.lse + first_head;
+  const bool has_codes = job.store->shape().value_precision != KvPrecision::kFull;
+  if (has_codes) {
+    args.resident_count = count;  // of no dimensions: weights only
+    kernels_.softmax_values(args);
+    kernels_.stored_value_sums(
+        {.values = job.store->value_codes(task.layer, task.kv_head),
+         .positions = is_all ? nullptr : chosen.data(),
+         .count = count,
+         .weights = logits,
+         .weights_stride = count,
+         .num_queries = per_group_,
+         .out = static_cast<std::byte*>(job.buffers.output) + first_head * row_bytes(task),
+         .out_stride = head_dim_});
+    task.result.value_bytes += count * stored_head(task).value_bytes();
+    return;
+  }
   args.head_dim = head_dim_;
   args.out = static_cast<std::byte*>(job.buffers.output) + first_head * row_bytes(task);
   args.out_stride = head_dim_;
-  args.lse = job.buffers.lse + first_head;
   const void* values = job.store->values(task.layer, task.kv_head).data;
   if (is_all) {
     args.resident_count = count;

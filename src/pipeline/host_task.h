@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "hybridgen/core/model_config.h"
+#include "kvcache/stored_head.h"
 #include "pipeline/host_job.h"
 
 namespace hybridgen::kernels {
@@ -31,6 +32,7 @@ struct HostScratch {
   std::vector<float> selection;
   std::vector<std::uint64_t> merging;
   std::vector<std::int32_t> planned;
+  StoredHead::Scratch stored;
   Rescoring rescoring;
 };
 
@@ -56,6 +58,7 @@ class HostTaskRunner {
   HostTaskRunner(const kernels::CpuKernels& kernels, const ModelConfig& config);
 
   std::int64_t query_heads_per_kv_head() const { return per_group_; }
+  const kernels::CpuKernels& kernels() const { return kernels_; }
 
   /// Memory for requests of up to `max_tokens` offloaded tokens, `max_candidates` of which a proxy
   /// proposes to each query head, so that steady state does not allocate.
@@ -82,7 +85,9 @@ class HostTaskRunner {
   void gather(const HostTask& task) const;
   void copy_all(const HostTask& task) const;
   void attend(const HostTask& task, std::span<const std::int32_t> chosen) const;
-  std::int64_t row_bytes(const HostTask& task) const;
+  StoredHead stored_head(const HostTask& task) const;
+  StoredHead::Queries queries(const HostTask& task) const;
+  std::int64_t row_bytes(const HostTask& task) const;  ///< as staging and the model have them
 
   const kernels::CpuKernels& kernels_;
   std::int64_t per_group_;  ///< R

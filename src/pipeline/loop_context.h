@@ -16,6 +16,10 @@
 #include "runtime/worker_pool.h"
 #include "scheduling/feedback_scheduler.h"
 
+namespace hybridgen::kernels {
+struct CpuKernels;
+}
+
 namespace hybridgen {
 
 struct LoopContext {
@@ -25,7 +29,8 @@ struct LoopContext {
   WorkerPool* pool;  ///< helps with what the driver does between stages; may be null
   TraceRecorder& trace;
   PipelineStatistics& statistics;
-  PipelineProbe* probe;  ///< null in production
+  PipelineProbe* probe;                ///< null in production
+  const kernels::CpuKernels* kernels;  ///< of the host's work; null: nothing leaves the device
 
   LinkMeter link{statistics.h2d_bytes, statistics.d2h_bytes, statistics.evicted_bytes};
   StageTimer timer{model.device()};

@@ -2,6 +2,7 @@
 #include "pipeline/offload.h"
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/cat.h>
 
 namespace hybridgen {
 namespace {
@@ -24,6 +25,18 @@ HostRows leaving_rows(RequestState& request, std::int64_t layer, std::int64_t fi
     return host_rows(request.resident.keys(layer), request.resident.values(layer), first);
   }
   return {request.leaving->keys(layer), request.leaving->values(layer)};
+}
+
+void fix_channels(RequestState& request,
+                  std::int64_t layer,
+                  std::int64_t leaving,
+                  const std::vector<at::Tensor>& keys) {
+  if (leaving >= ScoringShadow::kFewestRows || !request.host->wants_channels(layer)) {
+    return;
+  }
+  const at::Tensor rows = (keys.size() == 1 ? keys.front() : at::cat(keys, 1)).cpu();
+  request.host->fix_channels(
+      layer, rows.size(1), {rows.const_data_ptr(), rows.stride(0), rows.stride(1)});
 }
 
 void offload_rows(RequestState& request,

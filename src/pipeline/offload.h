@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstddef>
+#include <vector>
 
 #include "pipeline/request_state.h"
 #include "runtime/link_meter.h"
@@ -31,6 +32,14 @@ inline const void* row_of(const KvRowsView& rows,
   return static_cast<const std::byte*>(rows.data) +
          (kv_head * rows.head_stride + row * rows.token_stride) * element;
 }
+
+/// Before the first `leaving` rows of a layer leave for a host that keeps keys in 8 or 4 bits:
+/// where they are too few to tell what its channels look like, all keys on the device do, tensors
+/// [G, rows, D].
+void fix_channels(RequestState& request,
+                  std::int64_t layer,
+                  std::int64_t leaving,
+                  const std::vector<at::Tensor>& keys);
 
 /// Copies `tokens` of one layer; tokens.begin is row `first_row` of keys and values [G, rows, D]
 /// (any device, last dimension contiguous). Waits for a device that is not the host.

@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "device/torch_types.h"
+#include "kvcache/stored_head.h"
 #include "parts/prompt_scores.h"
 #include "pipeline/new_token.h"
 #include "pipeline/offload.h"
@@ -16,11 +17,13 @@
 namespace hybridgen {
 Prefill::Prefill(const DecoderModel& model,
                  const DeviceOps& ops,
+                 const kernels::CpuKernels& kernels,
                  const Method& method,
                  TraceRecorder& trace,
                  PipelineStatistics& statistics)
     : model_(model),
       ops_(ops),
+      kernels_(kernels),
       method_(method),
       trace_(trace),
       statistics_(statistics),
@@ -143,8 +146,12 @@ void Prefill::for_offloaded_blocks(
   for (std::int64_t begin = 0; begin < offloaded; begin += kStreamedBlock) {
     const TokenRange range{begin, std::min(begin + kStreamedBlock, offloaded)};
     const std::int64_t elements = config.num_kv_heads * range.size() * config.head_dim;
-    request.host->read(
-        layer, range, block_keys_.mutable_data_ptr(), block_values_.mutable_data_ptr());
+    read_tokens(kernels_,
+                *request.host,
+                layer,
+                range,
+                block_keys_.mutable_data_ptr(),
+                block_values_.mutable_data_ptr());
     const auto on_device = [&](const at::Tensor& staging) {
       return staging.narrow(0, 0, elements)
           .view({config.num_kv_heads, range.size(), config.head_dim})
@@ -271,8 +278,9 @@ void Prefill::keep_layer(RequestState& request, std::int64_t layer, ResidentCach
       kept.values(layer).narrow(0, g, 1).narrow(1, 0, count).copy_(values);
       continue;
     }
-    const at::Tensor host_keys = keys.cpu();
-    const at::Tensor host_values = values.cpu();
+    const at::Tensor host_keys = keys.cpu().contiguous();
+    const at::Tensor host_values = values.cpu().contiguous();
+    request.host->fix_channels(layer, g, count, host_keys.const_data_ptr());
     for (std::int64_t slot = 0; slot < count; ++slot) {
       request.host->write_row(layer,
                               g,
@@ -294,6 +302,14 @@ void Prefill::place(RequestState& request,
   const std::int64_t leaving = old_rows + new_rows - keep;
   const std::int64_t first = request.tokens.num_offloaded();
   const std::int64_t from_old = std::min(leaving, old_rows);
+  if (leaving > 0) {
+    std::vector<at::Tensor> on_device;
+    if (old_rows > 0) {
+      on_device.push_back(request.resident.resident_keys(layer));
+    }
+    on_device.push_back(keys);
+    fix_channels(request, layer, leaving, on_device);
+  }
   if (from_old > 0) {
     offload_rows(request,
                  layer,

@@ -13,6 +13,7 @@
 
 #include "hybridgen/pipeline/statistics.h"
 #include "hybridgen/runtime/trace_recorder.h"
+#include "kernels/cpu_kernels.h"
 #include "models/decoder_model.h"
 #include "pipeline/request_state.h"
 #include "runtime/link_meter.h"
@@ -27,6 +28,7 @@ class Prefill {
   /// All references must outlive this.
   Prefill(const DecoderModel& model,
           const DeviceOps& ops,
+          const kernels::CpuKernels& kernels,
           const Method& method,
           TraceRecorder& trace,
           PipelineStatistics& statistics);
@@ -76,6 +78,7 @@ class Prefill {
 
   const DecoderModel& model_;
   const DeviceOps& ops_;
+  const kernels::CpuKernels& kernels_;
   const Method& method_;
   TraceRecorder& trace_;
   PipelineStatistics& statistics_;

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels/cpu_kernels.h"
+#include "kvcache/stored_head.h"
 #include "parts/own_attention.h"
 
 namespace hybridgen {
@@ -21,7 +21,8 @@ class StagedValues final : public FetchedValues {
 };
 
 // Puts the rows of all tokens with readers [G, n_c] into staging, ascending; the number of readers.
-std::int64_t gather_read(const HostKvStore& store,
+std::int64_t gather_read(const kernels::CpuKernels& kernels,
+                         const HostKvStore& store,
                          std::int64_t layer,
                          const at::Tensor& readers,
                          const HostJobBuffers& buffers) {
@@ -38,14 +39,12 @@ std::int64_t gather_read(const HostKvStore& store,
       }
     }
     buffers.union_sizes[g] = rows;
-    const RowView values = store.values(layer, g);
-    const auto row_bytes = values.head_dim * static_cast<std::int64_t>(size_of(values.dtype));
-    kernels::gather_rows(
-        values.data,
-        row_bytes,
-        slots,
-        rows,
-        static_cast<std::byte*>(buffers.values) + g * buffers.union_capacity * row_bytes);
+    const auto row_bytes =
+        store.shape().head_dim * static_cast<std::int64_t>(size_of(store.shape().dtype));
+    StoredHead(kernels, store, layer, g)
+        .values(std::span<const std::int32_t>(slots, static_cast<std::size_t>(rows)),
+                static_cast<std::byte*>(buffers.values) + g * buffers.union_capacity * row_bytes,
+                kernels::RowReader::kCpu);
   }
   return num_readers;
 }
@@ -88,8 +87,8 @@ void attend_by_parts(LoopContext& loop, std::int64_t layer, MicroBatch& batch) {
                                                          request.tokens.num_tokens()));
       }
       if (fetches) {
-        const std::int64_t readers =
-            gather_read(*request.host, layer, weights[row].readers, staging.buffers());
+        const std::int64_t readers = gather_read(
+            *loop.kernels, *request.host, layer, weights[row].readers, staging.buffers());
         loop.link.to_host(readers * static_cast<std::int64_t>(sizeof(std::int32_t)));
         loop.link.to_device(staging.ship_values(device));
       }

@@ -185,7 +185,9 @@ class BlockDigestsSelector final : public TokenSelector {
     float* maxs = mins + shape_.head_dim * kKeyBlockTokens;
     float values[kKeyBlockTokens];
     for (std::int64_t d = 0; d < shape_.head_dim; ++d) {
-      const std::int64_t first = (block * shape_.head_dim + d) * kKeyBlockTokens + place;
+      const std::int64_t first =
+          ((block - keys.first_token / kKeyBlockTokens) * shape_.head_dim + d) * kKeyBlockTokens +
+          place;
       kernels_.scale_to_float(keys.dtype, data + first * element, 1.0F, values, count);
       const auto [low, high] = std::minmax_element(values, values + count);
       float& min = mins[d * kKeyBlockTokens];

@@ -9,7 +9,7 @@
 
 #include "core/names.h"
 #include "hybridgen/core/error.h"
-#include "kvcache/host_kv_store.h"
+#include "kvcache/stored_head.h"
 #include "selection/selectors.h"
 
 namespace hybridgen {
@@ -121,10 +121,15 @@ void TokenSelector::on_offload(std::int64_t /*layer*/,
 
 void TokenSelector::on_offload(const OffloadedRows& rows) {
   const HostKvShape& shape = rows.host.shape();
-  const bool is_blocked = shape.key_layout == KeyLayout::kBlocked;
+  const bool is_full = shape.key_precision == KvPrecision::kFull;
+  std::vector<float> restored;
   for (std::int64_t g = 0; g < shape.num_kv_heads; ++g) {
-    on_offload(
-        rows.layer, g, rows.tokens, is_blocked ? rows.host.keys(rows.layer, g) : BlockedKeyView{});
+    BlockedKeyView keys;
+    if (shape.key_layout == KeyLayout::kBlocked) {
+      keys = is_full ? rows.host.keys(rows.layer, g)
+                     : restore_blocks(rows.host, rows.layer, g, rows.tokens, restored);
+    }
+    on_offload(rows.layer, g, rows.tokens, keys);
   }
 }
 

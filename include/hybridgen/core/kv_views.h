@@ -17,12 +17,13 @@ enum class KeyLayout : std::uint8_t { kBlocked, kRows };
 enum class KvPrecision : std::uint8_t { kFull, kInt8, kInt4 };
 
 /// Keys of one (layer, KV head): element (position t, dimension d) lies at
-/// data + ((t / 32) * D + d) * 32 + t % 32 elements. Non-owning.
+/// data + ((t / 32) * D + d) * 32 + t % 32 elements, with t counted from `first_token`. Non-owning.
 struct BlockedKeyView {
   const void* data = nullptr;
   DType dtype = DType::kFloat32;
   std::int64_t head_dim = 0;
-  std::int64_t capacity = 0;  ///< tokens, a multiple of 32
+  std::int64_t capacity = 0;     ///< tokens, a multiple of 32
+  std::int64_t first_token = 0;  ///< of the first block; 0 for kernels
 };
 
 /// Rows [capacity, D] of one (layer, KV head), contiguous. Non-owning.
@@ -58,7 +59,16 @@ struct ShadowKeyView {
   std::int64_t padded_dim = 0;   ///< head_dim rounded up to a multiple of 8
   std::int64_t block_bytes = 0;  ///< a multiple of 64
   std::int64_t capacity = 0;     ///< tokens, a multiple of 32
+  std::int64_t first_token = 0;  ///< of the first block, a multiple of 32
 };
+
+/// Keys in 8 or 4 bits have centres and spreads of their own in every so many tokens: rotary
+/// embeddings move the centres with the position.
+inline constexpr std::int64_t kKeySegmentTokens = 1024;
+
+/// Tokens that lie as the model computes them in every precision. A text's first ones take a large
+/// part of the attention, and their rows are unlike all others.
+inline constexpr std::int64_t kExactTokens = 4;
 
 /// Dimensions of a row that share a minimum and a scale; the last group of a row may have fewer.
 inline constexpr std::int64_t kQuantisedGroup = 64;
@@ -88,6 +98,8 @@ struct QuantisedRowView {
   std::int64_t head_dim = 0;
   std::int64_t row_bytes = 0;
   std::int64_t capacity = 0;
+  const void* exact = nullptr;  ///< rows [num_exact, D] of tokens 0 to num_exact, read instead
+  std::int64_t num_exact = 0;
 };
 
 }  // namespace hybridgen

@@ -118,7 +118,9 @@ TEST_P(QuantisedRow, OneLargeElementCostsItsOwnGroupOnly) {
   row[70] = 1000.0F;
   const Decoded after = through(GetParam(), row);
   for (std::size_t i = 0; i < row.size(); ++i) {
-    if (i / 64 != 1) EXPECT_EQ(after.elements[i], before.elements[i]);
+    if (i / 64 != 1) {
+      EXPECT_EQ(after.elements[i], before.elements[i]);
+    }
     EXPECT_LE(std::abs(after.elements[i] - row[i]), 0.5001F * after.steps[i]);
   }
 }

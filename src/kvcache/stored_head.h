@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// Reads what a store holds of one (layer, KV head), in whatever layout and precision it lies there:
+// logits of its keys, and rows of both as the model computes them.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/cpu_kernels.h"
+#include "kvcache/host_kv_store.h"
+
+namespace hybridgen {
+
+class StoredHead {
+ public:
+  /// Memory for queries on their way to codes, kept from call to call.
+  struct Scratch {
+    std::vector<float> queries;    ///< [R, D rounded up]
+    std::vector<float> starts;     ///< [R]
+    std::vector<float> constants;  ///< [R]
+  };
+  /// Queries of the KV head, scaled: [num_queries, D] contiguous.
+  struct Queries {
+    const float* data = nullptr;
+    std::int64_t count = 0;
+  };
+
+  /// Refers to both.
+  StoredHead(const kernels::CpuKernels& kernels,
+             const HostKvStore& store,
+             std::int64_t layer,
+             std::int64_t kv_head);
+
+  /// Bytes that are read of a token's key and of its value.
+  std::int64_t key_bytes() const;
+  std::int64_t value_bytes() const;
+
+  /// logits[r, t - tokens.begin] = query r . K[t], rows `stride` apart.
+  void scan(TokenRange tokens,
+            Queries queries,
+            float* logits,
+            std::int64_t stride,
+            Scratch& scratch) const;
+  /// logits[r, j] = query r . K[positions[j]]; here and below positions ascend.
+  void score(std::span<const std::int32_t> positions,
+             Queries queries,
+             float* logits,
+             std::int64_t stride,
+             Scratch& scratch) const;
+
+  /// Rows [count, D] contiguous in the store's dtype, of chosen tokens or of a range.
+  void keys(std::span<const std::int32_t> positions, void* out, kernels::RowReader reader) const;
+  void keys(TokenRange tokens, void* out, kernels::RowReader reader) const;
+  void values(std::span<const std::int32_t> positions, void* out, kernels::RowReader reader) const;
+  void values(TokenRange tokens, void* out, kernels::RowReader reader) const;
+
+ private:
+  bool has_key_codes() const { return store_.shape().key_precision != KvPrecision::kFull; }
+  bool has_value_codes() const { return store_.shape().value_precision != KvPrecision::kFull; }
+  std::int64_t full_bytes() const;
+  kernels::StoredLogitsArgs code_args(const ShadowKeyView& keys,
+                                      Queries queries,
+                                      float* logits,
+                                      std::int64_t stride,
+                                      Scratch& scratch) const;
+  static kernels::RowLogitsArgs row_args(const RowView& keys,
+                                         Queries queries,
+                                         float* logits,
+                                         std::int64_t stride);
+  void scan_codes(TokenRange tokens,
+                  Queries queries,
+                  float* logits,
+                  std::int64_t stride,
+                  Scratch& scratch) const;
+  void score_codes(std::span<const std::int32_t> positions,
+                   Queries queries,
+                   float* logits,
+                   std::int64_t stride,
+                   Scratch& scratch) const;
+
+  const kernels::CpuKernels& kernels_;
+  const HostKvStore& store_;
+  std::int64_t layer_;
+  std::int64_t kv_head_;
+};
+
+/// Float32 keys in blocks, made of codes for those who read blocks: of `tokens` and, for the rest
+/// of the blocks that they lie in, 0. They live in `memory`.
+BlockedKeyView restore_blocks(const HostKvStore& store,
+                              std::int64_t layer,
+                              std::int64_t kv_head,
+                              TokenRange tokens,
+                              std::vector<float>& memory);
+
+/// Copies K and V rows of `tokens` of all KV heads out, as [G][count][D] contiguous each.
+/// ConfigError if outside the capacity.
+void read_tokens(const kernels::CpuKernels& kernels,
+                 const HostKvStore& store,
+                 std::int64_t layer,
+                 TokenRange tokens,
+                 void* keys,
+                 void* values);
+
+}  // namespace hybridgen
