@@ -66,6 +66,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hybridgen, share": hybrid(0.2),
     "hybridgen, int8": hybrid(9, kv={"scoring": "int8"}),
     "hybridgen, int4": hybrid(9, kv={"scoring": "int4", "candidates_per_k": 3}),
+    "hybridgen, small rows": hybrid(9, kv={"keys": "int8", "values": "int4"}),
     "hybridgen, h2o": hybrid(9, selector="h2o"),
     "hybridgen, keyformer": hybrid(9, selector="keyformer"),
     "hybridgen, partial keys": hybrid(9, strategy="pre"),

@@ -205,6 +205,8 @@ class EngineOptions:
         method: str = "hybridgen",
         method_config: collections.abc.Mapping[str, typing.Any] = {},
         device_tokens: str | int | float = "auto",
+        keys: str = "full",
+        values: str = "full",
         dram: int | str = "auto",
         device_bytes: int | str = "auto",
         threads: str | int = "auto",
@@ -254,6 +256,8 @@ class EngineOptions:
     @property
     def k(self) -> typing.Any: ...
     @property
+    def keys(self) -> typing.Any: ...
+    @property
     def math(self) -> typing.Any: ...
     @property
     def max_model_len(self) -> typing.Any: ...
@@ -289,6 +293,8 @@ class EngineOptions:
     def synchronous(self) -> typing.Any: ...
     @property
     def threads(self) -> typing.Any: ...
+    @property
+    def values(self) -> typing.Any: ...
 
 class SamplingOptions:
     """

@@ -25,6 +25,13 @@ class KVConfig(Options):
     dram : int | str, default 'auto'
         Host memory for offloaded tokens at most: bytes, or text such as ``"64GiB"``; allowed:
         'auto' or a number of bytes from 1 to 1 EiB, or text such as '64GiB' or '500MB'.
+    keys : str, default 'full'
+        How keys of offloaded tokens lie in host memory: as the model computes them, or in 8 or
+        4 bits, from the moment they leave the device. Scans read these codes. Tokens on the
+        device and the first four tokens stay as they are; allowed: 'full', 'int8' or 'int4'.
+    values : str, default 'full'
+        The same for values, which are widened as they are gathered; allowed: 'full', 'int8' or
+        'int4'.
     scoring : str, default 'full'
         What a Post-QKT scan of the offloaded keys reads: the keys, or a copy of them in 8 or 4
         bits kept beside them, a half or a quarter of float16's bytes. It only proposes tokens;
@@ -37,6 +44,8 @@ class KVConfig(Options):
 
     device_tokens: str | int | float = "auto"
     dram: int | str = "auto"
+    keys: str = "full"
+    values: str = "full"
     scoring: str = "full"
     candidates_per_k: float | None = None
 

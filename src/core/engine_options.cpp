@@ -45,6 +45,13 @@ OptionValue value_of(const WindowSetting& window) {
   return window.share ? OptionValue(*window.share) : OptionValue("auto");
 }
 
+Row precision(std::string name, KvPrecision E::* member) {
+  return option(
+      std::move(name),
+      member,
+      {{"full", KvPrecision::kFull}, {"int8", KvPrecision::kInt8}, {"int4", KvPrecision::kInt4}});
+}
+
 bool read_map(const OptionValue& value, OptionMap& map) {
   const auto* found = value.as<OptionMap>();
   if (found != nullptr) map = *found;
@@ -91,6 +98,12 @@ std::vector<Row> engine_rows() {
                  "``1.0`` the whole prompt. A share above 0.0 never means fewer than 256 tokens. "
                  "What fits follows from the prompt, the new tokens and the device's whole budget; "
                  "while others hold it, a request waits."),
+      precision("keys", &E::key_precision)
+          .means("How keys of offloaded tokens lie in host memory: as the model computes them, or "
+                 "in 8 or 4 bits, from the moment they leave the device. Scans read these codes. "
+                 "Tokens on the device and the first four tokens stay as they are."),
+      precision("values", &E::value_precision)
+          .means("The same for values, which are widened as they are gathered."),
       bytes("dram", &E::dram_bytes)
           .means("Host memory for offloaded tokens at most: bytes, or text such as ``\"64GiB\"``."),
       bytes("device_bytes", &E::device_bytes)
@@ -171,7 +184,7 @@ OptionMap as_written(const std::vector<OptionInfo>& options, const OptionMap& gi
 std::vector<OptionClass> core_option_classes() {
   return {class_of("KVConfig",
                    "Where the keys and values of past tokens are kept.",
-                   {"device_tokens", "dram", "scoring", "candidates_per_k"}),
+                   {"device_tokens", "dram", "keys", "values", "scoring", "candidates_per_k"}),
           scheduler_class(),
           query_class(),
           class_of("CpuConfig",

@@ -37,7 +37,7 @@ MethodInfo flexgen_info() {
           .drops = "nothing",
           .link = "K and V of every offloaded token; attn_sparsity < 1: V of some",
           .tunables = table().described(),
-          .reads = {"device_tokens"}};
+          .reads = {"device_tokens", "keys", "values"}};
 }
 
 Method flexgen_method(const EngineOptions& options) {

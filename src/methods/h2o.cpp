@@ -41,7 +41,7 @@ MethodInfo h2o_info() {
           .drops = "tokens that are neither heavy nor recent",
           .link = "softmax weights to the host; with home='host' K and V of the kept tokens back",
           .tunables = table().described(),
-          .reads = {}};
+          .reads = {"keys", "values"}};
 }
 
 Method h2o_method(const EngineOptions& options) {

@@ -47,7 +47,7 @@ MethodInfo hgca_info() {
           "no more",
       .link = "query and softmax weights to the host; output and log-sum-exp back",
       .tunables = table().described(),
-      .reads = {"device_tokens"}};
+      .reads = {"device_tokens", "keys", "values"}};
 }
 
 Method hgca_method(const EngineOptions& options) {

@@ -55,7 +55,11 @@ void scan_shadow(Method& method, const HybridGenOptions& own, bool may_plan) {
 }
 
 // What an option that was chosen here leaves without effect.
-void note_unread(Method& method, const HybridGenOptions& own, bool may_plan, bool may_scan) {
+void note_unread(Method& method,
+                 const HybridGenOptions& own,
+                 const EngineOptions& options,
+                 bool may_plan,
+                 bool may_scan) {
   const auto unread = [&](std::initializer_list<const char*> names, const char* why) {
     for (const char* name : names) method.unread.emplace(name, why);
   };
@@ -75,6 +79,9 @@ void note_unread(Method& method, const HybridGenOptions& own, bool may_plan, boo
   if (!may_scan) {
     unread({"selector", "scoring", "candidates_per_k"},
            "tokens are chosen before their logits only; set strategy='post'");
+  } else if (options.key_precision != KvPrecision::kFull) {
+    unread({"scoring", "candidates_per_k"},
+           "the keys themselves lie in 8 or 4 bits, and are scanned so; leave one of them out");
   }
 }
 
@@ -112,7 +119,7 @@ Method hybridgen_method(const EngineOptions& options) {
   if (own.scoring != Scoring::kFull) {
     scan_shadow(method, own, may_plan);
   }
-  note_unread(method, own, may_plan, may(SelectionStrategy::kPostQkt));
+  note_unread(method, own, options, may_plan, may(SelectionStrategy::kPostQkt));
   return method;
 }
 

@@ -71,7 +71,7 @@ MethodInfo infinigen_info() {
       .drops = "only what exceeds `capacity`",
       .link = "K and V of the chosen tokens, their positions to the host; first layers: all tokens",
       .tunables = table().described(),
-      .reads = {"device_tokens"}};
+      .reads = {"device_tokens", "keys", "values"}};
 }
 
 Method infinigen_method(const EngineOptions& options) {

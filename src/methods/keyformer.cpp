@@ -48,7 +48,7 @@ MethodInfo keyformer_info() {
           .drops = "tokens that are neither key tokens nor recent",
           .link = "softmax weights to the host; with home='host' K and V of the kept tokens back",
           .tunables = table().described(),
-          .reads = {}};
+          .reads = {"keys", "values"}};
 }
 
 Method keyformer_method(const EngineOptions& options) {

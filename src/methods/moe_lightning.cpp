@@ -35,7 +35,7 @@ MethodInfo moe_lightning_info() {
           .drops = "nothing",
           .link = "query, new key and value to the host; the attention output back",
           .tunables = table().described(),
-          .reads = {}};
+          .reads = {"keys", "values"}};
 }
 
 Method moe_lightning_method(const EngineOptions& options) {

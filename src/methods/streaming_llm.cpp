@@ -62,7 +62,7 @@ MethodInfo streaming_llm_info() {
           .drops = "tokens between sinks and window",
           .link = "nothing; with home='host' K and V of the kept tokens",
           .tunables = table().described(),
-          .reads = {"device_tokens"}};
+          .reads = {"device_tokens", "keys", "values"}};
 }
 
 Method streaming_llm_method(const EngineOptions& options) {

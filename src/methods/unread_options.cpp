@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which options of the engine a method reads, and the refusal of those that it does not.
 #include <algorithm>
+#include <iterator>
 
 #include "core/option_tables.h"
 #include "hybridgen/core/error.h"
@@ -26,6 +27,9 @@ void collect(const OptionTable<Options>& table, const Options& options, std::vec
   }
 }
 
+// Those of the engine's own options that not every method reads.
+std::vector<std::string> engines_own() { return {"device_tokens", "keys", "values"}; }
+
 // Limits (bytes, threads, lengths) are not here: every method keeps them.
 std::vector<Said> what_is_said(const EngineOptions& options) {
   std::vector<Said> said;
@@ -33,9 +37,11 @@ std::vector<Said> what_is_said(const EngineOptions& options) {
   collect(query_table(), std::exchange(others.query, {}), said);
   for (Said& each : said) each.name = each.name == "mode" ? "query" : "query." + each.name;
   collect(hybridgen_table(), others, said);
-  const OptionRow<EngineOptions>& window = *engine_table().find("device_tokens");
-  if (options.device_tokens != WindowSetting{}) {
-    said.push_back({window.info.name, window.get(options), window.info.default_value});
+  for (const std::string& name : engines_own()) {
+    const OptionRow<EngineOptions>& row = *engine_table().find(name);
+    const OptionValue value = row.get(options);
+    if (is_same(value, row.info.default_value)) continue;
+    said.push_back({name, value, row.info.default_value});
   }
   return said;
 }
@@ -75,7 +81,7 @@ std::string who_reads(const std::string& option) {
 std::vector<std::string> selective_options() {
   std::vector<std::string> names;
   for (const OptionInfo& option : hybridgen_table().described()) names.push_back(option.name);
-  names.emplace_back("device_tokens");
+  std::ranges::copy(engines_own(), std::back_inserter(names));
   return names;
 }
 
@@ -92,6 +98,9 @@ std::vector<std::string> options_read_by(const Method& composition) {
   }
   if (composition.residency == Residency::kWindow) {
     names.emplace_back("device_tokens");
+  }
+  if (composition.offloads()) {
+    names.insert(names.end(), {"keys", "values"});
   }
   return names;
 }

@@ -730,9 +730,9 @@ def test_what_a_composition_has_of_its_own_is_refused_as_an_option(
 
 def test_a_composition_reads_what_its_parts_need() -> None:
     M.register("parts", hybridgen_parts("exact"))
-    assert M.reads("parts") == ("k", "scheduler", "device_tokens")
+    assert M.reads("parts") == ("k", "scheduler", "device_tokens", "keys", "values")
     M.register("parts", M.Composition(residency="window", rule=STREAMED))
-    assert M.reads("parts") == ("device_tokens",)
+    assert M.reads("parts") == ("device_tokens", "keys", "values")
     M.register("parts", M.Composition(residency="all", rule=NOTHING))
     assert M.reads("parts") == ()
 

@@ -115,7 +115,11 @@ def drawn_engine(draw: random.Random) -> dict[str, Any]:
     options: dict[str, Any] = {
         "cpu": CPU,
         "method": draw.choice([*hg.methods.names(), "hybridgen", "hybridgen"]),
-        "kv": hg.KVConfig(device_tokens=draw.choice([0, 3, 20, 0.1, "auto"])),
+        "kv": hg.KVConfig(
+            device_tokens=draw.choice([0, 3, 20, 0.1, "auto"]),
+            keys=draw.choice(["full", "full", "int8", "int4"]),
+            values=draw.choice(["full", "full", "int8", "int4"]),
+        ),
         "scheduler": hg.SchedulerConfig(k=draw.choice([1, 5, 0.2, "all"])),
         "query": draw.choice(["speculative", "exact", "rescore"]),
         "seed": draw.randrange(5),

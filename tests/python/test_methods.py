@@ -562,14 +562,18 @@ SET: dict[str, dict[str, Any]] = {
     "scoring": {"kv": KVConfig(scoring="int8")},
     "candidates_per_k": {"kv": KVConfig(scoring="int8", candidates_per_k=3)},
     "device_tokens": {"kv": KVConfig(device_tokens=30)},
+    "keys": {"kv": KVConfig(keys="int8")},
+    "values": {"kv": KVConfig(values="int4")},
 }
+OF_THE_ENGINE = {"device_tokens", "keys", "values"}
+RETAINING = ("streaming_llm", "h2o", "keyformer")
 OWN_STRATEGY = {"infinigen": "pre", "hgca": "pre"}
 
 
 def test_there_is_a_setting_of_every_option_that_not_all_methods_read() -> None:
     own = {field.name for field in dataclasses.fields(M.HybridGen)}
-    assert {name.partition(".")[0] for name in SET} | {"column_share"} == own | {"device_tokens"}
-    assert set(M.reads("hybridgen")) == own | {"device_tokens"}
+    assert {name.partition(".")[0] for name in SET} | {"column_share"} == own | OF_THE_ENGINE
+    assert set(M.reads("hybridgen")) == own | OF_THE_ENGINE
     assert M.reads("full") == ()
     assert {name for name in NAMES if "device_tokens" in M.reads(name)} == {
         "hybridgen",
@@ -578,6 +582,8 @@ def test_there_is_a_setting_of_every_option_that_not_all_methods_read() -> None:
         "infinigen",
         "hgca",
     }
+    for option in ("keys", "values"):
+        assert [name for name in NAMES if option not in M.reads(name)] == ["full"]
     with pytest.raises(ConfigError, match=r"name is 'fulll'; allowed: .*did you mean 'full'"):
         M.reads("fulll")
 
@@ -592,7 +598,9 @@ def test_an_option_that_the_method_does_not_read_is_refused_by_name(
         "strategy",
         "pre",
     ):
-        with LLM(base, method=method, **SET[option]) as llm:
+        on_host = option in ("keys", "values") and method in RETAINING
+        own = {"method_config": {"home": "host"}} if on_host else {}
+        with LLM(base, method=method, **own, **SET[option]) as llm:
             assert len(llm.generate_ids([[5, 6, 7]], new_tokens(2))[0]) == 2
         return
     name = {"candidates_per_k": "scoring", "scheduler": "k"}.get(option, option)

@@ -16,6 +16,16 @@ namespace {
 
 using Change = std::function<void(EngineOptions&)>;
 
+// Methods that retain tokens keep them on the device unless they are told otherwise.
+Change on_host(const Change& change) {
+  return [change](EngineOptions& options) {
+    change(options);
+    for (const char* name : {"streaming_llm", "h2o", "keyformer"}) {
+      if (options.method == name) options.method_config["home"] = std::string("host");
+    }
+  };
+}
+
 // Every selective option, set to something that is not its default.
 const std::map<std::string, Change>& changes() {
   static const std::map<std::string, Change> all = {
@@ -32,7 +42,9 @@ const std::map<std::string, Change>& changes() {
       {"scoring", [](EngineOptions& o) { o.hybridgen.scoring = Scoring::kInt8; }},
       {"candidates_per_k", [](EngineOptions& o) { o.hybridgen.candidates_per_k = 3.0; }},
       {"column_share", [](EngineOptions& o) { o.hybridgen.column_share = 0.9; }},
-      {"device_tokens", [](EngineOptions& o) { o.device_tokens.count = 30; }}};
+      {"device_tokens", [](EngineOptions& o) { o.device_tokens.count = 30; }},
+      {"keys", on_host([](EngineOptions& o) { o.key_precision = KvPrecision::kInt8; })},
+      {"values", on_host([](EngineOptions& o) { o.value_precision = KvPrecision::kInt4; })}};
   return all;
 }
 
@@ -79,6 +91,19 @@ TEST(UnreadOptions, AreRefusedByNameByEveryMethodThatDoesNotReadThem) {
   }
 }
 
+TEST(UnreadOptions, SayHowRowsLieOnAHostThatHoldsNone) {
+  for (const char* method : {"streaming_llm", "h2o", "keyformer"}) {
+    for (const char* name : {"keys", "values"}) {
+      EngineOptions options = testing::options(method);
+      changes().at(name)(options);
+      EXPECT_EQ(refusal(options), "");
+      options.method_config.erase("home");
+      EXPECT_TRUE(refusal(options).starts_with(message("[method ", method, "] ", name, " is ")));
+      EXPECT_NE(refusal(options).find("set home='host'"), std::string::npos) << refusal(options);
+    }
+  }
+}
+
 TEST(UnreadOptions, AreNoDefaultsForReadingAlike) {
   EngineOptions options = testing::options("full");
   options.hybridgen.k = TokenCount::larger_of(256, 0.1250000001);
@@ -116,6 +141,7 @@ TEST(UnreadOptions, OfHybridgenAreThoseThatAnotherOfItsOptionsLeavesWithoutEffec
            {"pre_selector", nothing, "set strategy='pre' or k=None"},
            {"selector", before, "set strategy='post'"},
            {"scoring", before, "set strategy='post'"},
+           {"scoring", changes().at("keys"), "the keys themselves lie in 8 or 4 bits"},
            {"candidates_per_k", nothing, "set scoring to 'int8' or 'int4'"},
            {"k", changes().at("scheduler"), "the scheduler steers K"}}) {
     EngineOptions options = testing::options("hybridgen");
@@ -205,10 +231,12 @@ TEST(UnreadOptions, OfACompositionFollowFromItsParts) {
   streamed.residency = Residency::kWindow;
   streamed.work = Fetch{HostQuery::kNone, AllTokens{}};
   streamed.early_work = streamed.work;
-  EXPECT_EQ(options_read_by(streamed), std::vector<std::string>{"device_tokens"});
+  EXPECT_EQ(options_read_by(streamed),
+            (std::vector<std::string>{"device_tokens", "keys", "values"}));
   Method chosen = streamed;
   chosen.work = Score{HostQuery::kExact, BySelectors{}};
-  EXPECT_EQ(options_read_by(chosen), (std::vector<std::string>{"k", "scheduler", "device_tokens"}));
+  EXPECT_EQ(options_read_by(chosen),
+            (std::vector<std::string>{"k", "scheduler", "device_tokens", "keys", "values"}));
   Method on_device;
   on_device.name = "mine";
   EXPECT_EQ(options_read_by(on_device), std::vector<std::string>{});

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// What crosses the link in decode steps, counted by the engine, against closed formulas: per layer
-// and step, for every method. H2D goes to the device, D2H to the host; K and V that leave the
-// device for good are counted apart ("store").
+// What crosses the link in decode steps, and what the host reads of its rows, counted by the
+// engine, against closed formulas: per layer and step, for every method and every format of the
+// rows. H2D goes to the device, D2H to the host; K and V that leave the device for good are counted
+// apart
+// ("store").
 //
 //   H, G, D   query heads, KV heads, dimensions of a head; R = H / G
 //   e         bytes of an element of K, V, a query or an output (here float32)
@@ -15,6 +17,7 @@
 #include <functional>
 #include <limits>
 
+#include "hybridgen/core/error.h"
 #include "support/tiny_model.h"
 
 namespace hybridgen {
@@ -47,12 +50,20 @@ struct Bytes {
   std::int64_t h2d = 0;
   std::int64_t store = 0;
   std::int64_t h2d_spread = 0;  ///< where u is not known beforehand: at most so much more
+  std::int64_t key_rows = 0;    ///< of the host's, read by it
+  std::int64_t value_rows = 0;
+  std::int64_t key_spread = 0;  ///< at most so many more
+  std::int64_t value_spread = 0;
 
   Bytes& operator+=(const Bytes& other) {
     d2h += other.d2h;
     h2d += other.h2d;
     store += other.store;
     h2d_spread += other.h2d_spread;
+    key_rows += other.key_rows;
+    value_rows += other.value_rows;
+    key_spread += other.key_spread;
+    value_spread += other.value_spread;
     return *this;
   }
 };
@@ -85,7 +96,10 @@ std::int64_t offloaded(const At& at, std::int64_t window) {
 
 Bytes all_keys_and_values(const At& at, std::int64_t window) {
   const std::int64_t n_c = offloaded(at, window);
-  return {.h2d = at.key_and_value() * n_c, .store = n_c > 0 ? at.key_and_value() : 0};
+  return {.h2d = at.key_and_value() * n_c,
+          .store = n_c > 0 ? at.key_and_value() : 0,
+          .key_rows = at.G * n_c,
+          .value_rows = at.G * n_c};
 }
 
 Bytes flexgen(const At& at) { return all_keys_and_values(at, 1); }
@@ -95,7 +109,10 @@ Bytes flexgen_partly_resident(const At& at) {
 }
 
 Bytes moe_lightning(const At& at) {
-  return {.d2h = (at.H + 2 * at.G) * at.D * e, .h2d = at.H * at.D * e + at.H * kLogitBytes};
+  return {.d2h = (at.H + 2 * at.G) * at.D * e,
+          .h2d = at.H * at.D * e + at.H * kLogitBytes,
+          .key_rows = at.G * at.n,
+          .value_rows = at.G * at.n};
 }
 
 Formula infinigen(const TokenCount& max_fetch) {
@@ -106,7 +123,9 @@ Formula infinigen(const TokenCount& max_fetch) {
     const std::int64_t fetched = max_fetch.resolve(at.n - 1);
     return {.d2h = at.G * fetched * kPositionBytes,
             .h2d = at.key_and_value() * fetched,
-            .store = at.key_and_value()};
+            .store = at.key_and_value(),
+            .key_rows = at.G * fetched,
+            .value_rows = at.G * fetched};
   };
 }
 
@@ -120,7 +139,8 @@ std::int64_t hgca_offloaded(std::int64_t P, std::int64_t n) {
   return after_prompt + (excess + kBlock - 1) / kBlock * kBlock;
 }
 
-Bytes hgca(const At& at) {
+// `is_all`: beta = 0; else how many of the offloaded tokens are salient is not known beforehand.
+Bytes hgca_bytes(const At& at, bool is_all) {
   const std::int64_t n_c = hgca_offloaded(at.P, at.n);
   const std::int64_t n_g = at.n - n_c;
   Bytes bytes;
@@ -130,8 +150,13 @@ Bytes hgca(const At& at) {
     bytes.d2h += at.query();
     bytes.h2d = at.H * at.D * e + at.H * kLogitBytes;
   }
+  (is_all ? bytes.key_rows : bytes.key_spread) = at.G * n_c;
+  (is_all ? bytes.value_rows : bytes.value_spread) = at.G * n_c;
   return bytes;
 }
+
+Bytes hgca(const At& at) { return hgca_bytes(at, false); }
+Bytes hgca_of_all_tokens(const At& at) { return hgca_bytes(at, true); }
 
 // ---- Fixed budgets: streaming_llm, h2o, keyformer
 
@@ -154,6 +179,7 @@ Formula retained(const Budget& budget, Home home, bool ranks_by_weights) {
     if (home == Home::kHost) {
       bytes.h2d = at.key_and_value() * S;
       bytes.store = at.key_and_value();
+      bytes.key_rows = bytes.value_rows = at.G * S;
     }
     if (ranks_by_weights) {
       bytes.d2h = at.H * (S + 1) * kLogitBytes;  // scores live on the host
@@ -198,10 +224,19 @@ Bytes hybrid_bytes(const At& at, const HybridSetting& setting) {
   if (is_post) {
     // Query heads choose for themselves: k <= u <= min(R k, n_c).
     bytes.h2d += at.H * k * kIndexBytes + at.G * k * row;
-    bytes.h2d_spread = at.G * (std::min(at.R() * k, n_c) - k) * row;
+    const std::int64_t more = at.G * (std::min(at.R() * k, n_c) - k);
+    bytes.h2d_spread = more * row;
+    bytes.key_rows = at.G * n_c;  // the scan
+    bytes.value_spread = more;
+    if (is_rescored) {
+      bytes.key_rows += at.G * k;
+      bytes.key_spread = more;
+    }
   } else {
     bytes.h2d += at.G * k * row;
+    bytes.key_rows = at.G * k;
   }
+  bytes.value_rows = at.G * k;
   return bytes;
 }
 
@@ -294,7 +329,7 @@ std::vector<Case> cases() {
       method("hgca_of_all_tokens",
              "hgca",
              {{"block", kBlock}, {"blocks", kBlocks}, {"beta", 0.0}},
-             hgca),
+             hgca_of_all_tokens),
       hybrid("hybridgen_exact", {QueryMode::kExact}),
       hybrid("hybridgen_exact_all", {QueryMode::kExact, kPost, "topk", all}),
       hybrid("hybridgen_speculative", {QueryMode::kSpeculative}),
@@ -374,6 +409,48 @@ Bytes expected(const Formula& formula, const Shape& shape) {
 
 const auto kName = [](const auto& info) { return info.param.name; };
 
+constexpr auto kPrecisions = {KvPrecision::kFull, KvPrecision::kInt8, KvPrecision::kInt4};
+
+const char* text_of(KvPrecision precision) {
+  switch (precision) {
+    case KvPrecision::kFull:
+      return "full";
+    case KvPrecision::kInt8:
+      return "int8";
+    case KvPrecision::kInt4:
+      return "int4";
+  }
+  return "";
+}
+
+// Of a key of `dims` dimensions on the host: in fewer bits eight dimensions at a time, and a step.
+std::int64_t key_row_bytes(KvPrecision precision, std::int64_t dims) {
+  const std::int64_t padded = (dims + 7) / 8 * 8;
+  switch (precision) {
+    case KvPrecision::kFull:
+      return dims * e;
+    case KvPrecision::kInt8:
+      return padded + 2;
+    case KvPrecision::kInt4:
+      return padded / 2 + 2;
+  }
+  return 0;
+}
+
+// Of a value: in fewer bits a minimum and a scale for every 64 dimensions.
+std::int64_t value_row_bytes(KvPrecision precision, std::int64_t dims) {
+  const std::int64_t ranges = (dims + 63) / 64 * 4;
+  switch (precision) {
+    case KvPrecision::kFull:
+      return dims * e;
+    case KvPrecision::kInt8:
+      return dims + ranges;
+    case KvPrecision::kInt4:
+      return (dims + 1) / 2 + ranges;
+  }
+  return 0;
+}
+
 class LinkBytes : public ::testing::TestWithParam<Case> {};
 
 TEST_P(LinkBytes, FollowTheMethodsFormulas) {
@@ -385,6 +462,33 @@ TEST_P(LinkBytes, FollowTheMethodsFormulas) {
     EXPECT_EQ(actual.evicted_bytes, formula.store);
     EXPECT_GE(actual.h2d_bytes, formula.h2d);
     EXPECT_LE(actual.h2d_bytes, formula.h2d + formula.h2d_spread);
+  }
+}
+
+// What the host reads, and that the link does not see how its rows lie.
+TEST_P(LinkBytes, AreTheSameInEveryFormatAndTheHostReadsItsRows) {
+  const Shape shape = shapes()[2];
+  const Bytes formula = expected(GetParam().formula, shape);
+  if (formula.store == 0 && formula.key_rows == 0) GTEST_SKIP() << "no rows on the host";
+  const std::int64_t dims = config_of(shape).head_dim;
+  for (const KvPrecision keys : kPrecisions) {
+    for (const KvPrecision values : kPrecisions) {
+      SCOPED_TRACE(message("keys ", text_of(keys), ", values ", text_of(values)));
+      EngineOptions options = GetParam().options;
+      options.key_precision = keys;
+      options.value_precision = values;
+      const PipelineStatistics actual = decode(options, shape);
+      EXPECT_EQ(actual.d2h_bytes, formula.d2h);
+      EXPECT_EQ(actual.evicted_bytes, formula.store);
+      EXPECT_GE(actual.h2d_bytes, formula.h2d);
+      EXPECT_LE(actual.h2d_bytes, formula.h2d + formula.h2d_spread);
+      const std::int64_t key_bytes = key_row_bytes(keys, dims);
+      EXPECT_GE(actual.host_key_bytes, formula.key_rows * key_bytes);
+      EXPECT_LE(actual.host_key_bytes, (formula.key_rows + formula.key_spread) * key_bytes);
+      const std::int64_t value_bytes = value_row_bytes(values, dims);
+      EXPECT_GE(actual.host_value_bytes, formula.value_rows * value_bytes);
+      EXPECT_LE(actual.host_value_bytes, (formula.value_rows + formula.value_spread) * value_bytes);
+    }
   }
 }
 
