@@ -143,6 +143,7 @@ py::dict build_info() {
   }
   info["isas"] = isas;
   info["isa"] = std::string(name_of(kernels::resolve_isa("auto")));
+  info["scan_prefetch"] = std::string(name_of(kernels::resolve_prefetch("auto")));
   info["cpus"] = available_parallelism();
   return info;
 }

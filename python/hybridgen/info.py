@@ -81,6 +81,7 @@ def info() -> Info:
         "usable": _core.available_parallelism(),
         "isas": isas,
         "isa": build.pop("isa", "unknown"),
+        "scan_prefetch": build.pop("scan_prefetch", "unknown"),
         "available_host_bytes": _core.available_host_bytes(),
     }
     return Info(versions, cpu, _numa_nodes(), _gpu(), build)

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kernels/amx_shapes-inl.h"
+#include "kernels/cpu_kernels.h"
 
 namespace hybridgen::kernels {
 namespace {
@@ -20,7 +21,7 @@ enum Tile : int { kFirstSums, kSecondSums, kQueryTile, kFirstKeys, kSecondKeys, 
 /// queries [num_queries <= 16, >= D rounded up to 32] in bfloat16, zero from D on, rows
 /// `query_bytes` apart; block [D, 32] in bfloat16, D even; logits[r, t] = scale * queries[r] .
 /// block[:, t].
-template <typename Tiles>
+template <Prefetch To = Prefetch::kL1, typename Tiles>
 void tile_logits(Tiles& tiles,
                  const void* queries,
                  std::int64_t query_bytes,
@@ -44,8 +45,9 @@ void tile_logits(Tiles& tiles,
       }
       const std::uint16_t* even = block + d * kTileBlock;
       const std::uint16_t* odd = even + kTileBlock;
-      __builtin_prefetch(next + d * kTileBlock);
-      __builtin_prefetch(next + (d + 1) * kTileBlock);
+      constexpr int kLocality = To == Prefetch::kL1 ? 3 : To == Prefetch::kL2 ? 2 : 1;
+      __builtin_prefetch(next + d * kTileBlock, 0, kLocality);
+      __builtin_prefetch(next + (d + 1) * kTileBlock, 0, kLocality);
       for (std::int64_t t = 0; t < kTileBlock; ++t) {
         pairs[row][2 * t] = even[t];
         pairs[row][2 * t + 1] = odd[t];

@@ -61,8 +61,9 @@ HYBRIDGEN_INLINE Args part_of(const Args& args, std::int64_t first, std::int64_t
   return part;
 }
 
-/// `Blocks` has a constructor from (packed queries, number of them, head_dim) and
-/// logits(block, next, logits, stride); `weaker` are the float32 multiply-adds.
+/// `Blocks` has a constructor from (packed queries, number of them, head_dim) and, with the cache
+/// to prefetch into as template argument, logits(block, next, logits, stride); `weaker` are the
+/// float32 multiply-adds.
 template <typename Blocks, typename Args>
 HYBRIDGEN_INLINE void logits_by_pairs(const Args& args, void (*weaker)(const Args&)) {
   const std::int64_t head_dim = args.keys.head_dim;
@@ -85,13 +86,18 @@ HYBRIDGEN_INLINE void logits_by_pairs(const Args& args, void (*weaker)(const Arg
       continue;
     }
     const Blocks blocks(packed, exact, head_dim);
-    walk_blocks<BFloat16>(part_of(args, first, exact),
-                          [&](const BFloat16* block,
-                              const BFloat16* next,
-                              std::int64_t /*first_query*/,
-                              std::int64_t /*num_queries*/,
-                              float* logits,
-                              std::int64_t stride) { blocks.logits(block, next, logits, stride); });
+    with_prefetch(args.prefetch, [&](auto to) {
+      walk_blocks<BFloat16>(part_of(args, first, exact),
+                            [&](const BFloat16* block,
+                                const BFloat16* next,
+                                std::int64_t /*first_query*/,
+                                std::int64_t /*num_queries*/,
+                                float* logits,
+                                std::int64_t stride) {
+                              blocks.template logits<decltype(to)::value>(
+                                  block, next, logits, stride);
+                            });
+    });
     first += exact;
   }
 }

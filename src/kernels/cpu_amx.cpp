@@ -32,17 +32,18 @@ class TileBlocks {
         head_dim_(head_dim),
         unit_(shapes_of(num_queries)) {}
 
+  template <Prefetch To>
   void logits(const BFloat16* block, const BFloat16* next, float* out, std::int64_t stride) const {
-    tile_logits(unit_,
-                queries_.values,
-                sizeof(queries_.values[0]),
-                num_queries_,
-                &block->bits,
-                &next->bits,
-                head_dim_,
-                queries_.scale,
-                out,
-                stride);
+    tile_logits<To>(unit_,
+                    queries_.values,
+                    sizeof(queries_.values[0]),
+                    num_queries_,
+                    &block->bits,
+                    &next->bits,
+                    head_dim_,
+                    queries_.scale,
+                    out,
+                    stride);
   }
 
  private:

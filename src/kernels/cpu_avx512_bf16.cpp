@@ -17,16 +17,17 @@ class PairBlocks {
   PairBlocks(const PackedQueries& queries, std::int64_t num_queries, std::int64_t head_dim)
       : queries_(queries), num_queries_(num_queries), head_dim_(head_dim) {}
 
+  template <Prefetch To>
   void logits(const BFloat16* block, const BFloat16* next, float* out, std::int64_t stride) const {
     for (std::int64_t q = 0; q < num_queries_; q += kPassQueries) {
       with_constant<kPassQueries>(min_of(kPassQueries, num_queries_ - q), [&](auto count) {
-        pass<decltype(count)::value>(block, q == 0 ? next : block, q, out + q * stride, stride);
+        pass<decltype(count)::value, To>(block, q == 0 ? next : block, q, out + q * stride, stride);
       });
     }
   }
 
  private:
-  template <int Queries>
+  template <int Queries, Prefetch To>
   HYBRIDGEN_INLINE void pass(const BFloat16* block,
                              const BFloat16* next,
                              std::int64_t first,
@@ -41,8 +42,8 @@ class PairBlocks {
 #pragma GCC unroll 4
     for (std::int64_t d = 0; d < head_dim_; d += 2) {
       const BFloat16* rows = block + d * kKeyBlockTokens;
-      prefetch(next + d * kKeyBlockTokens);
-      prefetch(next + (d + 1) * kKeyBlockTokens);
+      prefetch_to<To>(next + d * kKeyBlockTokens);
+      prefetch_to<To>(next + (d + 1) * kKeyBlockTokens);
       const __m512i even = _mm512_loadu_si512(rows);
       const __m512i odd = _mm512_loadu_si512(rows + kKeyBlockTokens);
       const auto low_keys = reinterpret_cast<__m512bh>(_mm512_unpacklo_epi16(even, odd));

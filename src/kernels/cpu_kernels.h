@@ -19,6 +19,19 @@ namespace hybridgen::kernels {
 enum class Isa : std::uint8_t { kPortable, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmx };
 std::string_view name_of(Isa isa);
 
+/// The cache that a scan fetches what it will read next into. Into the first level is best where
+/// that has room for enough lines on their way; where it has not, such fetches starve the scan.
+enum class Prefetch : std::uint8_t { kL1, kL2, kL3 };
+std::string_view name_of(Prefetch prefetch);
+
+/// "auto" gives the environment's HYBRIDGEN_PREFETCH if set, else what a measurement of some
+/// milliseconds, made once per process, found fastest; otherwise a name: "l1", "l2" or "l3". Throws
+/// ConfigError for an unknown name.
+Prefetch resolve_prefetch(std::string_view name);
+
+/// resolve_prefetch("auto") of the first call, kept.
+Prefetch scan_prefetch();
+
 /// y[r, n] = sum_k x[r, k] * weight[n, k] + bias[n]   for r in [0, rows), n in [begin, end).
 struct LinearArgs {
   DType dtype = DType::kFloat32;    ///< of x, weight and bias
@@ -84,6 +97,7 @@ struct BlockedLogitsArgs {
   TokenRange tokens;        ///< any begin and end; need not be multiples of the block
   float* logits = nullptr;  ///< row stride logits_stride
   std::int64_t logits_stride = 0;
+  Prefetch prefetch = scan_prefetch();  ///< changes no bit
 };
 
 /// The same over chosen positions: logits[r, j] = queries[r] . K[positions[j]].
@@ -95,6 +109,7 @@ struct ChosenLogitsArgs {
   std::int64_t count = 0;
   float* logits = nullptr;
   std::int64_t logits_stride = 0;
+  Prefetch prefetch = scan_prefetch();
 };
 
 /// The same over row-major keys, K[t] at keys + t * key_stride: logits[r, j] = queries[r] . K[j],
@@ -124,6 +139,7 @@ struct ShadowLogitsArgs {
   TokenRange tokens;        ///< any begin and end; need not be multiples of the block
   float* scores = nullptr;  ///< row stride scores_stride
   std::int64_t scores_stride = 0;
+  Prefetch prefetch = scan_prefetch();
 };
 
 /// Logits of one KV head over keys stored in 8 or 4 bits: logits[r, t - begin] = query r . K[t],

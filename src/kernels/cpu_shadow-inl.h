@@ -132,11 +132,14 @@ HYBRIDGEN_INLINE Ints add_products(Ints sums, Bytes codes, Bytes query) {
 #endif
 }
 
-template <int Bits, int Queries>
+template <int Bits, int Queries, Prefetch To>
 HYBRIDGEN_INLINE void score_block(const ShadowPass& pass) {
   constexpr int kVectors = 2;
   constexpr std::int64_t kTokens = kVectors * kLanes;
   constexpr int kHalves = Bits == 4 ? 2 : 1;  // groups of dimensions in one byte
+  // Evenly over the passes, as in cpu_blocked_logits-inl.h.
+  constexpr std::int64_t kAheadBytes = kGroupBytes * kTokens / kKeyBlockTokens;
+  const std::uint8_t* ahead = pass.block + kShadowPrefetchBytes;
   for (std::int64_t token = 0; token < kKeyBlockTokens; token += kTokens) {
     Ints sums[extent(Queries)][kVectors];
 #pragma GCC unroll 8
@@ -147,10 +150,9 @@ HYBRIDGEN_INLINE void score_block(const ShadowPass& pass) {
     const std::uint8_t* row = pass.block + token * kGroup;
 #pragma GCC unroll 2
     for (std::int64_t d = 0; d < pass.padded_dim; d += kHalves * kGroup, row += kGroupBytes) {
-      if (token == 0) {
-        prefetch(row + kShadowPrefetchBytes);
-        prefetch(row + kShadowPrefetchBytes + 64);
-      }
+#pragma GCC unroll 2
+      for (std::int64_t byte = 0; byte < kAheadBytes; byte += 64) prefetch_to<To>(ahead + byte);
+      ahead += kAheadBytes;
       Ints bytes[kVectors];
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) bytes[v] = load_ints(row + v * kLanes * kGroup);
@@ -189,7 +191,7 @@ HYBRIDGEN_INLINE void score_block(const ShadowPass& pass) {
 
 #else  // portable
 
-template <int Bits, int Queries>
+template <int Bits, int Queries, Prefetch /*To*/>
 void score_block(const ShadowPass& pass) {
   constexpr int kHalves = Bits == 4 ? 2 : 1;
   for (int q = 0; q < Queries; ++q) {
@@ -217,7 +219,7 @@ void score_block(const ShadowPass& pass) {
 
 #endif
 
-template <int Bits, int Queries>
+template <int Bits, int Queries, Prefetch To>
 void scan_shadow_of(const ShadowLogitsArgs& args, std::int64_t first_query) {
   const ShadowKeyView& keys = args.keys;
   std::int32_t query_sums[extent(Queries)] = {};
@@ -244,12 +246,12 @@ void scan_shadow_of(const ShadowLogitsArgs& args, std::int64_t first_query) {
     if (count == kKeyBlockTokens) {
       pass.scores = out;
       pass.scores_stride = args.scores_stride;
-      score_block<Bits, Queries>(pass);
+      score_block<Bits, Queries, To>(pass);
     } else {
       float whole[extent(Queries * kKeyBlockTokens)];
       pass.scores = whole;
       pass.scores_stride = kKeyBlockTokens;
-      score_block<Bits, Queries>(pass);
+      score_block<Bits, Queries, To>(pass);
       for (int q = 0; q < Queries; ++q) {
         __builtin_memcpy(out + q * args.scores_stride,
                          whole + q * kKeyBlockTokens + from,
@@ -265,11 +267,14 @@ void scan_shadow(const ShadowLogitsArgs& args) {
     const std::int64_t count = min_of(kShadowQueries, args.num_queries - q);
     with_constant<kShadowQueries>(count, [&](auto queries) {
       constexpr int kQueries = decltype(queries)::value;
-      if (args.keys.precision == ShadowPrecision::kInt8) {
-        scan_shadow_of<8, kQueries>(args, q);
-      } else {
-        scan_shadow_of<4, kQueries>(args, q);
-      }
+      with_prefetch(args.prefetch, [&](auto to) {
+        constexpr Prefetch kTo = decltype(to)::value;
+        if (args.keys.precision == ShadowPrecision::kInt8) {
+          scan_shadow_of<8, kQueries, kTo>(args, q);
+        } else {
+          scan_shadow_of<4, kQueries, kTo>(args, q);
+        }
+      });
     });
   }
 }

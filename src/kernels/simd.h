@@ -13,6 +13,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cpu_kernels.h"
+
 #if HYBRIDGEN_ISA_LEVEL > 0
 #include <immintrin.h>
 // GCC 12 takes the deliberately undefined operands of its own AVX-512 intrinsics for mistakes.
@@ -42,6 +44,12 @@ struct BFloat16 {
 HYBRIDGEN_INLINE std::int64_t min_of(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
 HYBRIDGEN_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 3); }
+
+/// Into the cache `To` and those behind it.
+template <Prefetch To>
+HYBRIDGEN_INLINE void prefetch_to(const void* address) {
+  __builtin_prefetch(address, 0, To == Prefetch::kL1 ? 3 : To == Prefetch::kL2 ? 2 : 1);
+}
 
 // ---- Scalars: bytes are copied, so that neither alignment nor aliasing matters -----------------
 
@@ -297,6 +305,29 @@ HYBRIDGEN_INLINE void with_element_type(DType dtype, Body body) {
     case DType::kBFloat16:
       return body(static_cast<const BFloat16*>(nullptr));
   }
+}
+
+template <Prefetch To>
+struct PrefetchTo {
+  static constexpr Prefetch value = To;
+};
+
+/// Calls body(PrefetchTo<to>{}): the cache is part of an instruction. Plain loops are not fast
+/// enough for it to matter.
+template <typename Body>
+HYBRIDGEN_INLINE void with_prefetch([[maybe_unused]] Prefetch to, Body body) {
+#if HYBRIDGEN_ISA_LEVEL == 0
+  body(PrefetchTo<Prefetch::kL1>{});
+#else
+  switch (to) {
+    case Prefetch::kL1:
+      return body(PrefetchTo<Prefetch::kL1>{});
+    case Prefetch::kL2:
+      return body(PrefetchTo<Prefetch::kL2>{});
+    case Prefetch::kL3:
+      return body(PrefetchTo<Prefetch::kL3>{});
+  }
+#endif
 }
 
 template <int Value>

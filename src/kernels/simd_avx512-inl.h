@@ -19,7 +19,21 @@ HYBRIDGEN_INLINE Vector widen(__m256i bfloat16) {
 HYBRIDGEN_INLINE Vector load(const BFloat16* p) {
   return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+/// Elements 0, 2, 4, ... and 1, 3, 5, ... of 2 * kLanes: cheaper to widen than two halves.
+HYBRIDGEN_INLINE void load_even_odd(const BFloat16* p, Vector& even, Vector& odd) {
+  const __m512i bits = _mm512_loadu_si512(p);
+  even = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+  odd = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-0x10000)));
+}
 HYBRIDGEN_INLINE void store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
+/// Stores 2 * kLanes elements that come as those of load_even_odd do, in order.
+HYBRIDGEN_INLINE void store_even_odd(float* p, Vector even, Vector odd) {
+  const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i second =
+      _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  store(p, _mm512_permutex2var_ps(even, first, odd));
+  store(p + kLanes, _mm512_permutex2var_ps(even, second, odd));
+}
 HYBRIDGEN_INLINE __m256i narrow_half(Vector v) {
   return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }

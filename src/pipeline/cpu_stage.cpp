@@ -38,6 +38,7 @@ CpuStage::CpuStage(WorkerPool& pool,
       waiter_helps_(waiter_helps),
       scratch_(static_cast<std::size_t>(pool.size()) + 1) {
   reserve(0);
+  static_cast<void>(kernels::scan_prefetch());  // measured here, not in the first step
 }
 
 void CpuStage::reserve(std::int64_t max_tokens, std::int64_t max_candidates) {

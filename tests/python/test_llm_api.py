@@ -619,6 +619,7 @@ def test_info_describes_the_installation() -> None:
     found = hg.info()
     assert found.versions["torch"] == torch.__version__
     assert found.cpu["isa"] in found.cpu["isas"]
+    assert found.cpu["scan_prefetch"] in ("l1", "l2", "l3")
     assert "numa_nodes" in repr(found)
     assert [node["id"] for node in found.numa_nodes] == sorted(
         node["id"] for node in found.numa_nodes

@@ -204,6 +204,23 @@ TEST_P(BlockedLogits, OfChosenPositionsAreThoseOfTheFullRange) {
   }
 }
 
+TEST_P(BlockedLogits, DoNotDependOnWhereTheyAreFetchedAheadInto) {
+  for (const std::int64_t head_dim : {5, 64, 80, 128}) {
+    const Keys keys = random_keys(dtype(), kTokens, head_dim);
+    for (const std::vector<float>& queries :
+         {any_queries(kQueries, head_dim), model_queries(dtype(), kQueries, head_dim)}) {
+      for (std::int64_t num_queries = 1; num_queries <= kQueries; ++num_queries) {
+        const auto logits_by = [&](Prefetch prefetch) {
+          return blocked_logits(kernels(), keys, queries, num_queries, {3, kTokens}, prefetch);
+        };
+        const std::vector<float> logits = logits_by(Prefetch::kL1);
+        EXPECT_EQ(logits_by(Prefetch::kL2), logits) << num_queries << " queries";
+        EXPECT_EQ(logits_by(Prefetch::kL3), logits) << num_queries << " queries";
+      }
+    }
+  }
+}
+
 HYBRIDGEN_FOR_EVERY_ISA_AND_DTYPE(BlockedLogits);
 
 }  // namespace

@@ -1,34 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <cstdlib>
 
+#include "forced_variable.h"
 #include "hybridgen/core/error.h"
 #include "kernel_test_support.h"
 
 namespace hybridgen::kernels::test {
 namespace {
 
-/// Sets HYBRIDGEN_ISA (null removes it) and puts the old value back.
-class ForcedIsa {
+class ForcedIsa : public ForcedVariable {
  public:
-  explicit ForcedIsa(const char* value) {
-    if (const char* old = std::getenv(kName)) old_ = old;
-    assign(value);
-  }
-  ~ForcedIsa() { assign(old_.empty() ? nullptr : old_.c_str()); }
-  ForcedIsa(const ForcedIsa&) = delete;
-  ForcedIsa& operator=(const ForcedIsa&) = delete;
-
- private:
-  static constexpr const char* kName = "HYBRIDGEN_ISA";
-  static void assign(const char* value) {
-    if (value == nullptr) {
-      unsetenv(kName);
-    } else {
-      setenv(kName, value, 1);
-    }
-  }
-  std::string old_;
+  explicit ForcedIsa(const char* value) : ForcedVariable("HYBRIDGEN_ISA", value) {}
 };
 
 std::string error_of(std::string_view name) {

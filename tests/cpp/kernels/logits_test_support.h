@@ -33,14 +33,16 @@ inline std::vector<float> blocked_logits(const CpuKernels& kernels,
                                          const Keys& keys,
                                          const std::vector<float>& queries,
                                          std::int64_t num_queries,
-                                         TokenRange tokens) {
+                                         TokenRange tokens,
+                                         Prefetch prefetch = scan_prefetch()) {
   std::vector<float> logits(static_cast<std::size_t>(num_queries * tokens.size()));
   kernels.blocked_logits({.keys = keys.view(),
                           .queries = queries.data(),
                           .num_queries = num_queries,
                           .tokens = tokens,
                           .logits = logits.data(),
-                          .logits_stride = tokens.size()});
+                          .logits_stride = tokens.size(),
+                          .prefetch = prefetch});
   return logits;
 }
 

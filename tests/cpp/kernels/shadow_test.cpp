@@ -92,7 +92,8 @@ std::vector<float> scan(const CpuKernels& kernels,
                         const Shadow& shadow,
                         const Queries& queries,
                         std::int64_t num_queries,
-                        TokenRange tokens) {
+                        TokenRange tokens,
+                        Prefetch prefetch = scan_prefetch()) {
   std::vector<float> scores(static_cast<std::size_t>(num_queries * tokens.size()));
   kernels.shadow_logits({.keys = shadow.view(),
                          .queries = queries.rounded.data(),
@@ -100,7 +101,8 @@ std::vector<float> scan(const CpuKernels& kernels,
                          .num_queries = num_queries,
                          .tokens = tokens,
                          .scores = scores.data(),
-                         .scores_stride = tokens.size()});
+                         .scores_stride = tokens.size(),
+                         .prefetch = prefetch});
   return scores;
 }
 
@@ -172,6 +174,20 @@ TEST_P(ShadowLogits, DoNotDependOnTheRangeTheyAreComputedIn) {
                                   TokenRange{32, 64},
                                   TokenRange{95, 96}}) {
     expect_exact(scan(kernels(), shadow, queries, 3, tokens), shadow, queries, 3, tokens);
+  }
+}
+
+TEST_P(ShadowLogits, DoNotDependOnWhereTheyAreFetchedAheadInto) {
+  Shadow shadow(precision(), 80);
+  shadow.fill(all_codes(), 2);
+  const Queries queries(kQueries, shadow.padded_dim, integers(-127, 127));
+  const TokenRange tokens{3, kTokens};
+  for (const Prefetch prefetch : {Prefetch::kL1, Prefetch::kL2, Prefetch::kL3}) {
+    expect_exact(scan(kernels(), shadow, queries, kQueries, tokens, prefetch),
+                 shadow,
+                 queries,
+                 kQueries,
+                 tokens);
   }
 }
 
