@@ -17,12 +17,14 @@
 #include <ATen/ops/silu.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/sort.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "device/device_ops.h"
+#include "device/row_blocks.h"
 
 namespace hybridgen {
 
@@ -213,6 +215,21 @@ class AtenOps final : public DeviceOps {
       rest.lse.copy_(seeing.lse);
     }
     return sum;
+  }
+
+  at::Tensor column_sums(const at::Tensor& query,
+                         const at::Tensor& keys,
+                         const at::Tensor& lse,
+                         bool causal) const override {
+    const std::int64_t heads = query.size(1);
+    at::Tensor sums = at::zeros({heads, keys.size(1)}, query.options().dtype(at::kFloat));
+    for_row_blocks(query, keys, causal, [&](std::int64_t first, at::Tensor& logits) {
+      const std::int64_t count = logits.size(2);
+      const at::Tensor weights =
+          at::exp(logits.view({heads, count, -1}) - lse.narrow(1, first, count).unsqueeze(-1));
+      sums.add_(weights.sum(1));
+    });
+    return sums.cpu();
   }
 
   void guess_logits(const at::Tensor& queries,

@@ -10,8 +10,6 @@
 namespace hybridgen {
 namespace {
 
-// Query rows, over the heads of a group, that a prefill task attends with.
-constexpr std::int64_t kPrefillTaskRows = 288;
 // Tokens whose logits a thread guesses at a time.
 constexpr std::int64_t kGuessedTokens = 2048;
 
@@ -123,58 +121,6 @@ void CpuOps::merge_group(const at::Tensor& query,
            offset(payload->output.const_data_ptr(), group.first_head() * group.head_dim, element),
        .other_stride = group.head_dim,
        .other_lse = payload->lse.const_data_ptr<float>() + group.first_head()});
-}
-
-PartialAttention CpuOps::partial_attention(const at::Tensor& query,
-                                           const at::Tensor& keys,
-                                           const at::Tensor& values,
-                                           bool causal) const {
-  const std::int64_t rows = query.size(0);
-  const std::int64_t heads = query.size(1);
-  const std::int64_t head_dim = query.size(2);
-  const std::int64_t groups = keys.size(0);
-  const std::int64_t per_group = heads / groups;
-  const at::Tensor out = at::empty({heads, rows, head_dim}, at::kFloat);
-  const at::Tensor lse = at::empty({heads, rows}, at::kFloat);
-  // A block of keys is prepared once for so many rows of the group's heads: they still fit the
-  // second-level cache.
-  const std::int64_t block = std::max<std::int64_t>(24, kPrefillTaskRows / per_group);
-  const std::int64_t blocks = (rows + block - 1) / block;
-  const std::int64_t element = query.element_size();
-  at::parallel_for(0, groups * blocks, 1, [&](std::int64_t begin, std::int64_t end) {
-    thread_local std::vector<float> scratch;
-    for (std::int64_t task = begin; task < end; ++task) {
-      const std::int64_t group = task / blocks;
-      // Later rows see more keys: from both ends by turns, so that threads get as much.
-      const std::int64_t turn = task % blocks;
-      const std::int64_t first = (turn % 2 == 0 ? turn / 2 : blocks - 1 - turn / 2) * block;
-      const std::int64_t head = group * per_group;
-      kernels::PrefillAttentionArgs args;
-      args.dtype = dtype_of(query);
-      args.queries =
-          offset(query.const_data_ptr(), first * query.stride(0) + head * query.stride(1), element);
-      args.query_row_stride = query.stride(0);
-      args.num_queries = per_group;
-      args.rows = std::min(block, rows - first);
-      args.head_dim = head_dim;
-      args.scale = 1.0F / std::sqrt(static_cast<float>(head_dim));
-      args.keys = offset(keys.const_data_ptr(), group * keys.stride(0), element);
-      args.key_stride = keys.stride(1);
-      args.values = offset(values.const_data_ptr(), group * values.stride(0), element);
-      args.value_stride = values.stride(1);
-      args.count = keys.size(1);
-      args.is_causal = causal;
-      args.first_row = first;
-      args.out = out.mutable_data_ptr<float>() + (head * rows + first) * head_dim;
-      args.out_head_stride = rows * head_dim;
-      args.lse = lse.mutable_data_ptr<float>() + head * rows + first;
-      args.lse_head_stride = rows;
-      scratch.resize(static_cast<std::size_t>(kernels_.prefill_scratch(args)));
-      args.scratch = scratch.data();
-      kernels_.prefill_attention(args);
-    }
-  });
-  return {out, lse};
 }
 
 void CpuOps::guess_logits(const at::Tensor& queries,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The operations of a CPU device, by the kernels: cpu_ops.cpp has the dense ones,
-// cpu_attention_ops.cpp those over keys and values.
+// cpu_attention_ops.cpp those of a decode step over keys and values, cpu_prefill_ops.cpp a
+// prompt's.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -57,6 +58,11 @@ class CpuOps final : public DeviceOps {
                                      const at::Tensor& keys,
                                      const at::Tensor& values,
                                      bool causal) const override;
+  void add_partial(PartialAttention& sum, const PartialAttention& part) const override;
+  at::Tensor column_sums(const at::Tensor& query,
+                         const at::Tensor& keys,
+                         const at::Tensor& lse,
+                         bool causal) const override;
   void guess_logits(const at::Tensor& queries,
                     const at::Tensor& keys,
                     at::Tensor& guesses) const override;
@@ -144,6 +150,11 @@ class CpuOps final : public DeviceOps {
   const float* scaled_queries(const at::Tensor& query,
                               const AttentionItem& item,
                               const Group& group) const;
+
+  /// Of all query rows [T, H, D] of a KV head's query heads and all its keys [G, N, D].
+  static kernels::PrefillAttentionArgs prefill_args(const at::Tensor& query,
+                                                    const at::Tensor& keys,
+                                                    std::int64_t group);
 
   /// Logits of shipped keys under the layer's own query, in place of guessed ones if there were
   /// any.

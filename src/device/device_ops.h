@@ -120,6 +120,18 @@ class DeviceOps {
                                              const at::Tensor& values,
                                              bool causal) const = 0;
 
+  /// merge_partial(), which may write over sum.out.
+  virtual void add_partial(PartialAttention& sum, const PartialAttention& part) const {
+    merge_partial(sum, part);
+  }
+
+  /// Of the same query and keys: sums over the rows of exp(logit - lse), where a row sees the key;
+  /// float32 [H, N] on the host. lse [H, T] natural, of the softmax meant, float32.
+  virtual at::Tensor column_sums(const at::Tensor& query,
+                                 const at::Tensor& keys,
+                                 const at::Tensor& lse,
+                                 bool causal) const = 0;
+
   /// guesses [G, N] float32: of KV head g and token t the largest product of the token's key with
   /// one of queries [G, R, W]. keys [G, blocks, W, 32] of the queries' dtype, tokens in the last
   /// dimension, as host keys lie (BlockedKeyView).

@@ -43,6 +43,7 @@ constinit const CpuKernels kTable = {
     .add_scores = add_scores,
     .prefill_scratch = prefill_scratch,
     .prefill_attention = prefill_attention,
+    .column_sums = column_sums,
 };
 
 }  // namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE

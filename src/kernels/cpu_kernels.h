@@ -249,8 +249,8 @@ struct PrefillAttentionArgs {
   const void* values = nullptr;
   std::int64_t value_stride = 0;
   std::int64_t count = 0;  ///< of keys
-  bool is_causal = false;  ///< row r sees keys [0, first_row + r], else all
-  std::int64_t first_row = 0;
+  bool is_causal = false;      ///< row r sees keys [0, first_row + r], else all
+  std::int64_t first_row = 0;  ///< below 0: the first rows see none
   float* out = nullptr;  ///< row r of head h at h * out_head_stride + r * D
   std::int64_t out_head_stride = 0;
   float* lse = nullptr;  ///< natural log-sum-exp, at h * lse_head_stride + r
@@ -323,6 +323,10 @@ struct CpuKernels {
   LeastScore (*add_scores)(const ScoreSumArgs& args) = nullptr;
   std::int64_t (*prefill_scratch)(const PrefillAttentionArgs& args) = nullptr;
   void (*prefill_attention)(const PrefillAttentionArgs& args) = nullptr;
+  /// Of the same arguments without values, and with `lse` read: out[h, t] = sum over the rows r that
+  /// see key t of exp(logit[h, r, t] - lse[h, r]), key t of head h at h * out_head_stride + t. A sum
+  /// adds the rows in their order.
+  void (*column_sums)(const PrefillAttentionArgs& args) = nullptr;
 };
 
 /// Table of `isa`. Throws ConfigError if this CPU lacks it, listing those it has.

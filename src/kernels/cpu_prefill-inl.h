@@ -22,8 +22,10 @@ struct FloatProducts {
   using Operand = float;
   static constexpr int kRows = kPrefillRows;
   static constexpr std::int64_t kPanel = kPrefillVectors * kLanes;
+  static constexpr std::int64_t kColumns = kLanes;
   static constexpr std::int64_t kDepth = 1;
   static constexpr bool kScalesQueries = true;
+  static constexpr bool kRoundsWeights = false;
 
   static void pack_query(const T* from, std::int64_t dims, float scale, float* to) {
     for (std::int64_t d = 0; d < dims; d += kLanes) {
@@ -67,9 +69,16 @@ struct FloatProducts {
                      std::int64_t columns,
                      float* to) {
     for (std::int64_t t = 0; t < columns; t += kPanel) {
-      with_constant<kPrefillVectors>((min_of(columns - t, kPanel)) / kLanes, [&](auto vectors) {
-        multiply<decltype(vectors)::value>(
-            queries, sizes.depth, keys + t * sizes.depth, sizes.depth, nullptr, to + t, sizes.keys);
+      with_constant<kPrefillVectors>(min_of(columns - t, kPanel) / kLanes, [&](auto vectors) {
+        multiply_tile<kRows, decltype(vectors)::value>(queries,
+                                                       sizes.depth,
+                                                       keys + t * sizes.depth,
+                                                       kPanel,
+                                                       sizes.depth,
+                                                       nullptr,
+                                                       to + t,
+                                                       sizes.keys,
+                                                       fma);
       });
     }
   }
@@ -83,54 +92,26 @@ struct FloatProducts {
                          const float* kept,
                          float* sums) {
     for (std::int64_t d = 0; d < dims; d += kPanel) {
-      const std::int64_t vectors = (min_of(dims - d, kPanel) + kLanes - 1) / kLanes;
-      with_constant<kPrefillVectors>(vectors, [&](auto most) {
-        multiply<decltype(most)::value>(
-            weights, sizes.keys, values + d * count, depth, kept, sums + d, sizes.width);
+      const std::int64_t most = (min_of(dims - d, kPanel) + kLanes - 1) / kLanes;
+      with_constant<kPrefillVectors>(most, [&](auto vectors) {
+        multiply_tile<kRows, decltype(vectors)::value>(weights,
+                                                       sizes.keys,
+                                                       values + d * count,
+                                                       kPanel,
+                                                       depth,
+                                                       kept,
+                                                       sums + d,
+                                                       sizes.width,
+                                                       fma);
       });
     }
   }
 
+  HYBRIDGEN_INLINE static Vector weight_of(Vector logit) { return exp2_of(logit); }
+
   HYBRIDGEN_INLINE static Vector store_weight(float* to, Vector weight) {
     store(to, weight);
     return weight;
-  }
-
- private:
-  /// c [kRows, Vectors * kLanes] = a [kRows, depth] b, plus c times `kept` where that is given.
-  template <int Vectors>
-  HYBRIDGEN_INLINE static void multiply(const float* a,
-                                        std::int64_t a_stride,
-                                        const float* b,
-                                        std::int64_t depth,
-                                        const float* kept,
-                                        float* c,
-                                        std::int64_t c_stride) {
-    Vector acc[extent(kRows)][extent(Vectors)];
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) {
-        acc[r][v] =
-            kept != nullptr ? mul(load(c + r * c_stride + v * kLanes), splat(kept[r])) : zero();
-      }
-    }
-    for (std::int64_t k = 0; k < depth; ++k) {
-      Vector wide[extent(Vectors)];
-#pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) wide[v] = load(b + k * kPanel + v * kLanes);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const Vector one = splat(a[r * a_stride + k]);
-#pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) acc[r][v] = fma(one, wide[v], acc[r][v]);
-      }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) store(c + r * c_stride + v * kLanes, acc[r][v]);
-    }
   }
 };
 
@@ -141,6 +122,10 @@ std::int64_t prefill_scratch(const PrefillAttentionArgs& args) {
 void prefill_attention(const PrefillAttentionArgs& args) {
   with_element_type(args.dtype,
                     [&]<typename T>(const T*) { prefill_pass<FloatProducts<T>>(args); });
+}
+
+void column_sums(const PrefillAttentionArgs& args) {
+  with_element_type(args.dtype, [&]<typename T>(const T*) { column_pass<FloatProducts<T>>(args); });
 }
 
 }  // namespace

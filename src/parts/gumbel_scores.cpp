@@ -12,6 +12,7 @@
 
 #include <limits>
 
+#include "device/row_blocks.h"
 #include "kernels/gumbel.h"
 
 namespace hybridgen {
@@ -49,12 +50,32 @@ class GumbelScores final : public SummedPromptScores {
     score_.request = context.request.content;
   }
 
- private:
-  std::vector<at::Tensor> score(const PromptRows& rows,
-                                const std::vector<ScoredKeys>& parts) const override {
-    return keyformer_sums(rows.query, parts, score_, rows.layer, rows.first_row);
+  void on_prompt_rows(const PromptRows& rows) override {
+    std::vector<ScoredKeys> parts;
+    if (rows.first_row > 0) {
+      parts.push_back({rows.resident_keys, 0, /*causal=*/false});
+    }
+    parts.push_back({rows.keys, rows.first_row, /*causal=*/true});
+    const std::vector<at::Tensor> sums =
+        keyformer_sums(rows.query, parts, score_, rows.layer, rows.first_row);
+    const std::int64_t groups = rows.keys.size(0);
+    const std::int64_t per_group = rows.query.size(1) / groups;
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      const std::int64_t first = parts[i].first_position;
+      const std::int64_t count = sums[i].size(1);
+      for (std::int64_t g = 0; g < groups; ++g) {
+        add(rows.layer,
+            g,
+            {.tokens = {first, first + count},
+             .num_queries = per_group,
+             .num_rows = rows.query.size(0),
+             .sums = sums[i].const_data_ptr<float>() + g * per_group * count,
+             .stride = count});
+      }
+    }
   }
 
+ private:
   KeyformerScore score_;
 };
 
@@ -70,7 +91,7 @@ std::vector<at::Tensor> keyformer_sums(const at::Tensor& query,
   at::Tensor lse = at::full(
       {heads, rows}, -std::numeric_limits<double>::infinity(), query.options().dtype(at::kFloat));
   const auto for_perturbed = [&](const ScoredKeys& part, const auto& visit) {
-    for_row_blocks(query, part, [&](std::int64_t first, at::Tensor& logits) {
+    for_row_blocks(query, part.keys, part.causal, [&](std::int64_t first, at::Tensor& logits) {
       perturb(logits, score, layer, first_row + first, part.first_position);
       visit(first, logits.view({heads, logits.size(2), -1}));
     });

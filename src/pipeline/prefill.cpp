@@ -9,7 +9,6 @@
 
 #include "device/torch_types.h"
 #include "kvcache/stored_head.h"
-#include "parts/prompt_scores.h"
 #include "pipeline/new_token.h"
 #include "pipeline/offload.h"
 #include "runtime/scoped_span.h"
@@ -110,20 +109,20 @@ at::Tensor Prefill::attend(RequestState& request,
                            const at::Tensor& values) {
   PartialAttention device = ops_.partial_attention(ws_.query, keys, values, /*causal=*/true);
   if (request.resident.size() > 0) {
-    merge_partial(device,
-                  ops_.partial_attention(ws_.query,
-                                         request.resident.resident_keys(layer),
-                                         request.resident.resident_values(layer),
-                                         /*causal=*/false));
+    ops_.add_partial(device,
+                     ops_.partial_attention(ws_.query,
+                                            request.resident.resident_keys(layer),
+                                            request.resident.resident_values(layer),
+                                            /*causal=*/false));
   }
   PartialAttention offloaded;
   for_offloaded_blocks(request, layer, [&](const at::Tensor& block_keys, const at::Tensor& block) {
-    merge_partial(offloaded,
-                  ops_.partial_attention(ws_.query, block_keys, block, /*causal=*/false));
+    ops_.add_partial(offloaded,
+                     ops_.partial_attention(ws_.query, block_keys, block, /*causal=*/false));
   });
   PartialAttention all = device;
   if (offloaded.out.defined()) {
-    merge_partial(all, offloaded);
+    ops_.add_partial(all, offloaded);
   }
   tell_parts(request, layer, keys, device, offloaded, all);
   return all.out;
@@ -211,14 +210,15 @@ void Prefill::give_weights(RequestState& request,
   if (first > 0) {
     std::vector<at::Tensor> blocks;
     for_offloaded_blocks(request, rows.layer, [&](const at::Tensor& keys, const at::Tensor&) {
-      blocks.push_back(column_sums(rows.query, {keys}, offloaded_lse));
+      blocks.push_back(ops_.column_sums(rows.query, keys, offloaded_lse, /*causal=*/false));
     });
     give(at::cat(blocks, 1).contiguous(), 0, /*is_offloaded=*/true);
   }
-  at::Tensor sums = column_sums(rows.query, {rows.keys, 0, /*causal=*/true}, device_lse);
+  at::Tensor sums = ops_.column_sums(rows.query, rows.keys, device_lse, /*causal=*/true);
   if (rows.resident_keys.defined()) {
-    sums =
-        at::cat({column_sums(rows.query, {rows.resident_keys}, device_lse), sums}, 1).contiguous();
+    const at::Tensor before =
+        ops_.column_sums(rows.query, rows.resident_keys, device_lse, /*causal=*/false);
+    sums = at::cat({before, sums}, 1).contiguous();
   }
   give(sums, first, /*is_offloaded=*/false);
 }

@@ -4,8 +4,8 @@
 #include <algorithm>
 
 #include "device/device_ops.h"
+#include "device/row_blocks.h"
 #include "models/decoder_model.h"
-#include "parts/prompt_scores.h"
 #include "pipeline/prefill.h"
 
 namespace hybridgen {

@@ -11,6 +11,22 @@ namespace hybridgen::kernels::test {
 namespace {
 
 class PrefillAttention : public KernelTest {};
+class ColumnSums : public KernelTest {};
+
+/// Whether weights are rounded to bfloat16 before they meet the values.
+bool rounds_weights(const CpuKernels& kernels, DType dtype) {
+  return dtype == DType::kBFloat16 && kernels.isa >= Isa::kAvx512Bf16;
+}
+
+/// Of the exponential alone, relative.
+double exponential_error(const CpuKernels& kernels, DType dtype) {
+  return rounds_weights(kernels, dtype) ? 4e-6 : 1e-6;
+}
+
+/// Each weight is rounded, and so is their sum, that outputs are divided by.
+double rounding_error(const CpuKernels& kernels, DType dtype) {
+  return rounds_weights(kernels, dtype) ? 2.02 * unit_roundoff(DType::kBFloat16) : 0.0;
+}
 
 constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 
@@ -44,28 +60,33 @@ struct Inputs {
   Array v;
 };
 
+/// Without results and scratch.
+PrefillAttentionArgs args_of(const Problem& problem, const Inputs& inputs) {
+  return {.dtype = inputs.q.dtype(),
+          .queries = inputs.q.data(),
+          .query_row_stride = inputs.q_stride,
+          .num_queries = problem.heads,
+          .rows = problem.rows,
+          .head_dim = problem.dim,
+          .scale = 1.0F / std::sqrt(static_cast<float>(problem.dim)),
+          .keys = inputs.k.data(),
+          .key_stride = inputs.kv_stride,
+          .values = inputs.v.data(),
+          .value_stride = inputs.kv_stride,
+          .count = problem.count,
+          .is_causal = problem.is_causal,
+          .first_row = problem.first_row};
+}
+
 Output attend(const CpuKernels& kernels, const Problem& problem, const Inputs& inputs) {
   Output output{std::vector<float>(
                     static_cast<std::size_t>(problem.heads * problem.rows * problem.dim), 77.0F),
                 std::vector<float>(static_cast<std::size_t>(problem.heads * problem.rows), 77.0F)};
-  PrefillAttentionArgs args{.dtype = inputs.q.dtype(),
-                            .queries = inputs.q.data(),
-                            .query_row_stride = inputs.q_stride,
-                            .num_queries = problem.heads,
-                            .rows = problem.rows,
-                            .head_dim = problem.dim,
-                            .scale = 1.0F / std::sqrt(static_cast<float>(problem.dim)),
-                            .keys = inputs.k.data(),
-                            .key_stride = inputs.kv_stride,
-                            .values = inputs.v.data(),
-                            .value_stride = inputs.kv_stride,
-                            .count = problem.count,
-                            .is_causal = problem.is_causal,
-                            .first_row = problem.first_row,
-                            .out = output.out.data(),
-                            .out_head_stride = problem.rows * problem.dim,
-                            .lse = output.lse.data(),
-                            .lse_head_stride = problem.rows};
+  PrefillAttentionArgs args = args_of(problem, inputs);
+  args.out = output.out.data();
+  args.out_head_stride = problem.rows * problem.dim;
+  args.lse = output.lse.data();
+  args.lse_head_stride = problem.rows;
   std::vector<float> scratch(static_cast<std::size_t>(kernels.prefill_scratch(args)));
   args.scratch = scratch.data();
   kernels.prefill_attention(args);
@@ -85,7 +106,8 @@ std::vector<float> row_of(const Problem& problem,
 }
 
 /// Every output against float64. With logits that are off by at most e, a weight is off by a factor
-/// of exp(2 e) at most; the exponential adds 1e-6, the two sums over tokens their own error.
+/// of exp(2 e) at most; the exponential and the two sums over tokens add their own errors, and so
+/// does the rounding of weights.
 void expect_exact(const CpuKernels& kernels, const Problem& problem, const Inputs& inputs) {
   const Output output = attend(kernels, problem, inputs);
   const double scale = 1.0 / std::sqrt(static_cast<double>(problem.dim));
@@ -112,7 +134,9 @@ void expect_exact(const CpuKernels& kernels, const Problem& problem, const Input
       }
       double total = 0.0;
       for (const double logit : logits) total += std::exp(logit - peak);
-      const double error = std::expm1(2.0 * logit_error) + 2e-6 + 2.0 * sum_error(seen + 2);
+      const double error = std::expm1(2.0 * logit_error) +
+                           2.0 * exponential_error(kernels, inputs.q.dtype()) +
+                           2.0 * sum_error(seen + 2);
       const auto at = static_cast<std::size_t>(h * problem.rows + r);
       ASSERT_NEAR(output.lse[at], peak + std::log(total), error + 1e-6 * std::abs(peak))
           << "head " << h << " row " << r;
@@ -128,7 +152,7 @@ void expect_exact(const CpuKernels& kernels, const Problem& problem, const Input
         ASSERT_NEAR(
             output.out[at * static_cast<std::size_t>(problem.dim) + static_cast<std::size_t>(d)],
             expected,
-            size * error)
+            size * (error + rounding_error(kernels, inputs.q.dtype())))
             << "head " << h << " row " << r << " dimension " << d;
       }
     }
@@ -209,7 +233,8 @@ TEST_P(PrefillAttention, OneKeyGivesItsValueHoweverLargeOrSmallItsLogit) {
     const Output output = attend(kernels(), problem, inputs);
     for (std::size_t i = 0; i < output.out.size(); ++i) {
       const float value = inputs.v.at(static_cast<std::int64_t>(i) % problem.dim);
-      ASSERT_EQ(output.out[i], value) << size;
+      ASSERT_NEAR(output.out[i], value, std::abs(value) * 4.0 * unit_roundoff(DType::kFloat32))
+          << size;
     }
   }
 }
@@ -302,6 +327,104 @@ TEST_P(PrefillAttention, AHeadsResultDoesNotDependOnTheOtherHeads) {
   }
 }
 
+// ---- Column sums
+
+/// Of the softmax that `lse` [heads, rows] belongs to: [heads, count].
+std::vector<float> column_sums(const CpuKernels& kernels,
+                               const Problem& problem,
+                               const Inputs& inputs,
+                               std::vector<float> lse) {
+  std::vector<float> sums(static_cast<std::size_t>(problem.heads * problem.count), 77.0F);
+  PrefillAttentionArgs args = args_of(problem, inputs);
+  args.values = nullptr;
+  args.out = sums.data();
+  args.out_head_stride = problem.count;
+  args.lse = lse.data();
+  args.lse_head_stride = problem.rows;
+  std::vector<float> scratch(static_cast<std::size_t>(kernels.prefill_scratch(args)));
+  args.scratch = scratch.data();
+  kernels.column_sums(args);
+  return sums;
+}
+
+TEST_P(ColumnSums, AreTheWeightsThatAttentionGivesEachKey) {
+  // Each of the first keys has a value of its own, 1 in one dimension: attention's outputs are
+  // weights.
+  const double error = 1e-5 + rounding_error(kernels(), dtype());
+  for (const bool is_causal : {false, true}) {
+    const Problem problem{
+        .heads = 3, .rows = 64, .dim = 64, .count = 64, .is_causal = is_causal, .first_row = 0};
+    Inputs inputs(dtype(), problem, 3);
+    for (std::int64_t t = 0; t < problem.count; ++t) {
+      for (std::int64_t d = 0; d < problem.dim; ++d) {
+        inputs.v.set(t * inputs.kv_stride + d, t == d ? 1.0F : 0.0F);
+      }
+    }
+    const Output output = attend(kernels(), problem, inputs);
+    const std::vector<float> sums = column_sums(kernels(), problem, inputs, output.lse);
+    for (std::int64_t head = 0; head < problem.heads; ++head) {
+      for (std::int64_t t = 0; t < problem.count; ++t) {
+        double expected = 0.0;
+        for (std::int64_t row = 0; row < problem.rows; ++row) {
+          expected +=
+              static_cast<double>(row_of(problem, output, head, row)[static_cast<std::size_t>(t)]);
+        }
+        const float sum = sums[static_cast<std::size_t>(head * problem.count + t)];
+        ASSERT_NEAR(sum, expected, expected * error) << "head " << head << " key " << t;
+      }
+    }
+  }
+}
+
+TEST_P(ColumnSums, AddUpToTheNumberOfRows) {
+  for (const std::int64_t dim : {24, 144}) {
+    const Problem problem{
+        .heads = 4, .rows = 11, .dim = dim, .count = 600, .is_causal = true, .first_row = 555};
+    const Inputs inputs(dtype(), problem, 3);
+    const Output output = attend(kernels(), problem, inputs);
+    const std::vector<float> sums = column_sums(kernels(), problem, inputs, output.lse);
+    for (std::int64_t head = 0; head < problem.heads; ++head) {
+      double total = 0.0;
+      for (std::int64_t t = 0; t < problem.count; ++t) {
+        const float sum = sums[static_cast<std::size_t>(head * problem.count + t)];
+        if (t >= problem.first_row + problem.rows) {
+          ASSERT_EQ(sum, 0.0F) << "unseen key " << t;
+        }
+        total += static_cast<double>(sum);
+      }
+      EXPECT_NEAR(total, 11.0, 11.0 * 2e-5);
+    }
+  }
+}
+
+TEST_P(ColumnSums, DoNotDependOnTheRangeOfKeysThatTheyAreTakenIn) {
+  const Problem all{.heads = 2, .rows = 40, .dim = 32, .count = 530, .is_causal = true};
+  Problem late = all;
+  late.first_row = 490;
+  const Inputs inputs(dtype(), all, 0);
+  const Output output = attend(kernels(), late, inputs);
+  const std::vector<float> together = column_sums(kernels(), late, inputs, output.lse);
+  for (const std::int64_t first : {0, 256, 512}) {
+    Problem part = late;
+    part.count = std::min<std::int64_t>(256, all.count - first);
+    part.first_row =
+        late.first_row - first;  // below 0 for the last range: some rows see none of it
+    Inputs keys = inputs;
+    for (std::int64_t i = 0; i < part.count * all.dim; ++i) {
+      keys.k.set(i, inputs.k.at(first * all.dim + i));
+    }
+    const std::vector<float> alone = column_sums(kernels(), part, keys, output.lse);
+    for (std::int64_t head = 0; head < all.heads; ++head) {
+      for (std::int64_t t = 0; t < part.count; ++t) {
+        ASSERT_EQ(alone[static_cast<std::size_t>(head * part.count + t)],
+                  together[static_cast<std::size_t>(head * all.count + first + t)])
+            << "head " << head << " key " << first + t;
+      }
+    }
+  }
+}
+
+HYBRIDGEN_FOR_EVERY_ISA_AND_DTYPE(ColumnSums);
 HYBRIDGEN_FOR_EVERY_ISA_AND_DTYPE(PrefillAttention);
 
 }  // namespace

@@ -264,12 +264,22 @@ TEST(RetentionState, IsWhoWasKeptWhichKeysDoNotTell) {
 }
 
 TEST(PromptScoresState, IsNothingOnceAPolicyHasChosenByThem) {
-  SummedPromptScores scores({.config = config(), .request = {}, .prompt_capacity = 30});
-  const at::Tensor query = at::randn({30, kGroups * kPerGroup, kDim});
-  const at::Tensor keys = at::randn({kGroups, 30, kDim});
-  const at::Tensor lse = at::randn({kGroups * kPerGroup, 30});
-  scores.on_prompt_rows({.query = query, .keys = keys, .resident_keys = {}, .lse = lse});
-  EXPECT_EQ(scores.sums(0, 0, 30).size(), 30U);
+  const ModelConfig shape = config();
+  const auto part =
+      prompt_scores_part().make({.config = shape, .request = {}, .prompt_capacity = 30});
+  auto& scores = dynamic_cast<PromptScores&>(*part);
+  const std::vector<float> sums(static_cast<std::size_t>(kPerGroup * 30), 0.5F);
+  scores.on_prefill(0,
+                    0,
+                    {.tokens = {0, 30},
+                     .num_queries = kPerGroup,
+                     .num_rows = 30,
+                     .sums = sums.data(),
+                     .stride = 30});
+  ASSERT_EQ(scores.sums(0, 0, 30).size(), 30U);
+  for (const float sum : scores.sums(0, 0, 30)) {
+    EXPECT_EQ(sum, 0.5F * static_cast<float>(kPerGroup));
+  }
   scores.forget();
   EXPECT_EQ(scores.state(), PartState{});
   EXPECT_TRUE(scores.sums(0, 0, 30).empty());

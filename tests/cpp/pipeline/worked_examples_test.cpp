@@ -35,7 +35,6 @@
 #include "kernels/cpu_kernels.h"
 #include "kernels/gumbel.h"
 #include "parts/gumbel_scores.h"
-#include "parts/prompt_scores.h"
 #include "pipeline/cpu_stage.h"
 #include "pipeline/host_staging.h"
 #include "support/tiny_model.h"
@@ -364,7 +363,7 @@ TEST_P(Example, PartsOfTheToyHaveTheirOwnOutputsAndLogSumExps) {
   EXPECT_NEAR(device.out.item<double>(), 24.0 / 5.0, kExact);
   EXPECT_NEAR(device.lse.item<double>(), std::log(5.0), kExact);
   PartialAttention sum = host;
-  merge_partial(sum, device);
+  ops_->add_partial(sum, device);
   EXPECT_NEAR(sum.out.item<double>(), kFull, kExact);
   EXPECT_NEAR(sum.lse.item<double>(), std::log(8.0), kExact);
 }
@@ -376,7 +375,7 @@ TEST_P(Example, ThreePartsMergeInAnyOrder) {
   do {
     PartialAttention sum;
     for (const std::size_t part : order) {
-      merge_partial(sum, parts[part]);
+      ops_->add_partial(sum, {parts[part].out.clone(), parts[part].lse});
     }
     EXPECT_NEAR(sum.out.item<double>(), kFull, kExact);
     EXPECT_NEAR(sum.lse.item<double>(), std::log(8.0), kExact);
@@ -387,7 +386,7 @@ TEST_P(Example, APartWithoutTokensMergesAsNothing) {
   const PartialAttention empty{at::zeros({1, 1, 1}), at::full({1, 1}, kMinusInfinity)};
   for (const bool is_first : {true, false}) {
     PartialAttention sum = is_first ? empty : part_of_toy(*ops_, 0, 4);
-    merge_partial(sum, is_first ? part_of_toy(*ops_, 0, 4) : empty);
+    ops_->add_partial(sum, is_first ? part_of_toy(*ops_, 0, 4) : empty);
     EXPECT_NEAR(sum.out.item<double>(), kFull, kExact);
     EXPECT_NEAR(sum.lse.item<double>(), std::log(8.0), kExact);
   }
@@ -538,27 +537,44 @@ double largest_difference(const at::Tensor& a, const at::Tensor& b) {
 
 constexpr double kSumTolerance = 2e-5;  // per token, of sums over up to a hundred rows
 
-TEST(ColumnSums, AreThoseOfTheSoftmaxMatrix) {
+class ColumnSums : public ::testing::TestWithParam<std::string> {
+ protected:
+  at::Tensor column_sums(const at::Tensor& query,
+                         const at::Tensor& keys,
+                         bool causal,
+                         const at::Tensor& lse) const {
+    return ops_->column_sums(query, keys, lse.to(at::kFloat), causal);
+  }
+
+  std::unique_ptr<DeviceOps> ops_ = GetParam() == "aten" ? make_aten_ops() : make_cpu_ops("auto");
+};
+
+INSTANTIATE_TEST_SUITE_P(Operations,
+                         ColumnSums,
+                         ::testing::Values("kernels", "aten"),
+                         [](const auto& name) { return name.param; });
+
+TEST_P(ColumnSums, AreThoseOfTheSoftmaxMatrix) {
   const Prompt prompt = random_prompt(50);
   const at::Tensor z = prompt.logits();
   const at::Tensor sums =
-      column_sums(prompt.query, {prompt.keys, 0, /*causal=*/true}, at::logsumexp(z, {-1}));
+      column_sums(prompt.query, prompt.keys, /*causal=*/true, at::logsumexp(z, {-1}));
   EXPECT_LT(largest_difference(sums, at::softmax(z, -1).sum(1)), kSumTolerance);
 }
 
-TEST(ColumnSums, OfARowEachAddUpToTheRows) {
+TEST_P(ColumnSums, OfARowEachAddUpToTheRows) {
   const Prompt prompt = random_prompt(50);
-  const at::Tensor sums = column_sums(
-      prompt.query, {prompt.keys, 0, /*causal=*/true}, at::logsumexp(prompt.logits(), {-1}));
+  const at::Tensor sums =
+      column_sums(prompt.query, prompt.keys, /*causal=*/true, at::logsumexp(prompt.logits(), {-1}));
   for (std::int64_t head = 0; head < prompt.heads(); ++head) {
     EXPECT_NEAR(sums[head].sum().item<double>(), 50.0, 50 * kSumTolerance);
   }
 }
 
-TEST(ColumnSums, DoNotDependOnHowThePromptIsSplit) {
+TEST_P(ColumnSums, DoNotDependOnHowThePromptIsSplit) {
   const Prompt prompt = random_prompt(50);
   const at::Tensor lse = at::logsumexp(prompt.logits(), {-1});
-  const at::Tensor whole = column_sums(prompt.query, {prompt.keys, 0, /*causal=*/true}, lse);
+  const at::Tensor whole = column_sums(prompt.query, prompt.keys, /*causal=*/true, lse);
   for (const std::int64_t first : {1, 20, 49}) {
     const auto chunk = [&](std::int64_t begin, std::int64_t end) {
       return prompt.query.narrow(0, begin, end - begin);
@@ -567,21 +583,21 @@ TEST(ColumnSums, DoNotDependOnHowThePromptIsSplit) {
       return prompt.keys.narrow(1, begin, end - begin);
     };
     const at::Tensor old_rows =
-        column_sums(chunk(0, first), {keys(0, first), 0, true}, lse.narrow(1, 0, first));
+        column_sums(chunk(0, first), keys(0, first), true, lse.narrow(1, 0, first));
     const at::Tensor late = lse.narrow(1, first, 50 - first);
-    const at::Tensor seen = column_sums(chunk(first, 50), {keys(0, first), 0, false}, late);
-    const at::Tensor own = column_sums(chunk(first, 50), {keys(first, 50), first, true}, late);
+    const at::Tensor seen = column_sums(chunk(first, 50), keys(0, first), false, late);
+    const at::Tensor own = column_sums(chunk(first, 50), keys(first, 50), true, late);
     EXPECT_LT(largest_difference(at::cat({old_rows + seen, own}, 1), whole), kSumTolerance)
         << "split at " << first;
   }
 }
 
-TEST(ColumnSums, OfALongPromptAreTakenInBlocksOfRows) {
+TEST_P(ColumnSums, OfALongPromptAreTakenInBlocksOfRows) {
   // 4 heads * 1300 * 1300 logits are more than the 2^22 that are held at a time.
   const Prompt prompt = random_prompt(1300);
   const at::Tensor z = prompt.logits();
   const at::Tensor sums =
-      column_sums(prompt.query, {prompt.keys, 0, /*causal=*/true}, at::logsumexp(z, {-1}));
+      column_sums(prompt.query, prompt.keys, /*causal=*/true, at::logsumexp(z, {-1}));
   EXPECT_LT(largest_difference(sums, at::softmax(z, -1).sum(1)), 1e-4);
   EXPECT_NEAR(sums[0].sum().item<double>(), 1300.0, 0.01);
 }
@@ -645,7 +661,10 @@ TEST(KeyformerSums, WithoutNoiseAtTemperatureOneAreThePlainOnes) {
   score.tau_init = 1.0;
   const auto sums = keyformer_sums(prompt.query, {{prompt.keys, 0, true}}, score, 0, 0);
   const at::Tensor plain =
-      column_sums(prompt.query, {prompt.keys, 0, true}, at::logsumexp(prompt.logits(), {-1}));
+      make_aten_ops()->column_sums(prompt.query,
+                                   prompt.keys,
+                                   at::logsumexp(prompt.logits(), {-1}).to(at::kFloat),
+                                   /*causal=*/true);
   EXPECT_LT(largest_difference(sums[0], plain), kSumTolerance);
 }
 
