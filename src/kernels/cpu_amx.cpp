@@ -3,6 +3,7 @@
 #if defined(__x86_64__)
 #define HYBRIDGEN_ISA_NAMESPACE amx
 #define HYBRIDGEN_ISA_LEVEL 2
+#include "kernels/amx_prefill-inl.h"
 #include "kernels/amx_tiles-inl.h"
 #include "kernels/amx_unit-inl.h"
 #include "kernels/bf16_logits-inl.h"
@@ -61,6 +62,20 @@ void blocked_logits(const BlockedLogitsArgs& args) {
 
 void chosen_logits(const ChosenLogitsArgs& args) {
   logits_by_pairs<TileBlocks>(args, avx512::kTable.chosen_logits);
+}
+
+std::int64_t prefill_scratch(const PrefillAttentionArgs& args) {
+  return has_pairs(args) ? scratch_of<TileProducts>(args) : avx512::kTable.prefill_scratch(args);
+}
+
+void prefill_attention(const PrefillAttentionArgs& args) {
+  if (!has_pairs(args)) return avx512::kTable.prefill_attention(args);
+  prefill_pass<TileProducts>(args);
+}
+
+void column_sums(const PrefillAttentionArgs& args) {
+  if (!has_pairs(args)) return avx512::kTable.column_sums(args);
+  column_pass<TileProducts>(args);
 }
 
 }  // namespace hybridgen::kernels::amx

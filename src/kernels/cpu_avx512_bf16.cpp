@@ -5,6 +5,7 @@
 #define HYBRIDGEN_ISA_LEVEL 2
 #define HYBRIDGEN_ISA_BF16
 #include "kernels/bf16_logits-inl.h"
+#include "kernels/bf16_prefill-inl.h"
 #include "kernels/cpu_linear-inl.h"
 
 namespace hybridgen::kernels::avx512_bf16 {
@@ -88,6 +89,20 @@ void blocked_logits(const BlockedLogitsArgs& args) {
 
 void chosen_logits(const ChosenLogitsArgs& args) {
   logits_by_pairs<PairBlocks>(args, avx512::kTable.chosen_logits);
+}
+
+std::int64_t prefill_scratch(const PrefillAttentionArgs& args) {
+  return has_pairs(args) ? scratch_of<PairProducts>(args) : avx512::kTable.prefill_scratch(args);
+}
+
+void prefill_attention(const PrefillAttentionArgs& args) {
+  if (!has_pairs(args)) return avx512::kTable.prefill_attention(args);
+  prefill_pass<PairProducts>(args);
+}
+
+void column_sums(const PrefillAttentionArgs& args) {
+  if (!has_pairs(args)) return avx512::kTable.column_sums(args);
+  column_pass<PairProducts>(args);
 }
 
 }  // namespace hybridgen::kernels::avx512_bf16

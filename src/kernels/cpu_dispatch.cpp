@@ -24,6 +24,9 @@ CpuKernels with_bf16(CpuKernels table) {
   table.linear = avx512_bf16::bf16_linear;
   table.blocked_logits = avx512_bf16::blocked_logits;
   table.chosen_logits = avx512_bf16::chosen_logits;
+  table.prefill_scratch = avx512_bf16::prefill_scratch;
+  table.prefill_attention = avx512_bf16::prefill_attention;
+  table.column_sums = avx512_bf16::column_sums;
   return table;
 }
 
@@ -31,6 +34,9 @@ CpuKernels with_amx(CpuKernels table) {
   table.isa = Isa::kAmx;
   table.blocked_logits = amx::blocked_logits;
   table.chosen_logits = amx::chosen_logits;
+  table.prefill_scratch = amx::prefill_scratch;
+  table.prefill_attention = amx::prefill_attention;
+  table.column_sums = amx::column_sums;
   return table;
 }
 #endif

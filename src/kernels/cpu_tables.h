@@ -23,10 +23,16 @@ namespace avx512_bf16 {
 void bf16_linear(const LinearArgs& args, std::int64_t begin, std::int64_t end);
 void blocked_logits(const BlockedLogitsArgs& args);
 void chosen_logits(const ChosenLogitsArgs& args);
+std::int64_t prefill_scratch(const PrefillAttentionArgs& args);
+void prefill_attention(const PrefillAttentionArgs& args);
+void column_sums(const PrefillAttentionArgs& args);
 }  // namespace avx512_bf16
 namespace amx {
 void blocked_logits(const BlockedLogitsArgs& args);
 void chosen_logits(const ChosenLogitsArgs& args);
+std::int64_t prefill_scratch(const PrefillAttentionArgs& args);
+void prefill_attention(const PrefillAttentionArgs& args);
+void column_sums(const PrefillAttentionArgs& args);
 }  // namespace amx
 
 }  // namespace hybridgen::kernels
