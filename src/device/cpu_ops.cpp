@@ -1,64 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "device/cpu_ops.h"
 
-#include <ATen/ops/addmm.h>
-#include <ATen/ops/mm.h>
-
 #include <cstring>
-#include <exception>
 
-#include "device/own_error.h"
 #include "hybridgen/core/error.h"
-#include "kernels/onednn_linear.h"
+#include "memory/host_buffer.h"
 
 namespace hybridgen {
 namespace {
 
-// Above this many rows a projection is a matrix product, which libraries do best: oneDNN in
-// float32, where LibTorch takes MKL's, and LibTorch in 16 bits. Below, it reads the weights once
-// and our kernel runs at the memory limit (docs/kernels.md), but does not use the tile registers of
-// a CPU that has them.
-constexpr std::int64_t kMaxStreamedRows = 64;
-constexpr std::int64_t kMaxStreamedRowsBesideTiles = 16;
 // A piece of a streamed weight: long enough to be read in bursts, short enough that threads which
 // start late or read slowly leave little to wait for.
 constexpr std::int64_t kLeastPieceBytes = std::int64_t{32} << 10;
 constexpr std::int64_t kMostPieceBytes = std::int64_t{1} << 20;
 constexpr std::int64_t kPiecesPerThread = 8;
 
-/// Whether a library did linear(). Both want memory for code and scratch, and one of oneDNN's
-/// kernels that once got none refuses for as long as the process lives: then ours, which wants
-/// none, takes over, here and for every later call that fails. Whatever else they throw, of
-/// shapes that do not match for example, is thrown on.
-bool multiply_by_library(const at::Tensor& x,
-                         const at::Tensor& weight,
-                         const at::Tensor& bias,
-                         at::Tensor& y,
-                         const kernels::LinearArgs& args) {
-  try {
-    if (args.dtype == DType::kFloat32 && kernels::has_onednn()) {
-      kernels::onednn_linear(args, weight.size(0));
-    } else if (bias.defined()) {
-      at::addmm_out(y, bias, x, weight.t());
-    } else {
-      at::mm_out(y, x, weight.t());
-    }
-    return true;
-  } catch (const DeviceError&) {
-    return false;  // of onednn_linear
-  } catch (...) {
-    if (!is_lack_of_memory(std::current_exception())) throw;
-    return false;
+// Rows of x that are prepared at a time: the last-level cache holds them.
+constexpr std::int64_t kPreparedBytes = std::int64_t{8} << 20;
+constexpr std::int64_t kLeastRowsAtATime = 64;
+
+/// Room for `bytes` in what the calling thread keeps for the next time.
+void* room_in(HostBuffer& kept, std::int64_t bytes) {
+  const auto wanted = static_cast<std::size_t>(bytes);
+  if (kept.size_bytes() < wanted) {
+    kept = {};  // the old one's memory first
+    kept = HostBuffer(wanted);
   }
+  return kept.data();
 }
 
 }  // namespace
 
-CpuOps::CpuOps(std::string_view isa, WorkerPool* pool)
-    : kernels_(kernels::cpu_kernels(kernels::resolve_isa(isa))),
-      pool_(pool),
-      max_streamed_rows_(kernels_.isa == kernels::Isa::kAmx ? kMaxStreamedRowsBesideTiles
-                                                            : kMaxStreamedRows) {}
+CpuOps::CpuOps(std::string_view isa, WorkerPool* pool, RowsOf rows_of)
+    : kernels_(kernels::cpu_kernels(kernels::resolve_isa(isa))), pool_(pool), rows_of_(rows_of) {}
 
 void CpuOps::linear(const at::Tensor& x,
                     const at::Tensor& weight,
@@ -76,14 +50,52 @@ void CpuOps::linear(const at::Tensor& x,
   args.in_features = x.size(1);
   args.x_stride = x.stride(0);
   args.y_stride = y.stride(0);
-  if (rows > max_streamed_rows_ && y.scalar_type() == x.scalar_type() &&
-      multiply_by_library(x, weight, bias, y, args)) {
-    return;
+  const LinearForm form = linear_form(kernels_.isa, args.dtype, args.y_dtype, rows_of_, rows);
+  if (form == LinearForm::kPrepared) {
+    if (prepared_linear(args, weight.size(0))) return;
+  } else if (form != LinearForm::kStreamed) {
+    if (library_linear(form, x, weight, bias, y, args)) return;
   }
   for_ranges(
       rows, weight.size(0), outputs_per_piece(weight), [&](std::int64_t begin, std::int64_t end) {
         kernels_.linear(args, begin, end);
       });
+}
+
+bool CpuOps::prepared_linear(const kernels::LinearArgs& args, std::int64_t outputs) const {
+  const kernels::PreparedLinear& form = kernels_.prepared_linear;
+  const auto element = static_cast<std::int64_t>(size_of(args.dtype));
+  const auto y_element = static_cast<std::int64_t>(size_of(args.y_dtype));
+  const std::int64_t bytes = form.rows_bytes(args);
+  const std::int64_t most = bytes <= kPreparedBytes
+                                ? args.rows
+                                : std::max(kLeastRowsAtATime, args.rows * kPreparedBytes / bytes);
+  try {
+    for (std::int64_t first = 0; first < args.rows; first += most) {
+      kernels::LinearArgs part = args;
+      part.x = offset(args.x, first * args.x_stride, element);
+      part.y = offset(args.y, first * args.y_stride, y_element);
+      part.rows = std::min(most, args.rows - first);
+      thread_local HostBuffer rows;
+      void* prepared = room_in(rows, form.rows_bytes(part));
+      if (form.rows_bytes(part) > 0) {
+        const std::int64_t blocks =
+            (part.rows + kernels::kPreparedRows - 1) / kernels::kPreparedRows;
+        for_ranges(args.rows, blocks, 1, [&](std::int64_t begin, std::int64_t end) {
+          for (std::int64_t block = begin; block < end; ++block) {
+            form.prepare_rows(part, block, prepared);
+          }
+        });
+      }
+      for_ranges(args.rows, outputs, form.outputs(part), [&](std::int64_t begin, std::int64_t end) {
+        thread_local HostBuffer scratch;
+        form.multiply(part, prepared, begin, end, room_in(scratch, form.scratch_bytes(part)));
+      });
+    }
+    return true;
+  } catch (const OutOfMemoryError&) {
+    return false;
+  }
 }
 
 void CpuOps::select_rows(const at::Tensor& table,
@@ -206,8 +218,8 @@ std::int64_t CpuOps::outputs_per_piece(const at::Tensor& weight) const {
   return std::max<std::int64_t>(1, piece * weight.size(0) / bytes);
 }
 
-std::unique_ptr<DeviceOps> make_cpu_ops(std::string_view isa, WorkerPool* pool) {
-  return std::make_unique<CpuOps>(isa, pool);
+std::unique_ptr<DeviceOps> make_cpu_ops(std::string_view isa, WorkerPool* pool, RowsOf rows_of) {
+  return std::make_unique<CpuOps>(isa, pool, rows_of);
 }
 
 }  // namespace hybridgen

@@ -15,6 +15,7 @@
 #include <type_traits>
 
 #include "device/device_ops.h"
+#include "device/linear_form.h"
 #include "device/torch_types.h"
 #include "kernels/cpu_kernels.h"
 #include "runtime/worker_pool.h"
@@ -24,7 +25,7 @@ namespace hybridgen {
 class CpuOps final : public DeviceOps {
  public:
   /// See make_cpu_ops.
-  CpuOps(std::string_view isa, WorkerPool* pool);
+  CpuOps(std::string_view isa, WorkerPool* pool, RowsOf rows_of);
 
   std::string_view name() const override { return "kernels"; }
 
@@ -97,7 +98,7 @@ class CpuOps final : public DeviceOps {
                   std::int64_t count,
                   std::int64_t grain,
                   const Function& function) const {
-    if (pool_ == nullptr || rows > max_streamed_rows_) {
+    if (pool_ == nullptr || rows > kMostStepRows) {
       at::parallel_for(0, count, grain, function);
       return;
     }
@@ -110,7 +111,10 @@ class CpuOps final : public DeviceOps {
     });
   }
 
-  /// Weight rows that a thread takes at a time.
+  /// linear() by CpuKernels::prepared_linear, which wants memory: false where there is none.
+  bool prepared_linear(const kernels::LinearArgs& args, std::int64_t outputs) const;
+
+  /// Weight rows that a thread takes of a streamed weight at a time.
   std::int64_t outputs_per_piece(const at::Tensor& weight) const;
 
   template <typename Function>
@@ -173,7 +177,7 @@ class CpuOps final : public DeviceOps {
 
   const kernels::CpuKernels& kernels_;
   WorkerPool* pool_;
-  std::int64_t max_streamed_rows_;
+  RowsOf rows_of_;
 };
 
 }  // namespace hybridgen

@@ -158,9 +158,14 @@ inline constexpr std::int64_t kWideElements = std::int64_t{1} << 24;
 /// keys in partial_attention(), at most, but for blocks of one key.
 std::unique_ptr<DeviceOps> make_aten_ops(std::int64_t block_elements = kAttentionBlockElements);
 
+/// Whose rows an operation gets: one of each request, or many of one.
+enum class RowsOf : std::uint8_t { kStep, kPrompt };
+
 /// Operations through our kernels, for the CPU; `isa` as in CpuConfig(isa=). An operation on few
 /// rows (a decode step's) is spread over the calling thread and the workers of `pool`, others, and
 /// all if it is null, over LibTorch's intra-op threads of the calling thread.
-std::unique_ptr<DeviceOps> make_cpu_ops(std::string_view isa, WorkerPool* pool = nullptr);
+std::unique_ptr<DeviceOps> make_cpu_ops(std::string_view isa,
+                                        WorkerPool* pool = nullptr,
+                                        RowsOf rows_of = RowsOf::kStep);
 
 }  // namespace hybridgen

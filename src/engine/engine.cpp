@@ -98,7 +98,7 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
                                            model->device().is_cpu());
   }
   prefill = std::make_unique<Prefill>(*model,
-                                      machine.ops(),
+                                      machine.prompt_ops(),
                                       kernels::cpu_kernels(machine.isa()),
                                       method,
                                       trace,

@@ -47,8 +47,12 @@ Machine::Machine(const EngineOptions& options, const Method& method, const Decod
     }
     pool_ = std::make_unique<WorkerPool>(std::move(pool_options));
   }
-  ops_ = math_ == Math::kKernels ? make_cpu_ops(std::string(name_of(isa_)), pool_.get())
-                                 : make_aten_ops();
+  if (math_ == Math::kKernels) {
+    ops_ = make_cpu_ops(name_of(isa_), pool_.get());
+    prompt_ops_ = make_cpu_ops(name_of(isa_), pool_.get(), RowsOf::kPrompt);
+  } else {
+    ops_ = make_aten_ops();
+  }
   if (divides) {
     const std::int64_t num_kv_heads = model.config().num_kv_heads;
     const auto num_workers = static_cast<std::int64_t>(pool_->size());

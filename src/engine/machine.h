@@ -33,6 +33,7 @@ class Machine {
   ThreadCounts threads() const { return threads_; }
   const NumaDivision& division() const { return division_; }
   const DeviceOps& ops() const { return *ops_; }
+  const DeviceOps& prompt_ops() const { return prompt_ops_ ? *prompt_ops_ : *ops_; }
   WorkerPool* pool() const { return pool_.get(); }  ///< null: nothing for workers to do
 
   /// On the driver thread, once: its cores and its OpenMP team.
@@ -52,6 +53,7 @@ class Machine {
   NumaDivision division_;
   std::unique_ptr<WorkerPool> pool_;
   std::unique_ptr<DeviceOps> ops_;
+  std::unique_ptr<DeviceOps> prompt_ops_;  ///< null: ops_
   int prefill_threads_ = 1;
   Phase phase_ = Phase::kNone;
 };

@@ -3,6 +3,7 @@
 #if defined(__x86_64__)
 #define HYBRIDGEN_ISA_NAMESPACE amx
 #define HYBRIDGEN_ISA_LEVEL 2
+#include "kernels/amx_linear-inl.h"
 #include "kernels/amx_prefill-inl.h"
 #include "kernels/amx_tiles-inl.h"
 #include "kernels/amx_unit-inl.h"
@@ -76,6 +77,44 @@ void prefill_attention(const PrefillAttentionArgs& args) {
 void column_sums(const PrefillAttentionArgs& args) {
   if (!has_pairs(args)) return avx512::kTable.column_sums(args);
   column_pass<TileProducts>(args);
+}
+
+std::int64_t prepared_rows_bytes(const LinearArgs& args) {
+  return args.dtype == DType::kBFloat16 ? paired_rows_bytes(args.rows, args.in_features)
+                                        : avx512::kTable.prepared_linear.rows_bytes(args);
+}
+
+void prepare_rows(const LinearArgs& args, std::int64_t block, void* prepared) {
+  if (args.dtype != DType::kBFloat16) {
+    return avx512::kTable.prepared_linear.prepare_rows(args, block, prepared);
+  }
+  pair_rows(args, block, static_cast<BFloat16*>(prepared));
+}
+
+std::int64_t prepared_linear_outputs(const LinearArgs& args) {
+  return args.dtype == DType::kBFloat16 ? kStripOutputs
+                                        : avx512::kTable.prepared_linear.outputs(args);
+}
+
+std::int64_t prepared_linear_scratch(const LinearArgs& args) {
+  return args.dtype == DType::kBFloat16 ? 0 : avx512::kTable.prepared_linear.scratch_bytes(args);
+}
+
+void prepared_linear(const LinearArgs& args,
+                     const void* prepared,
+                     std::int64_t begin,
+                     std::int64_t end,
+                     void* scratch) {
+  if (args.dtype != DType::kBFloat16) {
+    return avx512::kTable.prepared_linear.multiply(args, prepared, begin, end, scratch);
+  }
+  TileShapes whole;
+  for (int tile = 0; tile < kTilesOfUnit; ++tile) {
+    whole.rows[tile] = kTileRows;
+    whole.row_bytes[tile] = kTileBytes;
+  }
+  TileUnit unit(whole);
+  tile_linear(unit, args, static_cast<const BFloat16*>(prepared), begin, end);
 }
 
 }  // namespace hybridgen::kernels::amx

@@ -32,6 +32,11 @@ CpuKernels with_bf16(CpuKernels table) {
 
 CpuKernels with_amx(CpuKernels table) {
   table.isa = Isa::kAmx;
+  table.prepared_linear = {.rows_bytes = amx::prepared_rows_bytes,
+                           .prepare_rows = amx::prepare_rows,
+                           .outputs = amx::prepared_linear_outputs,
+                           .scratch_bytes = amx::prepared_linear_scratch,
+                           .multiply = amx::prepared_linear};
   table.blocked_logits = amx::blocked_logits;
   table.chosen_logits = amx::chosen_logits;
   table.prefill_scratch = amx::prefill_scratch;
@@ -77,6 +82,14 @@ std::vector<Isa> supported_isas() {
     if (cpu_has(isa)) isas.push_back(isa);
   }
   return isas;
+}
+
+bool has_float16_arithmetic() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512fp16");
+#else
+  return false;
+#endif
 }
 
 const CpuKernels& cpu_kernels(Isa isa) {

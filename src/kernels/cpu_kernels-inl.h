@@ -6,6 +6,7 @@
 #include "kernels/cpu_blocked_logits-inl.h"
 #include "kernels/cpu_linear-inl.h"
 #include "kernels/cpu_norm-inl.h"
+#include "kernels/cpu_packed_linear-inl.h"
 #include "kernels/cpu_prefill-inl.h"
 #include "kernels/cpu_score_sums-inl.h"
 #include "kernels/cpu_scores-inl.h"
@@ -14,6 +15,13 @@
 #include "kernels/cpu_tables.h"
 
 namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE {
+namespace {
+
+void linear(const LinearArgs& args, std::int64_t begin, std::int64_t end) {
+  with_element_type(args.dtype, [&]<typename T>(const T*) { linear_of<T>(args, begin, end); });
+}
+
+}  // namespace
 
 constinit const CpuKernels kTable = {
     .isa = HYBRIDGEN_ISA_LEVEL == 2   ? Isa::kAvx512
@@ -44,6 +52,11 @@ constinit const CpuKernels kTable = {
     .prefill_scratch = prefill_scratch,
     .prefill_attention = prefill_attention,
     .column_sums = column_sums,
+    .prepared_linear = {.rows_bytes = wide_rows_bytes,
+                        .prepare_rows = widen_rows,
+                        .outputs = packed_linear_outputs,
+                        .scratch_bytes = packed_linear_scratch,
+                        .multiply = packed_linear},
 };
 
 }  // namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE

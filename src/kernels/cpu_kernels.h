@@ -248,10 +248,10 @@ struct PrefillAttentionArgs {
   std::int64_t key_stride = 0;
   const void* values = nullptr;
   std::int64_t value_stride = 0;
-  std::int64_t count = 0;  ///< of keys
+  std::int64_t count = 0;      ///< of keys
   bool is_causal = false;      ///< row r sees keys [0, first_row + r], else all
   std::int64_t first_row = 0;  ///< below 0: the first rows see none
-  float* out = nullptr;  ///< row r of head h at h * out_head_stride + r * D
+  float* out = nullptr;        ///< row r of head h at h * out_head_stride + r * D
   std::int64_t out_head_stride = 0;
   float* lse = nullptr;  ///< natural log-sum-exp, at h * lse_head_stride + r
   std::int64_t lse_head_stride = 0;
@@ -275,6 +275,26 @@ struct LeastScore {
   /// largest position; -1 if there are none.
   std::int64_t slot = -1;
   bool has_nan = false;  ///< of the rows; then nothing was added
+};
+
+/// Rows of x that PreparedLinear prepares together.
+inline constexpr std::int64_t kPreparedRows = 16;
+
+/// CpuKernels::linear for more rows, which are bound by arithmetic: x is prepared once for all
+/// threads, block by block, then threads multiply ranges of outputs. Prepared rows and scratch are
+/// aligned to cache lines.
+struct PreparedLinear {
+  std::int64_t (*rows_bytes)(const LinearArgs& args) = nullptr;  ///< 0: x is read as it lies
+  /// Rows [kPreparedRows * block, + kPreparedRows) of x to their place in `prepared`.
+  void (*prepare_rows)(const LinearArgs& args, std::int64_t block, void* prepared) = nullptr;
+  /// Outputs that a thread best takes at a time.
+  std::int64_t (*outputs)(const LinearArgs& args) = nullptr;
+  std::int64_t (*scratch_bytes)(const LinearArgs& args) = nullptr;  ///< of one multiply()
+  void (*multiply)(const LinearArgs& args,
+                   const void* prepared,
+                   std::int64_t begin,
+                   std::int64_t end,
+                   void* scratch) = nullptr;
 };
 
 /// Function table of one instruction set.
@@ -323,14 +343,18 @@ struct CpuKernels {
   LeastScore (*add_scores)(const ScoreSumArgs& args) = nullptr;
   std::int64_t (*prefill_scratch)(const PrefillAttentionArgs& args) = nullptr;
   void (*prefill_attention)(const PrefillAttentionArgs& args) = nullptr;
-  /// Of the same arguments without values, and with `lse` read: out[h, t] = sum over the rows r that
-  /// see key t of exp(logit[h, r, t] - lse[h, r]), key t of head h at h * out_head_stride + t. A sum
-  /// adds the rows in their order.
+  /// Of the same arguments without values, and with `lse` read: out[h, t] = sum over the rows r
+  /// that see key t of exp(logit[h, r, t] - lse[h, r]), key t of head h at h * out_head_stride + t.
+  /// A sum adds the rows in their order.
   void (*column_sums)(const PrefillAttentionArgs& args) = nullptr;
+  PreparedLinear prepared_linear;
 };
 
 /// Table of `isa`. Throws ConfigError if this CPU lacks it, listing those it has.
 const CpuKernels& cpu_kernels(Isa isa);
+
+/// Whether the processor multiplies float16 numbers itself, as LibTorch's products then do.
+bool has_float16_arithmetic();
 
 /// Instruction sets this CPU (and its operating system state) supports, weakest first.
 std::vector<Isa> supported_isas();

@@ -15,10 +15,10 @@ namespace {
 
 /// Weight rows that share the loads of x. For a single x row, too: so many streams come from memory
 /// as fast as fewer, and their sums hide the latency of the multiply-add.
-constexpr int kTileOutputs = kAccumulators >= 24 ? 4 : 2;
+constexpr int kStreamedOutputs = kAccumulators >= 24 ? 4 : 2;
 /// x rows that share the loads of those weight rows.
-constexpr int kTileRows = 6;
-static_assert(kTileOutputs * kTileRows <= kAccumulators);
+constexpr int kStreamedRows = 6;
+static_assert(kStreamedOutputs * kStreamedRows <= kAccumulators);
 constexpr std::int64_t kLinearPrefetchBytes = 2048;
 /// x rows whose outputs are gathered before they are stored, a vector of them at a time.
 constexpr std::int64_t kBlockRows = 32;
@@ -130,12 +130,12 @@ template <typename T, int Outputs>
 HYBRIDGEN_INLINE void linear_tiles(
     const LinearArgs& args, std::int64_t row, std::int64_t rows, std::int64_t output, float* sums) {
   const T* weight = static_cast<const T*>(args.weight) + output * args.in_features;
-  const std::int64_t passes = (rows + kTileRows - 1) / kTileRows;
+  const std::int64_t passes = (rows + kStreamedRows - 1) / kStreamedRows;
   std::int64_t done = 0;
   for (std::int64_t pass = 0; pass < passes; ++pass) {
     // Passes of about the same size: the smallest sets the pace.
     const std::int64_t count = (rows - done) / (passes - pass);
-    with_constant<kTileRows>(count, [&](auto size) {
+    with_constant<kStreamedRows>(count, [&](auto size) {
       linear_tile<T, decltype(size)::value, Outputs>(
           static_cast<const T*>(args.x) + (row + done) * args.x_stride,
           args.x_stride,
@@ -154,11 +154,12 @@ HYBRIDGEN_INLINE void store_outputs(const LinearArgs& args,
                                     std::int64_t rows,
                                     std::int64_t output,
                                     std::int64_t count,
-                                    const float* sums) {
+                                    const float* sums,
+                                    std::int64_t sums_stride) {
   Vector bias = zero();
   if (args.bias != nullptr) bias = load_up_to(static_cast<const T*>(args.bias) + output, count);
   for (std::int64_t r = 0; r < rows; ++r) {
-    Vector sum = load(sums + r * kLanes);
+    Vector sum = load(sums + r * sums_stride);
     if (args.bias != nullptr) sum = add(sum, bias);
     const std::int64_t at = (row + r) * args.y_stride + output;
     if (args.y_dtype == DType::kFloat32) {
@@ -182,18 +183,12 @@ void linear_of(const LinearArgs& args, std::int64_t begin, std::int64_t end) {
           linear_tiles<T, Outputs>(args, row, rows, output + o, sums + o);
         }
       };
-      tiles(Constant<kTileOutputs>{});
+      tiles(Constant<kStreamedOutputs>{});
       tiles(Constant<1>{});
-      store_outputs<T>(args, row, rows, output, count, sums);
+      store_outputs<T>(args, row, rows, output, count, sums, kLanes);
     }
   }
 }
-
-#if !defined(HYBRIDGEN_ISA_BF16)
-void linear(const LinearArgs& args, std::int64_t begin, std::int64_t end) {
-  with_element_type(args.dtype, [&]<typename T>(const T*) { linear_of<T>(args, begin, end); });
-}
-#endif
 
 }  // namespace
 }  // namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE

@@ -33,6 +33,15 @@ void chosen_logits(const ChosenLogitsArgs& args);
 std::int64_t prefill_scratch(const PrefillAttentionArgs& args);
 void prefill_attention(const PrefillAttentionArgs& args);
 void column_sums(const PrefillAttentionArgs& args);
+std::int64_t prepared_rows_bytes(const LinearArgs& args);
+void prepare_rows(const LinearArgs& args, std::int64_t block, void* prepared);
+std::int64_t prepared_linear_outputs(const LinearArgs& args);
+std::int64_t prepared_linear_scratch(const LinearArgs& args);
+void prepared_linear(const LinearArgs& args,
+                     const void* prepared,
+                     std::int64_t begin,
+                     std::int64_t end,
+                     void* scratch);
 }  // namespace amx
 
 }  // namespace hybridgen::kernels

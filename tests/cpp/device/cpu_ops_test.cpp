@@ -70,13 +70,17 @@ class CpuOpsOnAPool : public testing::TestWithParam<int> {
   WorkerPool pool_{{.cpus = std::vector<int>(static_cast<std::size_t>(GetParam()), -1)}};
   std::unique_ptr<DeviceOps> spread_ = make_cpu_ops("auto", &pool_);
   std::unique_ptr<DeviceOps> alone_ = make_cpu_ops("auto");
+  std::unique_ptr<DeviceOps> prompt_ = make_cpu_ops("auto", &pool_, RowsOf::kPrompt);
+  std::unique_ptr<DeviceOps> prompt_alone_ = make_cpu_ops("auto", nullptr, RowsOf::kPrompt);
+  std::unique_ptr<DeviceOps> portable_ = make_cpu_ops("portable", &pool_);
+  std::unique_ptr<DeviceOps> portable_alone_ = make_cpu_ops("portable");
 };
 
 INSTANTIATE_TEST_SUITE_P(Workers, CpuOpsOnAPool, testing::Values(1, 3));
 
 TEST_P(CpuOpsOnAPool, LinearLayersAreTheSameBitByBit) {
-  for (const auto type : {at::kFloat, at::kBFloat16}) {
-    for (const std::int64_t rows : {1, 2, 16}) {
+  for (const auto type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    for (const std::int64_t rows : {1, 2, 15, 16, 64}) {
       // Pieces that divide the outputs and pieces that do not; one piece alone.
       for (const std::int64_t outputs : {8, 1000, 1536}) {
         const at::Tensor x = at::randn({rows, 576}, type);
@@ -87,18 +91,22 @@ TEST_P(CpuOpsOnAPool, LinearLayersAreTheSameBitByBit) {
         alone_->linear(x, weight, bias, expected);
         spread_->linear(x, weight, bias, y);
         EXPECT_TRUE(at::equal(y, expected)) << rows << " rows, " << outputs << " outputs";
+        prompt_alone_->linear(x, weight, bias, expected);
+        prompt_->linear(x, weight, bias, y);
+        EXPECT_TRUE(at::equal(y, expected)) << rows << " rows of a prompt, " << outputs;
       }
     }
   }
 }
 
+// LibTorch's product is the portable level's, whatever the processor.
 TEST_P(CpuOpsOnAPool, MatrixProductsThatALibraryRefusesAreOurs) {
   const at::Tensor x = at::randn({80, 96}, at::kBFloat16);
   const at::Tensor weight = at::randn({40, 96}, at::kBFloat16);
   const at::Tensor bias = at::randn({40}, at::kBFloat16);
   for (const at::Tensor& added : {bias, at::Tensor()}) {
     at::Tensor expected = at::empty({80, 40}, at::kBFloat16);
-    alone_->linear(x, weight, added, expected);
+    portable_alone_->linear(x, weight, added, expected);
     for (const std::exception_ptr& refusal :
          {std::make_exception_ptr(std::bad_alloc()),
           std::make_exception_ptr(std::runtime_error("could not execute a primitive")),
@@ -106,7 +114,7 @@ TEST_P(CpuOpsOnAPool, MatrixProductsThatALibraryRefusesAreOurs) {
       at::Tensor y = at::full({80, 40}, 7.0, at::kBFloat16);
       const Refusal refused(refusal);
       ASSERT_ANY_THROW(at::_ops::mm_out::call(x, weight.t(), y));
-      spread_->linear(x, weight, added, y);
+      portable_->linear(x, weight, added, y);
       EXPECT_TRUE(y.to(at::kFloat).allclose(expected.to(at::kFloat), 2e-2, 2e-1));
     }
   }
@@ -117,11 +125,11 @@ TEST_P(CpuOpsOnAPool, WhateverElseALibraryThrowsIsThrownOn) {
   const at::Tensor weight = at::randn({40, 96}, at::kBFloat16);
   const at::Tensor bias = at::randn({40}, at::kBFloat16);
   at::Tensor y = at::empty({80, 40}, at::kBFloat16);
-  EXPECT_THROW(spread_->linear(x, weight.narrow(1, 0, 95), {}, y), c10::Error);
-  EXPECT_THROW(spread_->linear(x, weight, bias.narrow(0, 0, 39), y), c10::Error);
+  EXPECT_THROW(portable_->linear(x, weight.narrow(1, 0, 95), {}, y), c10::Error);
+  EXPECT_THROW(portable_->linear(x, weight, bias.narrow(0, 0, 39), y), c10::Error);
   const Refusal refused(std::make_exception_ptr(std::domain_error("a fault of its own")));
-  EXPECT_THROW(spread_->linear(x, weight, {}, y), std::domain_error);
-  EXPECT_THROW(spread_->linear(x, weight, bias, y), std::domain_error);
+  EXPECT_THROW(portable_->linear(x, weight, {}, y), std::domain_error);
+  EXPECT_THROW(portable_->linear(x, weight, bias, y), std::domain_error);
 }
 
 TEST_P(CpuOpsOnAPool, ElementwiseOperationsAreTheSameBitByBit) {
