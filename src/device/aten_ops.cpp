@@ -337,6 +337,9 @@ class AtenOps final : public DeviceOps {
   static void keep_weights(const AttentionItem& item,
                            const HostPayload* payload,
                            const at::Tensor& weights) {
+    if (!item.wants_weights) {
+      return;
+    }
     const std::int64_t groups = weights.size(0);
     const std::int64_t per_group = weights.size(1);
     const std::int64_t stride = item.merged_stride();

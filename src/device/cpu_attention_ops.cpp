@@ -12,115 +12,232 @@ namespace {
 
 // Tokens whose logits a thread guesses at a time.
 constexpr std::int64_t kGuessedTokens = 2048;
+constexpr std::int64_t kPartPiecesPerThread = 8;
+
+/// Floats of a part's result per query head: sums of values, peak and sum of weights.
+constexpr std::int64_t part_floats(std::int64_t head_dim) { return head_dim + 2; }
+
+/// Rows that the host sent, of each query head at most.
+std::int64_t chosen_tokens(const AttentionItem& item) {
+  return item.payload == nullptr || item.payload->is_partial() ? 0 : item.payload->count;
+}
 
 }  // namespace
 
-void CpuOps::resident_logits(const at::Tensor& query, std::span<const AttentionItem> items) const {
-  for_groups(query, items, [&](const AttentionItem& item, const Group& group) {
-    kernels::RowLogitsArgs args;
-    args.dtype = dtype_of(*item.keys);
-    args.keys = offset(item.keys->const_data_ptr(),
-                       group.index * item.keys->stride(0) + item.first_slot * group.head_dim,
-                       item.keys->element_size());
-    args.key_stride = item.keys->stride(1);
-    args.head_dim = group.head_dim;
-    args.count = item.num_resident;
-    args.queries = scaled_queries(query, item, group);
-    args.num_queries = group.num_queries;
-    args.logits =
-        item.resident_logits->mutable_data_ptr<float>() + group.first_head() * item.num_resident;
+std::int64_t attention_scratch(std::int64_t heads,
+                               std::int64_t head_dim,
+                               std::int64_t num_resident,
+                               std::int64_t num_chosen) {
+  return heads * (kernels::part_count(num_resident) + kernels::part_count(num_chosen)) *
+         part_floats(head_dim);
+}
+
+std::int64_t CpuOps::parts_per_piece(std::int64_t count) const {
+  const std::int64_t threads = pool_ == nullptr ? at::get_num_threads() : pool_->size() + 1;
+  return std::max<std::int64_t>(1, count / (threads * kPartPiecesPerThread));
+}
+
+kernels::AttentionPart CpuOps::part_of(const AttentionItem& item,
+                                       const Group& group,
+                                       std::int64_t index,
+                                       bool is_host) {
+  const std::int64_t groups = item.keys->size(0);
+  const std::int64_t resident = kernels::part_count(item.num_resident);
+  const std::int64_t of_group = is_host ? kernels::part_count(item.payload->count) : resident;
+  const std::int64_t place = (is_host ? groups * resident : 0) + group.index * of_group + index;
+  float* out = item.parts->mutable_data_ptr<float>() +
+               place * group.num_queries * part_floats(group.head_dim);
+  float* peaks = out + group.num_queries * group.head_dim;
+  return {out, peaks, peaks + group.num_queries};
+}
+
+kernels::AttendArgs CpuOps::attend_args(const at::Tensor& query,
+                                        const AttentionItem& item,
+                                        const Group& group) const {
+  thread_local std::vector<float> scratch;
+  scratch.resize(
+      static_cast<std::size_t>(kernels::attend_scratch(group.num_queries, group.head_dim)));
+  kernels::AttendArgs args;
+  args.dtype = dtype_of(query);
+  args.queries = scaled_queries(query, item, group);
+  args.num_queries = group.num_queries;
+  args.head_dim = group.head_dim;
+  args.scratch = scratch.data();
+  return args;
+}
+
+void CpuOps::attend_resident(const at::Tensor& query,
+                             const AttentionItem& item,
+                             const Group& group,
+                             const Part& part) const {
+  const std::int64_t element = query.element_size();
+  const auto rows = [&](const at::Tensor& tensor) {
+    return offset(
+        tensor.const_data_ptr(),
+        group.index * tensor.stride(0) + (item.first_slot + part.first) * tensor.stride(1),
+        element);
+  };
+  kernels::AttendArgs args = attend_args(query, item, group);
+  args.keys = rows(*item.keys);
+  args.key_stride = item.keys->stride(1);
+  args.values = rows(*item.values);
+  args.value_stride = item.values->stride(1);
+  args.count = part.count;
+  if (item.wants_weights) {
+    args.logits = item.resident_logits->mutable_data_ptr<float>() +
+                  group.first_head() * item.num_resident + part.first;
     args.logits_stride = item.num_resident;
-    kernels_.row_logits(args);
-  });
+  }
+  args.part = part_of(item, group, part.index, /*is_host=*/false);
+  kernels_.attend(args);
+}
+
+void CpuOps::attend_payload(const at::Tensor& query,
+                            const AttentionItem& item,
+                            const Group& group,
+                            const Part& part) const {
+  const HostPayload& payload = *item.payload;
+  const std::int64_t element = query.element_size();
+  const bool has_keys = payload.keys.defined();
+  const bool is_shared = !payload.index.defined();
+  // Of query head r, and of token `part.first`.
+  const std::int64_t first = group.first_head() * payload.count + part.first;
+  const auto rows = [&](const at::Tensor& tensor) {
+    return offset(tensor.const_data_ptr(),
+                  group.index * tensor.stride(0) + (is_shared ? part.first * group.head_dim : 0),
+                  element);
+  };
+  kernels::AttendArgs args = attend_args(query, item, group);
+  args.values = rows(payload.values);
+  args.value_stride = group.head_dim;
+  if (has_keys) {
+    args.keys = rows(payload.keys);
+    args.key_stride = group.head_dim;
+  }
+  // A KV head may have fewer tokens than others.
+  args.count = std::clamp<std::int64_t>(payload.tokens_of(group.index) - part.first, 0, part.count);
+  if (!has_keys || item.wants_weights) {
+    args.logits = payload.logits.mutable_data_ptr<float>() + first;
+    args.logits_stride = payload.count;
+  }
+  args.part = part_of(item, group, part.index, /*is_host=*/true);
+  if (is_shared) {
+    kernels_.attend(args);
+    return;
+  }
+  args.num_queries = 1;
+  args.positions = payload.index.const_data_ptr<std::int32_t>() + first;
+  for (std::int64_t r = 0; r < group.num_queries; ++r) {
+    kernels_.attend(args);
+    args.queries += group.head_dim;
+    args.positions += payload.count;
+    args.logits += args.logits == nullptr ? 0 : payload.count;
+    args.part.out += group.head_dim;
+    ++args.part.peaks;
+    ++args.part.sums;
+  }
+}
+
+void CpuOps::resident_logits(const at::Tensor& query, std::span<const AttentionItem> items) const {
+  for_parts(
+      query,
+      items,
+      [](const AttentionItem& item) { return item.num_resident; },
+      [&](const AttentionItem& item, const Group& group, const Part& part) {
+        attend_resident(query, item, group, part);
+      });
 }
 
 void CpuOps::merge(const at::Tensor& query,
                    std::span<const AttentionItem> items,
                    at::Tensor& out) const {
+  for_parts(query,
+            items,
+            chosen_tokens,
+            [&](const AttentionItem& item, const Group& group, const Part& part) {
+              attend_payload(query, item, group, part);
+            });
   for_groups(query, items, [&](const AttentionItem& item, const Group& group) {
-    merge_group(query, item, group, out);
+    merge_group(item, group, out);
   });
 }
 
-void CpuOps::concat_group(const at::Tensor& query,
-                          const AttentionItem& item,
-                          const Group& group) const {
-  const HostPayload* payload = item.payload;
-  const bool has_rows = payload != nullptr && !payload->is_partial();
-  const std::int64_t host_count = has_rows ? payload->tokens_of(group.index) : 0;
-  const std::int64_t first_head = group.first_head();
-  if (host_count > 0 && payload->keys.defined()) {
-    score_shipped_keys(query, item, group);
+void CpuOps::merge_group(const AttentionItem& item, const Group& group, at::Tensor& out) const {
+  thread_local std::vector<kernels::AttentionPart> parts;
+  thread_local std::vector<float> scratch;
+  const std::int64_t host = kernels::part_count(chosen_tokens(item));
+  const std::int64_t resident = kernels::part_count(item.num_resident);
+  const std::int64_t queries = group.num_queries;
+  const std::int64_t element = out.element_size();
+  const bool is_partial = item.payload != nullptr && item.payload->is_partial();
+  // Shares of the parts; sums and output of attention that the host has finished; its lse.
+  scratch.resize(static_cast<std::size_t>(host + resident + 1 + queries * (group.head_dim + 2)));
+  float* sums = scratch.data() + host + resident + 1;
+  float* lse = sums + queries;
+  parts.clear();
+  for (std::int64_t i = 0; i < host; ++i) {
+    parts.push_back(part_of(item, group, i, /*is_host=*/true));
   }
-  kernels::concat_logits(
-      host_count > 0 ? payload->logits.const_data_ptr<float>() + first_head * payload->count
-                     : nullptr,
-      has_rows ? payload->count : 0,
-      host_count,
-      item.resident_logits->const_data_ptr<float>() + first_head * item.num_resident,
-      item.num_resident,
-      item.num_resident,
-      item.merged_logits->mutable_data_ptr<float>() + first_head * item.merged_stride(),
-      item.merged_stride(),
-      group.num_queries);
-}
-
-void CpuOps::merge_group(const at::Tensor& query,
-                         const AttentionItem& item,
-                         const Group& group,
-                         at::Tensor& out) const {
-  const HostPayload* payload = item.payload;
-  const bool is_partial = payload != nullptr && payload->is_partial();
-  const bool has_rows = payload != nullptr && !is_partial;
-  const std::int64_t host_count = has_rows ? payload->tokens_of(group.index) : 0;
-  const std::int64_t first_chosen = has_rows ? group.first_head() * payload->count : 0;
-  const std::int64_t stride = item.merged_stride();
-  const std::int64_t element = query.element_size();
-  concat_group(query, item, group);
-
-  kernels::SoftmaxValuesArgs args;
-  args.dtype = dtype_of(query);
-  args.logits = item.merged_logits->mutable_data_ptr<float>() + group.first_head() * stride;
-  args.logits_stride = stride;
-  args.num_queries = group.num_queries;
+  for (std::int64_t i = 0; i < resident; ++i) {
+    parts.push_back(part_of(item, group, i, /*is_host=*/false));
+  }
+  kernels::MergePartsArgs args;
+  args.dtype = dtype_of(out);
+  args.rows = queries;
   args.head_dim = group.head_dim;
-  args.host_count = host_count;
-  if (host_count > 0) {
-    if (payload->index.defined()) {
-      args.host_index = payload->index.const_data_ptr<std::int32_t>() + first_chosen;
-    }
-    args.host_values =
-        offset(payload->values.const_data_ptr(), group.index * payload->values.stride(0), element);
+  args.parts = parts.data();
+  args.num_parts = static_cast<std::int64_t>(parts.size());
+  args.shares = scratch.data();
+  args.lse = lse;
+  args.out_stride = group.head_dim;
+  if (is_partial && item.wants_weights) {
+    kernels_.merge_parts(args);  // what the host attended to has no weights here
+    write_weights(item, group, lse);
   }
-  args.resident_count = item.num_resident;
-  args.resident_values =
-      offset(item.values->const_data_ptr(),
-             group.index * item.values->stride(0) + item.first_slot * group.head_dim,
-             element);
-  args.resident_stride = item.values->stride(1);
+  if (is_partial) {
+    const float* others = item.payload->lse.const_data_ptr<float>() + group.first_head();
+    for (std::int64_t r = 0; r < queries; ++r) {
+      sums[r] = std::isinf(others[r]) && others[r] < 0.0F ? 0.0F : 1.0F;
+    }
+    float* output = lse + queries;
+    kernels_.scale_to_float(
+        args.dtype,
+        offset(item.payload->output.const_data_ptr(), group.first_head() * group.head_dim, element),
+        1.0F,
+        output,
+        queries * group.head_dim);
+    parts.insert(parts.begin(), {output, const_cast<float*>(others), sums});
+    args.parts = parts.data();
+    ++args.num_parts;
+  }
   args.out = offset(out.mutable_data_ptr(),
                     item.row * out.stride(0) + group.first_head() * group.head_dim,
                     element);
-  args.out_stride = group.head_dim;
-  if (!is_partial) {
-    kernels_.softmax_values(args);
-    return;
+  kernels_.merge_parts(args);
+  if (item.wants_weights && !is_partial) {
+    write_weights(item, group, lse);
   }
-  thread_local std::vector<float> lse;
-  lse.resize(static_cast<std::size_t>(group.num_queries));
-  args.lse = lse.data();
-  kernels_.softmax_values(args);
-  kernels_.merge_outputs(
-      {.dtype = args.dtype,
-       .rows = group.num_queries,
-       .head_dim = group.head_dim,
-       .out = args.out,
-       .out_stride = group.head_dim,
-       .lse = lse.data(),
-       .other =
-           offset(payload->output.const_data_ptr(), group.first_head() * group.head_dim, element),
-       .other_stride = group.head_dim,
-       .other_lse = payload->lse.const_data_ptr<float>() + group.first_head()});
+}
+
+void CpuOps::write_weights(const AttentionItem& item, const Group& group, const float* lse) const {
+  const HostPayload* payload = item.payload;
+  const bool has_rows = chosen_tokens(item) > 0;
+  const std::int64_t host_count = has_rows ? payload->tokens_of(group.index) : 0;
+  for (std::int64_t r = 0; r < group.num_queries; ++r) {
+    const std::int64_t head = group.first_head() + r;
+    float* weights = item.merged_logits->mutable_data_ptr<float>() + head * item.merged_stride();
+    if (has_rows) {
+      kernels_.softmax_weights(payload->logits.const_data_ptr<float>() + head * payload->count,
+                               host_count,
+                               lse[r],
+                               weights);
+    }
+    kernels_.softmax_weights(
+        item.resident_logits->const_data_ptr<float>() + head * item.num_resident,
+        item.num_resident,
+        lse[r],
+        weights + host_count);
+  }
 }
 
 void CpuOps::guess_logits(const at::Tensor& queries,
@@ -202,38 +319,6 @@ const float* CpuOps::scaled_queries(const at::Tensor& query,
                           scratch.data(),
                           group.num_queries * group.head_dim);
   return scratch.data();
-}
-
-void CpuOps::score_shipped_keys(const at::Tensor& query,
-                                const AttentionItem& item,
-                                const Group& group) const {
-  const HostPayload& payload = *item.payload;
-  const float* scaled = scaled_queries(query, item, group);
-  const std::int64_t count = payload.tokens_of(group.index);
-  kernels::RowLogitsArgs args;
-  args.dtype = dtype_of(payload.keys);
-  args.keys = offset(payload.keys.const_data_ptr(),
-                     group.index * payload.keys.stride(0),
-                     payload.keys.element_size());
-  args.key_stride = group.head_dim;
-  args.head_dim = group.head_dim;
-  args.count = count;
-  args.queries = scaled;
-  args.num_queries = group.num_queries;
-  args.logits = payload.logits.mutable_data_ptr<float>() + group.first_head() * payload.count;
-  args.logits_stride = payload.count;
-  if (!payload.index.defined()) {
-    kernels_.row_logits(args);
-    return;
-  }
-  args.num_queries = 1;
-  const std::int32_t* index =
-      payload.index.const_data_ptr<std::int32_t>() + group.first_head() * count;
-  for (std::int64_t r = 0; r < group.num_queries; ++r) {
-    kernels::chosen_row_logits(kernels_, args, index + r * count, count);
-    args.queries += group.head_dim;
-    args.logits += payload.count;
-  }
 }
 
 }  // namespace hybridgen

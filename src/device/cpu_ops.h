@@ -127,6 +127,54 @@ class CpuOps final : public DeviceOps {
     for_ranges(x.size(0), x.numel(), kParallelGrain, function);
   }
 
+  /// A run of tokens that are attended to together: of the resident ones, or of the payload's.
+  struct Part {
+    std::int64_t index = 0;
+    std::int64_t first = 0;
+    std::int64_t count = 0;
+  };
+
+  /// Ranges that a thread takes of `count` of them, so that threads which start late leave little
+  /// to wait for, and each has memory to read in one go.
+  std::int64_t parts_per_piece(std::int64_t count) const;
+
+  /// Calls function(item, group, part) for all parts of all groups, of as many tokens of an item as
+  /// tokens_of(item).
+  template <typename TokensOf, typename Function>
+  void for_parts(const at::Tensor& query,
+                 std::span<const AttentionItem> items,
+                 const TokensOf& tokens_of,
+                 const Function& function) const {
+    const std::int64_t groups = items.empty() ? 1 : items.front().keys->size(0);
+    std::int64_t num_parts = 0;
+    std::int64_t tokens = 0;
+    for (const AttentionItem& item : items) {
+      num_parts += groups * kernels::part_count(tokens_of(item));
+      tokens += tokens_of(item);
+    }
+    const bool is_small = tokens * query.size(1) * query.size(2) < kParallelGrain;
+    const std::int64_t grain = is_small ? num_parts : parts_per_piece(num_parts);
+    for_ranges(query.size(0), num_parts, grain, [&](std::int64_t begin, std::int64_t end) {
+      std::int64_t before = 0;
+      for (const AttentionItem& item : items) {
+        const std::int64_t of_group = kernels::part_count(tokens_of(item));
+        const std::int64_t after = before + groups * of_group;
+        for (std::int64_t i = std::max(begin, before); i < std::min(end, after); ++i) {
+          Part part;
+          part.index = (i - before) % of_group;
+          part.first = part.index * kernels::kPartTokens;
+          part.count = std::min(kernels::kPartTokens, tokens_of(item) - part.first);
+          function(item, group_of(query, groups, (i - before) / of_group), part);
+        }
+        before = after;
+      }
+    });
+  }
+
+  static Group group_of(const at::Tensor& query, std::int64_t groups, std::int64_t index) {
+    return {index, query.size(1) / groups, query.size(2)};
+  }
+
   template <typename Function>
   void for_groups(const at::Tensor& query,
                   std::span<const AttentionItem> items,
@@ -141,11 +189,8 @@ class CpuOps final : public DeviceOps {
     const std::int64_t grain = elements < kParallelGrain ? num_tasks : 1;
     for_ranges(query.size(0), num_tasks, grain, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t task = begin; task < end; ++task) {
-        Group group;
-        group.index = task % groups;
-        group.num_queries = query.size(1) / groups;
-        group.head_dim = query.size(2);
-        function(items[static_cast<std::size_t>(task / groups)], group);
+        function(items[static_cast<std::size_t>(task / groups)],
+                 group_of(query, groups, task % groups));
       }
     });
   }
@@ -160,20 +205,29 @@ class CpuOps final : public DeviceOps {
                                                     const at::Tensor& keys,
                                                     std::int64_t group);
 
-  /// Logits of shipped keys under the layer's own query, in place of guessed ones if there were
-  /// any.
-  void score_shipped_keys(const at::Tensor& query,
-                          const AttentionItem& item,
-                          const Group& group) const;
+  /// Where a part's result lies in item.parts: resident ones first, group by group.
+  static kernels::AttentionPart part_of(const AttentionItem& item,
+                                        const Group& group,
+                                        std::int64_t index,
+                                        bool is_host);
 
-  /// merge() of one KV head of one request.
-  void merge_group(const at::Tensor& query,
-                   const AttentionItem& item,
-                   const Group& group,
-                   at::Tensor& out) const;
+  /// What attending to any part has in common, with scratch of the calling thread.
+  kernels::AttendArgs attend_args(const at::Tensor& query,
+                                  const AttentionItem& item,
+                                  const Group& group) const;
+  void attend_resident(const at::Tensor& query,
+                       const AttentionItem& item,
+                       const Group& group,
+                       const Part& part) const;
+  void attend_payload(const at::Tensor& query,
+                      const AttentionItem& item,
+                      const Group& group,
+                      const Part& part) const;
 
-  /// Logits of the host's tokens and of resident ones, next to each other, into merged_logits.
-  void concat_group(const at::Tensor& query, const AttentionItem& item, const Group& group) const;
+  /// merge() of one KV head of one request, once its parts are there.
+  void merge_group(const AttentionItem& item, const Group& group, at::Tensor& out) const;
+  /// Softmax weights into merged_logits, from the logits that the parts left.
+  void write_weights(const AttentionItem& item, const Group& group, const float* lse) const;
 
   const kernels::CpuKernels& kernels_;
   WorkerPool* pool_;

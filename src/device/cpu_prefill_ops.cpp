@@ -2,10 +2,12 @@
 // What a prompt's rows do with keys and values on a CPU device. LibTorch's threads have the cores
 // while a prompt is read.
 #include <ATen/ops/empty.h>
-#include <ATen/ops/logaddexp.h>
+#include <ATen/ops/empty_like.h>
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <limits>
 #include <vector>
 
 #include "device/cpu_ops.h"
@@ -100,18 +102,33 @@ void CpuOps::add_partial(PartialAttention& sum, const PartialAttention& part) co
     return;
   }
   const std::int64_t head_dim = sum.out.size(2);
-  at::parallel_for(0, sum.lse.numel(), kMergedRows, [&](std::int64_t begin, std::int64_t end) {
-    kernels_.merge_outputs({.dtype = DType::kFloat32,
-                            .rows = end - begin,
-                            .head_dim = head_dim,
-                            .out = sum.out.mutable_data_ptr<float>() + begin * head_dim,
-                            .out_stride = head_dim,
-                            .lse = sum.lse.const_data_ptr<float>() + begin,
-                            .other = part.out.const_data_ptr<float>() + begin * head_dim,
-                            .other_stride = head_dim,
-                            .other_lse = part.lse.const_data_ptr<float>() + begin});
+  const at::Tensor lse = at::empty_like(sum.lse);
+  at::parallel_for(0, lse.numel(), kMergedRows, [&](std::int64_t begin, std::int64_t end) {
+    // Normalised outputs are parts whose weights sum to one, where a token counted at all.
+    thread_local std::vector<float> weights;
+    weights.resize(static_cast<std::size_t>(2 * (end - begin)));
+    const auto part_of = [&](const PartialAttention& attention, float* sums) {
+      const auto peaks = attention.lse.mutable_data_ptr<float>() + begin;
+      std::transform(peaks, peaks + (end - begin), sums, [](float peak) {
+        return peak == -std::numeric_limits<float>::infinity() ? 0.0F : 1.0F;
+      });
+      return kernels::AttentionPart{
+          attention.out.mutable_data_ptr<float>() + begin * head_dim, peaks, sums};
+    };
+    const kernels::AttentionPart parts[] = {part_of(sum, weights.data()),
+                                            part_of(part, weights.data() + (end - begin))};
+    float shares[std::size(parts)];
+    kernels_.merge_parts({.dtype = DType::kFloat32,
+                          .rows = end - begin,
+                          .head_dim = head_dim,
+                          .parts = parts,
+                          .num_parts = std::ssize(parts),
+                          .shares = shares,
+                          .out = sum.out.mutable_data_ptr<float>() + begin * head_dim,
+                          .out_stride = head_dim,
+                          .lse = lse.mutable_data_ptr<float>() + begin});
   });
-  sum.lse = at::logaddexp(sum.lse, part.lse);
+  sum.lse = lse;
 }
 
 at::Tensor CpuOps::column_sums(const at::Tensor& query,

@@ -50,8 +50,14 @@ struct AttentionItem {
   const HostPayload* payload = nullptr;   ///< null: resident tokens only
   at::Tensor* resident_logits = nullptr;  ///< float32 scratch, >= H * n_g elements
   /// float32 scratch, >= H * (S + n_g) elements. After merge() row h holds the softmax weights of
-  /// head h: host tokens (none if the payload is partial), then resident ones.
+  /// head h, if wanted: host tokens (none if the payload is partial), then resident ones.
   at::Tensor* merged_logits = nullptr;
+  /// Somebody reads resident_logits after resident_logits(), or merged_logits after merge(). Else
+  /// neither need be written.
+  bool wants_weights = false;
+  /// float32 scratch on a CPU device, >= attention_scratch() elements: what resident_logits()
+  /// leaves for merge() there.
+  at::Tensor* parts = nullptr;
 
   /// Of a row of merged_logits.
   std::int64_t merged_stride() const {
@@ -104,7 +110,9 @@ class DeviceOps {
                           at::Tensor& destination,
                           std::int64_t slot) const = 0;
 
-  /// Step 4 of the paper's Figure 12: scaled logits of the resident tokens, into resident_logits.
+  /// Step 4 of the paper's Figure 12, all that can be done of the resident tokens before the
+  /// payload is there: their scaled logits into resident_logits if wants_weights, and where values
+  /// can be summed without the host's logits, attention over them into parts.
   virtual void resident_logits(const at::Tensor& query,
                                std::span<const AttentionItem> items) const = 0;
   /// Step 5: concatenates host and resident logits in token order, one softmax, aggregates values.
@@ -145,6 +153,12 @@ class DeviceOps {
                                        std::int64_t most,
                                        const at::Tensor& count = {}) const = 0;
 };
+
+/// Elements of AttentionItem::parts for so many tokens on the device and chosen on the host.
+std::int64_t attention_scratch(std::int64_t heads,
+                               std::int64_t head_dim,
+                               std::int64_t num_resident,
+                               std::int64_t num_chosen);
 
 /// float32 logits of partial_attention() that exist at a time: 128 MiB. One more such tensor and
 /// the block's keys and values in float32 exist beside them.

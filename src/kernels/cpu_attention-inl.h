@@ -234,30 +234,5 @@ void softmax_values(const SoftmaxValuesArgs& args) {
   });
 }
 
-void merge_outputs(const MergeOutputsArgs& args) {
-  for (std::int64_t r = 0; r < args.rows; ++r) {
-    const float lse = args.lse[r];
-    const float other_lse = args.other_lse[r];
-    if (other_lse == kMinusInfinity) continue;
-    // The larger share is 1 before normalisation: no overflow, and -inf gives exactly 0.
-    const float peak = lse > other_lse ? lse : other_lse;
-    const float mine = lse == kMinusInfinity ? 0.0F : __builtin_expf(lse - peak);
-    const float theirs = __builtin_expf(other_lse - peak);
-    const Vector share = splat(mine / (mine + theirs));
-    const Vector other_share = splat(theirs / (mine + theirs));
-    with_element_type(args.dtype, [&]<typename T>(const T*) {
-      T* out = static_cast<T*>(args.out) + r * args.out_stride;
-      const T* other = static_cast<const T*>(args.other) + r * args.other_stride;
-      for (std::int64_t d = 0; d < args.head_dim; d += kLanes) {
-        const std::int64_t left = args.head_dim - d;
-        Vector sum = mul(load_up_to(other + d, left), other_share);
-        // A side without tokens may hold anything, NaN included.
-        if (mine > 0.0F) sum = fma(load_up_to(out + d, left), share, sum);
-        store_up_to(out + d, left, sum);
-      }
-    });
-  }
-}
-
 }  // namespace
 }  // namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE

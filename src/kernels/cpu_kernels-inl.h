@@ -2,6 +2,7 @@
 // The table of one instruction set. See simd.h for the macros that select it.
 #pragma once
 
+#include "kernels/cpu_attend-inl.h"
 #include "kernels/cpu_attention-inl.h"
 #include "kernels/cpu_blocked_logits-inl.h"
 #include "kernels/cpu_linear-inl.h"
@@ -28,6 +29,11 @@ constinit const CpuKernels kTable = {
            : HYBRIDGEN_ISA_LEVEL == 1 ? Isa::kAvx2
                                       : Isa::kPortable,
     .linear = linear,
+    .prepared_linear = {.rows_bytes = wide_rows_bytes,
+                        .prepare_rows = widen_rows,
+                        .outputs = packed_linear_outputs,
+                        .scratch_bytes = packed_linear_scratch,
+                        .multiply = packed_linear},
     .rms_norm = rms_norm,
     .layer_norm = layer_norm,
     .rotate = rotate,
@@ -44,7 +50,9 @@ constinit const CpuKernels kTable = {
     .stored_value_rows = stored_value_rows,
     .stored_value_sums = stored_value_sums,
     .softmax_values = softmax_values,
-    .merge_outputs = merge_outputs,
+    .attend = attend,
+    .merge_parts = merge_parts,
+    .softmax_weights = softmax_weights,
     .gumbel_row = gumbel_row,
     .exponential_gather = exponential_gather,
     .tempered_softmax = tempered_softmax,
@@ -52,11 +60,6 @@ constinit const CpuKernels kTable = {
     .prefill_scratch = prefill_scratch,
     .prefill_attention = prefill_attention,
     .column_sums = column_sums,
-    .prepared_linear = {.rows_bytes = wide_rows_bytes,
-                        .prepare_rows = widen_rows,
-                        .outputs = packed_linear_outputs,
-                        .scratch_bytes = packed_linear_scratch,
-                        .multiply = packed_linear},
 };
 
 }  // namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE

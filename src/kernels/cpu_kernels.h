@@ -214,19 +214,59 @@ struct SoftmaxValuesArgs {
   float* lse = nullptr;  ///< [num_queries] natural log-sum-exp of the logits, or null
 };
 
-/// Attention over two disjoint sets of tokens from the attention over each: out and other are
-/// normalised outputs, the lse their natural log-sum-exps (-inf: no tokens, the output is ignored).
-/// out = (exp(lse) out + exp(other_lse) other) / (exp(lse) + exp(other_lse)).
-struct MergeOutputsArgs {
-  DType dtype = DType::kFloat32;
-  std::int64_t rows = 0;
+/// Attention of `R` query heads over some of their tokens, unnormalised, so that parts can be
+/// joined.
+struct AttentionPart {
+  float* out = nullptr;    ///< [R, D] sum over the tokens of exp(logit - peak) * V
+  float* peaks = nullptr;  ///< [R] largest logit; -inf: none counts
+  float* sums = nullptr;   ///< [R] sum of exp(logit - peak); 0: no token counts
+};
+
+/// Tokens of a part that a caller makes of more of them, so that it does not depend on who computes
+/// which: a fixed number, counted from the first token.
+inline constexpr std::int64_t kPartTokens = 256;
+inline constexpr std::int64_t part_count(std::int64_t tokens) {
+  return (tokens + kPartTokens - 1) / kPartTokens;
+}
+
+/// A part of the attention of one KV head's query heads over `count` tokens: token j's rows are
+/// keys and values at row j, or positions[j]. Logits are queries . keys, or given.
+struct AttendArgs {
+  DType dtype = DType::kFloat32;   ///< of keys and values
+  const float* queries = nullptr;  ///< [R, D] with the scale; unread if logits are given
+  std::int64_t num_queries = 0;    ///< R
   std::int64_t head_dim = 0;
-  void* out = nullptr;  ///< [rows, D], row stride out_stride
+  const void* keys = nullptr;  ///< row t at t * key_stride; null: logits are given
+  std::int64_t key_stride = 0;
+  const void* values = nullptr;  ///< row t at t * value_stride
+  std::int64_t value_stride = 0;
+  const std::int32_t* positions = nullptr;  ///< [count] rows, or null: 0 to count
+  std::int64_t count = 0;
+  /// [R, count], row stride logits_stride: read where they are given, else written unless null.
+  float* logits = nullptr;
+  std::int64_t logits_stride = 0;
+  AttentionPart part;
+  float* scratch = nullptr;  ///< attend_scratch(R, D) floats
+};
+
+inline constexpr std::int64_t kAttendTile = 64;  ///< tokens between two looks at the largest logit
+inline constexpr std::int64_t attend_scratch(std::int64_t num_queries, std::int64_t head_dim) {
+  // Queries and sums of whole vectors; logits of a tile; a factor; room to begin at a cache line.
+  return num_queries * (2 * ((head_dim + 31) / 32 * 32) + kAttendTile + 1) + 16;
+}
+
+/// One softmax over the tokens of all parts: out[r] = sum_i e^peak_i out_i / sum_i e^peak_i sum_i.
+/// Parts are added in their order. No token that counts: out = 0.
+struct MergePartsArgs {
+  DType dtype = DType::kFloat32;  ///< of out
+  std::int64_t rows = 0;          ///< R of every part
+  std::int64_t head_dim = 0;
+  const AttentionPart* parts = nullptr;
+  std::int64_t num_parts = 0;
+  float* shares = nullptr;  ///< scratch, [num_parts]
+  void* out = nullptr;      ///< [rows, D], row stride out_stride; null: unwanted
   std::int64_t out_stride = 0;
-  const float* lse = nullptr;   ///< [rows]
-  const void* other = nullptr;  ///< [rows, D], row stride other_stride
-  std::int64_t other_stride = 0;
-  const float* other_lse = nullptr;  ///< [rows]
+  float* lse = nullptr;  ///< [rows] natural log-sum-exp of all logits; null: unwanted
 };
 
 /// What the random draws of one row share; see gumbel.h.
@@ -301,6 +341,7 @@ struct PreparedLinear {
 struct CpuKernels {
   Isa isa = Isa::kPortable;
   void (*linear)(const LinearArgs& args, std::int64_t begin, std::int64_t end) = nullptr;
+  PreparedLinear prepared_linear;
   void (*rms_norm)(const NormArgs& args) = nullptr;
   void (*layer_norm)(const NormArgs& args) = nullptr;
   void (*rotate)(const RotateArgs& args) = nullptr;
@@ -319,7 +360,13 @@ struct CpuKernels {
   void (*stored_value_rows)(const StoredValueRowsArgs& args) = nullptr;
   void (*stored_value_sums)(const StoredValueSumsArgs& args) = nullptr;
   void (*softmax_values)(const SoftmaxValuesArgs& args) = nullptr;
-  void (*merge_outputs)(const MergeOutputsArgs& args) = nullptr;
+  void (*attend)(const AttendArgs& args) = nullptr;
+  void (*merge_parts)(const MergePartsArgs& args) = nullptr;
+  /// weights[j] = exp(logits[j] - lse); all 0 if lse is -inf.
+  void (*softmax_weights)(const float* logits,
+                          std::int64_t count,
+                          float lse,
+                          float* weights) = nullptr;
   /// out[j] = -ln(-ln u) of the draw at position first + j.
   void (*gumbel_row)(const GumbelRow& row,
                      std::int64_t first,
@@ -347,7 +394,6 @@ struct CpuKernels {
   /// that see key t of exp(logit[h, r, t] - lse[h, r]), key t of head h at h * out_head_stride + t.
   /// A sum adds the rows in their order.
   void (*column_sums)(const PrefillAttentionArgs& args) = nullptr;
-  PreparedLinear prepared_linear;
 };
 
 /// Table of `isa`. Throws ConfigError if this CPU lacks it, listing those it has.

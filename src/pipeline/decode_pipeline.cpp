@@ -173,7 +173,8 @@ void DecodePipeline::begin_step(MicroBatch& batch) {
     AttentionItem& item = batch.items[row];
     item = {.row = static_cast<std::int64_t>(row),
             .resident_logits = &request.logits.resident,
-            .merged_logits = &request.logits.merged};
+            .merged_logits = &request.logits.merged,
+            .parts = &request.logits.parts};
     positions[row] = 0;
     contain(request, [&] {
       request.parts.tell([&](KvPart& part) {
@@ -200,6 +201,7 @@ void DecodePipeline::append_key_value(std::int64_t layer, MicroBatch& batch) {
     item.keys = &request.resident.keys(layer);
     item.values = &request.resident.values(layer);
     item.payload = nullptr;
+    item.wants_weights = is<FetchKeys>(method_.work_of(layer)) || wants_weights(request);
     if (item.num_resident > 0) {
       const std::int64_t slot = item.first_slot + item.num_resident - 1;
       ops_.append_row(batch.ws.key, item.row, request.resident.keys(layer), slot);

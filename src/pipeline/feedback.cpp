@@ -150,6 +150,10 @@ void send_weights(const LoopContext& loop,
 
 }  // namespace
 
+bool wants_weights(const RequestState& request) {
+  return parts_want_weights(request) || retention_wants_weights(request);
+}
+
 void give_feedback(LoopContext& loop, std::int64_t layer, MicroBatch& batch) {
   ScopedSpan span = loop.span("selection state", layer);
   bool has_state = false;
@@ -162,8 +166,7 @@ void give_feedback(LoopContext& loop, std::int64_t layer, MicroBatch& batch) {
     const AttentionItem& item = batch.items[row];
     const bool has_job = job < slot.rows.size() && slot.rows[job] == static_cast<std::int64_t>(row);
     const HostJob* own_job = has_job ? &slot.batch.jobs[job++] : nullptr;
-    const bool wants_weights = parts_want_weights(request) || retention_wants_weights(request);
-    if (!wants_weights && (request.parts.retention == nullptr || !is_cpu)) {
+    if (!wants_weights(request) && (request.parts.retention == nullptr || !is_cpu)) {
       continue;
     }
     has_state = true;

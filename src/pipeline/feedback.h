@@ -10,6 +10,9 @@
 
 namespace hybridgen {
 
+/// Whether anything is done with the weights of a request's softmax.
+bool wants_weights(const RequestState& request);
+
 /// After merge() of a layer: the weights of the attended tokens go to every part that wants
 /// them, and each new token's rows take the place that a retention policy gives them, in the
 /// resident cache or in the host store. On a device that is not the host nothing but the weights'

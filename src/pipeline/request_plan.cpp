@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "device/device_ops.h"
 #include "device/resident_cache.h"
 #include "parts/request_parts.h"
 #include "pipeline/rows_to_host.h"
@@ -139,7 +140,11 @@ RequestPlan plan_request(const ModelConfig& config,
     }
   }
   // LogitScratch
-  plan.device_bytes += config.num_heads * (2 * plan.window + plan.staging.max_chosen) *
+  const std::int64_t parts =
+      device_is_host ? attention_scratch(
+                           config.num_heads, config.head_dim, plan.window, plan.staging.max_chosen)
+                     : 0;
+  plan.device_bytes += (config.num_heads * (2 * plan.window + plan.staging.max_chosen) + parts) *
                        static_cast<std::int64_t>(sizeof(float));
   return plan;
 }

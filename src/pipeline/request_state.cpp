@@ -33,6 +33,12 @@ RequestState::RequestState(const DecoderModel& model,
   logits.resident = at::empty({config.num_heads * plan.window}, options.dtype(at::kFloat));
   logits.merged = at::empty({config.num_heads * (plan.window + plan.staging.max_chosen)},
                             options.dtype(at::kFloat));
+  if (model.device().is_cpu()) {
+    logits.parts =
+        at::empty({attention_scratch(
+                      config.num_heads, config.head_dim, plan.window, plan.staging.max_chosen)},
+                  options.dtype(at::kFloat));
+  }
   if (method.positions == PositionMode::kCacheIndex) {
     shifted.emplace(config, dtype, model.device(), plan.window);
   }

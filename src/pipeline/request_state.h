@@ -30,6 +30,7 @@ namespace hybridgen {
 struct LogitScratch {
   at::Tensor resident;  ///< [H * n_g] at most
   at::Tensor merged;    ///< [H * (S + n_g)] at most
+  at::Tensor parts;     ///< attention_scratch() at most, on a CPU device; else undefined
 };
 
 /// Offloaded tokens that took part, summed over decode steps, layers and KV heads.

@@ -5,6 +5,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/randn.h>
 #include <gtest/gtest.h>
@@ -162,17 +163,21 @@ TEST_P(Operations, RefuseToRankNaN) {
 /// What one query head makes of resident tokens with such logits, whose values are 1.
 double merged(const DeviceOps& ops, const std::vector<float>& of_tokens) {
   const auto count = static_cast<std::int64_t>(of_tokens.size());
-  const at::Tensor query = at::full({1, 1, 8}, 1.0, at::kFloat);
-  const at::Tensor rows = at::full({1, count, 8}, 1.0, at::kFloat);
+  const at::Tensor query = at::ones({1, 1, 1}, at::kFloat);
+  at::Tensor keys = at::empty({1, count, 1}, at::kFloat);  // the logits, at a scale of 1
+  std::ranges::copy(of_tokens, keys.mutable_data_ptr<float>());
+  const at::Tensor values = at::ones({1, count, 1}, at::kFloat);
   at::Tensor logits = at::empty({count}, at::kFloat);
-  std::ranges::copy(of_tokens, logits.mutable_data_ptr<float>());
   at::Tensor weights = at::empty({count}, at::kFloat);
-  at::Tensor out = at::empty({1, 1, 8}, at::kFloat);
-  const AttentionItem item{.keys = &rows,
-                           .values = &rows,
+  at::Tensor parts = at::empty({attention_scratch(1, 1, count, 0)}, at::kFloat);
+  at::Tensor out = at::empty({1, 1, 1}, at::kFloat);
+  const AttentionItem item{.keys = &keys,
+                           .values = &values,
                            .num_resident = count,
                            .resident_logits = &logits,
-                           .merged_logits = &weights};
+                           .merged_logits = &weights,
+                           .parts = &parts};
+  ops.resident_logits(query, {&item, 1});
   ops.merge(query, {&item, 1}, out);
   return out.view({-1}).select(0, 0).item<double>();
 }

@@ -157,12 +157,14 @@ TEST_P(CpuOpsOnAPool, AttentionOverResidentTokensIsTheSameBitByBit) {
   const auto attend = [&](const DeviceOps& ops) {
     at::Tensor logits = at::empty({6, kTokens});
     at::Tensor merged = at::empty({6, kTokens});
+    at::Tensor parts = at::empty({attention_scratch(6, 64, kTokens, 0)});
     at::Tensor out = at::empty({1, 6, 64});
     const std::vector<AttentionItem> items{{.keys = &keys,
                                             .values = &values,
                                             .num_resident = kTokens,
                                             .resident_logits = &logits,
-                                            .merged_logits = &merged}};
+                                            .merged_logits = &merged,
+                                            .parts = &parts}};
     ops.resident_logits(query, items);
     ops.merge(query, items, out);
     return out;

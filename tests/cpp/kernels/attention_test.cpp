@@ -205,57 +205,6 @@ TEST_P(SoftmaxValues, TakeHostRowsInOrderWithoutAnIndex) {
   }
 }
 
-TEST_P(SoftmaxValues, MergeByLogSumExpIntoOneSoftmaxOverTheUnion) {
-  constexpr std::int64_t kCount = 75;
-  constexpr std::int64_t kRows = 3;
-  for (const std::int64_t head_dim : {1, 5, 64, 80}) {
-    const Array values = random_array(dtype(), kCount * head_dim, 43);
-    std::vector<float> logits = random_floats(kRows * kCount, 44);
-    for (float& logit : logits) logit *= 5.0F;
-    const Result whole = run(logits, values, kRows, head_dim, 0);
-    for (const std::int64_t split : {std::int64_t{0}, std::int64_t{31}, kCount}) {
-      struct Part {
-        Array out;
-        std::vector<float> lse;
-      };
-      const auto part = [&](std::int64_t begin, std::int64_t end) {
-        std::vector<float> weights = logits;
-        Part result{Array(dtype(), kRows * head_dim), std::vector<float>(kRows)};
-        kernels().softmax_values(
-            {.dtype = dtype(),
-             .logits = weights.data() + begin,
-             .logits_stride = kCount,
-             .num_queries = kRows,
-             .head_dim = head_dim,
-             .resident_count = end - begin,
-             .resident_values = static_cast<const std::byte*>(values.data()) +
-                                static_cast<std::size_t>(begin * head_dim) * size_of(dtype()),
-             .resident_stride = head_dim,
-             .out = result.out.data(),
-             .out_stride = head_dim,
-             .lse = result.lse.data()});
-        return result;
-      };
-      Part first = part(0, split);
-      const Part second = part(split, kCount);
-      kernels().merge_outputs({.dtype = dtype(),
-                               .rows = kRows,
-                               .head_dim = head_dim,
-                               .out = first.out.data(),
-                               .out_stride = head_dim,
-                               .lse = first.lse.data(),
-                               .other = second.out.data(),
-                               .other_stride = head_dim,
-                               .other_lse = second.lse.data()});
-      // Both parts are rounded to the type, and so is their weighted mean.
-      const double tolerance = 4.0 * unit_roundoff(dtype()) + 1e-4 + absolute_floor(dtype());
-      for (std::int64_t i = 0; i < kRows * head_dim; ++i) {
-        EXPECT_NEAR(first.out.at(i), whole.out.at(i), tolerance) << "split " << split;
-      }
-    }
-  }
-}
-
 TEST_P(SoftmaxValues, LeaveWeightsThatSumToOne) {
   const std::vector<float> logits = random_floats(3 * 501, 15);
   const Array values = random_array(dtype(), 501 * 16, 16);

@@ -44,6 +44,9 @@ TEST(CpuDispatch, EverySupportedTableIsCompleteAndNamesItself) {
     EXPECT_NE(table.row_logits, nullptr);
     EXPECT_NE(table.shadow_logits, nullptr);
     EXPECT_NE(table.softmax_values, nullptr);
+    EXPECT_NE(table.attend, nullptr);
+    EXPECT_NE(table.merge_parts, nullptr);
+    EXPECT_NE(table.softmax_weights, nullptr);
   }
 }
 

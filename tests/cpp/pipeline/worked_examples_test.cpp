@@ -183,10 +183,14 @@ class Split {
         problem_.values.narrow(1, problem_.num_offloaded, problem_.num_resident()).contiguous();
     at::Tensor logits = at::empty({problem_.heads() * problem_.num_resident()});
     merged_ = at::empty({problem_.heads() * (problem_.num_resident() + job_.num_chosen)});
+    at::Tensor parts = at::empty({attention_scratch(
+        problem_.heads(), config_.head_dim, problem_.num_resident(), job_.num_chosen)});
     AttentionItem item;
     item.keys = &keys;
     item.values = &values;
     item.num_resident = problem_.num_resident();
+    item.wants_weights = true;
+    item.parts = &parts;
     item.payload = with_host ? &staging_.payload() : nullptr;
     item.resident_logits = &logits;
     item.merged_logits = &merged_;
