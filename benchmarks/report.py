@@ -15,6 +15,15 @@ import torch
 import hybridgen
 from hybridgen._files import write_whole
 
+KINDS = {
+    "avx2": "AVX2",
+    "avx512": "AVX-512",
+    "avx512_vnni": "AVX-512",
+    "avx512_bf16": "BF16",
+    "amx": "AMX",
+}
+"""The kind of machine, by the strongest instruction set that is used."""
+
 
 @dataclass
 class Result:
@@ -33,6 +42,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "cpu": found.cpu["model"],
         "isa": found.cpu["isa"],
+        "kind": KINDS.get(found.cpu["isa"], found.cpu["isa"]),
         "isas": found.cpu["isas"],
         "cores": found.cpu["usable"],
         "memory_gib": round(found.cpu["available_host_bytes"] / 2**30, 1),
