@@ -24,6 +24,7 @@
 #include "kernels/cuda_kernels.h"
 #include "kvcache/scoring_shadow.h"
 #include "memory/host_buffer.h"
+#include "memory/huge_pages.h"
 #include "memory/memory_budget.h"
 #include "memory/numa.h"
 #include "runtime/cpus.h"
@@ -177,6 +178,19 @@ void register_errors(py::module_& /*module*/) {
 // As long as the interface: one statement for each function.
 void register_info(py::module_& module) {
   module.def("build_info", &build_info, "Facts about this build and what this CPU supports.");
+  module.def(
+      "huge_pages",
+      [] {
+        const HugePages pages = huge_pages();
+        py::dict d;
+        d["setting"] = pages.setting;
+        d["asked_bytes"] = pages.asked_bytes;
+        d["obtained_bytes"] = pages.obtained_bytes;
+        return d;
+      },
+      "Huge pages: the system's setting, bytes that asked for them, bytes of this process that "
+      "have "
+      "them.");
   module.def(
       "available_host_bytes", &available_host_bytes, "Host memory that could still be taken.");
   module.def(

@@ -25,6 +25,7 @@ __all__: list[str] = [
     "build_info",
     "checked_options",
     "device_window",
+    "huge_pages",
     "is_engine_thread",
     "machine_profile_fields",
     "measure_gather",
@@ -480,6 +481,11 @@ def device_window(
 ) -> int | None:
     """
     Tokens of a prompt that may stay on the device; None if as many as fit.
+    """
+
+def huge_pages() -> dict:
+    """
+    Huge pages: the system's setting, bytes that asked for them, bytes of this process that have them.
     """
 
 def is_engine_thread() -> bool:

@@ -83,6 +83,7 @@ def info() -> Info:
         "isa": build.pop("isa", "unknown"),
         "scan_prefetch": build.pop("scan_prefetch", "unknown"),
         "available_host_bytes": _core.available_host_bytes(),
+        "huge_pages": dict(_core.huge_pages()),
     }
     return Info(versions, cpu, _numa_nodes(), _gpu(), build)
 

@@ -2,11 +2,11 @@
 #include "device/resident_cache.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 
 #include <algorithm>
 #include <cstring>
 
+#include "device/host_tensors.h"
 #include "hybridgen/core/error.h"
 
 namespace hybridgen {
@@ -16,14 +16,19 @@ namespace {
 // step.
 constexpr std::int64_t kSlack = 64;
 
+at::Tensor room_for(at::IntArrayRef shape, at::TensorOptions options) {
+  return options.device().is_cpu() ? HostTensors().allocate(shape, options)
+                                   : at::empty(shape, options);
+}
+
 }  // namespace
 
 ResidentCache::ResidentCache(const ModelConfig& config,
                              at::TensorOptions options,
                              std::int64_t capacity)
     : all_keys_(
-          at::empty({config.num_layers, config.num_kv_heads, capacity, config.head_dim}, options)),
-      all_values_(at::empty_like(all_keys_)),
+          room_for({config.num_layers, config.num_kv_heads, capacity, config.head_dim}, options)),
+      all_values_(room_for(all_keys_.sizes(), options)),
       capacity_(capacity) {
   for (std::int64_t layer = 0; layer < config.num_layers; ++layer) {
     keys_.push_back(all_keys_.select(0, layer));

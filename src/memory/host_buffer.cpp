@@ -10,15 +10,10 @@
 #include <utility>
 
 #include "hybridgen/core/error.h"
+#include "memory/huge_pages.h"
 #include "memory/numa.h"
 
 namespace hybridgen {
-
-namespace {
-
-constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
-
-}  // namespace
 
 // Delegates so that the destructor unmaps when the binding throws.
 HostBuffer::HostBuffer(std::size_t bytes, int node) : HostBuffer() {
@@ -49,12 +44,16 @@ HostBuffer::HostBuffer(std::size_t bytes, int node) : HostBuffer() {
     if (over != 0) data_ += kHugePageBytes - over;
     // Advice only: a kernel without huge pages refuses it and everything still works.
     static_cast<void>(::madvise(data_, bytes, MADV_HUGEPAGE));
+    count_asked_huge_pages(static_cast<std::int64_t>(bytes));
   }
   if (node != -1) bind_to_node(data_, bytes, node);
 }
 
 HostBuffer::~HostBuffer() {
-  if (mapping_ != nullptr) ::munmap(mapping_, mapping_bytes_);
+  if (mapping_ == nullptr) return;
+  ::munmap(mapping_, mapping_bytes_);
+  if (size_bytes_ >= kHugePageBytes)
+    count_asked_huge_pages(-static_cast<std::int64_t>(size_bytes_));
 }
 
 HostBuffer::HostBuffer(HostBuffer&& other) noexcept

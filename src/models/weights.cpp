@@ -148,18 +148,24 @@ Weights::Weights(const ModelConfig& config, DType dtype, at::Device device)
 }
 
 at::Tensor Weights::allocate(std::vector<std::int64_t> shape) {
+  const auto refused = [&](const char* why) {
+    return OutOfMemoryError(message("[load weights] a tensor of shape ",
+                                    shape_text(shape),
+                                    " does not fit after ",
+                                    human_bytes(static_cast<double>(bytes_)),
+                                    " of weights: ",
+                                    why,
+                                    "; use a smaller model or dtype='bfloat16'"));
+  };
   try {
-    at::Tensor tensor = at::empty(shape, options_);
+    at::Tensor tensor = options_.device().is_cpu() ? host_tensors_.allocate(shape, options_)
+                                                   : at::empty(shape, options_);
     bytes_ += static_cast<std::int64_t>(tensor.nbytes());
     return tensor;
   } catch (const c10::Error& error) {
-    throw OutOfMemoryError(message("[load weights] a tensor of shape ",
-                                   shape_text(shape),
-                                   " does not fit after ",
-                                   human_bytes(static_cast<double>(bytes_)),
-                                   " of weights: ",
-                                   error.what_without_backtrace(),
-                                   "; use a smaller model or dtype='bfloat16'"));
+    throw refused(error.what_without_backtrace());
+  } catch (const OutOfMemoryError& error) {
+    throw refused(error.what());
   }
 }
 

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "device/host_tensors.h"
 #include "hybridgen/core/model_config.h"
 
 namespace hybridgen {
@@ -62,6 +63,7 @@ class Weights {
   void expect(const std::string& name, const at::Tensor& destination);
 
   at::TensorOptions options_;
+  HostTensors host_tensors_;  ///< of a CPU device
   std::vector<std::string> order_;
   std::map<std::string, Slot> slots_;
   std::int64_t bytes_ = 0;

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "memory/huge_pages.h"
+
+#include <atomic>
+#include <fstream>
+#include <sstream>
+
+namespace hybridgen {
+namespace {
+
+std::atomic<std::int64_t> asked{0};
+
+std::int64_t anonymous_huge_bytes() {
+  std::ifstream file("/proc/self/smaps_rollup");
+  std::string line;
+  while (std::getline(file, line)) {
+    std::istringstream words(line);
+    std::string name;
+    std::int64_t kibibytes = 0;
+    if (words >> name >> kibibytes && name == "AnonHugePages:") return kibibytes * 1024;
+  }
+  return 0;
+}
+
+}  // namespace
+
+std::string chosen_word(const std::string& setting) {
+  const std::size_t open = setting.find('[');
+  const std::size_t close = setting.find(']');
+  if (open == std::string::npos || close == std::string::npos || close < open) return "unknown";
+  return setting.substr(open + 1, close - open - 1);
+}
+
+HugePages huge_pages() {
+  std::ifstream file("/sys/kernel/mm/transparent_hugepage/enabled");
+  std::string line;
+  std::getline(file, line);
+  return {chosen_word(line), asked.load(), anonymous_huge_bytes()};
+}
+
+void count_asked_huge_pages(std::int64_t bytes) noexcept { asked += bytes; }
+
+}  // namespace hybridgen

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// Transparent huge pages: what the system allows, what HostBuffers asked for and what came of it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace hybridgen {
+
+inline constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
+
+/// Of this process. A page is huge or small from its first touch on; what is touched later may
+/// still become huge, and the system may join or split pages at any time.
+struct HugePages {
+  /// "always", "madvise" or "never", as the system is set; "unknown" where it does not say.
+  std::string setting;
+  std::int64_t asked_bytes = 0;     ///< of live HostBuffers
+  std::int64_t obtained_bytes = 0;  ///< of all anonymous memory that has been touched
+};
+
+HugePages huge_pages();
+
+/// The word in brackets of /sys/kernel/mm/transparent_hugepage/enabled ("always [madvise] never").
+std::string chosen_word(const std::string& setting);
+
+/// Counts memory that asks for huge pages from now on (bytes > 0) or no longer (bytes < 0).
+void count_asked_huge_pages(std::int64_t bytes) noexcept;
+
+}  // namespace hybridgen

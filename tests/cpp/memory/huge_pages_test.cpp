@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "memory/huge_pages.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "memory/host_buffer.h"
+
+namespace hybridgen {
+namespace {
+
+TEST(HugePages, TheSystemsSettingIsTheWordInBrackets) {
+  EXPECT_EQ(chosen_word("always [madvise] never"), "madvise");
+  EXPECT_EQ(chosen_word("[always] madvise never"), "always");
+  EXPECT_EQ(chosen_word(""), "unknown");
+  EXPECT_EQ(chosen_word("] ["), "unknown");
+}
+
+TEST(HugePages, LargeBuffersAskForThemAsLongAsTheyLive) {
+  const std::int64_t before = huge_pages().asked_bytes;
+  {
+    HostBuffer small(kHugePageBytes - 1);
+    EXPECT_EQ(huge_pages().asked_bytes, before);
+    HostBuffer large(3 * kHugePageBytes);
+    const HostBuffer moved(std::move(large));
+    EXPECT_EQ(huge_pages().asked_bytes, before + 3 * std::int64_t{kHugePageBytes});
+  }
+  EXPECT_EQ(huge_pages().asked_bytes, before);
+}
+
+TEST(HugePages, WhatWasObtainedIsReadBack) {
+  const std::string setting = huge_pages().setting;
+  if (setting != "always" && setting != "madvise") {
+    GTEST_SKIP() << "huge pages are " << setting << " here; 'madvise' or 'always' would run it";
+  }
+  const std::int64_t before = huge_pages().obtained_bytes;
+  HostBuffer buffer(16 * kHugePageBytes);
+  std::fill_n(buffer.data(), buffer.size_bytes(), std::byte{1});
+  const std::int64_t obtained = huge_pages().obtained_bytes - before;
+  // A system without free huge pages gives fewer, which is no fault.
+  EXPECT_GE(obtained, 0);
+  EXPECT_LE(obtained, 16 * std::int64_t{kHugePageBytes});
+}
+
+}  // namespace
+}  // namespace hybridgen
