@@ -2,11 +2,13 @@
 #include "engine/machine.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "device/driver_thread.h"
 #include "hybridgen/core/error.h"
 #include "memory/numa.h"
+#include "runtime/control_group.h"
 #include "runtime/cpus.h"
 
 namespace hybridgen {
@@ -46,6 +48,8 @@ Machine::Machine(const EngineOptions& options, const Method& method, const Decod
       pool_cpus_ = pool_options.cpus;
     }
     pool_ = std::make_unique<WorkerPool>(std::move(pool_options));
+    const std::optional<double> quota = control_group_quota();
+    quota_lasts_ = !quota || pool_->size() + 1 <= *quota;
   }
   if (math_ == Math::kKernels) {
     ops_ = make_cpu_ops(name_of(isa_), pool_.get());
@@ -84,8 +88,9 @@ void Machine::enter(Phase next) {
   phase_ = next;
   if (pool_) {
     // While prefilling, LibTorch's threads need the cores that workers would spin on; so does the
-    // driver in decode steps, where workers are not pinned beside it.
-    const bool spins_long = next == Phase::kDecode && !pool_cpus_.empty();
+    // driver in decode steps, where workers are not pinned beside it. Under a quota that does not
+    // last for all of them, what they spin is missing where they work.
+    const bool spins_long = next == Phase::kDecode && !pool_cpus_.empty() && quota_lasts_;
     pool_->set_spin(spins_long ? WorkerPool::kDecodeSpin : WorkerPool::Options{}.spin);
   }
   if (!device_is_cpu_) {

@@ -55,6 +55,7 @@ class Machine {
   std::unique_ptr<DeviceOps> ops_;
   std::unique_ptr<DeviceOps> prompt_ops_;  ///< null: ops_
   int prefill_threads_ = 1;
+  bool quota_lasts_ = true;  ///< for the driver and all workers, if there is a CPU quota
   Phase phase_ = Phase::kNone;
 };
 

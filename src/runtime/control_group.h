@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -89,9 +90,9 @@ inline std::optional<std::int64_t> control_group_free_bytes(
   return smallest;
 }
 
-/// Smallest CPU quota of the groups, in CPUs rounded up.
-inline std::optional<std::int64_t> control_group_cpus(const std::filesystem::path& root = "/") {
-  std::optional<std::int64_t> smallest;
+/// Smallest CPU quota of the groups, in CPUs.
+inline std::optional<double> control_group_quota(const std::filesystem::path& root = "/") {
+  std::optional<double> smallest;
   for (const std::filesystem::path& directory : control_group_directories("cpu", root)) {
     std::int64_t quota = -1;
     std::int64_t period = 0;
@@ -101,10 +102,17 @@ inline std::optional<std::int64_t> control_group_cpus(const std::filesystem::pat
       period = read_integer(directory / "cpu.cfs_period_us").value_or(0);
     }
     if (quota <= 0 || period <= 0) continue;
-    const std::int64_t cpus = (quota - 1) / period + 1;
+    const double cpus = static_cast<double>(quota) / static_cast<double>(period);
     smallest = std::min(cpus, smallest.value_or(cpus));
   }
   return smallest;
+}
+
+/// The same, rounded up.
+inline std::optional<std::int64_t> control_group_cpus(const std::filesystem::path& root = "/") {
+  const std::optional<double> quota = control_group_quota(root);
+  if (!quota) return std::nullopt;
+  return static_cast<std::int64_t>(std::ceil(*quota));
 }
 
 }  // namespace hybridgen

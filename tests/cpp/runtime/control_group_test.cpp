@@ -66,6 +66,7 @@ TEST_F(ControlGroup, TheTightestEnclosingGroupCounts) {
   write("sys/fs/cgroup/a/cpu.max", "150000 100000\n");
   write("sys/fs/cgroup/a/b/cpu.max", "800000 100000\n");
   EXPECT_EQ(control_group_free_bytes(root_), 60);
+  EXPECT_EQ(control_group_quota(root_), 1.5);
   EXPECT_EQ(control_group_cpus(root_), 2);
 }
 
