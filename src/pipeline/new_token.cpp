@@ -24,7 +24,9 @@ void make_room(LoopContext& loop, RequestState& request) {
   for (std::int64_t layer = 0; layer < loop.config().num_layers; ++layer) {
     const at::Tensor& keys = request.resident.keys(layer);
     const HostRows rows = leaving_rows(request, layer, first);
-    fix_channels(request, layer, plan.tokens.size(), {request.resident.resident_keys(layer)});
+    if (wants_channels(request, layer, plan.tokens.size())) {
+      fix_channels(request, layer, {request.resident.resident_keys(layer)});
+    }
     if (!moving.empty()) {
       offload_rows(request, layer, moving, rows, keys, first, loop.link);
     }

@@ -27,13 +27,11 @@ HostRows leaving_rows(RequestState& request, std::int64_t layer, std::int64_t fi
   return {request.leaving->keys(layer), request.leaving->values(layer)};
 }
 
-void fix_channels(RequestState& request,
-                  std::int64_t layer,
-                  std::int64_t leaving,
-                  const std::vector<at::Tensor>& keys) {
-  if (leaving >= ScoringShadow::kFewestRows || !request.host->wants_channels(layer)) {
-    return;
-  }
+bool wants_channels(const RequestState& request, std::int64_t layer, std::int64_t leaving) {
+  return leaving < ScoringShadow::kFewestRows && request.host->wants_channels(layer);
+}
+
+void fix_channels(RequestState& request, std::int64_t layer, const std::vector<at::Tensor>& keys) {
   const at::Tensor rows = (keys.size() == 1 ? keys.front() : at::cat(keys, 1)).cpu();
   request.host->fix_channels(
       layer, rows.size(1), {rows.const_data_ptr(), rows.stride(0), rows.stride(1)});

@@ -33,13 +33,12 @@ inline const void* row_of(const KvRowsView& rows,
          (kv_head * rows.head_stride + row * rows.token_stride) * element;
 }
 
-/// Before the first `leaving` rows of a layer leave for a host that keeps keys in 8 or 4 bits:
-/// where they are too few to tell what its channels look like, all keys on the device do, tensors
-/// [G, rows, D].
-void fix_channels(RequestState& request,
-                  std::int64_t layer,
-                  std::int64_t leaving,
-                  const std::vector<at::Tensor>& keys);
+/// Whether the `leaving` rows of a layer go to a host that keeps keys in 8 or 4 bits, does not know
+/// yet what its channels look like, and could not tell from so few.
+bool wants_channels(const RequestState& request, std::int64_t layer, std::int64_t leaving);
+
+/// Lets all keys on the device, tensors [G, rows, D], say so before they leave.
+void fix_channels(RequestState& request, std::int64_t layer, const std::vector<at::Tensor>& keys);
 
 /// Copies `tokens` of one layer; tokens.begin is row `first_row` of keys and values [G, rows, D]
 /// (any device, last dimension contiguous). Waits for a device that is not the host.

@@ -302,13 +302,13 @@ void Prefill::place(RequestState& request,
   const std::int64_t leaving = old_rows + new_rows - keep;
   const std::int64_t first = request.tokens.num_offloaded();
   const std::int64_t from_old = std::min(leaving, old_rows);
-  if (leaving > 0) {
+  if (leaving > 0 && wants_channels(request, layer, leaving)) {
     std::vector<at::Tensor> on_device;
     if (old_rows > 0) {
       on_device.push_back(request.resident.resident_keys(layer));
     }
     on_device.push_back(keys);
-    fix_channels(request, layer, leaving, on_device);
+    fix_channels(request, layer, on_device);
   }
   if (from_old > 0) {
     offload_rows(request,

@@ -10,6 +10,7 @@
 #include <cmath>
 
 #include "hybridgen/core/error.h"
+#include "kernels/cpu_kernels.h"
 #include "pipeline/staged_values.h"
 #include "support/tiny_model.h"
 
@@ -69,7 +70,14 @@ Result attend(double attn_sparsity) {
   Result result;
   const std::unique_ptr<DeviceOps> ops = make_aten_ops();
   TraceRecorder trace;
-  LoopContext loop{model, *ops, method, nullptr, trace, result.bytes, nullptr};
+  LoopContext loop{.model = model,
+                   .ops = *ops,
+                   .method = method,
+                   .pool = nullptr,
+                   .trace = trace,
+                   .statistics = result.bytes,
+                   .probe = nullptr,
+                   .kernels = &kernels::cpu_kernels(kernels::resolve_isa("auto"))};
   attend_by_parts(loop, 0, batch);
   result.output = batch.ws.attended_heads.item<double>();
   return result;
