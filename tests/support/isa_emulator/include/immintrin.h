@@ -50,6 +50,16 @@ inline __m256i narrow_to_16_bits(__m512i v) {
   return result;
 }
 
+inline __m512i widen_8_bits(__m128i v) {
+  std::uint8_t lanes[16];
+  std::int32_t wide[16];
+  __builtin_memcpy(lanes, &v, sizeof(v));
+  for (int i = 0; i < 16; ++i) wide[i] = lanes[i];
+  __m512i result;
+  __builtin_memcpy(&result, wide, sizeof(result));
+  return result;
+}
+
 template <int Rounding>
 inline __m256i to_float16(__m512 v) {
   __m256 halves[2];
@@ -71,6 +81,8 @@ inline __m512 permute_quarters(__m512 v) {
 
 #undef _mm512_cvtepi32_epi16
 #define _mm512_cvtepi32_epi16(v) hybridgen::emulation::narrow_to_16_bits(v)
+#undef _mm512_cvtepu8_epi32
+#define _mm512_cvtepu8_epi32(v) hybridgen::emulation::widen_8_bits(v)
 #undef _mm512_cvtps_ph
 #define _mm512_cvtps_ph(v, rounding) hybridgen::emulation::to_float16<(rounding) & 7>(v)
 #undef _mm512_mask_cmp_ps_mask
