@@ -43,6 +43,7 @@ class HgcaSelector final : public TokenSelector {
   }
 
   std::string_view name() const override { return "hgca"; }
+  bool reads_keys() const override { return false; }
   SelectionStrategy strategy() const override { return SelectionStrategy::kPreQkt; }
   PrefillWeights prefill_weights() const override { return PrefillWeights::kLocal; }
   bool wants_decode_weights() const override { return true; }

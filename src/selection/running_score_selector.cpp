@@ -37,6 +37,7 @@ class RunningScoreSelector final : public TokenSelector {
   }
 
   std::string_view name() const override { return name_; }
+  bool reads_keys() const override { return false; }
   SelectionStrategy strategy() const override { return SelectionStrategy::kPostQkt; }
   PrefillWeights prefill_weights() const override { return PrefillWeights::kGlobal; }
   bool wants_decode_weights() const override { return true; }

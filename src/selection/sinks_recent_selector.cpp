@@ -24,6 +24,7 @@ class SinksRecentSelector final : public TokenSelector {
   }
 
   std::string_view name() const override { return "sinks_recent"; }
+  bool reads_keys() const override { return false; }
   SelectionStrategy strategy() const override { return SelectionStrategy::kPreQkt; }
   PartState state() const override { return {}; }
 

@@ -122,10 +122,11 @@ void TokenSelector::on_offload(std::int64_t /*layer*/,
 void TokenSelector::on_offload(const OffloadedRows& rows) {
   const HostKvShape& shape = rows.host.shape();
   const bool is_full = shape.key_precision == KvPrecision::kFull;
+  const bool has_blocks = shape.key_layout == KeyLayout::kBlocked && reads_keys();
   std::vector<float> restored;
   for (std::int64_t g = 0; g < shape.num_kv_heads; ++g) {
     BlockedKeyView keys;
-    if (shape.key_layout == KeyLayout::kBlocked) {
+    if (has_blocks) {
       keys = is_full ? rows.host.keys(rows.layer, g)
                      : restore_blocks(rows.host, rows.layer, g, rows.tokens, restored);
     }

@@ -24,6 +24,7 @@ class TopKSelector final : public TokenSelector {
                     std::numeric_limits<float>::quiet_NaN()) {}
 
   std::string_view name() const override { return "topk"; }
+  bool reads_keys() const override { return false; }
   SelectionStrategy strategy() const override { return SelectionStrategy::kPostQkt; }
   PartState state() const override { return {}; }  // thresholds change no result
 

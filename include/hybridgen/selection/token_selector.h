@@ -53,8 +53,10 @@ class TokenSelector : public KvPart {
                       std::span<float> values,
                       std::vector<float>& scratch) const;
 
+  /// Whether on_offload() reads keys: only then are those that lie in 8 or 4 bits restored for it.
+  virtual bool reads_keys() const { return true; }
   /// `tokens` moved to the host: their keys are in `keys` now, which is empty unless they lie in
-  /// blocks. Per KV head, in ascending order.
+  /// blocks and are read. Per KV head, in ascending order.
   virtual void on_offload(std::int64_t layer,
                           std::int64_t kv_head,
                           TokenRange tokens,

@@ -147,17 +147,24 @@ std::int64_t steady_allocations(Engine& engine, std::int64_t first, std::int64_t
 TEST(SteadyState, ADecodeStepDoesNotAllocate) {
   struct Setting {
     const char* method;
-    Scoring scoring;
+    Scoring scoring = Scoring::kFull;
+    KvPrecision precision = KvPrecision::kFull;
   };
-  for (const auto& [method, scoring] : {Setting{"full", Scoring::kFull},
-                                        Setting{"hybridgen", Scoring::kFull},
-                                        Setting{"hybridgen", Scoring::kInt8}}) {
+  for (const auto& [method, scoring, precision] :
+       {Setting{"full"},
+        Setting{"hybridgen"},
+        Setting{"hybridgen", Scoring::kInt8},
+        Setting{"hybridgen", Scoring::kFull, KvPrecision::kInt8},
+        Setting{"hybridgen", Scoring::kFull, KvPrecision::kInt4}}) {
     const bool is_full = std::string(method) == "full";
     EngineOptions options = is_full ? testing::options(method) : speculative();
     options.hybridgen.scoring = scoring;
+    options.key_precision = precision;
+    options.value_precision = precision;
     Engine engine(tiny_model(), options);
     EXPECT_EQ(steady_allocations(engine, 40, 70), 0)
-        << method << ", scoring " << static_cast<int>(scoring);
+        << method << ", scoring " << static_cast<int>(scoring) << ", precision "
+        << static_cast<int>(precision);
   }
 }
 
