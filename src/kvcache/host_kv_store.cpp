@@ -206,6 +206,11 @@ HostKvStore::HostKvStore(const HostKvShape& shape)
     key_codes_.emplace(codes_shape(shape_));
   }
   prefer_nodes(shape_.numa_parts, values_.data(), head_value_bytes(shape_));
+  for (HostBuffer* exact : {&exact_keys_, &exact_values_}) {
+    if (exact->size_bytes() > 0) {
+      prefer_nodes(shape_.numa_parts, exact->data(), exact_bytes(shape_) / shape_.num_kv_heads);
+    }
+  }
 }
 
 std::int64_t HostKvStore::required_bytes(const HostKvShape& shape) {

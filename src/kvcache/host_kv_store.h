@@ -12,7 +12,8 @@
 // All layers of a KV head lie together, so that heads can be divided over memory nodes.
 // Addressed by slot, which is the token's position unless a method drops tokens for good; holds no
 // count (TokenMapper does). Writers and readers of disjoint slots may run at the same time, except
-// within one key block.
+// within one key block; of keys in 8 or 4 bits, the first write to kKeySegmentTokens slots also
+// reads all of those before them and fixes how theirs are coded.
 #pragma once
 
 #include <cstdint>
