@@ -34,7 +34,8 @@ void run(void (*kernel)(const kernels::PrefillAttentionArgs&),
          const kernels::CpuKernels& table,
          kernels::PrefillAttentionArgs& args) {
   thread_local std::vector<float> scratch;
-  scratch.resize(static_cast<std::size_t>(table.prefill_scratch(args)));
+  const auto floats = static_cast<std::size_t>(table.prefill_scratch(args));
+  if (scratch.size() < floats) scratch.resize(floats);
   args.scratch = scratch.data();
   kernel(args);
 }

@@ -397,13 +397,15 @@ void column_pass(const PrefillAttentionArgs& args) {
   }
 }
 
-/// Scratch for either pass.
+/// Scratch of the pass that the arguments are for: column sums have keys and no values. Attention's
+/// grows with the rows, which column sums take all at once.
 template <typename Products>
 std::int64_t scratch_of(const PrefillAttentionArgs& args) {
   const PrefillSizes<Products> sizes(args);
-  const PrefillScratch<Products> attention(sizes, nullptr);
-  const ColumnScratch<Products> columns(sizes, args.num_queries, nullptr);
-  const std::intptr_t end = attention.end > columns.end ? attention.end : columns.end;
+  const bool is_columns = args.count > 0 && args.values == nullptr;
+  const std::intptr_t end = is_columns
+                                ? ColumnScratch<Products>(sizes, args.num_queries, nullptr).end
+                                : PrefillScratch<Products>(sizes, nullptr).end;
   return (end + kCacheLine) / static_cast<std::int64_t>(sizeof(float));
 }
 
