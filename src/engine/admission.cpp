@@ -92,15 +92,14 @@ void Admission::check_fits(const RequestShape& shape) const {
                 ")");
   }
   too_large(device_bytes, TierKind::kDevice, room(), smaller);
-  const bool may_be_smaller =
-      method.key_precision == KvPrecision::kFull && method.value_precision == KvPrecision::kFull;
-  too_large(needed.dram_bytes,
-            TierKind::kDram,
-            budgets[TierKind::kDram].capacity_bytes(),
-            message("KVConfig(dram=",
-                    needed.dram_bytes,
-                    ") or a larger device_tokens",
-                    may_be_smaller ? ", or KVConfig(keys='int8', values='int4')" : ""));
+  too_large(
+      needed.dram_bytes,
+      TierKind::kDram,
+      budgets[TierKind::kDram].capacity_bytes(),
+      message("KVConfig(dram=",
+              needed.dram_bytes,
+              ") or a larger device_tokens",
+              method.value_precision == KvPrecision::kFull ? ", or KVConfig(values='int4')" : ""));
 }
 
 bool Admission::fits_now(const RequestPlan& plan, std::int64_t momentary_bytes) const {
