@@ -144,7 +144,7 @@ py::dict build_info() {
   }
   info["isas"] = isas;
   info["isa"] = std::string(name_of(kernels::resolve_isa("auto")));
-  info["scan_prefetch"] = std::string(name_of(kernels::resolve_prefetch("auto")));
+  info["scan_prefetch"] = std::string(name_of(kernels::scan_prefetch()));
   info["cpus"] = available_parallelism();
   return info;
 }

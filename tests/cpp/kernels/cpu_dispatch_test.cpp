@@ -47,6 +47,18 @@ TEST(CpuDispatch, EverySupportedTableIsCompleteAndNamesItself) {
     EXPECT_NE(table.attend, nullptr);
     EXPECT_NE(table.merge_parts, nullptr);
     EXPECT_NE(table.softmax_weights, nullptr);
+    EXPECT_NE(table.prefill_scratch, nullptr);
+    EXPECT_NE(table.prefill_attention, nullptr);
+    EXPECT_NE(table.column_sums, nullptr);
+    EXPECT_NE(table.stored_key_logits, nullptr);
+    EXPECT_NE(table.stored_key_rows, nullptr);
+    EXPECT_NE(table.stored_value_rows, nullptr);
+    EXPECT_NE(table.stored_value_sums, nullptr);
+    EXPECT_NE(table.prepared_linear.rows_bytes, nullptr);
+    EXPECT_NE(table.prepared_linear.prepare_rows, nullptr);
+    EXPECT_NE(table.prepared_linear.outputs, nullptr);
+    EXPECT_NE(table.prepared_linear.scratch_bytes, nullptr);
+    EXPECT_NE(table.prepared_linear.multiply, nullptr);
   }
 }
 
