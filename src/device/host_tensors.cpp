@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "hybridgen/core/error.h"
 #include "memory/huge_pages.h"
 
 namespace hybridgen {
@@ -29,7 +30,12 @@ at::Tensor HostTensors::allocate(at::IntArrayRef shape, at::TensorOptions option
     // As large as all before: small models take little, large ones have few ends of blocks.
     std::size_t size = std::max(bytes, std::clamp(total_, kLeastBlockBytes, kMostBlockBytes));
     if (size >= kHugePageBytes) size = round_up(size, kHugePageBytes);
-    block_ = std::make_shared<HostBuffer>(size);
+    try {
+      block_ = std::make_shared<HostBuffer>(size);
+    } catch (const OutOfMemoryError&) {  // of address space, which blocks reserve ahead
+      size = bytes;
+      block_ = std::make_shared<HostBuffer>(size);
+    }
     used_ = 0;
     total_ += size;
   }
