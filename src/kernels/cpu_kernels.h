@@ -190,9 +190,9 @@ struct StoredValueSumsArgs {
   std::int64_t out_stride = 0;
 };
 
-/// Value rows of one KV head that take part in a step, in token order: the host's chosen rows (a
-/// union over the group's query heads, `host_index` says which row each logit belongs to), then the
-/// device's resident rows.
+/// Value rows of one KV head, in token order: chosen rows (a union over the group's query heads,
+/// `host_index` says which row each logit belongs to), then rows that lie next to each other. The
+/// host finishes attention with it; `attend` is what a device's step takes.
 /// softmax_values: weights[r, :] = softmax(logits[r, 0 .. host_count + resident_count)), in place;
 /// out[r, d] = sum_j weights[r, j] * V[j, d].
 /// -inf logits get weight 0; a row whose logits are all -inf, or that has none, gives out = 0.

@@ -261,7 +261,7 @@ HYBRIDGEN_INLINE Vector exp_of(Vector x) {
   return zero_where_below(mul(p, power_of_two(n)), x, lowest);
 }
 
-/// 2^x to about 3e-7 relative for x in [-126, 0]; 0 below (so 2^-inf is 0), NaN for NaN.
+/// 2^x to about 3e-7 relative for x in [-126, 127]; 0 below (so 2^-inf is 0), NaN for NaN.
 HYBRIDGEN_INLINE Vector exp2_of(Vector x) {
   const Vector lowest = splat(-126.0F);
   const Vector clamped = max_of(lowest, x);
