@@ -9,6 +9,19 @@
 #include "pipeline/working_memory.h"
 
 namespace hybridgen {
+namespace {
+
+/// What makes rows on the host smaller, as far as they are not and may be: a copy of the keys for
+/// scoring is refused beside keys in fewer bits.
+const char* fewer_bits(const Method& method) {
+  if (method.value_precision != KvPrecision::kFull) return "";
+  const bool has_full_keys = method.key_precision == KvPrecision::kFull;
+  return has_full_keys && !method.has(PartRole::kKeyProxy)
+             ? ", or KVConfig(keys='int8', values='int4')"
+             : ", or KVConfig(values='int4')";
+}
+
+}  // namespace
 
 RequestPlan Admission::plan(const RequestShape& shape) const {
   std::optional<std::int64_t> window = options.device_tokens.resolve(shape.prompt_tokens);
@@ -96,10 +109,8 @@ void Admission::check_fits(const RequestShape& shape) const {
       needed.dram_bytes,
       TierKind::kDram,
       budgets[TierKind::kDram].capacity_bytes(),
-      message("KVConfig(dram=",
-              needed.dram_bytes,
-              ") or a larger device_tokens",
-              method.value_precision == KvPrecision::kFull ? ", or KVConfig(values='int4')" : ""));
+      message(
+          "KVConfig(dram=", needed.dram_bytes, ") or a larger device_tokens", fewer_bits(method)));
 }
 
 bool Admission::fits_now(const RequestPlan& plan, std::int64_t momentary_bytes) const {
