@@ -76,7 +76,7 @@ class ScratchCursor {
   T* take(std::int64_t count) {
     const std::intptr_t taken = at_;
     at_ += round_up(count * static_cast<std::int64_t>(sizeof(T)), kCacheLine);
-    return reinterpret_cast<T*>(taken);
+    return reinterpret_cast<T*>(taken);  // NOLINT(performance-no-int-to-ptr): of scratch
   }
   std::intptr_t at() const { return at_; }
 

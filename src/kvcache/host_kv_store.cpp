@@ -223,7 +223,7 @@ bool HostKvStore::wants_channels(std::int64_t layer) const {
 }
 
 void HostKvStore::fix_channels(std::int64_t layer, std::int64_t count, const KvRowsView& keys) {
-  if (wants_channels(layer)) key_codes_->calibrate(layer, count, keys);
+  if (key_codes_ && wants_channels(layer)) key_codes_->calibrate(layer, count, keys);
 }
 
 void HostKvStore::fix_channels(std::int64_t layer,
@@ -384,7 +384,7 @@ ShadowKeyView HostKvStore::key_codes(std::int64_t layer,
                                      std::int64_t kv_head,
                                      std::int64_t token) const {
   require_precision("keys", key_codes_.has_value(), "keys() or key_rows()");
-  return key_codes_->keys(layer, kv_head, token);
+  return key_codes_->keys(layer, kv_head, token);  // NOLINT(bugprone-unchecked-optional-access)
 }
 
 RowView HostKvStore::exact_keys(std::int64_t layer, std::int64_t kv_head) const {

@@ -74,8 +74,8 @@ void quantise_row(
     if (has_steps) {
       for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) {
         // Truncation rounds to nearest: the number is not negative, but for the lowest of all.
-        const auto code = static_cast<int>((elements[i] - minimum) * inverse + 0.5F);
-        rounded[i] = static_cast<std::uint8_t>(std::clamp(code, 0, levels));
+        const float code = (elements[i] - minimum) * inverse + 0.5F;
+        rounded[i] = static_cast<std::uint8_t>(std::clamp(static_cast<int>(code), 0, levels));
       }
     }
     const std::int64_t bytes = code_bytes(precision, count);

@@ -40,7 +40,7 @@ bool is_finite(const at::Tensor& tensor) {
 
 // A pool of normal numbers, laid out again and again from shifting offsets: drawing each number of
 // a large model would take minutes and nothing depends on their independence.
-void fill_dummy(at::Tensor destination, const at::Tensor& pool, std::int64_t& offset) {
+void fill_dummy(const at::Tensor& destination, const at::Tensor& pool, std::int64_t& offset) {
   const at::Tensor flat = destination.view({-1});
   std::int64_t filled = 0;
   while (filled < flat.numel()) {

@@ -297,8 +297,9 @@ TEST(StoredHead, ASegmentIsCalibratedByItsOwnRowsOrByTheSegmentBefore) {
   constexpr std::int64_t kCount = 3 * kKeySegmentTokens;
   std::vector<float> rows = normal_numbers(kCount * kDim, 4);
   for (std::int64_t i = 0; i < kCount * kDim; ++i) {
+    const std::int64_t token = i / kDim;
     rows[static_cast<std::size_t>(i)] +=
-        20.0F * std::sin(static_cast<float>(i / kDim) * 2e-4F + static_cast<float>(i % kDim));
+        20.0F * std::sin(static_cast<float>(token) * 2e-4F + static_cast<float>(i % kDim));
   }
   const auto error_of = [&](std::int64_t piece, TokenRange tokens) {
     HostKvStore store({.num_layers = 1,

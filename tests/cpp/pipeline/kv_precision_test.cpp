@@ -163,7 +163,7 @@ TEST(SmallRowsAreRefused, BesideAShadowOfTheirOwnKeys) {
   EXPECT_NO_THROW(Engine(tiny_model(), options));
   options.key_precision = KvPrecision::kInt8;
   try {
-    Engine(tiny_model(), options);
+    const Engine engine(tiny_model(), options);
     FAIL() << "nothing was refused";
   } catch (const ConfigError& error) {
     EXPECT_NE(std::string(error.what()).find("scoring is 'int8'; allowed: 'full'"),
