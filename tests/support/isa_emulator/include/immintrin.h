@@ -20,7 +20,7 @@ inline Vector load_lanes(Vector v, Mask mask, const void* from) {
   Element lanes[kLanes];
   __builtin_memcpy(lanes, &v, sizeof(v));
   for (std::size_t i = 0; i < kLanes; ++i) {
-    if ((mask >> i & 1U) != 0) {
+    if ((static_cast<std::uint64_t>(mask) >> i & 1U) != 0) {
       __builtin_memcpy(&lanes[i], static_cast<const Element*>(from) + i, sizeof(Element));
     }
   }
@@ -34,7 +34,7 @@ inline void store_lanes(void* to, Mask mask, Vector v) {
   Element lanes[kLanes];
   __builtin_memcpy(lanes, &v, sizeof(v));
   for (std::size_t i = 0; i < kLanes; ++i) {
-    if ((mask >> i & 1U) != 0) {
+    if ((static_cast<std::uint64_t>(mask) >> i & 1U) != 0) {
       __builtin_memcpy(static_cast<Element*>(to) + i, &lanes[i], sizeof(Element));
     }
   }
