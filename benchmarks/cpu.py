@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from inspect import signature
 from pathlib import Path
 
 import torch
@@ -133,9 +132,8 @@ STEP_BARS = (
 )
 
 
-def keeps_rows_in_few_bits() -> bool:
-    """Whether offloaded rows can lie in 8 and 4 bits."""
-    return "keys" in signature(hg.KVConfig).parameters
+BATCH = "SmolLM2 bfloat16, 8 x 1000 tokens, full"
+BESIDE = "SmolLM2 float32, 128 tokens, full, beside two busy processes"
 
 
 def bar_of(name: str, counter: str) -> float | None:
@@ -286,7 +284,7 @@ def compare(report: Report, case: Comparison, rounds: int, steps: int) -> None:
 
 def batch(report: Report, steps: int) -> None:
     """Measure decode of eight requests against their floor and against a single request."""
-    label, tokens, requests = "SmolLM2 bfloat16, 8 x 1000 tokens, full", 1000, 8
+    label, tokens, requests = BATCH, 1000, 8
     ids = prompt(Case("", None, "bfloat16", tokens), VOCABULARY)
     read = _core.read_bandwidth(hg.info().cpu["usable"])
     rates = {}
@@ -316,7 +314,7 @@ def two_busy_processes() -> Iterator[None]:
 
 def beside_others(report: Report, rounds: int, steps: int) -> None:
     """Measure by how much decode falls beside two busy processes: ours and transformers'."""
-    label = "SmolLM2 float32, 128 tokens, full, beside two busy processes"
+    label = BESIDE
     ids = prompt(Case("", None, "float32", 128), VOCABULARY)
     slower: dict[str, list[float]] = {"ours": [], "transformers": []}
     with ExitStack() as stack:
@@ -360,13 +358,10 @@ def main() -> None:
         for case in STEP_BARS:
             if args.match not in case.label or (case.long and not args.long):
                 continue
-            if case.setting == QUANTISED_ROWS and not keeps_rows_in_few_bits():
-                print(f"# {case.label}: not measured: this version keeps full rows only")
-                continue
             compare(report, case, rounds, steps)
-        if args.match in "batch":
+        if args.match in BATCH:
             batch(report, steps)
-        if args.match in "beside":
+        if args.match in BESIDE:
             beside_others(report, rounds, steps)
     report.write(args.json)
 

@@ -46,7 +46,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "query": "speculative",
     },
     "hybridgen, rows in 8 and 4 bits": {
-        "kv": {"device_tokens": 0.1, "keys": "int8", "values": "int4"},
+        "kv": hg.KVConfig(device_tokens=0.1, keys="int8", values="int4"),
         "scheduler": hg.SchedulerConfig(k=0.05),
     },
     "hybridgen, full rows": {
@@ -59,11 +59,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @contextmanager
 def open_hybridgen(model: str, dtype: str, setting: str) -> Iterator[Runner]:
     """Give a runner of our engine, through its public API."""
-    options = dict(SETTINGS[setting])
-    if isinstance(options.get("kv"), dict):
-        options["kv"] = hg.KVConfig(**options["kv"])
     method = setting.split(",")[0]
-    with load_hybridgen(Case(model, CONFIGS[model], dtype, 0), method, **options) as llm:
+    case = Case(model, CONFIGS[model], dtype, 0)
+    with load_hybridgen(case, method, **SETTINGS[setting]) as llm:
 
         def run(ids: list[int], steps: int) -> Times:
             times = []

@@ -188,9 +188,8 @@ void register_info(py::module_& module) {
         d["obtained_bytes"] = pages.obtained_bytes;
         return d;
       },
-      "Huge pages: the system's setting, bytes that asked for them, bytes of this process that "
-      "have "
-      "them.");
+      "The system's setting of huge pages, bytes that asked for them, and bytes of this process "
+      "that have them.");
   module.def(
       "available_host_bytes", &available_host_bytes, "Host memory that could still be taken.");
   module.def(

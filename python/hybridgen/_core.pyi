@@ -485,7 +485,7 @@ def device_window(
 
 def huge_pages() -> dict:
     """
-    Huge pages: the system's setting, bytes that asked for them, bytes of this process that have them.
+    The system's setting of huge pages, bytes that asked for them, and bytes of this process that have them.
     """
 
 def is_engine_thread() -> bool:

@@ -323,8 +323,7 @@ void prefill_pass(const PrefillAttentionArgs& args) {
   write_outputs(args, sizes, scratch, scale);
 }
 
-// ---- Column sums
-// ----------------------------------------------------------------------------------
+// ---- Column sums -------------------------------------------------------------------------------
 
 template <typename Products>
 struct ColumnScratch {
