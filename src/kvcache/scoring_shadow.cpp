@@ -250,7 +250,8 @@ void ScoringShadow::calibrate_segment(std::int64_t head,
 void ScoringShadow::calibrate_by_the_one_before(std::int64_t head, std::int64_t token) {
   const ShadowKeyView before = segment_of(head, token - segment_tokens(shape_));
   std::vector<float> rows(static_cast<std::size_t>(before.capacity * before.head_dim));
-  kernels::cpu_kernels(kernels::resolve_isa("auto"))
+  // Of one instruction set for all machines: the bytes that are stored do not depend on it.
+  kernels::cpu_kernels(kernels::Isa::kPortable)
       .stored_key_rows({.keys = before,
                         .dtype = DType::kFloat32,
                         .first = before.first_token,

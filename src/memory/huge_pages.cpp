@@ -10,10 +10,11 @@ namespace {
 
 std::atomic<std::int64_t> asked{0};
 
-std::int64_t anonymous_huge_bytes() {
-  std::ifstream file("/proc/self/smaps_rollup");
+}  // namespace
+
+std::int64_t anonymous_huge_bytes(std::istream& smaps) {
   std::string line;
-  while (std::getline(file, line)) {
+  while (std::getline(smaps, line)) {
     std::istringstream words(line);
     std::string name;
     std::int64_t kibibytes = 0;
@@ -21,8 +22,6 @@ std::int64_t anonymous_huge_bytes() {
   }
   return 0;
 }
-
-}  // namespace
 
 std::string chosen_word(const std::string& setting) {
   const std::size_t open = setting.find('[');
@@ -35,7 +34,8 @@ HugePages huge_pages() {
   std::ifstream file("/sys/kernel/mm/transparent_hugepage/enabled");
   std::string line;
   std::getline(file, line);
-  return {chosen_word(line), asked.load(), anonymous_huge_bytes()};
+  std::ifstream smaps("/proc/self/smaps_rollup");
+  return {chosen_word(line), asked.load(), anonymous_huge_bytes(smaps)};
 }
 
 void count_asked_huge_pages(std::int64_t bytes) noexcept { asked += bytes; }

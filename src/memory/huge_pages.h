@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <iosfwd>
 #include <string>
 
 namespace hybridgen {
@@ -23,6 +24,10 @@ HugePages huge_pages();
 
 /// The word in brackets of /sys/kernel/mm/transparent_hugepage/enabled ("always [madvise] never").
 std::string chosen_word(const std::string& setting);
+
+/// Bytes of anonymous memory on huge pages in a text like /proc/self/smaps_rollup; 0 if it has
+/// none.
+std::int64_t anonymous_huge_bytes(std::istream& smaps);
 
 /// Counts memory that asks for huge pages from now on (bytes > 0) or no longer (bytes < 0).
 void count_asked_huge_pages(std::int64_t bytes) noexcept;

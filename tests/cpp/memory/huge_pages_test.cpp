@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <sstream>
 #include <utility>
 
 #include "memory/host_buffer.h"
@@ -16,6 +17,17 @@ TEST(HugePages, TheSystemsSettingIsTheWordInBrackets) {
   EXPECT_EQ(chosen_word("[always] madvise never"), "always");
   EXPECT_EQ(chosen_word(""), "unknown");
   EXPECT_EQ(chosen_word("] ["), "unknown");
+}
+
+TEST(HugePages, WhatWasObtainedIsAnonymousMemoryInKibibytes) {
+  std::istringstream smaps(
+      "55d0-7ffc ---p 00000000 00:00 0    [rollup]\n"
+      "Rss:               94208 kB\n"
+      "AnonHugePages:     61440 kB\n"
+      "ShmemPmdMapped:     2048 kB\n");
+  EXPECT_EQ(anonymous_huge_bytes(smaps), std::int64_t{60} << 20);
+  std::istringstream without("Rss:    94208 kB\n");
+  EXPECT_EQ(anonymous_huge_bytes(without), 0);
 }
 
 TEST(HugePages, LargeBuffersAskForThemAsLongAsTheyLive) {

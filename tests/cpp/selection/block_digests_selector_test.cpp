@@ -17,7 +17,9 @@
 
 #include "hybridgen/core/error.h"
 #include "hybridgen/selection/token_selector.h"
+#include "kernels/cpu_kernels.h"
 #include "kvcache/host_kv_store.h"
+#include "kvcache/stored_head.h"
 #include "selection/selectors.h"
 
 namespace hybridgen {
@@ -354,6 +356,54 @@ TEST(BlockDigestsSelector, RejectsWhatItsDigestsDoNotCover) {
   EXPECT_THROW(fixture.selector->plan({.num_offloaded = 97, .k = 1, .queries = query}, scratch),
                ConfigError);
   EXPECT_THROW(fixture.plan({1.0F, 1.0F}, 1), ConfigError);  // queries of two heads
+}
+
+TEST(BlockDigestsSelector, OfKeysInFewerBitsDigestsWhatTheStoreGivesBack) {
+  constexpr std::int64_t kDim = 8;
+  constexpr std::int64_t kTokens = 1100;  // beyond a segment
+  for (const KvPrecision precision : {KvPrecision::kInt8, KvPrecision::kInt4}) {
+    SCOPED_TRACE(static_cast<int>(precision));
+    HostKvStore codes({.num_layers = 1,
+                       .num_kv_heads = 1,
+                       .head_dim = kDim,
+                       .capacity = kTokens,
+                       .key_precision = precision});
+    Fixture told_of_codes(kDim, 2);
+    std::mt19937 random(7);
+    std::normal_distribution<float> normal;
+    const auto rows_of = [&](std::int64_t count) {
+      std::vector<float> rows(static_cast<std::size_t>(count * kDim));
+      for (float& element : rows) element = normal(random);
+      return rows;
+    };
+    const std::vector<float> usual = rows_of(200);
+    codes.fix_channels(0, 200, {usual.data(), 0, kDim});
+    std::vector<float> memory;
+    // Pieces that begin and end inside blocks, among the exact tokens and across the segment.
+    const std::vector<std::int64_t> ends = {3, 40, 41, 1010, 1030, kTokens};
+    for (std::int64_t begin = 0; const std::int64_t end : ends) {
+      std::vector<float> rows = rows_of(end - begin);
+      // By its codes all of such a key would be far from 0; it is one of the exact ones.
+      if (begin == 0) rows[0] = 1000.0F;
+      const KvRowsView view{rows.data(), 0, kDim};
+      codes.write(0, {begin, end}, view, view);
+      told_of_codes.selector->on_offload(
+          0, 0, {begin, end}, restore_blocks(codes, 0, 0, {begin, end}, memory));
+      begin = end;
+    }
+
+    Fixture told_of_rows(kDim, 2);
+    std::vector<float> stored(static_cast<std::size_t>(kTokens * kDim));
+    StoredHead(kernels::cpu_kernels(kernels::Isa::kPortable), codes, 0, 0)
+        .keys({0, kTokens}, stored.data(), kernels::RowReader::kCpu);
+    told_of_rows.offload(stored);
+    told_of_codes.rows = stored;  // only to count them
+    for (int i = 0; i < 20; ++i) {
+      std::vector<float> queries = rows_of(2);
+      queries[0] = queries[kDim] = 0.0F;
+      EXPECT_EQ(told_of_codes.plan(queries, 64), told_of_rows.plan(queries, 64));
+    }
+  }
 }
 
 }  // namespace
