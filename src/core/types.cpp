@@ -38,18 +38,6 @@ DType dtype_from_name(std::string_view name) {
                             "convert the weights to one of these"));
 }
 
-std::string_view name_of(TierKind tier) {
-  switch (tier) {
-    case TierKind::kDevice:
-      return "device";
-    case TierKind::kDram:
-      return "dram";
-    case TierKind::kCxl:
-      return "cxl";
-  }
-  unknown_enumerator("TierKind");
-}
-
 std::string_view name_of(SelectionStrategy strategy) {
   switch (strategy) {
     case SelectionStrategy::kPostQkt:

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "hybridgen/core/types.h"
+#include "hybridgen/core/tiers.h"
 
 namespace hybridgen {
 

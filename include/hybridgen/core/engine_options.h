@@ -9,6 +9,7 @@
 #include "hybridgen/core/hybridgen_options.h"
 #include "hybridgen/core/kv_views.h"
 #include "hybridgen/core/option_value.h"
+#include "hybridgen/core/tiers.h"
 #include "hybridgen/core/token_counts.h"
 #include "hybridgen/core/types.h"
 
@@ -33,11 +34,12 @@ struct EngineOptions {
   KvPrecision key_precision = KvPrecision::kFull;    ///< of offloaded rows
   KvPrecision value_precision = KvPrecision::kFull;  ///< of offloaded rows
   std::int64_t dram_bytes = 0;                       ///< 0: from the memory that is free
-  std::int64_t device_bytes = 0;                     ///< 0: from the memory that is free
-  std::int64_t threads = 0;                          ///< host workers; 0: chosen
-  std::int64_t device_threads = 0;                   ///< cores of a CPU device; 0: chosen
-  int numa_node = -1;         ///< of workers and offloaded tokens; -1: of no one node
-  bool divides_heads = true;  ///< over all memory nodes with workers, if numa_node is -1
+  LowerTierOptions tiers;
+  std::int64_t device_bytes = 0;    ///< 0: from the memory that is free
+  std::int64_t threads = 0;         ///< host workers; 0: chosen
+  std::int64_t device_threads = 0;  ///< cores of a CPU device; 0: chosen
+  int numa_node = -1;               ///< of workers and offloaded tokens; -1: of no one node
+  bool divides_heads = true;        ///< over all memory nodes with workers, if numa_node is -1
   std::string isa = "auto";
   Math math = Math::kAuto;
   /// Prompt and new tokens of a request at most, the last one, which is never fed back, included;

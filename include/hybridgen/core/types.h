@@ -24,10 +24,6 @@ std::string_view name_of(DType dtype);
 /// Inverse of name_of. Throws ConfigError naming the allowed values.
 DType dtype_from_name(std::string_view name);
 
-/// Where bytes live.
-enum class TierKind : std::uint8_t { kDevice, kDram, kCxl };
-std::string_view name_of(TierKind tier);
-
 /// Half-open range of token positions [begin, end).
 struct TokenRange {
   std::int64_t begin = 0;

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "hybridgen/core/error.h"
+#include "hybridgen/core/tiers.h"
 
 namespace hybridgen {
 namespace {
@@ -38,6 +39,7 @@ TEST(Names, EveryEnumeratorHasItsOwn) {
   EXPECT_EQ(name_of(TierKind::kDevice), "device");
   EXPECT_EQ(name_of(TierKind::kDram), "dram");
   EXPECT_EQ(name_of(TierKind::kCxl), "cxl");
+  EXPECT_EQ(name_of(TierKind::kDisk), "disk");
   EXPECT_EQ(name_of(SelectionStrategy::kPostQkt), "post");
   EXPECT_EQ(name_of(SelectionStrategy::kPreQkt), "pre");
   EXPECT_EQ(name_of(QueryMode::kExact), "exact");
