@@ -23,6 +23,29 @@ std::int64_t anonymous_huge_bytes(std::istream& smaps) {
   return 0;
 }
 
+std::int64_t anonymous_huge_bytes_of(
+    std::istream& smaps, const std::function<bool(std::uintptr_t, std::uintptr_t)>& counts) {
+  std::int64_t bytes = 0;
+  bool counted = false;
+  std::string line;
+  while (std::getline(smaps, line)) {
+    std::istringstream words(line);
+    std::uintptr_t begin = 0;
+    std::uintptr_t end = 0;
+    char dash = 0;
+    std::string name;
+    std::int64_t kibibytes = 0;
+    if (words >> std::hex >> begin >> dash >> end && dash == '-') {  // "7f01-7f02 rw-p 0 0:0 0"
+      counted = counts(begin, end);
+    } else if (counted && line.starts_with("AnonHugePages:")) {
+      words.clear();
+      words.seekg(0);
+      if (words >> name >> std::dec >> kibibytes) bytes += kibibytes * 1024;
+    }
+  }
+  return bytes;
+}
+
 std::string chosen_word(const std::string& setting) {
   const std::size_t open = setting.find('[');
   const std::size_t close = setting.find(']');

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <iosfwd>
 #include <string>
 
@@ -28,6 +29,11 @@ std::string chosen_word(const std::string& setting);
 /// Bytes of anonymous memory on huge pages in a text like /proc/self/smaps_rollup; 0 if it has
 /// none.
 std::int64_t anonymous_huge_bytes(std::istream& smaps);
+
+/// The same of the areas for which counts(first address, end) holds, in a text like
+/// /proc/self/smaps.
+std::int64_t anonymous_huge_bytes_of(
+    std::istream& smaps, const std::function<bool(std::uintptr_t, std::uintptr_t)>& counts);
 
 /// Counts memory that asks for huge pages from now on (bytes > 0) or no longer (bytes < 0).
 void count_asked_huge_pages(std::int64_t bytes) noexcept;

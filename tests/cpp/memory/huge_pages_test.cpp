@@ -30,6 +30,22 @@ TEST(HugePages, WhatWasObtainedIsAnonymousMemoryInKibibytes) {
   EXPECT_EQ(anonymous_huge_bytes(without), 0);
 }
 
+TEST(HugePages, OfSomeAreasAreThoseOfTheirLinesAlone) {
+  const std::string text =
+      "55d0-7ffc rw-p 00000000 00:00 0\n"
+      "AnonHugePages:     2048 kB\n"
+      "7ffc-8ffc rw-p 00000000 00:00 0    [heap]\n"
+      "Size:              8192 kB\n"
+      "AnonHugePages:     4096 kB\n"
+      "FilePmdMapped:     1024 kB\n";
+  std::istringstream smaps(text);
+  EXPECT_EQ(anonymous_huge_bytes_of(
+                smaps, [](auto begin, auto end) { return begin == 0x7ffc && end == 0x8ffc; }),
+            std::int64_t{4} << 20);
+  std::istringstream all(text);
+  EXPECT_EQ(anonymous_huge_bytes_of(all, [](auto, auto) { return true; }), std::int64_t{6} << 20);
+}
+
 TEST(HugePages, LargeBuffersAskForThemAsLongAsTheyLive) {
   const std::int64_t before = huge_pages().asked_bytes;
   {
