@@ -33,6 +33,7 @@ from typing import ClassVar
 from ._options import MethodOptions as MethodOptions
 from ._options import Options as Options
 from ._options import SteeringOptions
+from .disk import Disk
 
 METHOD_OPTIONS: tuple[type[MethodOptions], ...]
 """

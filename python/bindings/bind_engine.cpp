@@ -6,6 +6,7 @@
 #include "bind_options.h"
 #include "bindings.h"
 #include "core/option_tables.h"
+#include "engine/lower_tiers.h"
 #include "engine/sampling_table.h"
 #include "hybridgen/core/error.h"
 #include "hybridgen/engine/engine.h"
@@ -86,6 +87,7 @@ EngineOptions options_from(py::kwargs given) {
     cpus_of_node(find_numa_node(options.numa_node), available_cpus());
   }
   static_cast<void>(kernels::resolve_isa(options.isa));
+  check_lower_tiers(options, numa_nodes());
   return options;
 }
 

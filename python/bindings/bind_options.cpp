@@ -127,6 +127,7 @@ std::string signature_of(const std::string& name, const std::vector<OptionInfo>&
     replace_all(type, "Mapping[", "collections.abc.Mapping[");
     replace_all(type, "QueryConfig", "Any");  // Python's own classes
     replace_all(type, "SchedulerConfig", "Any");
+    replace_all(type, "Disk", "Any");
     replace_all(type, "Any", "typing.Any");
     signature += message(", ", option.name, ": ", type, " = ", text_of(option.default_value));
   }

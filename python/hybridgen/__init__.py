@@ -31,6 +31,7 @@ if _built_for.split(".")[:2] != str(_torch.__version__).split(".")[:2]:
 
 from . import methods, selectors  # noqa: E402
 from .config import CpuConfig, KVConfig, QueryConfig, SchedulerConfig  # noqa: E402
+from .disk import Disk  # noqa: E402
 from .errors import (  # noqa: E402
     CheckpointError,
     ConfigError,
@@ -66,6 +67,7 @@ __all__ = [
     "ConfigError",
     "CpuConfig",
     "DeviceError",
+    "Disk",
     "GenerationError",
     "HybridGenError",
     "Info",

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 
 from . import _core
 from ._checks import checked_keywords
+from .disk import Disk
 
 
 class Options:
@@ -89,6 +90,8 @@ def plain(value: object) -> Any:
         # K and the strategy are the method's own, also where a SchedulerConfig says them.
         no_part = ("k", "strategy") if isinstance(value, SteeringOptions) else ()
         return {n: plain(own) for n, own in fields_of(value).items() if n not in no_part}
+    if isinstance(value, Disk):
+        return value.to_dict()
     if isinstance(value, Mapping):
         return {name: plain(own) for name, own in value.items()}
     return value
@@ -114,8 +117,10 @@ def docstring_of(row: Mapping[str, Any]) -> str:
 
 def class_rows() -> list[dict[str, Any]]:
     """Return the rows of ``_core.option_classes()`` that classes are made from."""
-    # LLM's are arguments, and SamplingParams has more to it than the engine knows: sampling.py.
-    return [row for row in _core.option_classes() if row["name"] not in ("LLM", "SamplingParams")]
+    # LLM's are arguments, SamplingParams has more to it than the engine knows (sampling.py), and
+    # Disk is written without keywords (disk.py).
+    others = ("LLM", "SamplingParams", "Disk")
+    return [row for row in _core.option_classes() if row["name"] not in others]
 
 
 def options_classes(module: str) -> dict[str, type[Options]]:

@@ -20,6 +20,7 @@ from typing import Any
 from . import _core, methods, selectors
 from ._files import check_writable, unwound_by_sigterm
 from .config import CpuConfig, KVConfig, QueryConfig, SchedulerConfig
+from .disk import Disk
 from .errors import ConfigError, GenerationError, HybridGenError
 from .info import info, to_json
 from .k_min import DEFAULT_TOKENS, calibrate, read_dataset
@@ -90,6 +91,17 @@ def _add_options(
 def _rows(kind: str) -> list[Mapping[str, Any]]:
     """Return the options of a class by its name."""
     return next(row["options"] for row in _core.option_classes() if row["name"] == kind)
+
+
+def kv_from(arguments: argparse.Namespace) -> KVConfig:
+    """Return what a command line said of where keys and values live."""
+    given = _given(arguments, "KVConfig")
+    if isinstance(disk := given.get("disk"), str):
+        path, found, size = disk.rpartition(":")
+        if not found:
+            raise ConfigError(f"[KVConfig] disk is {disk!r}; allowed: FOLDER:SIZE, such as /x:9GiB")
+        given["disk"] = Disk(path, number_or_word(size))
+    return KVConfig(**given)
 
 
 def _sampling_rows() -> list[Mapping[str, Any]]:
@@ -169,7 +181,7 @@ def engine_from(arguments: argparse.Namespace) -> LLM:
         query=QueryConfig(**query) if query else None,
         selector=getattr(arguments, "selector", None),
         pre_selector=getattr(arguments, "pre_selector", None),
-        kv=KVConfig(**_given(arguments, "KVConfig")),
+        kv=kv_from(arguments),
         scheduler=SchedulerConfig(**_given(arguments, "SchedulerConfig")),
     )
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 from ._options import MethodOptions as MethodOptions
 from ._options import Options as Options
 from ._options import SteeringOptions
+from .disk import Disk
 
 METHOD_OPTIONS: tuple[type[MethodOptions], ...]
 
@@ -25,6 +26,24 @@ class KVConfig(Options):
     dram : int | str, default 'auto'
         Host memory for offloaded tokens at most: bytes, or text such as ``"64GiB"``; allowed:
         'auto' or a number of bytes from 1 to 1 EiB, or text such as '64GiB' or '500MB'.
+    cxl : int | str, default 'auto'
+        Memory for offloaded tokens that is slower than the CPUs' own, at most: of a CXL
+        expander, or of another socket. "auto": what `hybridgen.info()` calls so, if there is
+        any; allowed: 'auto', 0 (none) or a number of bytes from 1 to 1 EiB, or text such as
+        '64GiB' or '500MB'.
+    cxl_node : int | None, default None
+        The memory node that ``cxl`` lies on, from ``numa_nodes`` in ``hybridgen.info()``; None:
+        all that are slower; allowed: None or an integer in [0, 1023].
+    disk : Disk | None, default None
+        Where offloaded tokens go that no memory has room for; on a command line
+        ``FOLDER:SIZE``; allowed: None or a hybridgen.Disk: a folder and a size.
+    placement : str, default 'semantic'
+        What lies in which tier: keys, which the CPU reads, in DRAM, and values below as soon as
+        DRAM is full; page by page in both, whatever they hold; or DRAM as long as there is any;
+        allowed: 'semantic', 'interleave' or 'first_touch'.
+    shrink_windows : bool, default False
+        Whether running requests give up tokens on the device, down to 256, so that a waiting
+        one can run. Their text then depends on what runs beside them; allowed: True or False.
     keys : str, default 'full'
         How keys of offloaded tokens lie in host memory: as the model computes them, or in 8 or
         4 bits, from the moment they leave the device. Scans read these codes. Tokens on the
@@ -44,6 +63,11 @@ class KVConfig(Options):
 
     device_tokens: str | int | float = "auto"
     dram: int | str = "auto"
+    cxl: int | str = "auto"
+    cxl_node: int | None = None
+    disk: Disk | None = None
+    placement: str = "semantic"
+    shrink_windows: bool = False
     keys: str = "full"
     values: str = "full"
     scoring: str = "full"

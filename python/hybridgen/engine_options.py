@@ -61,6 +61,7 @@ class EngineSetup:
         self._choice.add_all(given | {"scheduler": scheduler}, "LLM")
         kept = said(kv)
         self._choice.add_all(_taken(kept, "scoring", "candidates_per_k"), "KVConfig")
+        kept = {name: plain(value) for name, value in kept.items()}
         self._reads_k = "k" in methods.reads(name)
         self._options = kept | fields_of(self.cpu) | {"method": name, "method_config": own}
         self._options |= {"composition": self._composition}

@@ -75,6 +75,66 @@ Row numa() {
   return {{"numa", "str | int", "'auto', 'off' or " + kNodes.text(), {}, {}}, get, set};
 }
 
+// "auto", 0 for none, or a size.
+OptionRow<LowerTierOptions> cxl() {
+  const auto get = [](const LowerTierOptions& o) {
+    return o.cxl_bytes == -1 ? OptionValue("auto") : OptionValue(o.cxl_bytes);
+  };
+  const auto set = [](LowerTierOptions& o, const OptionValue& v) {
+    std::int64_t size = v == OptionValue("auto") ? -1 : 0;
+    if (size == 0 && v != OptionValue(0) && !read_bytes(v, size)) return false;
+    o.cxl_bytes = size;
+    return true;
+  };
+  return {{"cxl", kBytesType, "'auto', 0 (none) or " + std::string(kSize), {}, {}}, get, set};
+}
+
+// Folder and size together, or nothing.
+OptionRow<LowerTierOptions> disk() {
+  const auto get = [](const LowerTierOptions& o) {
+    return o.disk_path.empty() ? OptionValue() : OptionValue(disk_table().values(o));
+  };
+  const auto set = [](LowerTierOptions& o, const OptionValue& v) {
+    LowerTierOptions changed = o;
+    changed.disk_path.clear();
+    changed.disk_bytes = 0;
+    if (!v.is_none()) {
+      const auto* given = v.as<OptionMap>();
+      if (given == nullptr || given->size() != disk_table().rows().size()) return false;
+      disk_table().assign("Disk", changed, *given);
+    }
+    o = changed;
+    return true;
+  };
+  return {
+      {"disk", "Disk | None", "None or a hybridgen.Disk: a folder and a size", {}, {}}, get, set};
+}
+
+std::vector<OptionRow<LowerTierOptions>> lower_tier_rows() {
+  using L = LowerTierOptions;
+  return {
+      cxl().means(
+          "Memory for offloaded tokens that is slower than the CPUs' own, at most: of a CXL "
+          "expander, or of another socket. \"auto\": what `hybridgen.info()` calls so, if "
+          "there is any."),
+      or_word(option("cxl_node", &L::cxl_node, kNodes), &L::cxl_node, -1, {})
+          .means("The memory node that ``cxl`` lies on, from ``numa_nodes`` in "
+                 "``hybridgen.info()``; None: all that are slower."),
+      disk().means("Where offloaded tokens go that no memory has room for; on a command line "
+                   "``FOLDER:SIZE``."),
+      option("placement",
+             &L::placement,
+             {{"semantic", KvPlacement::kSemantic},
+              {"interleave", KvPlacement::kInterleave},
+              {"first_touch", KvPlacement::kFirstTouch}})
+          .means("What lies in which tier: keys, which the CPU reads, in DRAM, and values below "
+                 "as soon as DRAM is full; page by page in both, whatever they hold; or DRAM as "
+                 "long as there is any."),
+      option("shrink_windows", &L::shrink_windows)
+          .means("Whether running requests give up tokens on the device, down to 256, so that a "
+                 "waiting one can run. Their text then depends on what runs beside them.")};
+}
+
 std::vector<Row> engine_rows() {
   using T = TestSwitches;
   std::vector<Row> rows = {
@@ -138,6 +198,7 @@ std::vector<Row> engine_rows() {
       lifted(option("oracle_proxy", &T::oracle_proxy), &E::test).means("Test: guess right."),
       lifted(option("invented_nodes", &T::invented_nodes, Whole{}), &E::test)
           .means("Test: as if workers had this many memory nodes.")};
+  for (const auto& row : lower_tier_rows()) rows.push_back(lifted(row, &E::tiers));
   for (const auto& row : hybridgen_table().rows()) rows.push_back(lifted(row, &E::hybridgen));
   return rows;
 }
@@ -155,7 +216,25 @@ OptionClass class_of(std::string name,
   return {std::move(name), "", std::move(summary), infos, checked};
 }
 
+// Checked by itself, so that a Disk says what is wrong where it is made.
+OptionClass disk_class() {
+  const auto checked = [](const OptionMap& given) {
+    static_cast<void>(disk_table().read("Disk", given));
+    return as_written(disk_table().described(), given);
+  };
+  return {"Disk", "", "A folder for offloaded tokens.", disk_table().described(), checked};
+}
+
 }  // namespace
+
+const OptionTable<LowerTierOptions>& disk_table() {
+  static const OptionTable<LowerTierOptions> table(
+      {option("path", &LowerTierOptions::disk_path, "the path of a folder")
+           .means("A folder that files may be made in."),
+       option("size", &LowerTierOptions::disk_bytes, kBytesType, kSize, read_bytes, std::identity())
+           .means("Bytes of it at most.")});
+  return table;
+}
 
 const OptionTable<EngineOptions>& engine_table() {
   static const OptionTable<EngineOptions> table(engine_rows());
@@ -184,12 +263,23 @@ OptionMap as_written(const std::vector<OptionInfo>& options, const OptionMap& gi
 std::vector<OptionClass> core_option_classes() {
   return {class_of("KVConfig",
                    "Where the keys and values of past tokens are kept.",
-                   {"device_tokens", "dram", "keys", "values", "scoring", "candidates_per_k"}),
+                   {"device_tokens",
+                    "dram",
+                    "cxl",
+                    "cxl_node",
+                    "disk",
+                    "placement",
+                    "shrink_windows",
+                    "keys",
+                    "values",
+                    "scoring",
+                    "candidates_per_k"}),
           scheduler_class(),
           query_class(),
           class_of("CpuConfig",
                    "Threads, memory node and instruction set of the host's part.",
                    {"threads", "device_threads", "numa", "isa"}),
+          disk_class(),
           class_of("LLM",
                    "Limits of an engine.",
                    {"max_model_len", "max_num_seqs", "max_num_batched_tokens"})};

@@ -18,6 +18,8 @@ const OptionTable<HybridGenOptions>& hybridgen_table();
 /// With the rows of hybridgen_table, which set EngineOptions::hybridgen.
 const OptionTable<EngineOptions>& engine_table();
 const OptionTable<ModelConfig>& model_table();
+/// Folder and size of LowerTierOptions, which one option has together.
+const OptionTable<LowerTierOptions>& disk_table();
 
 /// Options that users give together: a class of the Python package.
 struct OptionClass {
@@ -38,7 +40,7 @@ void check_together(std::string_view operation, const HybridGenOptions& options)
 
 OptionClass scheduler_class();
 OptionClass query_class();
-/// KVConfig, SchedulerConfig, QueryConfig and CpuConfig.
+/// KVConfig, SchedulerConfig, QueryConfig, CpuConfig, Disk and LLM.
 std::vector<OptionClass> core_option_classes();
 
 }  // namespace hybridgen

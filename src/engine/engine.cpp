@@ -11,6 +11,7 @@
 #include "device/driver_thread.h"
 #include "device/own_error.h"
 #include "engine/admission.h"
+#include "engine/lower_tiers.h"
 #include "engine/machine.h"
 #include "engine/method_checks.h"
 #include "engine/request_queue.h"
@@ -85,6 +86,7 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
       budgets(make_budgets(asked, model->device())),
       machine(asked, method, *model),
       options(resolved_options(asked, model->config(), budgets, machine)) {
+  check_lower_tiers(options, numa_nodes());
   model->weights().finish();
   // Whoever filled or changed weights did so on a stream of theirs, for which ours do not wait.
   model->device().synchronize();

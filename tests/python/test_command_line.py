@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import hybridgen as hg
-from hybridgen import LLM, KVConfig, SamplingParams, SchedulerConfig
-from hybridgen.cli import add_engine_arguments, engine_from, main
+from hybridgen import LLM, Disk, KVConfig, SamplingParams, SchedulerConfig
+from hybridgen.cli import add_engine_arguments, engine_from, kv_from, main
 
 Checkpoint = Callable[..., Path]
 
@@ -133,6 +133,18 @@ def test_limits_of_an_engine_and_options_of_the_method_reach_the_engine(
     assert [options[name] for name in names] == [9, 3, 5, None]
     assert main(["generate", "--model", model, "--prompt", "a", "--max-num-seqs", "0"]) == 2
     assert "max_num_seqs is 0" in capsys.readouterr().err
+
+
+def test_a_disk_is_a_folder_and_a_size_on_the_command_line_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_engine_arguments(parser)
+    given = parser.parse_args(["--model", "x", "--disk", f"{tmp_path}:2GiB", "--cxl", "0"])
+    assert kv_from(given) == KVConfig(disk=Disk(tmp_path, 2 << 30), cxl=0)
+    wrong = ["generate", "--model", "x", "--prompt", "a", "--disk", str(tmp_path)]
+    assert main(wrong) == 2
+    assert "allowed: FOLDER:SIZE" in capsys.readouterr().err
 
 
 def test_every_token_can_be_given_a_bias(

@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import math
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 
 import hybridgen
 from hybridgen import (
+    LLM,
     ConfigError,
     CpuConfig,
     KVConfig,
@@ -94,6 +96,18 @@ def test_unknown_names_are_answered_with_the_nearest(
         (KVConfig, "dram", "-1GiB"),
         (KVConfig, "dram", 1.5),
         (KVConfig, "dram", True),
+        (KVConfig, "cxl", -1),
+        (KVConfig, "cxl", None),
+        (KVConfig, "cxl", "much"),
+        (KVConfig, "cxl", True),
+        (KVConfig, "cxl_node", -1),
+        (KVConfig, "cxl_node", "auto"),
+        (KVConfig, "cxl_node", 1024),
+        (KVConfig, "disk", "/tmp"),
+        (KVConfig, "disk", {"path": "/tmp"}),
+        (KVConfig, "placement", "random"),
+        (KVConfig, "placement", None),
+        (KVConfig, "shrink_windows", 1),
         (KVConfig, "scoring", "int2"),
         (KVConfig, "keys", "int2"),
         (KVConfig, "keys", 8),
@@ -219,6 +233,48 @@ def test_sizes_are_read_as_people_write_them(text: Any, size: int) -> None:
     assert KVConfig(dram=text).dram == size
 
 
+def test_cxl_memory_is_a_size_or_a_word_or_nothing() -> None:
+    assert KVConfig().cxl == "auto"
+    assert KVConfig(cxl=0).cxl == 0
+    assert KVConfig(cxl="128GiB").cxl == 128 << 30
+
+
+def test_a_disk_is_a_folder_and_a_size(tmp_path: Path) -> None:
+    disk = hybridgen.Disk(tmp_path, "1.5GiB")
+    assert disk.to_dict() == {"path": str(tmp_path), "size": 3 << 29}
+    assert disk == hybridgen.Disk(str(tmp_path), 3 << 29)
+    assert KVConfig(disk=disk).disk is disk
+    assert "size=1610612736" in repr(KVConfig(disk=disk))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        disk.size = 1  # type: ignore[misc]
+
+
+def test_a_disk_without_a_folder_to_write_to_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "absent", tmp_path / "file", "/proc"):
+        with pytest.raises(ConfigError, match=r"\[Disk\] path is '.*': .*; allowed: a folder that"):
+            hybridgen.Disk(path, "1GiB")
+    for size in (0, "much", None, 1.5, True):
+        with pytest.raises(ConfigError, match=r"\[Disk\] size is .*; allowed: a number of bytes"):
+            hybridgen.Disk(tmp_path, size)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"\[Disk\] path is 5; allowed"):
+        hybridgen.Disk(5, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cxl_node": 1023}, r"cxl_node is 1023; allowed: None, or a node with memory; see numa"),
+        ({"placement": "interleave"}, r"placement is 'interleave'; allowed: 'semantic'; there is"),
+    ],
+)
+def test_a_tier_that_this_machine_lacks_is_refused_before_anything_is_loaded(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"\[KVConfig\] {message}"):
+        LLM("/no/such/model", kv=KVConfig(**options))
+
+
 def test_k_resolves_to_what_the_engine_takes() -> None:
     for k, found in (("auto", (256, 0.125)), (64, 64), (0.05, 0.05), ("all", "all")):
         options = _core.EngineOptions(k=SchedulerConfig(k=k).k)
@@ -306,10 +362,7 @@ def test_names_of_other_libraries_are_refused_with_what_to_write(name: str, hint
         SamplingParams().replace(**{name: 1})
 
 
-@pytest.mark.parametrize("name", ["cxl", "cxl_node", "placement", "pin"])
-def test_options_that_had_one_legal_value_are_unknown_and_the_others_named(name: str) -> None:
-    with pytest.raises(
-        ConfigError, match=rf"unknown option '{name}'.*options: device_tokens, dram"
-    ):
-        KVConfig(**{name: None})
+def test_an_option_that_had_one_legal_value_is_unknown_and_the_others_named() -> None:
+    with pytest.raises(ConfigError, match=r"unknown option 'pin'.*options: device_tokens, dram"):
+        KVConfig(**{"pin": None})
     assert not hasattr(hybridgen, "WeightConfig")

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder on a disk for offloaded tokens: the lowest tier."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+from . import _core
+from ._checks import as_path, brief
+from .errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A folder, and how many bytes of it an engine may take, for ``KVConfig(disk=...)``.
+
+    Parameters
+    ----------
+    path : str or Path
+        A folder that files may be made in. It must be there already, as a path that is written
+        wrong would otherwise fill another disk.
+    size : int or str
+        Bytes, or text such as ``"500GiB"``.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such folder, this process may make no files in it, or the size is none.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> Disk(tempfile.gettempdir(), "1GiB").size
+    1073741824
+    """
+
+    path: str | os.PathLike[str]
+    size: int | str
+
+    def __post_init__(self) -> None:
+        path = as_path("Disk", "path", self.path)
+        try:
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            raise ConfigError(
+                f"[Disk] path is {brief(str(self.path), 300)}: {error.strerror}; allowed: a folder "
+                "that files may be made in; make it first, or name another one"
+            ) from error
+        given = {"path": str(path.absolute()), "size": self.size}
+        for name, value in _core.checked_options("Disk", given).items():
+            object.__setattr__(self, name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return path and size, as the engine takes them."""
+        return {"path": self.path, "size": self.size}
