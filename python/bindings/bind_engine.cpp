@@ -185,7 +185,7 @@ py::dict to_dict(const RunStatistics& s) {
 }
 
 py::list stop_trace(Engine& engine) {
-  constexpr const char* kLanes[] = {"device", "cpu", "link", "scheduler"};
+  constexpr const char* kLanes[] = {"device", "cpu", "link", "scheduler", "disk", "moves"};
   engine.trace().stop();
   py::list spans;
   for (const TraceSpan& span : engine.trace().spans()) {

@@ -11,11 +11,24 @@ from typing import Any
 from ._files import write_whole
 
 _PROCESS = 1
-_LANES = {"device": "device", "link": "link (host to device)", "cpu": "cpu worker"}
+_LANES = {
+    "device": "device",
+    "link": "link (host to device)",
+    "cpu": "cpu worker",
+    "moves": "moves between tiers",
+    "disk": "disk",
+}
+_LANES_OF_THREADS = {"cpu", "disk"}
+
+
+def _row_of(span: Mapping[str, Any]) -> tuple[str, int]:
+    """Return the lane of a span and, where threads have a row each, its thread."""
+    lane = span["lane"]
+    return lane, int(span["worker"]) if lane in _LANES_OF_THREADS else 0
 
 
 def chrome_trace(spans: Iterable[Mapping[str, Any]], emulated: str | None = None) -> dict[str, Any]:
-    """Return spans of the engine as a trace: one row per lane, one per worker of the host.
+    """Return spans of the engine as a trace: one row per lane, one per thread of host and disk.
 
     Parameters
     ----------
@@ -30,7 +43,7 @@ def chrome_trace(spans: Iterable[Mapping[str, Any]], emulated: str | None = None
     recorded = [span for span in everything if span["lane"] != "scheduler"]
     order = {lane: i for i, lane in enumerate(_LANES)}
     rows = sorted(
-        {(span["lane"], int(span["worker"]) if span["lane"] == "cpu" else 0) for span in recorded},
+        {_row_of(span) for span in recorded},
         key=lambda row: (order.get(row[0], len(order)), row),
     )
     thread_of = {row: i + 1 for i, row in enumerate(rows)}
@@ -39,12 +52,12 @@ def chrome_trace(spans: Iterable[Mapping[str, Any]], emulated: str | None = None
         {"ph": "M", "name": "process_name", "pid": _PROCESS, "args": {"name": title}}
     ]
     for (lane, worker), tid in thread_of.items():
-        title = _LANES.get(lane, lane) + (f" {worker}" if lane == "cpu" else "")
+        title = _LANES.get(lane, lane) + (f" {worker}" if lane in _LANES_OF_THREADS else "")
         where = {"ph": "M", "pid": _PROCESS, "tid": tid}
         events.append(where | {"name": "thread_name", "args": {"name": title}})
         events.append(where | {"name": "thread_sort_index", "args": {"sort_index": tid}})
     for span in recorded:
-        row = (span["lane"], int(span["worker"]) if span["lane"] == "cpu" else 0)
+        row = _row_of(span)
         events.append(
             {
                 "ph": "X",

@@ -522,6 +522,19 @@ def test_spans_are_counted_from_the_first() -> None:
     assert chrome_trace([])["traceEvents"][0]["name"] == "process_name"
 
 
+def test_threads_of_the_disk_have_a_row_each() -> None:
+    span = {"name": "read", "lane": "disk", "layer": 1, "step": -1, "bytes": 3}
+    trace = chrome_trace(
+        [span | {"worker": worker, "begin_ns": 10, "end_ns": 20} for worker in (0, 1, 1)]
+        + [
+            span | {"lane": "moves", "worker": worker, "begin_ns": 1, "end_ns": 2}
+            for worker in (0, 1)
+        ]
+    )
+    names = [e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "thread_name"]
+    assert names == ["moves between tiers", "disk 0", "disk 1"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

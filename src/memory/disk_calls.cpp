@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "memory/disk_calls.h"
+
+#include <fcntl.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+namespace hybridgen {
+namespace {
+
+template <typename Value>
+Value value_or_error(Value value) {
+  return value < 0 ? static_cast<Value>(-errno) : value;
+}
+
+}  // namespace
+
+int DiskCalls::open(const std::string& path, int flags, mode_t mode) {
+  return value_or_error(::open(path.c_str(), flags, mode));
+}
+
+int DiskCalls::close(int file) { return value_or_error(::close(file)); }
+
+int DiskCalls::unlink(const std::string& path) { return value_or_error(::unlink(path.c_str())); }
+
+int DiskCalls::set_flags(int file, int flags) {
+  return value_or_error(::fcntl(file, F_SETFL, flags));
+}
+
+int DiskCalls::reserve(int file, std::int64_t offset, std::int64_t bytes) {
+  // Not posix_fallocate: where the file system cannot reserve, it would write every block.
+  return value_or_error(::fallocate(file, 0, offset, bytes));
+}
+
+std::int64_t DiskCalls::free_bytes(const std::string& path) {
+  struct statvfs system{};
+  if (::statvfs(path.c_str(), &system) != 0) return -errno;
+  return static_cast<std::int64_t>(system.f_bavail) * static_cast<std::int64_t>(system.f_frsize);
+}
+
+std::int64_t DiskCalls::read(int file, std::span<const iovec> to, std::int64_t offset) {
+  return value_or_error(
+      std::int64_t{::preadv(file, to.data(), static_cast<int>(to.size()), offset)});
+}
+
+std::int64_t DiskCalls::write(int file, std::span<const iovec> from, std::int64_t offset) {
+  return value_or_error(
+      std::int64_t{::pwritev(file, from.data(), static_cast<int>(from.size()), offset)});
+}
+
+int DiskCalls::flush(int file, std::int64_t offset, std::int64_t bytes) {
+  constexpr unsigned kAll =
+      SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+  return value_or_error(::sync_file_range(file, offset, bytes, kAll));
+}
+
+int DiskCalls::forget(int file, std::int64_t offset, std::int64_t bytes) {
+  return -::posix_fadvise(file, offset, bytes, POSIX_FADV_DONTNEED);
+}
+
+DiskCalls& DiskCalls::system() {
+  static DiskCalls calls;
+  return calls;
+}
+
+}  // namespace hybridgen

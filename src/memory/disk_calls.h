@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the disk tier asks of the system. Tests replace single calls to make them fail.
+#pragma once
+
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include <cstdint>
+#include <span>
+#include <string>
+
+namespace hybridgen {
+
+/// Every call does what its name says of the kernel's; it returns the kernel's value, or -errno.
+/// Thread-safe.
+class DiskCalls {
+ public:
+  DiskCalls() = default;
+  DiskCalls(const DiskCalls&) = delete;
+  DiskCalls& operator=(const DiskCalls&) = delete;
+  virtual ~DiskCalls() = default;
+
+  virtual int open(const std::string& path, int flags, mode_t mode);
+  virtual int close(int file);
+  virtual int unlink(const std::string& path);
+  /// fcntl(F_SETFL).
+  virtual int set_flags(int file, int flags);
+  /// fallocate(2): bytes [offset, offset + bytes) are the file's own from then on.
+  virtual int reserve(int file, std::int64_t offset, std::int64_t bytes);
+  /// Bytes that this user may still write to the file system of `path`.
+  virtual std::int64_t free_bytes(const std::string& path);
+  virtual std::int64_t read(int file, std::span<const iovec> to, std::int64_t offset);
+  virtual std::int64_t write(int file, std::span<const iovec> from, std::int64_t offset);
+  /// Ends when bytes that were written through the page cache are on the disk (sync_file_range).
+  virtual int flush(int file, std::int64_t offset, std::int64_t bytes);
+  /// The page cache need not keep these bytes (posix_fadvise, POSIX_FADV_DONTNEED).
+  virtual int forget(int file, std::int64_t offset, std::int64_t bytes);
+
+  /// The kernel itself.
+  static DiskCalls& system();
+};
+
+}  // namespace hybridgen

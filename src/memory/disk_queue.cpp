@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "memory/disk_queue.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <iterator>
+#include <system_error>
+#include <utility>
+
+#include "hybridgen/core/error.h"
+
+namespace hybridgen {
+namespace {
+
+// What one call takes (IOV_MAX is 1,024).
+constexpr std::size_t kMostRanges = 512;
+
+double seconds(std::int64_t ns) { return static_cast<double>(ns) * 1e-9; }
+
+}  // namespace
+
+DiskQueue::DiskQueue(DiskFile& file, TraceRecorder& trace, int depth, std::int64_t piece_bytes)
+    : piece_bytes_(piece_bytes), state_(std::make_unique<State>(file, trace)) {
+  if (depth < 1 || piece_bytes < kDiskPageBytes || piece_bytes % kDiskPageBytes != 0) {
+    throw ConfigError(message("[disk queue] depth is ",
+                              depth,
+                              " and a piece has ",
+                              piece_bytes,
+                              " bytes; allowed: depth >= 1 and multiples of ",
+                              kDiskPageBytes));
+  }
+  State* const state = state_.get();
+  try {
+    state->threads.reserve(static_cast<std::size_t>(depth));
+    for (int i = 0; i < depth; ++i) {
+      state->threads.emplace_back([state, i] { state->run(i); });
+      static_cast<void>(pthread_setname_np(state->threads.back().native_handle(),
+                                           message("hybridgen-io", i).c_str()));
+    }
+  } catch (const std::system_error& error) {
+    const std::size_t started = state->threads.size();
+    state->stop_and_join();
+    throw DeviceError(message("[disk queue] thread ",
+                              started,
+                              " of ",
+                              depth,
+                              " could not be created: ",
+                              error.what(),
+                              "; allowed: ",
+                              thread_limits()));
+  } catch (...) {
+    state->stop_and_join();
+    throw;
+  }
+}
+
+DiskQueue::~DiskQueue() {
+  if (!maker_.is_this_one()) {
+    [[maybe_unused]] const auto* left_alone = state_.release();
+    return;
+  }
+  state_->stop_and_join();
+}
+
+// Ranges that follow each other in the file become one call, up to piece_bytes_.
+void DiskQueue::cut(DiskTransfer& transfer, std::deque<Piece>& to) const {
+  std::int64_t room = 0;
+  std::int64_t next_offset = -1;
+  for (DiskRange range : transfer.ranges) {
+    while (range.bytes > 0) {
+      const bool continues =
+          range.offset == next_offset && room > 0 && to.back().ranges.size() < kMostRanges;
+      if (!continues) {
+        to.push_back({.transfer = &transfer, .ranges = {}});
+        room = piece_bytes_;
+      }
+      const std::int64_t part = std::min(range.bytes, room);
+      to.back().ranges.push_back({.memory = range.memory, .offset = range.offset, .bytes = part});
+      range.memory += part;
+      range.offset += part;
+      range.bytes -= part;
+      room -= part;
+      next_offset = range.offset;
+    }
+  }
+}
+
+void DiskQueue::submit(DiskTransfer& transfer) {
+  std::deque<Piece> pieces;
+  cut(transfer, pieces);
+  {
+    const std::scoped_lock lock(state_->mutex);
+    HYBRIDGEN_DCHECK(transfer.pending == 0, "(transfer submitted while in flight)");
+    std::deque<Piece>& list =
+        transfer.direction == DiskTransfer::Direction::kRead ? state_->reads : state_->writes;
+    list.insert(
+        list.end(), std::make_move_iterator(pieces.begin()), std::make_move_iterator(pieces.end()));
+    transfer.pending = static_cast<std::int64_t>(pieces.size());
+    transfer.is_cancelled = false;
+    transfer.error = nullptr;
+  }
+  state_->work.notify_all();
+}
+
+void DiskQueue::wait(DiskTransfer& transfer) {
+  std::exception_ptr error;
+  {
+    std::unique_lock lock(state_->mutex);
+    if (transfer.pending > 0) {
+      const std::int64_t begin_ns = TraceRecorder::now_ns();
+      ++state_->counters.waits;
+      const auto is_of_others = [&transfer](const Piece& piece) {
+        return piece.transfer != &transfer;
+      };
+      const auto own =
+          std::stable_partition(state_->reads.begin(), state_->reads.end(), is_of_others);
+      state_->urgent.insert(state_->urgent.end(),
+                            std::make_move_iterator(own),
+                            std::make_move_iterator(state_->reads.end()));
+      state_->reads.erase(own, state_->reads.end());
+      state_->ended.wait(lock, [&transfer] { return transfer.pending == 0; });
+      const double waited_s = seconds(TraceRecorder::now_ns() - begin_ns);
+      DiskCounters& counters = state_->counters;
+      (transfer.direction == DiskTransfer::Direction::kRead ? counters.read_wait_s
+                                                            : counters.write_wait_s) += waited_s;
+    }
+    error = std::exchange(transfer.error, nullptr);
+  }
+  if (error != nullptr) std::rethrow_exception(error);
+}
+
+void DiskQueue::cancel(DiskTransfer& transfer) noexcept {
+  std::unique_lock lock(state_->mutex);
+  for (std::deque<Piece>* list : {&state_->urgent, &state_->reads, &state_->writes}) {
+    transfer.pending -= static_cast<std::int64_t>(std::erase_if(
+        *list, [&transfer](const Piece& piece) { return piece.transfer == &transfer; }));
+  }
+  state_->ended.wait(lock, [&transfer] { return transfer.pending == 0; });
+  transfer.error = nullptr;
+}
+
+DiskCounters DiskQueue::counters() const {
+  const std::scoped_lock lock(state_->mutex);
+  DiskCounters counters = state_->counters;
+  if (state_->active_reads > 0) {
+    counters.read_s += seconds(TraceRecorder::now_ns() - state_->reads_began_ns);
+  }
+  return counters;
+}
+
+// An empty piece: the queue ends.
+DiskQueue::Piece DiskQueue::State::next() {
+  std::unique_lock lock(mutex);
+  work.wait(lock,
+            [this] { return is_stopping || !urgent.empty() || !reads.empty() || !writes.empty(); });
+  for (std::deque<Piece>* list : {&urgent, &reads, &writes}) {
+    if (list->empty()) continue;
+    Piece piece = std::move(list->front());
+    list->pop_front();
+    begin(piece);
+    return piece;
+  }
+  return {};
+}
+
+void DiskQueue::State::begin(const Piece& piece) {
+  if (piece.transfer->direction == DiskTransfer::Direction::kRead && active_reads++ == 0) {
+    reads_began_ns = TraceRecorder::now_ns();
+  }
+}
+
+void DiskQueue::State::end(const Piece& piece, const std::exception_ptr& error) {
+  std::int64_t bytes = 0;
+  for (const DiskRange& range : piece.ranges) bytes += range.bytes;
+  const std::scoped_lock lock(mutex);
+  DiskTransfer& transfer = *piece.transfer;
+  const bool is_read = transfer.direction == DiskTransfer::Direction::kRead;
+  if (is_read && --active_reads == 0) {
+    counters.read_s += seconds(TraceRecorder::now_ns() - reads_began_ns);
+  }
+  if (error == nullptr) {
+    (is_read ? counters.read_bytes : counters.written_bytes) += bytes;
+  } else if (transfer.error == nullptr) {
+    transfer.error = error;
+    for (std::deque<Piece>* list : {&urgent, &reads, &writes}) {
+      transfer.pending -= static_cast<std::int64_t>(std::erase_if(
+          *list, [&transfer](const Piece& other) { return other.transfer == &transfer; }));
+    }
+  }
+  // Under the lock: whoever waits may end the queue as soon as it sees this.
+  if (--transfer.pending == 0) ended.notify_all();
+}
+
+void DiskQueue::State::move(const Piece& piece, int thread) {
+  const std::int64_t begin_ns = TraceRecorder::now_ns();
+  const bool is_read = piece.transfer->direction == DiskTransfer::Direction::kRead;
+  is_read ? file.read(piece.ranges) : file.write(piece.ranges);
+  if (!trace.enabled()) return;
+  std::int64_t bytes = 0;
+  for (const DiskRange& range : piece.ranges) bytes += range.bytes;
+  trace.record({.name = is_read ? "read" : "write",
+                .lane = TraceLane::kDisk,
+                .worker = thread,
+                .layer = piece.transfer->layer,
+                .begin_ns = begin_ns,
+                .end_ns = TraceRecorder::now_ns(),
+                .bytes = bytes});
+}
+
+void DiskQueue::State::run(int thread) {
+  for (Piece piece = next(); piece.transfer != nullptr; piece = next()) {
+    std::exception_ptr error;
+    try {
+      move(piece, thread);
+    } catch (...) {
+      error = std::current_exception();
+    }
+    end(piece, error);
+  }
+}
+
+void DiskQueue::State::stop_and_join() {
+  {
+    const std::scoped_lock lock(mutex);
+    is_stopping = true;
+  }
+  work.notify_all();
+  for (std::thread& thread : threads) thread.join();
+  threads.clear();
+}
+
+}  // namespace hybridgen
