@@ -8,6 +8,8 @@ namespace hybridgen::bindings {
 
 void register_errors(pybind11::module_& module);
 void register_info(pybind11::module_& module);
+/// Memory nodes and their tiers.
+void register_host_tiers(pybind11::module_& module);
 /// What Python's option classes are made from.
 void register_options(pybind11::module_& module);
 void register_model(pybind11::module_& module);

@@ -277,6 +277,7 @@ PYBIND11_MODULE(_core, module) {
   module.doc() = "Compiled core of hybridgen.";
   hybridgen::bindings::register_errors(module);
   hybridgen::bindings::register_info(module);
+  hybridgen::bindings::register_host_tiers(module);
   hybridgen::bindings::register_options(module);
   hybridgen::bindings::register_model(module);
   hybridgen::bindings::register_methods(module);

@@ -25,6 +25,7 @@ __all__: list[str] = [
     "build_info",
     "checked_options",
     "device_window",
+    "host_tiers",
     "huge_pages",
     "is_engine_thread",
     "machine_profile_fields",
@@ -496,6 +497,11 @@ def device_window(
 ) -> int | None:
     """
     Tokens of a prompt that may stay on the device; None if as many as fit.
+    """
+
+def host_tiers() -> list:
+    """
+    Every memory node: its tier and why it is that one, bytes, distances to nodes by their numbers, and what firmware says of its memory. May measure, once and for less than some seconds.
     """
 
 def huge_pages() -> dict:

@@ -21,7 +21,7 @@ _PACKAGES = ("hybridgen", "torch", "transformers", "tokenizers", "safetensors", 
 
 @dataclass(frozen=True)
 class Info:
-    """Versions, processor, memory nodes, device and build flags.
+    """Versions, processor, memory nodes and their tiers, device and build flags.
 
     Parameters
     ----------
@@ -29,11 +29,16 @@ class Info:
         By topic.
     numa_nodes : list of dict
         One per memory node: its id, CPUs (as ranges, like "0-3,8") and bytes in all and free.
+    tiers : list of dict
+        One per memory node: its tier ("dram", "cxl", "faster" or "ignored"; the last two are not
+        used) and why it is that one, bytes in all and available, distances to the nodes, and what
+        firmware says of its rates (bytes per second) and latencies (ns).
     """
 
     versions: dict[str, str]
     cpu: dict[str, Any]
     numa_nodes: list[dict[str, Any]]
+    tiers: list[dict[str, Any]]
     gpu: dict[str, Any]
     build: dict[str, Any]
 
@@ -43,6 +48,7 @@ class Info:
             "versions": self.versions,
             "cpu": self.cpu,
             "numa_nodes": self.numa_nodes,
+            "tiers": self.tiers,
             "gpu": self.gpu,
             "build": self.build,
         }
@@ -85,7 +91,7 @@ def info() -> Info:
         "available_host_bytes": _core.available_host_bytes(),
         "huge_pages": dict(_core.huge_pages()),
     }
-    return Info(versions, cpu, _numa_nodes(), _gpu(), build)
+    return Info(versions, cpu, _numa_nodes(), list(_core.host_tiers()), _gpu(), build)
 
 
 def _cpu_model() -> str:

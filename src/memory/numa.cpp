@@ -5,16 +5,14 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <fstream>
 #include <iterator>
 #include <memory>
-#include <mutex>
-#include <sstream>
 #include <string>
 #include <system_error>
 #include <utility>
 
 #include "hybridgen/core/error.h"
+#include "memory/host_topology.h"
 #include "memory/memory_budget.h"
 #include "runtime/cpus.h"
 
@@ -27,7 +25,7 @@ namespace hybridgen {
 
 namespace {
 
-/// The whole machine as one node, for systems that cannot tell more.
+/// Where the system lets no memory be placed, the whole machine is one node.
 NumaNode only_node() {
   const std::int64_t page = sysconf(_SC_PAGESIZE);
   return {0,
@@ -43,21 +41,6 @@ struct FreeBitmask {
 };
 using Bitmask = std::unique_ptr<bitmask, FreeBitmask>;
 
-NumaNode describe_node(int id) {
-  NumaNode node;
-  node.id = id;
-  const Bitmask cpus(numa_allocate_cpumask());
-  if (numa_node_to_cpus(id, cpus.get()) == 0) {
-    for (unsigned cpu = 0; cpu < cpus->size; ++cpu) {
-      if (numa_bitmask_isbitset(cpus.get(), cpu) != 0) node.cpus.push_back(static_cast<int>(cpu));
-    }
-  }
-  long long free = 0;
-  node.total_bytes = std::max<std::int64_t>(0, numa_node_size64(id, &free));
-  node.free_bytes = std::max<std::int64_t>(0, free);
-  return node;
-}
-
 /// Whether the kernel took it; errno says why not.
 bool set_rule(void* data, std::size_t bytes, int node, int rule) {
   const Bitmask nodes(numa_allocate_nodemask());
@@ -67,25 +50,6 @@ bool set_rule(void* data, std::size_t bytes, int node, int rule) {
 }
 
 #endif
-
-/// File pages of a node, which the kernel drops when their memory is wanted; 0 if unknown.
-std::int64_t droppable_bytes(int node) {
-  std::ifstream stream(message("/sys/devices/system/node/node", node, "/meminfo"));
-  std::int64_t kib = 0;
-  std::string line;
-  while (std::getline(stream, line)) {  // "Node 0 Inactive(file):  1234 kB"
-    std::istringstream words(line);
-    std::string label;
-    std::string number;
-    std::string name;
-    std::int64_t value = 0;
-    if (words >> label >> number >> name >> value &&
-        (name == "Active(file):" || name == "Inactive(file):")) {
-      kib += value;
-    }
-  }
-  return kib * 1024;
-}
 
 }  // namespace
 
@@ -98,19 +62,11 @@ bool has_numa() {
 }
 
 std::vector<NumaNode> numa_nodes() {
+  if (!has_numa()) return {only_node()};
   std::vector<NumaNode> nodes;
-#if defined(HYBRIDGEN_HAS_NUMA)
-  if (has_numa()) {
-    static std::mutex mutex;  // libnuma fills its table of CPUs without a lock
-    const std::lock_guard<std::mutex> lock(mutex);
-    for (int id = 0; id <= numa_max_node(); ++id) {
-      if (numa_bitmask_isbitset(numa_nodes_ptr, static_cast<unsigned>(id)) != 0) {
-        nodes.push_back(describe_node(id));
-      }
-    }
+  for (const NodeFacts& facts : read_host_facts("/", available_cpus(), true).nodes) {
+    nodes.push_back(facts.node);
   }
-#endif
-  if (nodes.empty()) nodes.push_back(only_node());
   return nodes;
 }
 
@@ -158,7 +114,10 @@ std::vector<int> cpus_of_node(const NumaNode& node, const std::vector<int>& cpus
 
 std::int64_t available_node_bytes(int node) {
   if (node == -1) return available_host_bytes();
-  return std::min(available_host_bytes(), find_numa_node(node).free_bytes + droppable_bytes(node));
+  static_cast<void>(find_numa_node(node));  // refuses an unknown one
+  const HostFacts facts = read_host_facts("/", available_cpus(), true);
+  const NodeFacts* found = facts.find(node);
+  return std::min(available_host_bytes(), found == nullptr ? 0 : found->available_bytes());
 }
 
 void bind_to_node([[maybe_unused]] void* data, [[maybe_unused]] std::size_t bytes, int node) {

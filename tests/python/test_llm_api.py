@@ -643,6 +643,17 @@ def test_info_describes_the_installation() -> None:
     json.dumps(found.to_dict())
 
 
+def test_info_says_which_tier_each_memory_node_is_and_why() -> None:
+    found = hg.info()
+    assert [tier["node"] for tier in found.tiers] == [node["id"] for node in found.numa_nodes]
+    assert "dram" in {tier["tier"] for tier in found.tiers}
+    for tier in found.tiers:
+        assert tier["tier"] in ("dram", "cxl", "faster", "ignored")
+        assert tier["why"]
+        assert tier["why"] in repr(found)
+        assert 0 <= tier["available_bytes"] <= tier["total_bytes"]
+
+
 def test_names_to_choose_from_are_listed() -> None:
     assert {"full", "hybridgen"} <= set(hg.methods.names())
     assert "topk" in hg.selectors("post")
