@@ -11,6 +11,7 @@
 #include "hybridgen/core/error.h"
 #include "hybridgen/engine/engine.h"
 #include "kernels/cpu_kernels.h"
+#include "memory/host_tiers.h"
 #include "memory/numa.h"
 #include "models/decoder_model.h"
 #include "runtime/cpus.h"
@@ -87,7 +88,7 @@ EngineOptions options_from(py::kwargs given) {
     cpus_of_node(find_numa_node(options.numa_node), available_cpus());
   }
   static_cast<void>(kernels::resolve_isa(options.isa));
-  check_lower_tiers(options, numa_nodes());
+  check_lower_tiers(options, host_tiers(available_cpus()));
   return options;
 }
 

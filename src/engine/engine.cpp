@@ -19,10 +19,12 @@
 #include "hybridgen/core/error.h"
 #include "hybridgen/methods/method.h"
 #include "memory/budgets.h"
+#include "memory/host_tiers.h"
 #include "models/decoder_model.h"
 #include "pipeline/decode_pipeline.h"
 #include "pipeline/prefill.h"
 #include "pipeline/test_probe.h"
+#include "runtime/cpus.h"
 #include "runtime/process.h"
 
 namespace hybridgen {
@@ -86,7 +88,7 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
       budgets(make_budgets(asked, model->device())),
       machine(asked, method, *model),
       options(resolved_options(asked, model->config(), budgets, machine)) {
-  check_lower_tiers(options, numa_nodes());
+  check_lower_tiers(options, host_tiers(available_cpus()));
   model->weights().finish();
   // Whoever filled or changed weights did so on a stream of theirs, for which ours do not wait.
   model->device().synchronize();

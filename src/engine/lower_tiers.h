@@ -2,15 +2,13 @@
 // What this machine and this version cannot do of the tiers below DRAM that a user asked for.
 #pragma once
 
-#include <vector>
-
 #include "hybridgen/core/engine_options.h"
-#include "memory/numa.h"
+#include "memory/host_tiers.h"
 
 namespace hybridgen {
 
-/// ConfigError for a tier, a placement or a way to make room that `options` name and that these
-/// memory nodes or this version do not have.
-void check_lower_tiers(const EngineOptions& options, const std::vector<NumaNode>& nodes);
+/// ConfigError for a tier, a placement or a way to make room that `options` name and that the
+/// machine, whose tiers these are, or this version does not have.
+void check_lower_tiers(const EngineOptions& options, const HostTiers& found);
 
 }  // namespace hybridgen

@@ -249,11 +249,11 @@ HostTiers choose_tiers(HostTiers found, const LowerTierOptions& options) {
     const std::string against = objection(found, named == found.nodes.end() ? nullptr : &*named);
     if (!against.empty()) {
       throw ConfigError(
-          message("[memory tiers] cxl_node is ",
+          message("[KVConfig] cxl_node is ",
                   options.cxl_node,
                   ", ",
                   against,
-                  "; allowed: a node with memory beside DRAM that is no device's, of ",
+                  "; allowed: None, or a node with memory beside DRAM that is no device's, of ",
                   list_nodes(found),
                   "; choose one of these, or leave the option out"));
     }
@@ -274,7 +274,7 @@ HostTiers choose_tiers(HostTiers found, const LowerTierOptions& options) {
     }
   }
   if (options.cxl_bytes > 0 && found.nodes_of(TierKind::kCxl).empty()) {
-    throw ConfigError(message("[memory tiers] cxl is ",
+    throw ConfigError(message("[KVConfig] cxl is ",
                               human_bytes(static_cast<double>(options.cxl_bytes)),
                               "; allowed: \"auto\" or 0, because no memory node is slower than the "
                               "CPUs' own: ",

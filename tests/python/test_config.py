@@ -264,7 +264,11 @@ def test_a_disk_without_a_folder_to_write_to_is_refused_at_once(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cxl_node": 1023}, r"cxl_node is 1023; allowed: None, or a node with memory; see numa"),
+        (
+            {"cxl_node": 1023},
+            r"cxl_node is 1023, which is no memory node of this machine; allowed: None, or a node "
+            r"with memory beside DRAM .*node 0 \(dram, ",
+        ),
         ({"placement": "interleave"}, r"placement is 'interleave'; allowed: 'semantic'; there is"),
     ],
 )

@@ -309,7 +309,7 @@ TEST(ChosenTiers, ANodeThatCannotServeIsRefusedWithAListOfWhatThereIs) {
   facts.nodes[3].allowed = false;
   for (const int id : {0, 2, 3, 4}) {
     const std::string text = refusal(facts, named_node(id));
-    EXPECT_TRUE(says(text, message("[memory tiers] cxl_node is ", id, ", "))) << id;
+    EXPECT_TRUE(says(text, message("[KVConfig] cxl_node is ", id, ", "))) << id;
     EXPECT_TRUE(says(text, "node 0 (dram, 32.0 GiB of 64.0 GiB available: has CPUs"));
     EXPECT_TRUE(says(text, "node 1 (cxl, 64.0 GiB of 128.0 GiB available: slower"));
   }
@@ -322,7 +322,7 @@ TEST(ChosenTiers, ANodeThatCannotServeIsRefusedWithAListOfWhatThereIs) {
 TEST(ChosenTiers, BytesOfATierThatIsNotThereAreRefused) {
   const HostFacts facts = machine({node(0, {0, 1}, 16)});
   const std::string text = refusal(facts, with_bytes(3 * kGiB));
-  EXPECT_TRUE(says(text, "[memory tiers] cxl is 3.0 GiB; allowed: \"auto\" or 0"));
+  EXPECT_TRUE(says(text, "[KVConfig] cxl is 3.0 GiB; allowed: \"auto\" or 0"));
   EXPECT_TRUE(says(text, "node 0 (dram"));
   EXPECT_EQ(refusal(facts, with_bytes(-1)), "");
   EXPECT_EQ(refusal(facts, with_bytes(0)), "");
