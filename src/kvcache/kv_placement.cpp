@@ -25,6 +25,7 @@ class Placing {
   }
 
   PlacementDecision decide(std::span<const NewBlock> growth) {
+    fit_smaller_rooms();
     for (const NewBlock& block : growth) growing_ += block.bytes;
     for (const NewBlock& block : growth) {
       const std::optional<BlockPlace> place = place_new(block);
@@ -43,6 +44,15 @@ class Placing {
  private:
   std::int64_t free(TierKind tier) const { return rule_.room[tier] - used_[tier]; }
 
+  // Others may have been given what this one's blocks lie in.
+  void fit_smaller_rooms() {
+    moves_in_memory_ = true;
+    for (const TierKind tier : {TierKind::kDram, TierKind::kCxl}) {
+      while (decision_.fits && free(tier) < 0) decision_.fits = push_down_from(tier);
+    }
+    moves_in_memory_ = rule_.placement == KvPlacement::kSemantic;  // the baselines move nothing
+  }
+
   std::optional<BlockPlace> place_new(const NewBlock& block) {
     if (rule_.placement == KvPlacement::kInterleave) {
       const std::int64_t half = block.bytes - block.bytes / 2;
@@ -51,11 +61,11 @@ class Placing {
       }
     }
     const bool goes_below = rule_.placement == KvPlacement::kSemantic &&
-                            block.side == KvSide::kValues && !all_fits_in_dram();
+                            block.id.side == KvSide::kValues && !all_fits_in_dram();
     const std::array order = goes_below ? std::array{TierKind::kCxl, TierKind::kDram}
                                         : std::array{TierKind::kDram, TierKind::kCxl};
     // Keys take the place of others; nobody else does while there is room elsewhere.
-    const bool pushes = rule_.placement == KvPlacement::kSemantic && block.side == KvSide::kKeys;
+    const bool pushes = rule_.placement == KvPlacement::kSemantic && block.id.side == KvSide::kKeys;
     if (!pushes) {
       for (const TierKind tier : order) {
         if (free(tier) >= block.bytes) return place_in(tier);
@@ -105,7 +115,7 @@ class Placing {
 
   bool may_lie_in(std::size_t block, TierKind tier) const {
     if (tier == TierKind::kDisk) return blocks_[block].is_closed;
-    return rule_.placement == KvPlacement::kSemantic;  // the baselines move nothing in memory
+    return moves_in_memory_;
   }
 
   // What lies below its place comes back where there is room: keys first, the newest first, and
@@ -165,6 +175,7 @@ class Placing {
   std::span<const TierBlock> blocks_;
   std::vector<BlockPlace> places_;
   TierBytes used_;
+  bool moves_in_memory_ = true;
   std::int64_t growing_ = 0;  ///< bytes of new blocks that have no place yet
   PlacementDecision decision_;
 };

@@ -32,7 +32,7 @@ struct PlacementRule {
 };
 
 struct NewBlock {
-  KvSide side = KvSide::kKeys;
+  BlockId id;
   std::int64_t bytes = 0;
 };
 
@@ -44,7 +44,7 @@ struct BlockMove {
 };
 
 struct PlacementDecision {
-  bool fits = true;                  ///< false: the rest means nothing
+  bool fits = true;                  ///< false: some room is too small, and the rest means nothing
   std::vector<BlockPlace> places{};  ///< of the new blocks
   std::vector<BlockMove> moves{};    ///< to be done in this order; the new blocks may need them
 };

@@ -78,13 +78,11 @@ std::size_t TierLedger::find(const BlockId& id) const {
   return static_cast<std::size_t>(found - blocks_.begin());
 }
 
-std::int64_t TierLedger::num_requests() const {
-  std::vector<std::int64_t> ids;
-  ids.reserve(blocks_.size());
-  for (const TierBlock& block : blocks_) ids.push_back(block.id.request);
-  std::ranges::sort(ids);
-  const auto repeated = std::ranges::unique(ids);
-  return static_cast<std::int64_t>(ids.size() - repeated.size());
+void TierLedger::keep_first(std::size_t count) {
+  for (; blocks_.size() > count; blocks_.pop_back()) {
+    const TierBlock& block = blocks_.back();
+    bytes_[static_cast<std::size_t>(block.id.side)].add(block.place, -block.bytes);
+  }
 }
 
 }  // namespace hybridgen

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "hybridgen/core/tiers.h"
@@ -83,7 +84,8 @@ class TierLedger {
   std::int64_t bytes(TierKind tier) const {
     return bytes(KvSide::kKeys)[tier] + bytes(KvSide::kValues)[tier];
   }
-  std::int64_t num_requests() const;
+  /// Forgets the newest blocks but the first `count` of all.
+  void keep_first(std::size_t count);
 
  private:
   std::vector<TierBlock> blocks_;

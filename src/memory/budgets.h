@@ -16,6 +16,7 @@ class Budgets {
   /// Gives a tier a budget; see MemoryBudget for `setting` and errors.
   void add(TierKind tier, std::int64_t capacity_bytes, const std::string& setting);
 
+  bool has(TierKind tier) const { return budgets_.contains(tier); }
   /// The budget of a tier that has one.
   MemoryBudget& operator[](TierKind tier) { return budgets_.at(tier); }
   const MemoryBudget& operator[](TierKind tier) const { return budgets_.at(tier); }

@@ -25,6 +25,17 @@ Reservation& Reservation::operator=(Reservation&& other) noexcept {
 
 Reservation::~Reservation() { release(); }
 
+void Reservation::add(Reservation&& other) noexcept {
+  if (budget_ == nullptr) budget_ = other.budget_;
+  bytes_ += std::exchange(other.bytes_, 0);
+  other.budget_ = nullptr;
+}
+
+void Reservation::give_back(std::int64_t bytes) noexcept {
+  if (budget_ != nullptr) budget_->used_bytes_ -= bytes;
+  bytes_ -= bytes;
+}
+
 void Reservation::release() noexcept {
   if (budget_ != nullptr) budget_->used_bytes_ -= bytes_;
   budget_ = nullptr;

@@ -20,6 +20,11 @@ class Reservation {
   ~Reservation();
   std::int64_t bytes() const { return bytes_; }
 
+  /// Takes over what `other`, of the same budget or empty, holds.
+  void add(Reservation&& other) noexcept;
+  /// Holds `bytes`, not more than there are, less.
+  void give_back(std::int64_t bytes) noexcept;
+
  private:
   friend class MemoryBudget;
   Reservation(MemoryBudget* budget, std::int64_t bytes) : budget_(budget), bytes_(bytes) {}

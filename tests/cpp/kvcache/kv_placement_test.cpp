@@ -49,7 +49,7 @@ std::vector<TierBlock> blocks_of(const std::string& text) {
 std::vector<NewBlock> growth_of(const std::string& sides) {
   std::vector<NewBlock> growth;
   for (const char side : sides) {
-    growth.push_back({side == 'K' ? KvSide::kKeys : KvSide::kValues, 1});
+    growth.push_back({.id = {.side = side == 'K' ? KvSide::kKeys : KvSide::kValues}, .bytes = 1});
   }
   return growth;
 }
@@ -185,7 +185,7 @@ TEST(KvPlacement, FollowsItsTable) {
        "KV",
        {kTurns, kTurns},
        {}},
-      {"one memory full: the other", interleave, room_of(1, 9), 0, "KtVt", "KV", {kCxl, kCxl}, {}},
+      {"one memory full: the other", interleave, room_of(2, 9), 0, "KtVt", "KV", {kCxl, kCxl}, {}},
       {"whatever comes first lies in DRAM",
        first_touch,
        room_of(3, 9),
@@ -202,6 +202,22 @@ TEST(KvPlacement, FollowsItsTable) {
        "K",
        {kCxl},
        {}},
+      {"a room became smaller: what is too much goes below",
+       semantic,
+       room_of(2, 9),
+       0,
+       "KdVdKdVd",
+       "",
+       {},
+       {{1, kDram, kCxl}, {3, kDram, kCxl}}},
+      {"also where nothing else moves",
+       first_touch,
+       room_of(3, 9),
+       0,
+       "KdVdKdVd",
+       "",
+       {},
+       {{1, kDram, kCxl}}},
       {"only what must goes to the disk",
        first_touch,
        room_of(2, 2, 9),
@@ -232,6 +248,12 @@ TEST(KvPlacement, SaysSoWhereThereIsNoRoomForNewBlocks) {
   }
 }
 
+TEST(KvPlacement, SaysSoWhereWhatThereIsHasNoRoomAnyMore) {
+  const auto blocks = blocks_of("KdVd");
+  EXPECT_FALSE(place_blocks({KvPlacement::kSemantic, room_of(1, 0), 0}, blocks, {}).fits);
+  EXPECT_TRUE(place_blocks({KvPlacement::kSemantic, room_of(1, 1), 0}, blocks, {}).fits);
+}
+
 TEST(KvPlacement, LowWaterIsRoomForAKeyBlockOfEachRequestAndAnEighthAtMost) {
   EXPECT_EQ(low_water_bytes(room_of(1000, 1), 3, 10), 30);
   EXPECT_EQ(low_water_bytes(room_of(80, 1), 3, 10), 10);
@@ -259,11 +281,12 @@ struct Life {
   }
 
   PlacementDecision grow(std::int64_t request) {
-    const std::vector<NewBlock> growth{{KvSide::kKeys, key_bytes}, {KvSide::kValues, value_bytes}};
+    const std::vector<NewBlock> growth{{{request, KvSide::kKeys, born}, key_bytes},
+                                       {{request, KvSide::kValues, born}, value_bytes}};
     PlacementDecision decision = place_blocks(rule, ledger.blocks(), growth);
     for (const BlockMove& move : decision.moves) ledger.move(move.block, move.to);
     for (std::size_t i = 0; i < decision.places.size(); ++i) {
-      ledger.add({{request, growth[i].side, born}, growth[i].bytes, decision.places[i]});
+      ledger.add({growth[i].id, growth[i].bytes, decision.places[i]});
     }
     ++born;
     return decision;

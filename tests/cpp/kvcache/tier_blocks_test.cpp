@@ -36,12 +36,21 @@ TEST(TierLedger, CountsBytesBySideAndTierAndForgetsARequestAsAWhole) {
   EXPECT_EQ(ledger.bytes(KvSide::kKeys)[TierKind::kDram], 20);
   EXPECT_EQ(ledger.bytes(KvSide::kValues)[TierKind::kDram], 0);
   EXPECT_EQ(ledger.bytes(TierKind::kCxl), 6);
-  EXPECT_EQ(ledger.num_requests(), 2);
   ledger.forget(1);
   EXPECT_EQ(ledger.blocks().size(), 1U);
   EXPECT_EQ(ledger.bytes(TierKind::kDram), 10);
   EXPECT_EQ(ledger.bytes(TierKind::kCxl), 0);
   EXPECT_EQ(ledger.find({1, KvSide::kKeys, 0}), ledger.blocks().size());
+}
+
+TEST(TierLedger, ForgetsItsNewestBlocks) {
+  TierLedger ledger;
+  ledger.add({{1, KvSide::kKeys, 0}, 10, BlockPlace::kDram});
+  ledger.add({{1, KvSide::kValues, 0}, 6, BlockPlace::kCxl});
+  ledger.keep_first(1);
+  EXPECT_EQ(ledger.blocks().size(), 1U);
+  EXPECT_EQ(ledger.bytes(TierKind::kDram), 10);
+  EXPECT_EQ(ledger.bytes(TierKind::kCxl), 0);
 }
 
 TEST(TierLedger, ABlockIsClosedOnceALaterOneOfItsSideIsWrittenTo) {

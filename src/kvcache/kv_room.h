@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the requests of an engine hold of the host tiers for their keys and values. Where these lie
+// is decided as they come, so what a request needs is a sum over all tiers, and what each tier has
+// of it is the engine's.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+
+#include "kvcache/tier_blocks.h"
+#include "memory/budgets.h"
+
+namespace hybridgen {
+
+/// Used by one thread. The budgets must outlive it.
+class KvRoom {
+ public:
+  explicit KvRoom(Budgets& budgets) : budgets_(budgets) {}
+
+  bool has_lower_tiers() const;
+  /// Bytes that the tiers have, whoever uses them.
+  std::int64_t capacity() const;
+
+  /// What blocks may take, by tier: what was promised to requests in all, or, for a while, more.
+  TierBytes room() const;
+
+  /// What would be held, were `kv_bytes` more promised and `dram_bytes` of DRAM given to others; as
+  /// much as can be of it in the fastest tiers. Nothing: there is not so much.
+  std::optional<TierBytes> with(std::int64_t kv_bytes, std::int64_t dram_bytes) const;
+
+  /// Promises so much more and holds `wanted`, which with() gave, and what is `used` beyond it.
+  /// OutOfMemoryError where another engine was faster.
+  void promise(std::int64_t kv_bytes, const TierBytes& wanted, const TierBytes& used);
+  /// Promises `kv_bytes` less and holds what is left of it in the fastest tiers that have room.
+  void take_back(std::int64_t kv_bytes, const TierBytes& used);
+
+  /// The tier turned out to have only what is `used` of it, whatever its budget says: more is held
+  /// of the others.
+  void shut(TierKind tier, const TierBytes& used);
+  /// No tier is shut any more.
+  void reopen() { most_ = {}; }
+  bool is_shut() const;
+
+ private:
+  void hold(const TierBytes& bytes);
+  TierBytes held() const;
+  Reservation& in(TierKind tier) { return held_[index_of(tier)]; }
+  const Reservation& in(TierKind tier) const { return held_[index_of(tier)]; }
+  static std::size_t index_of(TierKind tier) {
+    return static_cast<std::size_t>(tier) - static_cast<std::size_t>(TierKind::kDram);
+  }
+
+  Budgets& budgets_;
+  std::int64_t promised_ = 0;
+  std::array<Reservation, kHostTiers.size()> held_;
+  std::array<std::optional<std::int64_t>, kHostTiers.size()> most_;  ///< of tiers that are shut
+};
+
+}  // namespace hybridgen

@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvcache/kv_tiers.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "hybridgen/core/error.h"
+
+namespace hybridgen {
+namespace {
+
+// Tiers that turn out to have less memory than was said, in one growth: each once, and once more.
+constexpr int kMostAttempts = 3;
+
+std::size_t index_of(KvSide side) { return static_cast<std::size_t>(side); }
+
+const char* name_of(KvSide side) { return side == KvSide::kKeys ? "keys" : "values"; }
+
+/// The tier that a block lies in; of an interleaved one that which is the smaller, as a rule.
+TierKind tier_of(BlockPlace place) {
+  return place == BlockPlace::kDram   ? TierKind::kDram
+         : place == BlockPlace::kDisk ? TierKind::kDisk
+                                      : TierKind::kCxl;
+}
+
+void move_pages(TierMemory& memory,
+                KvSide side,
+                TokenRange tokens,
+                const PagePlace& from,
+                const PagePlace& to) {
+  const PageMove moved = memory.move(side, tokens, to);
+  if (moved.left_bytes == 0) return;
+  static_cast<void>(memory.move(side, tokens, from));  // there it has just had room
+  throw OutOfMemoryError(message("[move keys and values] ",
+                                 human_bytes(static_cast<double>(moved.left_bytes)),
+                                 " of ",
+                                 name_of(side),
+                                 " cannot move to the ",
+                                 hybridgen::name_of(to.tier),
+                                 " tier: ",
+                                 moved.why,
+                                 "; lower ",
+                                 to.setting));
+}
+
+}  // namespace
+
+KvHolding::KvHolding(KvHolding&& other) noexcept
+    : tiers_(std::exchange(other.tiers_, nullptr)), request_(other.request_) {}
+
+KvHolding& KvHolding::operator=(KvHolding&& other) noexcept {
+  if (this != &other) {
+    release();
+    tiers_ = std::exchange(other.tiers_, nullptr);
+    request_ = other.request_;
+  }
+  return *this;
+}
+
+KvHolding::~KvHolding() { release(); }
+
+void KvHolding::release() noexcept {
+  if (tiers_ != nullptr) std::exchange(tiers_, nullptr)->end(request_);
+}
+
+void KvHolding::set_memory(TierMemory& memory, bool is_rewritten) {
+  KvTiers::Entry& entry = tiers_->entries_.at(request_);
+  entry.memory = &memory;
+  entry.is_rewritten = is_rewritten;
+}
+
+void KvHolding::grow(std::int64_t tokens) {
+  KvTiers::Entry& entry = tiers_->entries_.at(request_);
+  if (tokens > entry.asked) tiers_->grow(request_, entry, tokens);
+}
+
+KvTiers::KvTiers(KvPlacement placement,
+                 TierPlaces places,
+                 Budgets& budgets,
+                 TraceRecorder& trace,
+                 TierStatistics& statistics)
+    : placement_(placement),
+      places_(std::move(places)),
+      budgets_(budgets),
+      statistics_(statistics),
+      room_(budgets),
+      mover_(trace) {}
+
+std::int64_t KvTiers::slack_bytes(std::int64_t largest_block_bytes) const {
+  return room_.has_lower_tiers()
+             ? static_cast<std::int64_t>(kHostTiers.size()) * largest_block_bytes
+             : 0;
+}
+
+bool KvTiers::fits_now(std::int64_t dram_bytes, std::int64_t kv_bytes) const {
+  const std::optional<TierBytes> wanted = room_.with(kv_bytes, dram_bytes);
+  return wanted.has_value() &&
+         place_blocks({.placement = placement_, .room = *wanted}, ledger_.blocks(), {}).fits;
+}
+
+KvHolding KvTiers::hold(std::int64_t request, std::int64_t dram_bytes, std::int64_t kv_bytes) {
+  settle();
+  const std::optional<TierBytes> wanted = room_.with(kv_bytes, dram_bytes);
+  if (!wanted.has_value()) {
+    // The budgets say best what is missing.
+    static_cast<void>(budgets_[TierKind::kDram].reserve(dram_bytes, "admit request"));
+    static_cast<void>(budgets_[TierKind::kDram].reserve(kv_bytes + dram_bytes, "admit request"));
+    throw OutOfMemoryError(message("[admit request] wants ",
+                                   human_bytes(static_cast<double>(kv_bytes)),
+                                   " of host memory for keys and values, which other requests "
+                                   "have; run fewer or shorter ones at a time"));
+  }
+  const PlacementDecision decision =
+      place_blocks({.placement = placement_, .room = *wanted}, ledger_.blocks(), {});
+  begin(decision.moves);
+  while (used()[TierKind::kDram] > (*wanted)[TierKind::kDram] && note_done(/*waits=*/true)) {
+  }
+  Reservation dram;
+  room_.promise(kv_bytes, *wanted, used());
+  try {
+    dram = budgets_[TierKind::kDram].reserve(dram_bytes, "admit request");
+    Entry& entry = entries_[request];
+    entry.kv_bytes = kv_bytes;
+    entry.dram = std::move(dram);
+  } catch (...) {
+    room_.take_back(kv_bytes, used());
+    throw;
+  }
+  return {*this, request};
+}
+
+void KvTiers::end(std::int64_t request) noexcept {
+  mover_.forget(request, [this](const TierMove& move) { leaving_.add(move.from, -move.bytes); });
+  const auto found = entries_.find(request);
+  const std::int64_t kv_bytes = found->second.kv_bytes;
+  ledger_.forget(request);
+  entries_.erase(found);
+  room_.reopen();
+  room_.take_back(kv_bytes, used());
+  has_changed_ = true;
+}
+
+void KvTiers::settle() {
+  note_done(/*waits=*/false);
+  if (!std::exchange(has_changed_, false) || !room_.has_lower_tiers()) return;
+  room_.take_back(0, used());
+  const PlacementDecision decision = place_blocks(rule(), ledger_.blocks(), {});
+  if (decision.fits) begin(decision.moves);
+}
+
+void KvTiers::finish_moves() {
+  while (note_done(/*waits=*/true)) {
+  }
+}
+
+PlacementRule KvTiers::rule() const {
+  PlacementRule rule{.placement = placement_, .room = room_.room()};
+  rule.low_water =
+      low_water_bytes(rule.room, static_cast<std::int64_t>(entries_.size()), largest_key_block_);
+  return rule;
+}
+
+void KvTiers::grow(std::int64_t request, Entry& entry, std::int64_t tokens) {
+  tokens = std::min(tokens, entry.memory->capacity());
+  settle();
+  if (!room_.is_shut()) refusal_ = nullptr;  // of another time
+  for (const KvSide side : {KvSide::kKeys, KvSide::kValues})
+    take_rest(request, entry, side, tokens);
+  std::vector<NewBlock> blocks = growth_of(request, entry, tokens);
+  for (int attempt = 1; !blocks.empty(); ++attempt) {
+    close_written(request, entry);
+    const std::size_t num_before = ledger_.blocks().size();
+    place(request, blocks);
+    std::size_t done = 0;
+    try {
+      for (; done < blocks.size(); ++done) {
+        take_block(entry, ledger_.blocks()[num_before + done], tokens);
+      }
+      break;
+    } catch (const OutOfMemoryError&) {
+      refusal_ = std::current_exception();
+      const BlockPlace refused = ledger_.blocks()[num_before + done].place;
+      ledger_.keep_first(num_before + done);
+      if (attempt == kMostAttempts || !room_.has_lower_tiers()) throw;
+      shut(refused);
+      blocks.erase(blocks.begin(), blocks.begin() + static_cast<std::ptrdiff_t>(done));
+    }
+  }
+  entry.asked = tokens;
+}
+
+// Blocks that tokens up to `tokens` begin, by their first tokens, keys before values.
+std::vector<NewBlock> KvTiers::growth_of(std::int64_t request,
+                                         const Entry& entry,
+                                         std::int64_t tokens) {
+  std::vector<std::pair<std::int64_t, NewBlock>> blocks;
+  for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
+    const std::int64_t each = entry.memory->block_tokens(side);
+    for (std::int64_t i = entry.num_blocks[index_of(side)]; i * each < tokens; ++i) {
+      const TokenRange range{i * each, std::min((i + 1) * each, entry.memory->capacity())};
+      blocks.push_back(
+          {range.begin, {.id = {request, side, i}, .bytes = entry.memory->bytes_of(side, range)}});
+    }
+  }
+  std::ranges::stable_sort(blocks, {}, [](const auto& block) { return block.first; });
+  std::vector<NewBlock> growth;
+  growth.reserve(blocks.size());
+  for (const auto& [begin, block] : blocks) {
+    growth.push_back(block);
+    if (block.id.side == KvSide::kKeys) {
+      largest_key_block_ = std::max(largest_key_block_, block.bytes);
+    }
+  }
+  return growth;
+}
+
+// Adds blocks to the ledger, once what must leave their places has left.
+void KvTiers::place(std::int64_t request, const std::vector<NewBlock>& blocks) {
+  for (;;) {
+    const PlacementDecision decision = place_blocks(rule(), ledger_.blocks(), blocks);
+    if (!decision.fits) {
+      if (note_done(/*waits=*/true)) continue;
+      throw_out_of_room(request, blocks);
+    }
+    begin(decision.moves);
+    const std::size_t num_before = ledger_.blocks().size();
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      ledger_.add({.id = blocks[i].id, .bytes = blocks[i].bytes, .place = decision.places[i]});
+    }
+    if (wait_for_room(decision.places)) return;
+    ledger_.keep_first(num_before);  // a move failed
+  }
+}
+
+// Whether the tiers of `places` have what the ledger says once moves are done that leave them.
+bool KvTiers::wait_for_room(const std::vector<BlockPlace>& places) {
+  const TierBytes room = rule().room;
+  const auto is_too_full = [&] {
+    return std::ranges::any_of(places, [&](BlockPlace place) {
+      return std::ranges::any_of(kHostTiers, [&](TierKind tier) {
+        TierBytes touched;
+        touched.add(place, 2);
+        return touched[tier] > 0 && used()[tier] > room[tier];
+      });
+    });
+  };
+  if (!is_too_full()) return true;
+  const std::int64_t begin_ns = TraceRecorder::now_ns();
+  bool has_room = false;
+  while (!has_room && note_done(/*waits=*/true)) has_room = !is_too_full();
+  statistics_.growth_waits += 1;
+  statistics_.growth_wait_s += static_cast<double>(TraceRecorder::now_ns() - begin_ns) * 1e-9;
+  return has_room;
+}
+
+// The part of a block begun before that tokens up to `tokens` need.
+void KvTiers::take_rest(std::int64_t request, Entry& entry, KvSide side, std::int64_t tokens) {
+  const std::int64_t taken = entry.taken[index_of(side)];
+  const std::int64_t end = entry.num_blocks[index_of(side)] * entry.memory->block_tokens(side);
+  if (taken >= std::min(tokens, end)) return;
+  const std::size_t newest = ledger_.find({request, side, entry.num_blocks[index_of(side)] - 1});
+  take_up_to(entry, side, std::min(tokens, end), ledger_.blocks()[newest].place);
+}
+
+void KvTiers::take_block(Entry& entry, const TierBlock& block, std::int64_t tokens) {
+  const std::int64_t end = (block.id.index + 1) * entry.memory->block_tokens(block.id.side);
+  take_up_to(entry, block.id.side, std::min(tokens, end), block.place);
+  entry.num_blocks[index_of(block.id.side)] = block.id.index + 1;
+}
+
+void KvTiers::take_up_to(Entry& entry, KvSide side, std::int64_t tokens, BlockPlace place) {
+  std::int64_t& taken = entry.taken[index_of(side)];
+  const std::int64_t granule = entry.memory->granule_tokens(side);
+  const std::int64_t end =
+      std::min((tokens + granule - 1) / granule * granule, entry.memory->capacity());
+  entry.memory->take(side, {taken, end}, place_of(place));
+  taken = end;
+}
+
+// Whole blocks of tokens that were written before this growth.
+void KvTiers::close_written(std::int64_t request, const Entry& entry) {
+  if (entry.is_rewritten) return;
+  for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
+    ledger_.close_before(request, side, entry.asked / entry.memory->block_tokens(side));
+  }
+}
+
+void KvTiers::begin(const std::vector<BlockMove>& moves) {
+  for (const BlockMove& move : moves) {
+    const TierBlock block = ledger_.blocks()[move.block];
+    const Entry& entry = entries_.at(block.id.request);
+    const std::int64_t each = entry.memory->block_tokens(block.id.side);
+    const TokenRange tokens{
+        block.id.index * each,
+        std::min((block.id.index + 1) * each, entry.taken[index_of(block.id.side)])};
+    mover_.add(
+        {.block = block.id,
+         .bytes = block.bytes,
+         .from = move.from,
+         .to = move.to,
+         .work = [memory = entry.memory,
+                  side = block.id.side,
+                  tokens,
+                  from = &place_of(move.from),
+                  to = &place_of(move.to)] { move_pages(*memory, side, tokens, *from, *to); }});
+    ledger_.move(move.block, move.to);
+    leaving_.add(move.from, block.bytes);
+  }
+}
+
+// Whether any move has ended since.
+bool KvTiers::note_done(bool waits) {
+  const std::vector<TierMoveDone> all = mover_.take_done(waits);
+  for (const TierMoveDone& done : all) {
+    const TierMove& move = done.move;
+    leaving_.add(move.from, -move.bytes);
+    statistics_.move_s += done.seconds;
+    if (done.error != nullptr) {
+      statistics_.failed_moves += 1;
+      refusal_ = done.error;
+      const std::size_t block = ledger_.find(move.block);
+      if (ledger_.blocks()[block].place == move.to) ledger_.move(block, move.from);
+      shut(move.to);
+    } else {
+      const bool is_down = move.to > move.from;
+      (is_down ? statistics_.moves_down : statistics_.moves_up) += 1;
+      (is_down ? statistics_.moved_down_bytes : statistics_.moved_up_bytes) += move.bytes;
+    }
+    has_changed_ = true;
+  }
+  return !all.empty();
+}
+
+void KvTiers::shut(BlockPlace place) { room_.shut(tier_of(place), used()); }
+
+TierBytes KvTiers::used() const {
+  TierBytes bytes = leaving_;
+  for (const TierKind tier : kHostTiers) bytes[tier] += ledger_.bytes(tier);
+  return bytes;
+}
+
+const PagePlace& KvTiers::place_of(BlockPlace place) const {
+  return place == BlockPlace::kDram  ? places_.dram
+         : place == BlockPlace::kCxl ? places_.cxl
+                                     : places_.both;
+}
+
+void KvTiers::throw_out_of_room(std::int64_t request, const std::vector<NewBlock>& blocks) const {
+  if (refusal_ != nullptr) std::rethrow_exception(refusal_);
+  std::int64_t wanted = 0;
+  for (const NewBlock& block : blocks) wanted += block.bytes;
+  std::string tiers;
+  const TierBytes room = room_.room();
+  for (const TierKind tier : kHostTiers) {
+    if (room[tier] == 0) continue;
+    tiers += message(tiers.empty() ? "" : ", ",
+                     human_bytes(static_cast<double>(room[tier] - ledger_.bytes(tier))),
+                     " free of ",
+                     human_bytes(static_cast<double>(room[tier])),
+                     " of ",
+                     hybridgen::name_of(tier));
+  }
+  throw OutOfMemoryError(message("[grow keys and values] request ",
+                                 request,
+                                 " needs ",
+                                 human_bytes(static_cast<double>(wanted)),
+                                 " more; allowed: ",
+                                 tiers,
+                                 "; raise KVConfig(dram=...) or run fewer or shorter requests"));
+}
+
+}  // namespace hybridgen

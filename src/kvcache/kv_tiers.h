@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// The K and V of an engine's requests over the tiers of host memory: holds room for them, takes
+// memory as tokens come where the placement says, and lets what must go elsewhere move in the
+// background. Deciding is kv_placement.h's, moving tier_mover.h's.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <exception>
+#include <map>
+#include <vector>
+
+#include "hybridgen/core/tiers.h"
+#include "hybridgen/kvcache/tier_statistics.h"
+#include "hybridgen/runtime/trace_recorder.h"
+#include "kvcache/kv_placement.h"
+#include "kvcache/kv_room.h"
+#include "kvcache/tier_blocks.h"
+#include "kvcache/tier_memory.h"
+#include "kvcache/tier_mover.h"
+#include "memory/budgets.h"
+
+namespace hybridgen {
+
+/// Memory nodes of the tiers that are memory.
+struct TierPlaces {
+  PagePlace dram{};  ///< without nodes: where the system likes, unverified
+  PagePlace cxl{};
+  PagePlace both{};  ///< by turns
+};
+
+class KvTiers;
+
+/// A request's part of the tiers, from its admission to its end. Ends before its memory does.
+class KvHolding {
+ public:
+  KvHolding() = default;
+  KvHolding(KvHolding&& other) noexcept;
+  KvHolding& operator=(KvHolding&& other) noexcept;
+  ~KvHolding();
+
+  /// The memory that tokens will lie in, which must outlive this. `is_rewritten`: rows are written
+  /// at any time, not only the newest ones, so that no block may leave memory.
+  void set_memory(TierMemory& memory, bool is_rewritten);
+
+  /// Before tokens up to `tokens` are written, while no host job reads. Those of the call before
+  /// are written by now. OutOfMemoryError, which names the tiers, if there is no place for them;
+  /// everybody else's blocks are as they were.
+  void grow(std::int64_t tokens);
+
+ private:
+  friend class KvTiers;
+  KvHolding(KvTiers& tiers, std::int64_t request) : tiers_(&tiers), request_(request) {}
+  void release() noexcept;
+  KvTiers* tiers_ = nullptr;
+  std::int64_t request_ = 0;
+};
+
+/// Used by one thread; what moves blocks is another one of its own.
+class KvTiers {
+ public:
+  /// All references must outlive it, and it all its holdings.
+  KvTiers(KvPlacement placement,
+          TierPlaces places,
+          Budgets& budgets,
+          TraceRecorder& trace,
+          TierStatistics& statistics);
+
+  /// What a request holds beyond its own bytes where there are lower tiers: their ends that are too
+  /// small for a block.
+  std::int64_t slack_bytes(std::int64_t largest_block_bytes) const;
+  /// Whether the tiers have so much when nobody uses them: of all host tiers, and of DRAM.
+  std::int64_t capacity_bytes() const { return room_.capacity(); }
+  /// Whether they have it now.
+  bool fits_now(std::int64_t dram_bytes, std::int64_t kv_bytes) const;
+  /// Reserves it. Blocks of others leave DRAM where `dram_bytes`, which nothing else can take the
+  /// place of, need theirs. OutOfMemoryError.
+  [[nodiscard]] KvHolding hold(std::int64_t request,
+                               std::int64_t dram_bytes,
+                               std::int64_t kv_bytes);
+
+  /// Between steps: takes note of moves that are done, and uses room that others left.
+  void settle();
+  /// Waits for all moves; for tests, and for who measures them.
+  void finish_moves();
+
+  const TierLedger& ledger() const { return ledger_; }
+  TierBytes room() const { return room_.room(); }
+
+ private:
+  friend class KvHolding;
+  struct Entry {
+    std::int64_t kv_bytes = 0;
+    Reservation dram;
+    TierMemory* memory = nullptr;
+    bool is_rewritten = false;
+    std::int64_t asked = 0;                    ///< tokens, by grow()
+    std::array<std::int64_t, 2> taken{};       ///< tokens that have memory, by side
+    std::array<std::int64_t, 2> num_blocks{};  ///< in the ledger, by side
+  };
+  void end(std::int64_t request) noexcept;
+  void grow(std::int64_t request, Entry& entry, std::int64_t tokens);
+  std::vector<NewBlock> growth_of(std::int64_t request, const Entry& entry, std::int64_t tokens);
+  void place(std::int64_t request, const std::vector<NewBlock>& blocks);
+  bool wait_for_room(const std::vector<BlockPlace>& places);
+  void take_rest(std::int64_t request, Entry& entry, KvSide side, std::int64_t tokens);
+  void take_block(Entry& entry, const TierBlock& block, std::int64_t tokens);
+  void take_up_to(Entry& entry, KvSide side, std::int64_t tokens, BlockPlace place);
+  void close_written(std::int64_t request, const Entry& entry);
+  PlacementRule rule() const;
+  void begin(const std::vector<BlockMove>& moves);
+  bool note_done(bool waits);
+  void shut(BlockPlace place);
+  TierBytes used() const;
+  [[noreturn]] void throw_out_of_room(std::int64_t request,
+                                      const std::vector<NewBlock>& blocks) const;
+  const PagePlace& place_of(BlockPlace place) const;
+
+  KvPlacement placement_;
+  TierPlaces places_;
+  Budgets& budgets_;
+  TierStatistics& statistics_;
+  KvRoom room_;
+  TierLedger ledger_;
+  std::map<std::int64_t, Entry> entries_;
+  TierBytes leaving_;  ///< by tier, of blocks that the ledger has elsewhere but that are still here
+  std::exception_ptr refusal_;          ///< the newest
+  std::int64_t largest_key_block_ = 0;  ///< bytes
+  bool has_changed_ = false;            ///< room or blocks, since settle()
+  TierMover mover_;                     ///< last: its thread ends before what it works on
+};
+
+}  // namespace hybridgen
