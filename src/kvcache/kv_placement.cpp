@@ -114,6 +114,7 @@ class Placing {
   }
 
   bool may_lie_in(std::size_t block, TierKind tier) const {
+    if (blocks_[block].is_moving) return false;
     if (tier == TierKind::kDisk) return blocks_[block].is_closed;
     return moves_in_memory_;
   }
@@ -135,6 +136,10 @@ class Placing {
           places_[i] == BlockPlace::kDisk ||
           (places_[i] == BlockPlace::kCxl && tier == TierKind::kDram && side == KvSide::kKeys);
       if (blocks_[i].id.side != side || !is_below) continue;
+      if (blocks_[i].is_moving) {
+        is_done = false;
+        continue;
+      }
       if (free(tier) >= blocks_[i].bytes + rule_.low_water) {
         move(i, place_in(tier));
       } else {

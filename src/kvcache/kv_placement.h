@@ -7,7 +7,7 @@
 // old ones, oldest first, as keys need their place. Once keys alone exceed DRAM, the least recently
 // generated ones go to CXL memory, where they are still scanned. Below CXL memory is the disk:
 // values first, then keys. Keys come back up as soon as there is room, values only from the disk.
-// A block that is still written to never goes to the disk.
+// A block that is still written to never goes to the disk, and one that is on its way stays on it.
 //
 // Interleave and first touch are what the paper compares with: by pages over both memories, and
 // DRAM while there is any. Nothing moves there but what must go to the disk.

@@ -93,13 +93,30 @@ std::int64_t KvTiers::slack_bytes(std::int64_t largest_block_bytes) const {
              : 0;
 }
 
-bool KvTiers::fits_now(std::int64_t dram_bytes, std::int64_t kv_bytes) const {
+bool KvTiers::fits_now(std::int64_t dram_bytes,
+                       std::int64_t kv_bytes,
+                       const OpenBytes& open) const {
   const std::optional<TierBytes> wanted = room_.with(kv_bytes, dram_bytes);
-  return wanted.has_value() &&
+  return wanted.has_value() && holds_open(*wanted, open) &&
          place_blocks({.placement = placement_, .room = *wanted}, ledger_.blocks(), {}).fits;
 }
 
-KvHolding KvTiers::hold(std::int64_t request, std::int64_t dram_bytes, std::int64_t kv_bytes) {
+// Whether memory holds what cannot go to the disk, of those that there are and of one more.
+bool KvTiers::holds_open(const TierBytes& room, const OpenBytes& more) const {
+  if (!budgets_.has(TierKind::kDisk)) return true;
+  std::int64_t resting = more.resting;
+  std::int64_t growing = more.growing;
+  for (const auto& [request, entry] : entries_) {
+    resting += entry.open.resting;
+    growing = std::max(growing, entry.open.growing);
+  }
+  return resting + growing <= room[TierKind::kDram] + room[TierKind::kCxl];
+}
+
+KvHolding KvTiers::hold(std::int64_t request,
+                        std::int64_t dram_bytes,
+                        std::int64_t kv_bytes,
+                        const OpenBytes& open) {
   settle();
   const std::optional<TierBytes> wanted = room_.with(kv_bytes, dram_bytes);
   if (!wanted.has_value()) {
@@ -111,9 +128,21 @@ KvHolding KvTiers::hold(std::int64_t request, std::int64_t dram_bytes, std::int6
                                    " of host memory for keys and values, which other requests "
                                    "have; run fewer or shorter ones at a time"));
   }
-  const PlacementDecision decision =
-      place_blocks({.placement = placement_, .room = *wanted}, ledger_.blocks(), {});
-  begin(decision.moves);
+  if (!holds_open(*wanted, open)) {
+    throw OutOfMemoryError(message(
+        "[admit request] wants ",
+        human_bytes(static_cast<double>(open.resting + open.growing)),
+        " of memory for keys and values that are still written to; allowed: ",
+        human_bytes(static_cast<double>((*wanted)[TierKind::kDram] + (*wanted)[TierKind::kCxl])),
+        " for all requests together, whatever a disk has; raise KVConfig(dram=...), lower "
+        "max_num_batched_tokens or run fewer requests at a time"));
+  }
+  const auto decide = [&] {
+    return place_blocks({.placement = placement_, .room = *wanted}, ledger_.blocks(), {});
+  };
+  PlacementDecision decision = decide();
+  while (!decision.fits && note_done(/*waits=*/true)) decision = decide();
+  if (decision.fits) begin(decision.moves);
   while (used()[TierKind::kDram] > (*wanted)[TierKind::kDram] && note_done(/*waits=*/true)) {
   }
   Reservation dram;
@@ -122,6 +151,7 @@ KvHolding KvTiers::hold(std::int64_t request, std::int64_t dram_bytes, std::int6
     dram = budgets_[TierKind::kDram].reserve(dram_bytes, "admit request");
     Entry& entry = entries_[request];
     entry.kv_bytes = kv_bytes;
+    entry.open = open;
     entry.dram = std::move(dram);
   } catch (...) {
     room_.take_back(kv_bytes, used());
@@ -142,6 +172,11 @@ void KvTiers::end(std::int64_t request) noexcept {
 }
 
 void KvTiers::settle() {
+  for (auto& [request, entry] : entries_) close_written(request, entry);
+  update();
+}
+
+void KvTiers::update() {
   note_done(/*waits=*/false);
   if (!std::exchange(has_changed_, false) || !room_.has_lower_tiers()) return;
   room_.take_back(0, used());
@@ -163,7 +198,7 @@ PlacementRule KvTiers::rule() const {
 
 void KvTiers::grow(std::int64_t request, Entry& entry, std::int64_t tokens) {
   tokens = std::min(tokens, entry.memory->capacity());
-  settle();
+  update();
   if (!room_.is_shut()) refusal_ = nullptr;  // of another time
   for (const KvSide side : {KvSide::kKeys, KvSide::kValues})
     take_rest(request, entry, side, tokens);
@@ -278,35 +313,61 @@ void KvTiers::take_up_to(Entry& entry, KvSide side, std::int64_t tokens, BlockPl
   taken = end;
 }
 
-// Whole blocks of tokens that were written before this growth.
-void KvTiers::close_written(std::int64_t request, const Entry& entry) {
-  if (entry.is_rewritten) return;
+// Whole blocks of tokens that were written before this growth, or this step.
+void KvTiers::close_written(std::int64_t request, Entry& entry) {
+  if (entry.is_rewritten || entry.memory == nullptr) return;
   for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
-    ledger_.close_before(request, side, entry.asked / entry.memory->block_tokens(side));
+    const std::int64_t end =
+        entry.memory->closed_tokens(side, entry.asked) / entry.memory->block_tokens(side);
+    std::int64_t& closed = entry.closed[index_of(side)];
+    if (end > closed) ledger_.close_before(request, side, closed = end);
   }
 }
 
 void KvTiers::begin(const std::vector<BlockMove>& moves) {
   for (const BlockMove& move : moves) {
     const TierBlock block = ledger_.blocks()[move.block];
-    const Entry& entry = entries_.at(block.id.request);
-    const std::int64_t each = entry.memory->block_tokens(block.id.side);
-    const TokenRange tokens{
-        block.id.index * each,
-        std::min((block.id.index + 1) * each, entry.taken[index_of(block.id.side)])};
-    mover_.add(
-        {.block = block.id,
-         .bytes = block.bytes,
-         .from = move.from,
-         .to = move.to,
-         .work = [memory = entry.memory,
-                  side = block.id.side,
-                  tokens,
-                  from = &place_of(move.from),
-                  to = &place_of(move.to)] { move_pages(*memory, side, tokens, *from, *to); }});
+    mover_.add({.block = block.id,
+                .bytes = block.bytes,
+                .from = move.from,
+                .to = move.to,
+                .work = work_of(block.id, move)});
     ledger_.move(move.block, move.to);
+    ledger_.set_moving(move.block, true);
     leaving_.add(move.from, block.bytes);
   }
+}
+
+TokenRange KvTiers::tokens_of(const BlockId& block) const {
+  const Entry& entry = entries_.at(block.request);
+  const std::int64_t each = entry.memory->block_tokens(block.side);
+  return {block.index * each,
+          std::min((block.index + 1) * each, entry.taken[index_of(block.side)])};
+}
+
+std::function<void()> KvTiers::work_of(const BlockId& block, const BlockMove& move) const {
+  TierMemory* const memory = entries_.at(block.request).memory;
+  const TokenRange tokens = tokens_of(block);
+  const KvSide side = block.side;
+  if (move.to == BlockPlace::kDisk) return [=] { memory->write_to_disk(side, tokens); };
+  const PagePlace* const to = &place_of(move.to);
+  if (move.from == BlockPlace::kDisk) {
+    return [=] { memory->read_from_disk(side, tokens, *to); };
+  }
+  const PagePlace* const from = &place_of(move.from);
+  return [=] { move_pages(*memory, side, tokens, *from, *to); };
+}
+
+// What is left to do of a move to or from the disk, now that nobody reads.
+void KvTiers::complete(const TierMoveDone& done) {
+  const TierMove& move = done.move;
+  TierMemory& memory = *entries_.at(move.block.request).memory;
+  const bool is_back = move.from == BlockPlace::kDisk && done.error == nullptr;
+  const bool is_out = move.from == BlockPlace::kDisk
+                          ? done.error != nullptr
+                          : move.to == BlockPlace::kDisk && done.error == nullptr;
+  if (is_back) memory.arrive_from_disk(move.block.side, tokens_of(move.block));
+  if (is_out) memory.leave_for_disk(move.block.side, tokens_of(move.block));
 }
 
 // Whether any move has ended since.
@@ -314,13 +375,15 @@ bool KvTiers::note_done(bool waits) {
   const std::vector<TierMoveDone> all = mover_.take_done(waits);
   for (const TierMoveDone& done : all) {
     const TierMove& move = done.move;
+    complete(done);
     leaving_.add(move.from, -move.bytes);
     statistics_.move_s += done.seconds;
+    const std::size_t block = ledger_.find(move.block);
+    ledger_.set_moving(block, false);
     if (done.error != nullptr) {
       statistics_.failed_moves += 1;
       refusal_ = done.error;
-      const std::size_t block = ledger_.find(move.block);
-      if (ledger_.blocks()[block].place == move.to) ledger_.move(block, move.from);
+      ledger_.move(block, move.from);
       shut(move.to);
     } else {
       const bool is_down = move.to > move.from;

@@ -29,6 +29,12 @@ struct TierPlaces {
   PagePlace both{};  ///< by turns
 };
 
+/// K and V of a request that are still written to, and so cannot go to a disk.
+struct OpenBytes {
+  std::int64_t resting = 0;
+  std::int64_t growing = 0;  ///< more, while it takes memory for so many tokens at once
+};
+
 class KvTiers;
 
 /// A request's part of the tiers, from its admission to its end. Ends before its memory does.
@@ -72,14 +78,16 @@ class KvTiers {
   /// Whether the tiers have so much when nobody uses them: of all host tiers, and of DRAM.
   std::int64_t capacity_bytes() const { return room_.capacity(); }
   /// Whether they have it now.
-  bool fits_now(std::int64_t dram_bytes, std::int64_t kv_bytes) const;
+  bool fits_now(std::int64_t dram_bytes, std::int64_t kv_bytes, const OpenBytes& open = {}) const;
   /// Reserves it. Blocks of others leave DRAM where `dram_bytes`, which nothing else can take the
   /// place of, need theirs. OutOfMemoryError.
   [[nodiscard]] KvHolding hold(std::int64_t request,
                                std::int64_t dram_bytes,
-                               std::int64_t kv_bytes);
+                               std::int64_t kv_bytes,
+                               const OpenBytes& open = {});
 
-  /// Between steps: takes note of moves that are done, and uses room that others left.
+  /// Between steps, when all is written that grow() was called for: takes note of that and of moves
+  /// that are done, and uses room that others left.
   void settle();
   /// Waits for all moves; for tests, and for who measures them.
   void finish_moves();
@@ -91,13 +99,17 @@ class KvTiers {
   friend class KvHolding;
   struct Entry {
     std::int64_t kv_bytes = 0;
+    OpenBytes open;
     Reservation dram;
     TierMemory* memory = nullptr;
     bool is_rewritten = false;
     std::int64_t asked = 0;                    ///< tokens, by grow()
     std::array<std::int64_t, 2> taken{};       ///< tokens that have memory, by side
     std::array<std::int64_t, 2> num_blocks{};  ///< in the ledger, by side
+    std::array<std::int64_t, 2> closed{};      ///< blocks, by side
   };
+  void update();
+  bool holds_open(const TierBytes& room, const OpenBytes& more) const;
   void end(std::int64_t request) noexcept;
   void grow(std::int64_t request, Entry& entry, std::int64_t tokens);
   std::vector<NewBlock> growth_of(std::int64_t request, const Entry& entry, std::int64_t tokens);
@@ -106,9 +118,12 @@ class KvTiers {
   void take_rest(std::int64_t request, Entry& entry, KvSide side, std::int64_t tokens);
   void take_block(Entry& entry, const TierBlock& block, std::int64_t tokens);
   void take_up_to(Entry& entry, KvSide side, std::int64_t tokens, BlockPlace place);
-  void close_written(std::int64_t request, const Entry& entry);
+  void close_written(std::int64_t request, Entry& entry);
   PlacementRule rule() const;
   void begin(const std::vector<BlockMove>& moves);
+  TokenRange tokens_of(const BlockId& block) const;
+  std::function<void()> work_of(const BlockId& block, const BlockMove& move) const;
+  void complete(const TierMoveDone& done);
   bool note_done(bool waits);
   void shut(BlockPlace place);
   TierBytes used() const;

@@ -61,6 +61,7 @@ struct TierBlock {
   std::int64_t bytes = 0;
   BlockPlace place = BlockPlace::kDram;  ///< where it lies, or will once its moves are done
   bool is_closed = false;                ///< nothing is written to it any more
+  bool is_moving = false;                ///< on its way to `place`, and to nowhere else meanwhile
 };
 
 /// The blocks of all requests of an engine, in the order in which they came into being. Used by one
@@ -69,6 +70,7 @@ class TierLedger {
  public:
   void add(const TierBlock& block);
   void move(std::size_t index, BlockPlace to);
+  void set_moving(std::size_t index, bool is_moving) { blocks_[index].is_moving = is_moving; }
   /// Blocks of `side` before `index` of that request are closed from now on.
   void close_before(std::int64_t request, KvSide side, std::int64_t index);
   /// Forgets all blocks of a request.

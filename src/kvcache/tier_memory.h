@@ -32,6 +32,19 @@ class TierMemory {
   virtual void take(KvSide side, TokenRange tokens, const PagePlace& place) = 0;
   /// May run beside readers and writers of the same tokens, and beside take() of others.
   virtual PageMove move(KvSide side, TokenRange tokens, const PagePlace& place) = 0;
+
+  // Of whole blocks that are closed; see KvDisk. Where there is no disk nobody calls them.
+  /// Tokens of the first `written` ones whose blocks nobody writes to or looks into again but to
+  /// read them through KvDisk.
+  virtual std::int64_t closed_tokens(KvSide /*side*/, std::int64_t written) const {
+    return written;
+  }
+  /// On the thread that moves, beside readers. Throw what KvDisk's write and bring_back do.
+  virtual void write_to_disk(KvSide /*side*/, TokenRange /*tokens*/) {}
+  virtual void read_from_disk(KvSide /*side*/, TokenRange /*tokens*/, const PagePlace& /*place*/) {}
+  /// Completes them, while nobody reads.
+  virtual void leave_for_disk(KvSide /*side*/, TokenRange /*tokens*/) noexcept {}
+  virtual void arrive_from_disk(KvSide /*side*/, TokenRange /*tokens*/) noexcept {}
 };
 
 }  // namespace hybridgen
