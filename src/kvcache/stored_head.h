@@ -32,6 +32,11 @@ class StoredHead {
              std::int64_t layer,
              std::int64_t kv_head);
 
+  /// Whether keys and values both lie in rows as the model computed them.
+  bool has_rows() const {
+    return !has_key_codes() && !has_value_codes() && store_.shape().key_layout == KeyLayout::kRows;
+  }
+  bool has_value_codes() const { return store_.shape().value_precision != KvPrecision::kFull; }
   /// Bytes that are read of a token's key and of its value.
   std::int64_t key_bytes() const;
   std::int64_t value_bytes() const;
@@ -57,7 +62,6 @@ class StoredHead {
 
  private:
   bool has_key_codes() const { return store_.shape().key_precision != KvPrecision::kFull; }
-  bool has_value_codes() const { return store_.shape().value_precision != KvPrecision::kFull; }
   std::int64_t full_bytes() const;
   kernels::StoredLogitsArgs code_args(const ShadowKeyView& keys,
                                       Queries queries,

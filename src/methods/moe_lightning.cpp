@@ -45,6 +45,7 @@ Method moe_lightning_method(const EngineOptions& options) {
   method.name = info.name;
   method.residency = Residency::kNone;
   method.work = Attend{HostQuery::kExact, AllTokens{}};
+  method.key_layout = KeyLayout::kRows;
   method.batches = {own.micro_batches, own.lookahead};
   return method;
 }

@@ -16,8 +16,17 @@ namespace {
 constexpr std::int64_t kRangesPerWorker = 8;
 constexpr std::int64_t kLeastRange = 2048;
 
+bool attends_to_all(const HostJob& job) {
+  return job.payload == Payload::kPartialAttention && job.takes_every_token();
+}
+
 bool can_be_cut(const HostJob& job) {
-  return job.selection() != nullptr && job.buffers.scores != nullptr;
+  return attends_to_all(job) || (job.selection() != nullptr && job.buffers.scores != nullptr);
+}
+
+// Ranges of both kinds of jobs begin where a part of attention does.
+std::int64_t round_up_to_part(std::int64_t tokens) {
+  return kernels::part_count(tokens) * kernels::kPartTokens;
 }
 
 }  // namespace
@@ -72,10 +81,10 @@ void CpuStage::cut(HostJobBatch& batch) const {
   for (const HostJob& job : batch.jobs) {
     all_tokens += job.num_offloaded * num_kv_heads_;
   }
-  const std::int64_t length = score_stride(std::max(kLeastRange, all_tokens / wanted));
+  const std::int64_t length = round_up_to_part(std::max(kLeastRange, all_tokens / wanted));
   batch.pieces.clear();
   batch.pieces.reserve(num_heads + static_cast<std::size_t>(wanted));  // at most so many
-  batch.unscored.assign(num_heads, 0);
+  batch.unfinished.assign(num_heads, 0);
   batch.failures.assign(batch.jobs.size(), {});
   const std::vector<NumaPart>& parts = division_.parts;
   batch.queues.resize(parts.size());
@@ -97,11 +106,11 @@ void CpuStage::cut_heads(HostJobBatch& batch,
     const std::int64_t tokens = batch.jobs[job].num_offloaded;
     const std::int64_t num_ranges =
         can_be_cut(batch.jobs[job]) ? (tokens + length - 1) / length : 1;
-    const std::int64_t each = score_stride((tokens + num_ranges - 1) / num_ranges);
+    const std::int64_t each = round_up_to_part((tokens + num_ranges - 1) / num_ranges);
     for (std::int64_t head = first_head; head < first_head + num_heads; ++head) {
-      std::int32_t& unscored = batch.unscored[job * static_cast<std::size_t>(num_kv_heads_) +
-                                              static_cast<std::size_t>(head)];
-      for (std::int64_t begin = 0; begin < tokens; begin += each, ++unscored) {
+      std::int32_t& unfinished = batch.unfinished[job * static_cast<std::size_t>(num_kv_heads_) +
+                                                  static_cast<std::size_t>(head)];
+      for (std::int64_t begin = 0; begin < tokens; begin += each, ++unfinished) {
         batch.pieces.push_back({.job = static_cast<std::int64_t>(job),
                                 .kv_head = head,
                                 .tokens = {begin, std::min(begin + each, tokens)},
@@ -219,19 +228,35 @@ void CpuStage::run_range(HostJobBatch& batch,
                          std::int64_t job,
                          int worker) const {
   HostTaskResult& result = task.result;
+  const bool attends = attends_to_all(task.job);
   const std::int64_t stride = score_stride(task.job.num_offloaded);
-  float* scores =
-      task.job.buffers.scores + task.kv_head * runner_.query_heads_per_kv_head() * stride;
-  runner_.score(task, scores + task.tokens.begin, stride);
+  float* const scores =
+      attends ? nullptr
+              : task.job.buffers.scores + task.kv_head * runner_.query_heads_per_kv_head() * stride;
+  if (attends) {
+    runner_.attend(task);
+  } else {
+    runner_.score(task, scores + task.tokens.begin, stride);
+  }
   result.end_ns = TraceRecorder::now_ns();
-  trace(batch, "score", worker, result.begin_ns, result.end_ns, result.key_bytes);
-  // Whoever scores the last range of a head finishes it and so sees what the others wrote.
-  std::int32_t& unscored =
-      batch.unscored[static_cast<std::size_t>(job * num_kv_heads_ + task.kv_head)];
-  if (std::atomic_ref(unscored).fetch_sub(1, std::memory_order_acq_rel) != 1) {
+  trace(batch,
+        attends ? "attend" : "score",
+        worker,
+        result.begin_ns,
+        result.end_ns,
+        result.key_bytes + result.value_bytes);
+  // Whoever does the last range of a head finishes it and so sees what the others wrote.
+  std::int32_t& unfinished =
+      batch.unfinished[static_cast<std::size_t>(job * num_kv_heads_ + task.kv_head)];
+  if (std::atomic_ref(unfinished).fetch_sub(1, std::memory_order_acq_rel) != 1) {
     return;
   }
   const std::int64_t scored_ns = result.end_ns;
+  if (attends) {
+    runner_.join_parts(task, task.job.num_offloaded);
+    result.end_ns = TraceRecorder::now_ns();
+    return;
+  }
   const std::int64_t scored_bytes = result.key_bytes;
   runner_.finish(task, scores, stride);
   result.end_ns = TraceRecorder::now_ns();

@@ -50,8 +50,8 @@ struct HostJobBatch {
     std::int64_t piece = 0;
     std::exception_ptr error;
   };
-  /// A range of one (job, KV head)'s offloaded tokens; all of them unless they are scored for a
-  /// selector and there are too few heads to keep all workers busy.
+  /// A range of one (job, KV head)'s offloaded tokens; all of them unless all are attended to here,
+  /// or scored for a selector, and there are too few heads to keep all workers busy.
   struct Piece {
     std::int64_t job = 0;
     std::int64_t kv_head = 0;
@@ -70,10 +70,10 @@ struct HostJobBatch {
   std::int64_t ticket = 0;          ///< of the gate
   std::exception_ptr device_error;  ///< what wait_for_device threw: every job's failure
   std::vector<Piece> pieces;
-  std::vector<std::int32_t> unscored;  ///< ranges that each (job, KV head) still waits for
-  std::vector<NodeQueue> queues;       ///< one per part of the stage's division
-  std::vector<Failure> failures;       ///< one per job
-  std::mutex failures_mutex;           ///< of the line above, while pieces run
+  std::vector<std::int32_t> unfinished;  ///< ranges that each (job, KV head) still waits for
+  std::vector<NodeQueue> queues;         ///< one per part of the stage's division
+  std::vector<Failure> failures;         ///< one per job
+  std::mutex failures_mutex;             ///< of the line above, while pieces run
   bool in_flight = false;
 };
 

@@ -9,6 +9,7 @@
 
 #include "hybridgen/parts/part_roles.h"
 #include "hybridgen/selection/token_selector.h"
+#include "kernels/cpu_kernels.h"
 #include "kvcache/host_kv_store.h"
 
 namespace hybridgen {
@@ -30,7 +31,17 @@ struct HostJobBuffers {
   /// [H, stride of score_stride()] logits of all offloaded tokens; null: heads are not cut into
   /// ranges. Never leaves the host.
   float* scores = nullptr;
+  /// [G, attended_floats()] of the attention that the host finishes. Never leaves the host.
+  float* parts = nullptr;
 };
+
+/// Floats of the parts of a KV head's attention over `num_tokens` tokens, `query_heads` of which
+/// share it.
+constexpr std::int64_t attended_floats(std::int64_t num_tokens,
+                                       std::int64_t query_heads,
+                                       std::int64_t head_dim) {
+  return kernels::part_count(num_tokens) * query_heads * (head_dim + 2);
+}
 
 /// Between the rows of HostJobBuffers::scores, for `num_tokens` offloaded tokens.
 constexpr std::int64_t score_stride(std::int64_t num_tokens) {

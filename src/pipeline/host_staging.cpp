@@ -17,13 +17,19 @@ StagingShape merge(const StagingShape& a, const StagingShape& b) {
           .num_scored = std::max(a.num_scored, b.num_scored),
           .has_own_choices = a.has_own_choices || b.has_own_choices,
           .has_keys = a.has_keys || b.has_keys,
-          .has_output = a.has_output || b.has_output};
+          .num_attended = std::max(a.num_attended, b.num_attended)};
 }
 
 namespace {
 
 std::int64_t score_bytes(const ModelConfig& config, const StagingShape& shape) {
   return config.num_heads * score_stride(shape.num_scored) *
+         static_cast<std::int64_t>(sizeof(float));
+}
+
+std::int64_t part_bytes(const ModelConfig& config, const StagingShape& shape) {
+  return config.num_kv_heads *
+         attended_floats(shape.num_attended, config.query_heads_per_kv_head(), config.head_dim) *
          static_cast<std::int64_t>(sizeof(float));
 }
 
@@ -39,7 +45,8 @@ HostStaging::HostStaging(const ModelConfig& config,
       shape_(shape),
       merged_(device.host_staging({num_kv_heads_ * shape.union_rows}, at::kInt)),
       union_sizes_(at::zeros({num_kv_heads_}, at::kLong)),
-      scores_(static_cast<std::size_t>(score_bytes(config, shape))) {
+      scores_(static_cast<std::size_t>(score_bytes(config, shape))),
+      parts_(static_cast<std::size_t>(part_bytes(config, shape))) {
   const at::ScalarType type = to_scalar_type(dtype);
   logits_ = device.host_staging({num_heads_ * shape.max_chosen}, at::kFloat);
   if (shape.has_own_choices) {
@@ -50,7 +57,7 @@ HostStaging::HostStaging(const ModelConfig& config,
   if (shape.has_keys) {
     keys_ = device.host_staging({num_kv_heads_, shape.union_rows, head_dim_}, type);
   }
-  if (shape.has_output) {
+  if (shape.num_attended > 0) {
     output_ = device.host_staging({num_heads_, head_dim_}, type);
     lse_ = device.host_staging({num_heads_}, at::kFloat);
   }
@@ -70,10 +77,10 @@ HostStaging::HostStaging(const ModelConfig& config,
 std::int64_t HostStaging::required_bytes(const ModelConfig& config,
                                          DType dtype,
                                          const StagingShape& shape) {
-  // Not sent: the union's positions, every head's own ones and all logits.
+  // Not sent: the union's positions, every head's own ones, all logits and parts of an output.
   return payload_bytes(config, dtype, shape) + config.num_kv_heads * shape.union_rows * 4 +
          (shape.has_own_choices ? config.num_heads * shape.max_chosen * 4 : 0) +
-         score_bytes(config, shape);
+         score_bytes(config, shape) + part_bytes(config, shape);
 }
 
 std::int64_t HostStaging::payload_bytes(const ModelConfig& config,
@@ -84,7 +91,7 @@ std::int64_t HostStaging::payload_bytes(const ModelConfig& config,
       config.num_heads * (config.head_dim * static_cast<std::int64_t>(size_of(dtype)) + 4);
   return rows * (shape.has_keys ? 2 : 1) +
          config.num_heads * shape.max_chosen * (shape.has_own_choices ? 8 : 4) +
-         (shape.has_output ? output : 0);
+         (shape.num_attended > 0 ? output : 0);
 }
 
 HostJobBuffers HostStaging::buffers() {
@@ -104,6 +111,7 @@ HostJobBuffers HostStaging::buffers() {
   buffers.union_capacity = shape_.union_rows;
   buffers.device_reads = !device_.values.is_cpu();
   buffers.scores = reinterpret_cast<float*>(scores_.data());
+  buffers.parts = reinterpret_cast<float*>(parts_.data());
   return buffers;
 }
 

@@ -22,7 +22,7 @@ struct StagingShape {
   std::int64_t num_scored = 0;   ///< tokens whose logits a selector gets; not sent
   bool has_own_choices = false;  ///< query heads of a group may choose different tokens
   bool has_keys = false;
-  bool has_output = false;
+  std::int64_t num_attended = 0;  ///< tokens whose attention the host finishes; only that is sent
   friend bool operator==(const StagingShape&, const StagingShape&) = default;
 };
 
@@ -84,6 +84,7 @@ class HostStaging {
   at::Tensor merged_;       ///< int32 [G * union_rows], on the host
   at::Tensor union_sizes_;  ///< int64 [G], on the host
   HostBuffer scores_;
+  HostBuffer parts_;
   HostPayload payload_;  ///< of the last ship(): what the job sent and nothing else
 };
 

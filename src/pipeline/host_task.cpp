@@ -38,6 +38,10 @@ void HostTaskRunner::reserve(HostScratch& scratch,
   }
   scratch.selection.reserve(static_cast<std::size_t>(kernels::top_k_scratch(max_tokens)));
   scratch.merging.reserve(tokens / 32 + 2);
+  scratch.attending.sums.reserve(
+      static_cast<std::size_t>(kernels::attend_scratch(per_group_, head_dim_)));
+  scratch.attending.parts.reserve(static_cast<std::size_t>(kernels::part_count(max_tokens)));
+  scratch.attending.shares.reserve(static_cast<std::size_t>(kernels::part_count(max_tokens)));
   scratch.planned.reserve(per_group * tokens);
   if (max_candidates > 0) {
     const std::size_t candidates = per_group * static_cast<std::size_t>(max_candidates);
@@ -101,7 +105,12 @@ void HostTaskRunner::append_new_token(const HostTask& task) const {
 void HostTaskRunner::run_whole(const HostTask& task) const {
   const HostJob& job = task.job;
   if (job.takes_every_token()) {
-    job.payload == Payload::kPartialAttention ? attend(task, {}) : copy_all(task);
+    if (job.payload != Payload::kPartialAttention) {
+      copy_all(task);
+      return;
+    }
+    attend(task);
+    join_parts(task, job.num_offloaded);
     return;
   }
   if (job.selection() != nullptr) {
@@ -111,7 +120,9 @@ void HostTaskRunner::run_whole(const HostTask& task) const {
   }
   const std::span<const std::int32_t> chosen = plan_tokens(task);
   if (job.payload == Payload::kPartialAttention) {
-    attend(task, chosen);
+    const auto count = static_cast<std::int64_t>(chosen.size());
+    attend({job, task.layer, task.kv_head, {0, count}, task.scratch, task.result}, chosen.data());
+    join_parts(task, count);
     return;
   }
   if (job.payload == Payload::kLogitsAndValues && !chosen.empty()) {
@@ -186,67 +197,6 @@ void HostTaskRunner::copy_all(const HostTask& task) const {
   }
   head.values(all, static_cast<std::byte*>(out.values) + offset, reader_of(out));
   task.result.value_bytes += job.num_offloaded * head.value_bytes();
-}
-
-// Attention over chosen tokens, or over all of them, finished on the host.
-void HostTaskRunner::attend(const HostTask& task, std::span<const std::int32_t> chosen) const {
-  const HostJob& job = task.job;
-  const bool is_all = job.takes_every_token();
-  const std::int64_t first_head = task.kv_head * per_group_;
-  const std::int64_t count = is_all ? job.num_offloaded : static_cast<std::int64_t>(chosen.size());
-  float* logits = task.scratch.logits.data();
-  if (is_all) {
-    score(task, logits, count);
-  } else if (count > 0) {
-    score_chosen(task, chosen, logits, count);
-  }
-  kernels::SoftmaxValuesArgs args;
-  args.dtype = job.store->shape().dtype;
-  args.logits = logits;
-  args.logits_stride = count;
-  args.num_queries = per_group_;
-  args.lse = job.buffers.lse + first_head;
-  const bool has_codes = job.store->shape().value_precision != KvPrecision::kFull;
-  if (has_codes) {
-    args.resident_count = count;  // of no dimensions: weights only
-    kernels_.softmax_values(args);
-    kernels_.stored_value_sums(
-        {.values = job.store->value_codes(task.layer, task.kv_head),
-         .positions = is_all ? nullptr : chosen.data(),
-         .count = count,
-         .weights = logits,
-         .weights_stride = count,
-         .num_queries = per_group_,
-         .out = static_cast<std::byte*>(job.buffers.output) + first_head * row_bytes(task),
-         .out_stride = head_dim_});
-    task.result.value_bytes += count * stored_head(task).value_bytes();
-    return;
-  }
-  args.head_dim = head_dim_;
-  args.out = static_cast<std::byte*>(job.buffers.output) + first_head * row_bytes(task);
-  args.out_stride = head_dim_;
-  const void* values = job.store->values(task.layer, task.kv_head).data;
-  if (is_all) {
-    args.resident_count = count;
-    args.resident_values = values;
-    args.resident_stride = head_dim_;
-  } else {
-    // The rows stay where they are: an index per query head, here the same for all.
-    std::vector<std::int32_t>& index = task.scratch.planned;
-    const bool aliases = chosen.data() == index.data();
-    index.resize(static_cast<std::size_t>(per_group_ * count));
-    if (!aliases) {
-      std::ranges::copy(chosen, index.begin());
-    }
-    for (std::int64_t r = 1; r < per_group_; ++r) {
-      std::copy_n(index.begin(), count, index.begin() + r * count);
-    }
-    args.host_count = count;
-    args.host_index = index.data();
-    args.host_values = values;
-  }
-  kernels_.softmax_values(args);
-  task.result.value_bytes += count * row_bytes(task);
 }
 
 const char* label_of(const HostJob& job) {

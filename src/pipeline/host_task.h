@@ -8,12 +8,9 @@
 #include <vector>
 
 #include "hybridgen/core/model_config.h"
+#include "kernels/cpu_kernels.h"
 #include "kvcache/stored_head.h"
 #include "pipeline/host_job.h"
-
-namespace hybridgen::kernels {
-struct CpuKernels;
-}
 
 namespace hybridgen {
 
@@ -27,6 +24,13 @@ struct HostScratch {
     std::vector<std::int32_t> index;
     std::vector<float> logits;  ///< [R, union]
   };
+  /// What attention that ends on the host needs.
+  struct Attending {
+    std::vector<float> sums;        ///< attend_scratch() floats
+    std::vector<std::byte> values;  ///< [kPartTokens, D] restored from codes
+    std::vector<kernels::AttentionPart> parts;
+    std::vector<float> shares;
+  };
   std::vector<float> queries;  ///< [R, D] float32, scaled
   std::vector<float> logits;   ///< [R, tokens]
   std::vector<float> selection;
@@ -34,6 +38,7 @@ struct HostScratch {
   std::vector<std::int32_t> planned;
   StoredHead::Scratch stored;
   Rescoring rescoring;
+  Attending attending;
 };
 
 struct HostTaskResult {
@@ -72,6 +77,11 @@ class HostTaskRunner {
   void score(const HostTask& task, float* logits, std::int64_t stride) const;
   /// The rest, once all ranges are scored: `logits` of all offloaded tokens.
   void finish(const HostTask& task, const float* logits, std::int64_t stride) const;
+  /// Of a range, which begins at a multiple of kPartTokens, of a job that attends to every token.
+  /// `positions`: of all tokens that were chosen instead, where the range counts places.
+  void attend(const HostTask& task, const std::int32_t* positions = nullptr) const;
+  /// The rest, once all ranges of `num_tokens` tokens are attended to.
+  void join_parts(const HostTask& task, std::int64_t num_tokens) const;
 
   /// Exact logits of chosen tokens.
   void score_chosen(const HostTask& task,
@@ -84,7 +94,12 @@ class HostTaskRunner {
   void append_new_token(const HostTask& task) const;
   void gather(const HostTask& task) const;
   void copy_all(const HostTask& task) const;
-  void attend(const HostTask& task, std::span<const std::int32_t> chosen) const;
+  // `args` hold the count, the part, and the logits unless they are to be computed from rows.
+  void attend_part(const HostTask& task,
+                   TokenRange tokens,
+                   const std::int32_t* positions,
+                   kernels::AttendArgs args) const;
+  kernels::AttentionPart part_of(const HostTask& task, std::int64_t part) const;
   StoredHead stored_head(const HostTask& task) const;
   StoredHead::Queries queries(const HostTask& task) const;
   std::int64_t row_bytes(const HostTask& task) const;  ///< as staging and the model have them

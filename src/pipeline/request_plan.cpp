@@ -23,7 +23,7 @@ StagingShape staging_of(const HostWork& work,
     return shape;
   }
   if (is<Attend>(work)) {
-    shape.has_output = true;
+    shape.num_attended = max_offloaded;
     return shape;
   }
   const TokenChoice choice = choice_of(work);

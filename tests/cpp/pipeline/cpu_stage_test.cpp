@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <atomic>
 #include <barrier>
+#include <cmath>
 #include <exception>
 #include <future>
 #include <limits>
@@ -68,7 +69,10 @@ struct Request {
         union_sizes(kKvHeads),
         values(kHeads * kChosen * kDim),
         keys(kHeads * kChosen * kDim),
-        scores(kHeads * score_stride(kCapacity)) {
+        scores(kHeads * score_stride(kCapacity)),
+        parts(static_cast<std::size_t>(kKvHeads * attended_floats(count, kPerGroup, kDim))),
+        output(kHeads * kDim),
+        lse(kHeads) {
     constexpr std::int64_t kDistinct = 3000;
     const std::vector<float> rows = normal(kDistinct * kDim, seed + 1);
     std::vector<float> all;
@@ -78,6 +82,19 @@ struct Request {
     }
     const KvRowsView view = {all.data(), count * kDim, kDim};
     store.write(0, {0, count}, view, view);
+    written = std::move(all);
+  }
+
+  HostJob attending_job() {
+    HostJob job;
+    job.store = &store;
+    job.payload = Payload::kPartialAttention;
+    job.chooser = EveryToken{};
+    job.query = query.data();
+    job.num_offloaded = count;
+    job.num_chosen = count;
+    job.buffers = {.output = output.data(), .lse = lse.data(), .parts = parts.data()};
+    return job;
   }
 
   HostJob job(const TokenSelector& selector, bool is_cut) {
@@ -111,6 +128,10 @@ struct Request {
   std::vector<float> values;
   std::vector<float> keys;
   std::vector<float> scores;
+  std::vector<float> parts;
+  std::vector<float> output;
+  std::vector<float> lse;
+  std::vector<float> written;  ///< [G, count, D] of keys and of values
 };
 
 std::unique_ptr<TokenSelector> top_k() {
@@ -246,6 +267,73 @@ TEST_P(Cut, HeadsDividedOverNodesGiveTheSameBitsAndBytes) {
         EXPECT_EQ(divided.key_bytes, whole.key_bytes);
         EXPECT_EQ(divided.value_bytes, whole.value_bytes);
         expect_same(requests, expected);
+      }
+    }
+  }
+}
+
+/// Attends to all tokens of `requests` on `workers` threads.
+void attend(std::vector<std::unique_ptr<Request>>& requests,
+            int workers,
+            const NumaDivision& division = {}) {
+  WorkerPool pool({.cpus = std::vector<int>(static_cast<std::size_t>(workers), -1)});
+  TraceRecorder trace;
+  const auto probe = make_test_probe({.random_delay_us = 100});
+  CpuStage stage(pool,
+                 kernels::cpu_kernels(kernels::resolve_isa("auto")),
+                 config(),
+                 trace,
+                 probe.get(),
+                 division,
+                 /*waiter_helps=*/workers % 2 == 0);
+  stage.reserve(kCapacity);
+  HostJobBatch batch;
+  batch.layer = 0;
+  for (const auto& request : requests) batch.jobs.push_back(request->attending_job());
+  stage.submit(batch);
+  stage.wait(batch);
+  std::int64_t tokens = 0;
+  for (const auto& request : requests) tokens += request->count;
+  EXPECT_EQ(batch.key_bytes_read, tokens * kKvHeads * kDim * 4);
+  EXPECT_EQ(batch.value_bytes_read, batch.key_bytes_read);
+}
+
+/// Of query head `head`, in double precision.
+std::vector<double> attention_of(const Request& request, std::int64_t head) {
+  const float* rows = request.written.data() + head / kPerGroup * request.count * kDim;
+  const float* query = request.query.data() + head * kDim;
+  std::vector<double> sums(kDim + 1);
+  for (std::int64_t t = 0; t < request.count; ++t) {
+    double logit = 0.0;
+    for (std::int64_t d = 0; d < kDim; ++d) logit += double{query[d]} * rows[t * kDim + d];
+    const double weight = std::exp(logit / std::sqrt(static_cast<double>(kDim)));
+    for (std::int64_t d = 0; d < kDim; ++d) sums[d] += weight * rows[t * kDim + d];
+    sums[kDim] += weight;
+  }
+  for (std::int64_t d = 0; d < kDim; ++d) sums[d] /= sums[kDim];
+  sums[kDim] = std::log(sums[kDim]);
+  return sums;
+}
+
+TEST_P(Cut, AttentionIsThatOfOneSoftmaxWithTheSameBitsForAnyNumberOfWorkersAndNodes) {
+  auto expected = ragged(GetParam());
+  attend(expected, 1);
+  for (const auto& request : expected) {
+    for (std::int64_t head = 0; head < kHeads; ++head) {
+      const std::vector<double> exact = attention_of(*request, head);
+      for (std::int64_t d = 0; d < kDim; ++d) {
+        EXPECT_NEAR(request->output[static_cast<std::size_t>(head * kDim + d)], exact[d], 1e-5);
+      }
+      EXPECT_NEAR(request->lse[static_cast<std::size_t>(head)], exact[kDim], 1e-4);
+    }
+  }
+  for (const int workers : {2, 5}) {
+    for (const NumaDivision& division : {NumaDivision{}, division_of({1, 1}, workers)}) {
+      auto requests = ragged(GetParam());
+      attend(requests, workers, division);
+      for (std::size_t i = 0; i < requests.size(); ++i) {
+        EXPECT_EQ(requests[i]->output, expected[i]->output);
+        EXPECT_EQ(requests[i]->lse, expected[i]->lse);
       }
     }
   }

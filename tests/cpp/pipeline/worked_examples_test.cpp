@@ -156,7 +156,7 @@ class Split {
          .union_rows = job_.is_shared() ? count : std::min(n_c, count * problem_.per_group()),
          .has_own_choices = !job_.is_shared(),
          .has_keys = payload == Payload::kKeysAndValues,
-         .has_output = payload == Payload::kPartialAttention});
+         .num_attended = payload == Payload::kPartialAttention ? n_c : 0});
     job_.buffers = staging_.buffers();
     stage_.reserve(n_c);
   }
