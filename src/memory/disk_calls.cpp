@@ -5,6 +5,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 
 namespace hybridgen {
@@ -14,6 +15,8 @@ template <typename Value>
 Value value_or_error(Value value) {
   return value < 0 ? static_cast<Value>(-errno) : value;
 }
+
+std::atomic<DiskCalls*> in_place{nullptr};
 
 }  // namespace
 
@@ -60,9 +63,14 @@ int DiskCalls::forget(int file, std::int64_t offset, std::int64_t bytes) {
   return -::posix_fadvise(file, offset, bytes, POSIX_FADV_DONTNEED);
 }
 
-DiskCalls& DiskCalls::system() {
+DiskCalls& disk_calls() {
   static DiskCalls calls;
-  return calls;
+  DiskCalls* const instead = in_place.load();
+  return instead == nullptr ? calls : *instead;
 }
+
+DiskCallsForTest::DiskCallsForTest(DiskCalls& calls) : before_(in_place.exchange(&calls)) {}
+
+DiskCallsForTest::~DiskCallsForTest() { in_place.store(before_); }
 
 }  // namespace hybridgen

@@ -35,9 +35,21 @@ class DiskCalls {
   virtual int flush(int file, std::int64_t offset, std::int64_t bytes);
   /// The page cache need not keep these bytes (posix_fadvise, POSIX_FADV_DONTNEED).
   virtual int forget(int file, std::int64_t offset, std::int64_t bytes);
+};
 
-  /// The kernel itself.
-  static DiskCalls& system();
+/// The kernel's own, or what a DiskCallsForTest has put in their place.
+DiskCalls& disk_calls();
+
+/// Stands in for the kernel's calls as long as it lives: for files that are opened from now on.
+class DiskCallsForTest {
+ public:
+  explicit DiskCallsForTest(DiskCalls& calls);
+  ~DiskCallsForTest();
+  DiskCallsForTest(const DiskCallsForTest&) = delete;
+  DiskCallsForTest& operator=(const DiskCallsForTest&) = delete;
+
+ private:
+  DiskCalls* before_;
 };
 
 }  // namespace hybridgen

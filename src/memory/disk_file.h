@@ -63,7 +63,7 @@ class DiskFile {
   /// else the system refuses. `calls` must outlive it.
   DiskFile(std::string folder,
            std::int64_t capacity_bytes,
-           DiskCalls& calls = DiskCalls::system(),
+           DiskCalls& calls = disk_calls(),
            std::int64_t step_bytes = std::int64_t{64} << 20);
   DiskFile(const DiskFile&) = delete;
   DiskFile& operator=(const DiskFile&) = delete;

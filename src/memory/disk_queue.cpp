@@ -17,9 +17,20 @@ namespace {
 // What one call takes (IOV_MAX is 1,024).
 constexpr std::size_t kMostRanges = 512;
 
-double seconds(std::int64_t ns) { return static_cast<double>(ns) * 1e-9; }
-
 }  // namespace
+
+void DiskQueue::Span::begin() {
+  if (active++ == 0) began_ns = TraceRecorder::now_ns();
+}
+
+void DiskQueue::Span::end() {
+  if (--active == 0) sum_ns += TraceRecorder::now_ns() - began_ns;
+}
+
+double DiskQueue::Span::seconds() const {
+  const std::int64_t open_ns = active > 0 ? TraceRecorder::now_ns() - began_ns : 0;
+  return static_cast<double>(sum_ns + open_ns) * 1e-9;
+}
 
 DiskQueue::DiskQueue(DiskFile& file, TraceRecorder& trace, int depth, std::int64_t piece_bytes)
     : piece_bytes_(piece_bytes), state_(std::make_unique<State>(file, trace)) {
@@ -109,8 +120,9 @@ void DiskQueue::wait(DiskTransfer& transfer) {
   {
     std::unique_lock lock(state_->mutex);
     if (transfer.pending > 0) {
-      const std::int64_t begin_ns = TraceRecorder::now_ns();
-      ++state_->counters.waits;
+      Span& waiting = state_->waiting.at(static_cast<std::size_t>(transfer.direction));
+      ++state_->statistics.waits;
+      waiting.begin();
       const auto is_of_others = [&transfer](const Piece& piece) {
         return piece.transfer != &transfer;
       };
@@ -121,12 +133,9 @@ void DiskQueue::wait(DiskTransfer& transfer) {
                             std::make_move_iterator(state_->reads.end()));
       state_->reads.erase(own, state_->reads.end());
       state_->ended.wait(lock, [&transfer] { return transfer.pending == 0; });
-      const double waited_s = seconds(TraceRecorder::now_ns() - begin_ns);
-      DiskCounters& counters = state_->counters;
-      (transfer.direction == DiskTransfer::Direction::kRead ? counters.read_wait_s
-                                                            : counters.write_wait_s) += waited_s;
+      waiting.end();
     }
-    error = std::exchange(transfer.error, nullptr);
+    error = transfer.error;
   }
   if (error != nullptr) std::rethrow_exception(error);
 }
@@ -141,13 +150,21 @@ void DiskQueue::cancel(DiskTransfer& transfer) noexcept {
   transfer.error = nullptr;
 }
 
-DiskCounters DiskQueue::counters() const {
+DiskStatistics DiskQueue::statistics() const {
   const std::scoped_lock lock(state_->mutex);
-  DiskCounters counters = state_->counters;
-  if (state_->active_reads > 0) {
-    counters.read_s += seconds(TraceRecorder::now_ns() - state_->reads_began_ns);
+  DiskStatistics statistics = state_->statistics;
+  statistics.read_s = state_->reading.seconds();
+  statistics.read_wait_s = state_->waiting[0].seconds();
+  statistics.write_wait_s = state_->waiting[1].seconds();
+  return statistics;
+}
+
+void DiskQueue::reset_statistics() {
+  const std::scoped_lock lock(state_->mutex);
+  state_->statistics = {};
+  for (Span* span : {&state_->reading, &state_->waiting[0], &state_->waiting[1]}) {
+    *span = {.active = span->active, .began_ns = TraceRecorder::now_ns()};
   }
-  return counters;
 }
 
 // An empty piece: the queue ends.
@@ -166,9 +183,7 @@ DiskQueue::Piece DiskQueue::State::next() {
 }
 
 void DiskQueue::State::begin(const Piece& piece) {
-  if (piece.transfer->direction == DiskTransfer::Direction::kRead && active_reads++ == 0) {
-    reads_began_ns = TraceRecorder::now_ns();
-  }
+  if (piece.transfer->direction == DiskTransfer::Direction::kRead) reading.begin();
 }
 
 void DiskQueue::State::end(const Piece& piece, const std::exception_ptr& error) {
@@ -177,11 +192,9 @@ void DiskQueue::State::end(const Piece& piece, const std::exception_ptr& error) 
   const std::scoped_lock lock(mutex);
   DiskTransfer& transfer = *piece.transfer;
   const bool is_read = transfer.direction == DiskTransfer::Direction::kRead;
-  if (is_read && --active_reads == 0) {
-    counters.read_s += seconds(TraceRecorder::now_ns() - reads_began_ns);
-  }
+  if (is_read) reading.end();
   if (error == nullptr) {
-    (is_read ? counters.read_bytes : counters.written_bytes) += bytes;
+    (is_read ? statistics.read_bytes : statistics.written_bytes) += bytes;
   } else if (transfer.error == nullptr) {
     transfer.error = error;
     for (std::deque<Piece>* list : {&urgent, &reads, &writes}) {

@@ -3,6 +3,7 @@
 // who submitted it waits for it, or cancels it.
 #pragma once
 
+#include <array>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -12,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "hybridgen/memory/disk_statistics.h"
 #include "hybridgen/runtime/trace_recorder.h"
 #include "memory/disk_file.h"
 #include "runtime/process.h"
@@ -38,22 +40,6 @@ struct DiskTransfer {
   std::exception_ptr error{};  ///< the first
 };
 
-/// Sums since the queue was made.
-struct DiskCounters {
-  std::int64_t read_bytes = 0;
-  std::int64_t written_bytes = 0;
-  std::int64_t waits = 0;     ///< that began before the transfer had ended
-  double read_s = 0.0;        ///< while at least one read was under way
-  double read_wait_s = 0.0;   ///< somebody waited for a read
-  double write_wait_s = 0.0;  ///< somebody waited for a write
-
-  /// Share of the time of reads that nobody waited for; 1 without reads.
-  double hidden_share() const {
-    if (read_s <= 0.0) return 1.0;
-    return read_wait_s >= read_s ? 0.0 : 1.0 - read_wait_s / read_s;
-  }
-};
-
 class DiskQueue {
  public:
   /// Calls that are under way at a time, each on a thread of its own, and bytes of one of them.
@@ -76,18 +62,30 @@ class DiskQueue {
   /// wait() or cancel(). No ranges: nothing happens.
   void submit(DiskTransfer& transfer);
   /// Blocks until it has ended, before all reads that nobody waits for, and throws what the first
-  /// piece that failed threw (DiskFile::read); the rest of such a transfer is left out.
+  /// piece that failed threw (DiskFile::read); the rest of such a transfer is left out. Several
+  /// threads may wait for the same one.
   void wait(DiskTransfer& transfer);
   /// What has not begun is left out; returns when the rest has ended. Never throws.
   void cancel(DiskTransfer& transfer) noexcept;
 
-  DiskCounters counters() const;
+  /// Sums since the queue was made, or since reset_statistics().
+  DiskStatistics statistics() const;
+  void reset_statistics();
 
  private:
   /// Ranges [begin, end) of a transfer, cut to piece_bytes.
   struct Piece {
     DiskTransfer* transfer = nullptr;
     std::vector<DiskRange> ranges;
+  };
+  /// Time during which something was so, of however many.
+  struct Span {
+    int active = 0;
+    std::int64_t began_ns = 0;
+    std::int64_t sum_ns = 0;
+    void begin();
+    void end();
+    double seconds() const;
   };
   /// What the threads use; a forked child, which has none of them, leaves it alone.
   struct State {
@@ -101,9 +99,9 @@ class DiskQueue {
     std::deque<Piece> reads;
     std::deque<Piece> writes;
     bool is_stopping = false;
-    int active_reads = 0;
-    std::int64_t reads_began_ns = 0;
-    DiskCounters counters;
+    Span reading;
+    std::array<Span, 2> waiting;  ///< for reads, for writes
+    DiskStatistics statistics;
     std::vector<std::thread> threads;
 
     void run(int thread);

@@ -49,7 +49,7 @@ TEST(DiskLeftovers, OfEndedProcessesGoAndThoseOfLivingOnesStay) {
   touch(folder.path() / ".hybridgen-disk-1000-5-0");  // its owner lives
   touch(folder.path() / ".hybridgen-disk-1000-4-0");  // its owner's number went to another
   touch(folder.path() / ".hybridgen-disk-1001-5-3");  // its owner is gone
-  EXPECT_EQ(sweep_disk_leftovers(folder.string(), DiskCalls::system(), processes.path()), 2);
+  EXPECT_EQ(sweep_disk_leftovers(folder.string(), disk_calls(), processes.path()), 2);
   EXPECT_EQ(folder.names(), Names{".hybridgen-disk-1000-5-0"});
 }
 
@@ -73,7 +73,7 @@ TEST(DiskLeftovers, NothingElseIsTouched) {
   others.emplace_back(".hybridgen-disk-1-1-3");
   std::filesystem::create_symlink("model.safetensors", folder.path() / others.back());
   std::ranges::sort(others);
-  EXPECT_EQ(sweep_disk_leftovers(folder.string(), DiskCalls::system(), processes.path()), 0);
+  EXPECT_EQ(sweep_disk_leftovers(folder.string(), disk_calls(), processes.path()), 0);
   EXPECT_EQ(folder.names(), others);
 }
 
@@ -81,13 +81,13 @@ TEST(DiskLeftovers, StayWhereNobodysLifeCanBeTold) {
   const TestFolder folder;
   const TestFolder no_processes;
   touch(folder.path() / ".hybridgen-disk-1001-5-3");
-  EXPECT_EQ(sweep_disk_leftovers(folder.string(), DiskCalls::system(), no_processes.path()), 0);
+  EXPECT_EQ(sweep_disk_leftovers(folder.string(), disk_calls(), no_processes.path()), 0);
 }
 
 TEST(DiskLeftovers, OfThisProcessStay) {
   const TestFolder folder;
   touch(folder.path() / new_disk_file_name());
-  EXPECT_EQ(sweep_disk_leftovers(folder.string(), DiskCalls::system()), 0);
+  EXPECT_EQ(sweep_disk_leftovers(folder.string(), disk_calls()), 0);
 }
 
 TEST(DiskLeftovers, NamesAreNeverUsedTwice) {

@@ -109,8 +109,8 @@ TEST_F(DiskQueues, GiveBackWhatWasWrittenWhateverTheirDepthAndPieces) {
         queue.wait(*transfers[i]);
         EXPECT_TRUE(holds(memory[i], static_cast<std::byte>(i + 1)));
       }
-      EXPECT_EQ(queue.counters().read_bytes, 9 * kSlotBytes);
-      EXPECT_EQ(queue.counters().written_bytes, 9 * kSlotBytes);
+      EXPECT_EQ(queue.statistics().read_bytes, 9 * kSlotBytes);
+      EXPECT_EQ(queue.statistics().written_bytes, 9 * kSlotBytes);
     }
   }
 }
@@ -186,9 +186,9 @@ TEST_F(DiskQueues, ReadWhatSomebodyWaitsForBeforeOtherReadsAndThoseBeforeWrites)
   submit(1, Direction::kWrite);
   submit(2, Direction::kRead);
   submit(3, Direction::kRead);
-  const std::int64_t waits = queue.counters().waits;
+  const std::int64_t waits = queue.statistics().waits;
   std::thread waiter([&] { queue.wait(*transfers[3]); });
-  while (queue.counters().waits == waits) std::this_thread::yield();
+  while (queue.statistics().waits == waits) std::this_thread::yield();
   gate.open();
   waiter.join();
   for (std::size_t i = 0; i < 3; ++i) queue.wait(*transfers[i]);
@@ -222,6 +222,25 @@ TEST_F(DiskQueues, AFailureIsThrownToWhoeverWaitsAndTheQueueWorksOn) {
   EXPECT_TRUE(holds(others, std::byte{9}));
   run(queue, Direction::kRead, bad, memory);
   EXPECT_TRUE(holds(memory, std::byte{7}));
+}
+
+TEST_F(DiskQueues, EverybodyWhoWaitsLearnsOfAFailure) {
+  DiskQueue queue(file_, trace_, 2, kPage);
+  const DiskSlot slot = file_.take(kSlotBytes);
+  HostBuffer memory(kSlotBytes);
+  calls_.answer = [](DiskCall call, int) -> std::optional<std::int64_t> {
+    return call == DiskCall::kRead ? std::optional<std::int64_t>(-EIO) : std::nullopt;
+  };
+  DiskTransfer transfer;
+  fill(transfer, Direction::kRead, slot, memory);
+  queue.submit(transfer);
+  std::thread other([&] { EXPECT_THROW(queue.wait(transfer), DeviceError); });
+  EXPECT_THROW(queue.wait(transfer), DeviceError);
+  other.join();
+  queue.cancel(transfer);
+  calls_.answer = nullptr;
+  queue.submit(transfer);
+  EXPECT_NO_THROW(queue.wait(transfer));
 }
 
 TEST_F(DiskQueues, AfterAFailureTheRestOfATransferIsLeftOut) {
@@ -266,7 +285,7 @@ TEST_F(DiskQueues, CountOnlyWhatSomebodyWaitedFor) {
   DiskQueue queue(file_, trace_, 1);
   const DiskSlot slot = file_.take(kSlotBytes);
   HostBuffer memory = filled(std::byte{1});
-  EXPECT_EQ(queue.counters().hidden_share(), 1.0);
+  EXPECT_EQ(queue.statistics().hidden_share(), 1.0);
   for (const Direction direction : {Direction::kWrite, Direction::kRead}) {
     Gate gate;
     calls_.answer = [&](DiskCall call, int) -> std::optional<std::int64_t> {
@@ -277,21 +296,25 @@ TEST_F(DiskQueues, CountOnlyWhatSomebodyWaitedFor) {
     fill(transfer, direction, slot, memory);
     queue.submit(transfer);
     gate.wait_for(1);
-    const DiskCounters before = queue.counters();
+    const DiskStatistics before = queue.statistics();
     EXPECT_EQ(before.read_wait_s, 0.0);
     EXPECT_EQ(before.hidden_share(), 1.0);
     std::thread waiter([&] { queue.wait(transfer); });
-    while (queue.counters().waits == before.waits) std::this_thread::yield();
+    while (queue.statistics().waits == before.waits) std::this_thread::yield();
     gate.open();
     waiter.join();
-    const DiskCounters after = queue.counters();
+    const DiskStatistics after = queue.statistics();
     const bool is_read = direction == Direction::kRead;
     EXPECT_EQ(after.read_wait_s > before.read_wait_s, is_read);
     EXPECT_EQ(after.write_wait_s > before.write_wait_s, !is_read);
     EXPECT_EQ(after.hidden_share() < 1.0, is_read);
     queue.wait(transfer);  // no wait: it has ended
-    EXPECT_EQ(queue.counters().waits, before.waits + 1);
+    EXPECT_EQ(queue.statistics().waits, before.waits + 1);
   }
+  queue.reset_statistics();
+  EXPECT_EQ(queue.statistics().read_bytes, 0);
+  EXPECT_EQ(queue.statistics().read_s, 0.0);
+  EXPECT_EQ(queue.statistics().write_wait_s, 0.0);
 }
 
 TEST_F(DiskQueues, AForkedChildLetsGoOfOne) {
