@@ -3,8 +3,9 @@
 # Sets up, builds and tests.
 #
 #   bash scripts/test.sh          all C++ and Python tests
-#   bash scripts/test.sh --all    also lint, the stubs, the wheel, a program against an installation and
-#                                 both sanitizers; .ci/run is this
+#   bash scripts/test.sh --all    also lint, the stubs, the wheel, a program against an installation,
+#                                 both sanitizers and an emulated machine with two memory nodes;
+#                                 .ci/run is this
 #   bash scripts/test.sh --long   the longer form of every test that has one (HYBRIDGEN_LONG=1)
 #
 # Every check runs even if one before it failed; the exit status is 0 only if all passed. A table at
@@ -129,7 +130,10 @@ if $all; then
   done
 fi
 check "names of tests left out" check_left_out build/tests/cpp/*_tests
-check "C++ tests" ctest --preset default -j "$(nproc)"
+check "C++ tests" ctest --preset default -LE '^numa$' -j "$(nproc)"
+if $all; then
+  check "emulated memory nodes" python tests/numa/run.py --required
+fi
 check "Python tests" python -m pytest -n "$(nproc)" -m "not fetches"
 check "Python tests that fetch" python -m pytest -m fetches
 summary

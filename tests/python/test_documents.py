@@ -164,7 +164,8 @@ def check_ctest(words: list[str]) -> None:
     require(words[1] == "--preset" and words[2] in presets("testPresets"), f"no preset {words[2]}")
     for flag, value in zip(words[3::2], words[4::2], strict=True):
         require(flag in ("-L", "-j"), f"ctest {flag}")
-        require(flag != "-L" or (ROOT / "tests/cpp" / value).is_dir(), f"no folder {value}")
+        labelled = [ROOT / "tests/cpp" / value, ROOT / "tests" / value / "CMakeLists.txt"]
+        require(flag != "-L" or any(path.exists() for path in labelled), f"no folder {value}")
 
 
 def check_pytest(words: list[str]) -> None:
