@@ -137,7 +137,7 @@ Verdict judge(const HostFacts& facts, const NodeFacts& node) {
     return {NodeUse::kIgnored,
             "no memory can be placed there: this build has no libnuma, or the kernel forbids it"};
   }
-  const Verdict verdict = judge_by_firmware(facts, node, *own);
+  Verdict verdict = judge_by_firmware(facts, node, *own);
   if (!verdict.why.empty()) return verdict;
   if (node.measured_bytes_per_second > 0 && own->measured_bytes_per_second > 0) {
     return judge_rate(

@@ -19,6 +19,7 @@ namespace fs = std::filesystem;
 
 constexpr std::int64_t kKiB = 1024;
 constexpr std::int64_t kMegabyte = 1000 * 1000;
+constexpr const char* kNodes = "sys/devices/system/node";
 
 std::string first_line(const fs::path& file) {
   std::ifstream stream(file);
@@ -76,11 +77,18 @@ std::map<std::string, std::int64_t> read_meminfo(const fs::path& file) {
   return bytes;
 }
 
-void read_sizes(const fs::path& meminfo, NodeFacts* facts) {
+/// Whether there is anything.
+bool read_sizes(const fs::path& meminfo, NodeFacts* facts) {
   std::map<std::string, std::int64_t> bytes = read_meminfo(meminfo);
+  const bool is_there = !bytes.empty();
   facts->node.total_bytes = bytes["MemTotal:"];
   facts->node.free_bytes = bytes["MemFree:"];
   facts->file_bytes = bytes["Active(file):"] + bytes["Inactive(file):"];
+  return is_there;
+}
+
+fs::path folder_of(const fs::path& root, int node) {
+  return root / kNodes / ("node" + std::to_string(node));
 }
 
 /// Access class 1 has only CPUs as initiators, class 0 also devices; older kernels lack class 1.
@@ -103,7 +111,7 @@ NodeFacts read_node(const fs::path& folder, int id, const std::vector<int>& ids)
   NodeFacts facts;
   facts.node.id = id;
   facts.node.cpus = parse_number_list(first_line(folder / "cpulist"));
-  read_sizes(folder / "meminfo", &facts);
+  static_cast<void>(read_sizes(folder / "meminfo", &facts));
   std::istringstream distances(first_line(folder / "distance"));
   int distance = 0;
   for (std::size_t i = 0; i < ids.size() && distances >> distance; ++i) {
@@ -153,7 +161,7 @@ std::optional<std::int64_t> read_limit(const fs::path& root) {
 NodeFacts only_node(const fs::path& root, const std::vector<int>& usable_cpus) {
   NodeFacts facts;
   facts.node.cpus = usable_cpus;
-  read_sizes(root / "proc/meminfo", &facts);
+  static_cast<void>(read_sizes(root / "proc/meminfo", &facts));
   return facts;
 }
 
@@ -163,6 +171,12 @@ const NodeFacts* HostFacts::find(int id) const {
   const auto found =
       std::ranges::find_if(nodes, [id](const NodeFacts& facts) { return facts.node.id == id; });
   return found == nodes.end() ? nullptr : &*found;
+}
+
+std::optional<std::int64_t> read_available_bytes(const fs::path& root, int node) {
+  NodeFacts facts;
+  if (!read_sizes(folder_of(root, node) / "meminfo", &facts)) return std::nullopt;
+  return facts.available_bytes();
 }
 
 std::vector<int> parse_number_list(const std::string& text) {
@@ -189,10 +203,10 @@ HostFacts read_host_facts(const fs::path& root,
   facts.usable_cpus = usable_cpus;
   facts.can_place = can_place;
   facts.limit_bytes = read_limit(root);
-  const fs::path folder = root / "sys/devices/system/node";
+  const fs::path folder = root / kNodes;
   const std::vector<int> ids = nodes_in(folder);
   for (const int id : ids) {
-    facts.nodes.push_back(read_node(folder / ("node" + std::to_string(id)), id, ids));
+    facts.nodes.push_back(read_node(folder_of(root, id), id, ids));
   }
   if (facts.nodes.empty()) facts.nodes.push_back(only_node(root, usable_cpus));
 

@@ -52,6 +52,10 @@ HostFacts read_host_facts(const std::filesystem::path& root,
                           const std::vector<int>& usable_cpus,
                           bool can_place);
 
+/// What the node could give: free, or used for file pages, which the kernel drops when memory is
+/// wanted. Of one file; nothing where there is no such node.
+std::optional<std::int64_t> read_available_bytes(const std::filesystem::path& root, int node);
+
 /// "0-3,8" and the like, as Linux lists CPUs and nodes; what is no number ends the list.
 std::vector<int> parse_number_list(const std::string& text);
 

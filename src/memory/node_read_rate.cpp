@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -64,22 +65,27 @@ std::uint64_t sum_of(std::span<const std::byte> memory) {
   return sum;
 }
 
-/// Runs `work` on one equal part of the memory per thread.
-void in_parts(std::span<std::byte> memory,
+/// Runs `work` on one equal part of the memory per thread. Whether each had its CPU.
+bool in_parts(std::span<std::byte> memory,
               const std::vector<int>& cpus,
               const std::function<void(std::span<std::byte>)>& work) {
   const std::size_t threads = std::min(kMostThreads, cpus.size());
   const std::size_t part = memory.size() / threads / kPageBytes * kPageBytes;
+  std::atomic<bool> all_pinned = true;
   std::vector<std::jthread> running;
+  running.reserve(threads);
   for (std::size_t i = 0; i < threads; ++i) {
     running.emplace_back([&, i] {
       try {
         pin_current_thread({cpus[i]});
-      } catch (const DeviceError&) {  // the rate is that of wherever it runs
+      } catch (const DeviceError&) {
+        all_pinned = false;
       }
       work(memory.subspan(i * part, part));
     });
   }
+  running.clear();  // joins them
+  return all_pinned;
 }
 
 }  // namespace
@@ -94,16 +100,16 @@ double node_read_rate(int node, const std::vector<int>& cpus) {
     HostBuffer buffer(static_cast<std::size_t>(bytes));
     const std::span<std::byte> memory(buffer.data(), buffer.size_bytes());
     prefer_node(buffer.data(), buffer.size_bytes(), node);
-    in_parts(
+    const bool all_pinned = in_parts(
         memory, cpus, [](std::span<std::byte> part) { std::memset(part.data(), 1, part.size()); });
-    if (!lies_on(memory, node)) return 0.0;
+    if (!all_pinned || !lies_on(memory, node)) return 0.0;
 
     std::array<double, kPasses> seconds{};
     for (double& pass : seconds) {
       const auto begin = std::chrono::steady_clock::now();
-      in_parts(memory, cpus, [](std::span<std::byte> part) {
+      static_cast<void>(in_parts(memory, cpus, [](std::span<std::byte> part) {
         [[maybe_unused]] volatile std::uint64_t read = sum_of(part);  // not to be left out
-      });
+      }));
       pass = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     }
     std::ranges::sort(seconds.begin() + 1, seconds.end());

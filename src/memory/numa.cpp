@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <iterator>
 #include <memory>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -114,10 +115,10 @@ std::vector<int> cpus_of_node(const NumaNode& node, const std::vector<int>& cpus
 
 std::int64_t available_node_bytes(int node) {
   if (node == -1) return available_host_bytes();
-  static_cast<void>(find_numa_node(node));  // refuses an unknown one
-  const HostFacts facts = read_host_facts("/", available_cpus(), true);
-  const NodeFacts* found = facts.find(node);
-  return std::min(available_host_bytes(), found == nullptr ? 0 : found->available_bytes());
+  const std::optional<std::int64_t> bytes =
+      has_numa() ? read_available_bytes("/", node) : std::nullopt;
+  if (!bytes) static_cast<void>(find_numa_node(node));  // says what is wrong with it
+  return std::min(available_host_bytes(), bytes.value_or(0));
 }
 
 void bind_to_node([[maybe_unused]] void* data, [[maybe_unused]] std::size_t bytes, int node) {

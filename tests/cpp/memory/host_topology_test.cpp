@@ -71,6 +71,13 @@ TEST_F(HostTopology, NodesHaveCpusSizesAndDistances) {
   EXPECT_EQ(facts.find(2), nullptr);
 }
 
+TEST_F(HostTopology, WhatANodeCouldGiveIsReadOfItAlone) {
+  write_node(1, "", 2000, 1900, "10");
+  EXPECT_EQ(read_available_bytes(root_, 1), 1907 * kKiB);
+  EXPECT_EQ(read_available_bytes(root_, 0), std::nullopt);
+  EXPECT_EQ(read_available_bytes(root_, -2), std::nullopt);
+}
+
 TEST_F(HostTopology, NodesAreAscendingByNumberAndDistancesBelongToThoseThatAreThere) {
   write_node(10, "", 1, 1, "20 10");
   write_node(2, "0", 1, 1, "10 20");
