@@ -22,7 +22,7 @@ HostFacts facts() { return read_host_facts("/", available_cpus(), has_numa()); }
 /// A figure that tests/numa/run.py gives to the machine that it emulates; 0: another machine.
 std::int64_t emulated(const char* name) {
   const char* text = std::getenv(name);
-  return text == nullptr ? 0 : std::atoll(text);
+  return text == nullptr ? 0 : std::strtoll(text, nullptr, 10);
 }
 
 TEST_F(Discovery, TheNodeWithoutCpusIsTheCxlTierAndTheCpusNodeIsDram) {

@@ -18,13 +18,6 @@ using Migration = TwoNodes;
 
 constexpr std::size_t kBytes = std::size_t{32} << 20;
 
-ByteRange all_of(const PlacedMemory& memory) { return {0, memory.size_bytes()}; }
-
-void take(PlacedMemory& memory, const PagePlace& place) {
-  const ByteRange range = all_of(memory);
-  memory.take(std::span(&range, 1), place, "test");
-}
-
 PageMove move(PlacedMemory& memory, const PagePlace& place) {
   const ByteRange range = all_of(memory);
   return memory.move(std::span(&range, 1), place);
@@ -52,19 +45,6 @@ std::map<int, std::int64_t> nodes_of(const PlacedMemory& memory) {
 
 std::map<int, std::int64_t> only(int node, std::size_t bytes) {
   return {{node, static_cast<std::int64_t>(bytes)}};
-}
-
-/// Takes memory of the place piece by piece until it is full; what the last refusal says.
-std::string fill(const PagePlace& place, std::size_t piece, std::vector<PlacedMemory>& taken) {
-  for (;;) {
-    PlacedMemory memory(piece);
-    try {
-      take(memory, place);
-    } catch (const OutOfMemoryError& error) {
-      return error.what();
-    }
-    taken.push_back(std::move(memory));
-  }
 }
 
 TEST_F(Placement, ABufferBoundToANodeLiesThere) {

@@ -14,9 +14,12 @@
 #include <fstream>
 #include <functional>
 #include <map>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "hybridgen/core/error.h"
 #include "memory/host_tiers.h"
 #include "memory/numa.h"
 #include "memory/placed_memory.h"
@@ -55,6 +58,28 @@ inline std::string in_words(const std::map<int, std::int64_t>& bytes) {
              std::to_string(count / kMiB) + " MiB";
   }
   return words;
+}
+
+inline ByteRange all_of(const PlacedMemory& memory) { return {0, memory.size_bytes()}; }
+
+inline void take(PlacedMemory& memory, const PagePlace& place) {
+  const ByteRange range = all_of(memory);
+  memory.take(std::span(&range, 1), place, "test");
+}
+
+/// Takes memory of the place piece by piece until it is full; what the last refusal says.
+inline std::string fill(const PagePlace& place,
+                        std::size_t piece,
+                        std::vector<PlacedMemory>& taken) {
+  for (;;) {
+    PlacedMemory memory(piece);
+    try {
+      take(memory, place);
+    } catch (const OutOfMemoryError& error) {
+      return error.what();
+    }
+    taken.push_back(std::move(memory));
+  }
 }
 
 /// What became of a forked child: its exit status, or 1000 + the signal that ended it.
