@@ -7,12 +7,14 @@
 #include "bindings.h"
 #include "core/option_tables.h"
 #include "engine/lower_tiers.h"
+#include "engine/run_plan.h"
 #include "engine/sampling_table.h"
 #include "hybridgen/core/error.h"
 #include "hybridgen/engine/engine.h"
 #include "kernels/cpu_kernels.h"
 #include "memory/host_tiers.h"
 #include "memory/numa.h"
+#include "memory/process_memory.h"
 #include "models/decoder_model.h"
 #include "runtime/cpus.h"
 
@@ -90,6 +92,85 @@ EngineOptions options_from(py::kwargs given) {
   static_cast<void>(kernels::resolve_isa(options.isa));
   check_lower_tiers(options, host_tiers(available_cpus()));
   return options;
+}
+
+py::dict to_dict(const RunPlan& plan) {
+  py::dict tiers;
+  for (const TierPlan& tier : plan.tiers) {
+    py::dict d;
+    d["weights"] = tier.weights;
+    d["keys"] = tier.keys;
+    d["values"] = tier.values;
+    d["staging"] = tier.staging;
+    d["workspaces"] = tier.workspaces;
+    d["engine"] = tier.engine;
+    d["total"] = tier.total();
+    d["capacity"] = tier.capacity;
+    tiers[py::str(std::string(name_of(tier.tier)))] = d;
+  }
+  py::dict nearest;
+  if (plan.nearest) {
+    nearest["batch_size"] = plan.nearest->batch_size;
+    nearest["prompt_tokens"] = plan.nearest->prompt_tokens;
+    if (plan.nearest->device_tokens) nearest["device_tokens"] = *plan.nearest->device_tokens;
+    if (plan.nearest->dram_bytes) nearest["dram"] = *plan.nearest->dram_bytes;
+  }
+  py::dict d;
+  d["window"] = plan.window;
+  d["offloaded_tokens"] = plan.offloaded;
+  d["together"] = plan.together;
+  d["tiers"] = tiers;
+  d["problem"] = plan.problem;
+  d["nearest"] = nearest;
+  return d;
+}
+
+void register_plan(py::module_& module) {
+  module.def(
+      "plan_run",
+      [](const ModelConfig& config,
+         const EngineOptions& options,
+         std::optional<Method> composition,
+         const std::string& dtype,
+         const std::string& device,
+         bool are_loaded,
+         std::int64_t batch_size,
+         std::int64_t prompt_tokens,
+         std::int64_t new_tokens) {
+        return to_dict(plan_run(config,
+                                dtype_from_name(dtype),
+                                DeviceContext(device),
+                                are_loaded,
+                                options,
+                                std::move(composition),
+                                {batch_size, prompt_tokens, new_tokens}));
+      },
+      py::arg("config"),
+      py::arg("options"),
+      py::arg("composition") = py::none(),
+      py::kw_only(),
+      py::arg("dtype"),
+      py::arg("device"),
+      py::arg("are_loaded"),
+      py::arg("batch_size"),
+      py::arg("prompt_tokens"),
+      py::arg("new_tokens"),
+      "What a batch of equal requests takes of every tier, in bytes.");
+  module.def(
+      "process_memory",
+      [] {
+        ProcessMemory& memory = ProcessMemory::instance();
+        py::dict d;
+        d["weights"] = memory.weights();
+        for (const TierKind tier :
+             {TierKind::kDevice, TierKind::kDram, TierKind::kCxl, TierKind::kDisk}) {
+          d[py::str(std::string(name_of(tier)))] = memory.used(tier);
+        }
+        d["free"] = memory.measure_free();
+        return d;
+      },
+      "Host memory that all engines and models of this process have promised, and what could be "
+      "promised beside it, in bytes; \"device\" is what is resident on CPU devices.");
 }
 
 void register_values(py::module_& module) {
@@ -209,6 +290,7 @@ py::list stop_trace(Engine& engine) {
 // As long as the interface: one statement for each member of a class.
 void register_engine(py::module_& module) {
   register_values(module);
+  register_plan(module);
   py::class_<Engine>(module, "Engine", "Requests in, tokens out. One caller at a time.")
       .def(py::init<std::shared_ptr<DecoderModel>, EngineOptions>(),
            py::arg("model"),
@@ -273,11 +355,12 @@ void register_engine(py::module_& module) {
               py::dict tier;
               tier["capacity"] = usage.capacity_bytes;
               tier["used"] = usage.used_bytes;
+              tier["process"] = usage.process_bytes;
               tiers[py::str(usage.tier)] = tier;
             }
             return tiers;
           },
-          "Capacity and use of each tier in bytes.")
+          "Capacity and use of each tier in bytes, by this engine and by all of the process.")
       .def(
           "numa_parts",
           [](const Engine& engine) {

@@ -55,6 +55,7 @@ from .outputs import (  # noqa: E402
     RunStats,
     StreamChunk,
 )
+from .plan import MemoryPlan, plan  # noqa: E402
 from .sampling import SamplingParams  # noqa: E402
 from .selectors import register as register_selector  # noqa: E402
 
@@ -74,6 +75,7 @@ __all__ = [
     "KMinProfile",
     "KVConfig",
     "MachineProfile",
+    "MemoryPlan",
     "Model",
     "NumericError",
     "OutOfMemoryError",
@@ -89,6 +91,7 @@ __all__ = [
     "calibrate",
     "info",
     "methods",
+    "plan",
     "register_selector",
     "selectors",
 ]

@@ -38,6 +38,8 @@ __all__: list[str] = [
     "numa_nodes",
     "offer_emulated_device",
     "option_classes",
+    "plan_run",
+    "process_memory",
     "read_bandwidth",
     "register_machine_profile",
     "register_selector",
@@ -435,7 +437,7 @@ class Engine:
         """
     def memory(self) -> dict:
         """
-        Capacity and use of each tier in bytes.
+        Capacity and use of each tier in bytes, by this engine and by all of the process.
         """
     def numa_parts(self) -> list:
         """
@@ -584,6 +586,27 @@ def offer_emulated_device() -> None:
 def option_classes() -> list:
     """
     What Python's classes of options are made from: their options, in order.
+    """
+
+def plan_run(
+    config: ModelConfig,
+    options: EngineOptions,
+    composition: Composition | None = None,
+    *,
+    dtype: str,
+    device: str,
+    are_loaded: bool,
+    batch_size: typing.SupportsInt | typing.SupportsIndex,
+    prompt_tokens: typing.SupportsInt | typing.SupportsIndex,
+    new_tokens: typing.SupportsInt | typing.SupportsIndex,
+) -> dict:
+    """
+    What a batch of equal requests takes of every tier, in bytes.
+    """
+
+def process_memory() -> dict:
+    """
+    Host memory that all engines and models of this process have promised, and what could be promised beside it, in bytes; "device" is what is resident on CPU devices.
     """
 
 def read_bandwidth(

@@ -27,7 +27,7 @@ from .errors import (
 from .families import IGNORED_TENSORS, Family, family_of
 from .foreign_formats import adapter_file, describe_folder, quantized_tensors
 from .model_config import read_eos_ids, resolve_dtype
-from .model_folder import resolve_folder
+from .model_folder import local_path, resolve_folder
 from .weight_files import FLOATING, OpenFile, open_weights
 
 LOAD_FORMATS = ("auto", "safetensors", "bin", "dummy")
@@ -73,6 +73,66 @@ class Shard:
     """What the index says of all weights, if it does."""
 
 
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint says of its model, without its weights.
+
+    Parameters
+    ----------
+    path : Path or None
+        The folder; None if only a dict was given.
+    hf_config, generation_config : dict
+        Parsed files.
+    family : Family
+        How its tensors are called.
+    config : dict
+        Fields of ``_core.ModelConfig``.
+    dtype : str
+        To run in.
+    shards : list of Shard
+        Its weight files.
+    """
+
+    path: Path | None
+    hf_config: dict[str, Any]
+    generation_config: dict[str, Any]
+    family: Family
+    config: dict[str, Any]
+    dtype: str
+    shards: list[Shard]
+
+
+def describe_model(
+    path_or_id: str | Path | dict[str, Any],
+    *,
+    dtype: str = "auto",
+    load_format: str = "auto",
+    revision: str | None = None,
+    needs_weights: bool = True,
+) -> Description:
+    """Read what there is to know about a model; see `load_model` for parameters and errors.
+
+    Parameters
+    ----------
+    needs_weights : bool
+        Else weights of a hub id are not fetched, and a dict may be given as it is.
+    """
+    if load_format not in LOAD_FORMATS:
+        raise ConfigError(
+            f"[load_model] load_format is {brief(load_format)}; allowed: {', '.join(LOAD_FORMATS)}"
+        )
+    if not needs_weights and (isinstance(path_or_id, dict) or not local_path(path_or_id).is_dir()):
+        load_format = "dummy"
+    path, hf_config, generation = _read_configs(path_or_id, load_format, revision)
+    family = family_of(hf_config)
+    config = family.read(hf_config)
+    shards: list[Shard] = []
+    if path is not None and load_format != "dummy":
+        shards = find_shards(path, load_format)
+    dtype = resolve_dtype(dtype, hf_config, lambda: dtype_of_weights(shards))
+    return Description(path, hf_config, generation, family, config, dtype, shards)
+
+
 def load_model(
     path_or_id: str | Path | dict[str, Any],
     *,
@@ -112,27 +172,19 @@ def load_model(
     OutOfMemoryError
         If the weights do not fit.
     """
-    if load_format not in LOAD_FORMATS:
-        raise ConfigError(
-            f"[load_model] load_format is {brief(load_format)}; allowed: {', '.join(LOAD_FORMATS)}"
-        )
-    path, hf_config, generation = _read_configs(path_or_id, load_format, revision)
-    family = family_of(hf_config)
-    config = family.read(hf_config)
-    eos_token_ids = read_eos_ids(hf_config, generation)
-    shards: list[Shard] = []
-    if path is not None and load_format != "dummy":
-        shards = find_shards(path, load_format)
-    dtype = resolve_dtype(dtype, hf_config, lambda: dtype_of_weights(shards))
-    model = _core.Model(_core.ModelConfig(**config), dtype=dtype, device=device)
+    found = describe_model(path_or_id, dtype=dtype, load_format=load_format, revision=revision)
+    eos_token_ids = read_eos_ids(found.hf_config, found.generation_config)
+    model = _core.Model(_core.ModelConfig(**found.config), dtype=found.dtype, device=device)
     if not is_timed:
         _require_memory(model)
     if load_format == "dummy" or is_timed:
         model.load_dummy(seed)
     else:
-        _load_weights(model, family, config, shards)
+        _load_weights(model, found.family, found.config, found.shards)
     model.finish()
-    return LoadedModel(model, config, hf_config, path, eos_token_ids, generation)
+    return LoadedModel(
+        model, found.config, found.hf_config, found.path, eos_token_ids, found.generation_config
+    )
 
 
 def _read_configs(

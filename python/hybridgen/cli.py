@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``python -m hybridgen generate|calibrate|profile|info|methods``.
+"""The command line: ``python -m hybridgen generate|plan|calibrate|profile|info|methods``.
 
 Exit codes: 0 done, 1 the model or the machine failed, 2 a wrong option. Errors are one line on
 stderr. Characters that standard output has no code for are printed as escapes.
@@ -21,7 +21,7 @@ from . import _core, methods, selectors
 from ._files import check_writable, unwound_by_sigterm
 from .config import CpuConfig, KVConfig, QueryConfig, SchedulerConfig
 from .disk import Disk
-from .errors import ConfigError, GenerationError, HybridGenError
+from .errors import ConfigError, GenerationError, HybridGenError, OutOfMemoryError
 from .info import info, to_json
 from .k_min import DEFAULT_TOKENS, calibrate, read_dataset
 from .k_min_profile import FILE_NAME
@@ -30,6 +30,7 @@ from .machine_measurement import measure_machine
 from .machine_profile import MachineProfile
 from .machine_rates import field_table
 from .outputs import RequestOutput
+from .plan import plan
 from .sampling import SamplingParams
 
 
@@ -123,9 +124,12 @@ def _given(arguments: argparse.Namespace, kind: str, prefix: str = "") -> dict[s
 _QUERY_FLAGS = {"mode": "query", "first_layer": "spec_first_layer"}
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, *, comes_first: bool = False) -> None:
     """Add the options that say which model runs on what; every method reads them."""
-    parser.add_argument("--model", required=True, help="folder or hub id")
+    if comes_first:
+        parser.add_argument("model", help="folder or hub id")
+    else:
+        parser.add_argument("--model", required=True, help="folder or hub id")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
     parser.add_argument(
         "--device",
@@ -138,9 +142,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
 
 
-def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+def add_engine_arguments(parser: argparse.ArgumentParser, *, comes_first: bool = False) -> None:
     """Add the options that say how an engine is built; read them with `engine_from`."""
-    add_model_arguments(parser)
+    add_model_arguments(parser, comes_first=comes_first)
     parser.add_argument("--method", default="hybridgen", help="see: python -m hybridgen methods")
     parser.add_argument(
         "--method-config",
@@ -157,33 +161,40 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     _add_options(parser, by_name)
 
 
+def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the options of `add_model_arguments` say to `LLM`, but for the model itself."""
+    return {
+        "dtype": arguments.dtype,
+        "device": arguments.device,
+        "load_format": arguments.load_format,
+        "seed": arguments.seed,
+        "cpu": CpuConfig(**_given(arguments, "CpuConfig")),
+        **_given(arguments, "LLM"),
+    }
+
+
 def model_from(arguments: argparse.Namespace, **options: Any) -> LLM:
     """Load the model that the options of `add_model_arguments` name; more options are LLM's."""
-    return LLM(
-        arguments.model,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        load_format=arguments.load_format,
-        seed=arguments.seed,
-        cpu=CpuConfig(**_given(arguments, "CpuConfig")),
-        **_given(arguments, "LLM"),
-        **options,
-    )
+    return LLM(arguments.model, **model_options(arguments), **options)
+
+
+def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what `add_engine_arguments` adds to that."""
+    query = _given(arguments, "QueryConfig", "guess_")
+    return {
+        "method": arguments.method,
+        "method_config": dict(arguments.method_config) or None,
+        "query": QueryConfig(**query) if query else None,
+        "selector": getattr(arguments, "selector", None),
+        "pre_selector": getattr(arguments, "pre_selector", None),
+        "kv": kv_from(arguments),
+        "scheduler": SchedulerConfig(**_given(arguments, "SchedulerConfig")),
+    }
 
 
 def engine_from(arguments: argparse.Namespace) -> LLM:
     """Build the engine that the options of `add_engine_arguments` describe."""
-    query = _given(arguments, "QueryConfig", "guess_")
-    return model_from(
-        arguments,
-        method=arguments.method,
-        method_config=dict(arguments.method_config) or None,
-        query=QueryConfig(**query) if query else None,
-        selector=getattr(arguments, "selector", None),
-        pre_selector=getattr(arguments, "pre_selector", None),
-        kv=kv_from(arguments),
-        scheduler=SchedulerConfig(**_given(arguments, "SchedulerConfig")),
-    )
+    return model_from(arguments, **method_options(arguments))
 
 
 class _StrictParser(argparse.ArgumentParser):
@@ -218,6 +229,14 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument("--stream", action="store_true", help="print text as it comes")
     output.add_argument("--json", action="store_true", help="print results and statistics")
     generate.set_defaults(run=_generate)
+
+    planned = commands.add_parser("plan", help="what a batch takes of memory; loads nothing")
+    add_engine_arguments(planned, comes_first=True)
+    planned.add_argument("--batch-size", type=int, default=1)
+    planned.add_argument("--prompt-tokens", type=int, required=True)
+    planned.add_argument("--new-tokens", type=int, default=16)
+    planned.add_argument("--json", action="store_true")
+    planned.set_defaults(run=_plan)
 
     about = commands.add_parser("info", help="versions, processor, memory nodes, device, build")
     about.add_argument("--json", action="store_true")
@@ -331,6 +350,20 @@ def _read_standard_input() -> str:
             f"[generate] standard input is no {error.encoding} text: {error.reason} at byte "
             f"{error.start}; convert it, or set PYTHONIOENCODING to its encoding"
         ) from error
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    found = plan(
+        arguments.model,
+        batch_size=arguments.batch_size,
+        prompt_tokens=arguments.prompt_tokens,
+        new_tokens=arguments.new_tokens,
+        **model_options(arguments),
+        **method_options(arguments),
+    )
+    print(found.to_json() if arguments.json else found)
+    if not found.fits:
+        raise OutOfMemoryError("[plan] a request of this batch does not fit; see its problem")
 
 
 def _info(arguments: argparse.Namespace) -> None:

@@ -105,7 +105,10 @@ class EngineHandle(Closable):
 
     @property
     def memory(self) -> dict[str, dict[str, int]]:
-        """Capacity and use of each memory tier, in bytes."""
+        """Capacity and use of each memory tier, in bytes.
+
+        ``used`` by this engine's requests, ``process`` by those of all engines of this process.
+        """
         return dict(self._loop.engine.memory())
 
     @property

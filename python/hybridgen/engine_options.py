@@ -91,6 +91,12 @@ class EngineSetup:
             return _core.Engine(model.weights, options)
         return _core.Engine(model.weights, options, self._composition)
 
+    def plan(self, config: _core.ModelConfig, *, path: Path | None, **run: Any) -> dict[str, Any]:
+        """Return what a batch on an engine of such a model takes; see ``_core.plan_run``."""
+        options = self.options(path)
+        found = _core.plan_run(config, options, self._composition, **run)
+        return {"method": options.method, **found}
+
 
 class _Choice:
     """How offloaded tokens are chosen, from all places where that can be said."""

@@ -35,26 +35,20 @@ RequestPlan Admission::plan(const RequestShape& shape) const {
 }
 
 RequestPlan Admission::plan_with(const RequestShape& shape, std::int64_t window) const {
-  const bool device_is_host = model.device().is_cpu();
-  RequestPlan plan = plan_request(model.config(),
-                                  model.dtype(),
-                                  device_is_host,
-                                  method,
-                                  attended,
-                                  shape,
-                                  std::max<std::int64_t>(window, 1));
+  RequestPlan plan = plan_request(
+      config, dtype, device_is_host, method, attended, shape, std::max<std::int64_t>(window, 1));
   if (!device_is_host) {
-    plan.device_bytes += decode_row_bytes(model.config(), model.dtype());
+    plan.device_bytes += decode_row_bytes(config, dtype);
     plan.momentary_device_bytes =
-        momentary_device_bytes(model.config(), model.dtype(), method, plan, options.prefill_chunk);
+        momentary_device_bytes(config, dtype, method, plan, options.prefill_chunk);
   }
   return plan;
 }
 
-std::int64_t Admission::largest_window(const RequestShape& shape) const {
+std::int64_t Admission::largest_window(const RequestShape& shape, std::int64_t count) const {
   const auto fits = [&](std::int64_t window) {
     const RequestPlan plan = plan_with(shape, window);
-    return plan.device_bytes + plan.momentary_device_bytes <= room();
+    return count * plan.device_bytes + plan.momentary_device_bytes <= room();
   };
   if (fits(shape.max_tokens)) {
     return shape.max_tokens;
@@ -97,7 +91,7 @@ void Admission::check_fits(const RequestShape& shape) const {
   if (method.residency == Residency::kWindow && device_bytes > room()) {
     smaller = message("KVConfig(device_tokens=", largest_window(shape), ")");
   } else {
-    const std::int64_t row = ResidentCache::required_bytes(model.config(), model.dtype(), 1);
+    const std::int64_t row = ResidentCache::required_bytes(config, dtype, 1);
     const std::int64_t rows = room() / row;
     smaller =
         message("method='hybridgen' with KVConfig(device_tokens=",
@@ -113,14 +107,27 @@ void Admission::check_fits(const RequestShape& shape) const {
           "KVConfig(dram=", needed.dram_bytes, ") or a larger device_tokens", fewer_bits(method)));
 }
 
+std::int64_t Admission::together(const RequestPlan& plan, std::int64_t count) const {
+  const std::int64_t of_device = room() - plan.prompt_device_bytes - plan.momentary_device_bytes;
+  std::int64_t most = of_device < 0 ? 0 : count;
+  const auto limit = [&](std::int64_t bytes, std::int64_t room_bytes) {
+    if (bytes > 0) most = std::min(most, room_bytes / bytes);
+  };
+  limit(plan.device_bytes, of_device);
+  limit(plan.dram_bytes, budgets[TierKind::kDram].capacity_bytes());
+  return std::max<std::int64_t>(0, most);
+}
+
 bool Admission::fits_now(const RequestPlan& plan, std::int64_t momentary_bytes) const {
   const std::int64_t momentary = std::max(plan.momentary_device_bytes, momentary_bytes);
-  return plan.device_bytes + plan.prompt_device_bytes + momentary <= device().free_bytes() &&
-         plan.dram_bytes <= budgets[TierKind::kDram].free_bytes();
+  const std::int64_t device_bytes = plan.device_bytes + plan.prompt_device_bytes + momentary;
+  return device_bytes <= device().free_bytes() &&
+         plan.dram_bytes <= budgets[TierKind::kDram].free_bytes() &&
+         plan.dram_bytes + (device_is_host ? device_bytes : 0) <= ProcessMemory::instance().free();
 }
 
 void Admission::check_positions(const RequestShape& shape, std::int64_t prefill_tokens) const {
-  const std::int64_t known = model.config().max_positions;
+  const std::int64_t known = config.max_positions;
   if (shape.max_tokens <= known + 1) {
     return;  // the last token is never fed back
   }

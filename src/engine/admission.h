@@ -7,14 +7,15 @@
 #include "hybridgen/core/engine_options.h"
 #include "hybridgen/methods/method.h"
 #include "memory/budgets.h"
-#include "models/decoder_model.h"
 #include "pipeline/request_state.h"
 
 namespace hybridgen {
 
 /// Refers to what the engine owns.
 struct Admission {
-  const DecoderModel& model;
+  const ModelConfig& config;
+  DType dtype;
+  bool device_is_host;
   const EngineOptions& options;
   const Method& method;
   const AttendedTokens& attended;
@@ -29,6 +30,21 @@ struct Admission {
   /// they are empty.
   void check_fits(const RequestShape& shape) const;
 
+  /// The largest window with which `count` requests of this shape fit into an empty device
+  /// together; 0 if none does.
+  std::int64_t largest_window(const RequestShape& shape, std::int64_t count = 1) const;
+  RequestPlan plan_with(const RequestShape& shape, std::int64_t window) const;
+
+  /// Bytes of the device for requests.
+  std::int64_t room() const { return device().capacity_bytes() - engine_bytes; }
+  /// Bytes of the device that `count` requests of this plan take.
+  static std::int64_t on_device(const RequestPlan& plan, std::int64_t count) {
+    return count * plan.device_bytes + plan.prompt_device_bytes + plan.momentary_device_bytes;
+  }
+
+  /// How many requests of this plan the empty tiers hold together, at most `count`.
+  std::int64_t together(const RequestPlan& plan, std::int64_t count) const;
+
   /// Whether the tiers have room for a plan now, beside requests whose operations take
   /// `momentary_bytes` of the device at most.
   bool fits_now(const RequestPlan& plan, std::int64_t momentary_bytes) const;
@@ -39,11 +55,6 @@ struct Admission {
 
  private:
   const MemoryBudget& device() const { return budgets[TierKind::kDevice]; }
-  /// Bytes of the device for requests.
-  std::int64_t room() const { return device().capacity_bytes() - engine_bytes; }
-  RequestPlan plan_with(const RequestShape& shape, std::int64_t window) const;
-  /// The largest window whose plan fits into an empty device; 0 if none does.
-  std::int64_t largest_window(const RequestShape& shape) const;
 };
 
 }  // namespace hybridgen

@@ -30,8 +30,6 @@
 namespace hybridgen {
 namespace {
 
-constexpr std::int64_t kScoredRows = 32;  // whose logits are there at a time: V floats each
-
 double seconds_since(std::int64_t begin_ns) {
   return static_cast<double>(TraceRecorder::now_ns() - begin_ns) * 1e-9;
 }
@@ -63,8 +61,18 @@ struct Engine::Impl {
   Budgets budgets;
   Machine machine;
   EngineOptions options;  ///< resolved
-  Reservation engine_bytes{reserve_for_engine(*model, options, kScoredRows, budgets)};
-  Admission admission{*model, options, method, attended, budgets, engine_bytes.bytes()};
+  Reservation engine_bytes{budgets[TierKind::kDevice].reserve(
+      engine_bytes_of_device(
+          model->config(), model->dtype(), model->device().is_cpu(), options, budgets),
+      "engine")};
+  Admission admission{model->config(),
+                      model->dtype(),
+                      model->device().is_cpu(),
+                      options,
+                      method,
+                      attended,
+                      budgets,
+                      engine_bytes.bytes()};
   RequestQueue queue;
   TraceRecorder trace;
   RunStatistics statistics;
@@ -140,10 +148,15 @@ bool Engine::Impl::admit_next(std::vector<TokenEvent>& events) {
   for (const Request* running : queue.running()) {
     momentary = std::max(momentary, running->state->plan.momentary_device_bytes);
   }
+  // When others finish there will be room.
+  const auto waits = [&](const RequestPlan& needed) {
+    return num_running > 0 && !admission.fits_now(needed, momentary);
+  };
+  RequestPlan needed;
   try {
-    const RequestPlan needed = admission.plan(request->shape());
-    if (num_running > 0 && !admission.fits_now(needed, momentary)) {
-      return false;  // when others finish there will be room
+    needed = admission.plan(request->shape());
+    if (waits(needed)) {
+      return false;
     }
     model->prepare_positions(needed.shape.max_tokens);
     request->state = std::make_unique<RequestState>(
@@ -151,6 +164,12 @@ bool Engine::Impl::admit_next(std::vector<TokenEvent>& events) {
     if (cpu_stage != nullptr) {
       cpu_stage->reserve(needed.max_offloaded, request->state->max_candidates());
     }
+  } catch (const OutOfMemoryError&) {
+    // Unless another engine of this process has taken what there was a moment ago.
+    if (!waits(needed)) {
+      fail(*request, std::current_exception(), events);
+    }
+    return false;
   } catch (...) {
     fail(*request, std::current_exception(), events);
     return false;
@@ -409,7 +428,10 @@ void Engine::reset_statistics() { impl_->statistics = {}; }
 std::vector<TierUsage> Engine::memory() const {
   std::vector<TierUsage> usage;
   for (const auto& [tier, budget] : impl_->budgets) {
-    usage.push_back({std::string(name_of(tier)), budget.capacity_bytes(), budget.used_bytes()});
+    usage.push_back({std::string(name_of(tier)),
+                     budget.capacity_bytes(),
+                     budget.used_bytes(),
+                     budget.process_bytes()});
   }
   return usage;
 }

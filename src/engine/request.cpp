@@ -22,6 +22,8 @@ void check_ids(const std::vector<std::int64_t>& ids, std::int64_t vocab_size) {
   }
 }
 
+}  // namespace
+
 void check_length(std::int64_t prompt, std::int64_t forced, std::int64_t max_model_len) {
   if (prompt == 0) {
     throw ConfigError("[add request] the prompt is empty; allowed: at least one token");
@@ -36,8 +38,6 @@ void check_length(std::int64_t prompt, std::int64_t forced, std::int64_t max_mod
                               " prompt and new tokens (max_model_len); shorten it"));
   }
 }
-
-}  // namespace
 
 void Request::score_prompt_token(std::span<const float> logits, std::int64_t position) {
   const int count = sampling.num_prompt_logprobs;

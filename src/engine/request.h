@@ -51,6 +51,9 @@ struct RequestInput {
   std::int64_t decode_prompt_tokens = 0;
 };
 
+/// ConfigError for a prompt of so many tokens that has no room for `forced` ones, or for one.
+void check_length(std::int64_t prompt, std::int64_t forced, std::int64_t max_model_len);
+
 /// A request without an id. ConfigError for what Engine::add refuses about an input by itself.
 std::unique_ptr<Request> make_request(RequestInput input,
                                       const ModelConfig& config,

@@ -20,39 +20,53 @@ std::int64_t share_of(std::int64_t free, double share) {
   return std::max<std::int64_t>(1, static_cast<std::int64_t>(share * static_cast<double>(free)));
 }
 
-std::int64_t device_bytes(const EngineOptions& options, const DeviceContext& device) {
-  if (options.device_bytes > 0) {
-    return options.device_bytes;
-  }
-  return device.is_cpu() ? share_of(available_node_bytes(-1), kShareOfHost)
-                         : share_of(available_device_bytes(device.device()), kShareOfDevice);
+/// Of a node, or of all, without what engines of this process have promised of it and what is yet
+/// to come there.
+std::int64_t share_of_host(int node, std::int64_t coming_bytes) {
+  const std::int64_t unpromised = ProcessMemory::instance().measure_free();
+  return share_of(std::min(unpromised, available_node_bytes(node)) - coming_bytes, kShareOfHost);
 }
 
 }  // namespace
 
-Budgets make_budgets(const EngineOptions& options, const DeviceContext& device) {
+Budgets make_budgets(const EngineOptions& options,
+                     const DeviceContext& device,
+                     std::int64_t coming_bytes) {
+  const std::int64_t on_host = device.is_cpu() ? coming_bytes : 0;
+  const std::string device_setting = "KVConfig(device_tokens=...)";
+  const std::int64_t device_bytes = options.device_bytes;
   Budgets budgets;
-  budgets.add(TierKind::kDevice, device_bytes(options, device), "KVConfig(device_tokens=...)");
-  budgets.add(TierKind::kDram,
-              options.dram_bytes > 0
-                  ? options.dram_bytes
-                  : share_of(available_node_bytes(options.numa_node), kShareOfHost),
-              "KVConfig(dram=...)");
+  if (device.is_cpu()) {
+    budgets.add_shared(TierKind::kDevice,
+                       device_bytes > 0 ? device_bytes : share_of_host(-1, on_host),
+                       device_setting,
+                       /*is_everyones=*/false);
+  } else {
+    budgets.add(TierKind::kDevice,
+                device_bytes > 0 ? device_bytes
+                                 : share_of(available_device_bytes(device.device()) - coming_bytes,
+                                            kShareOfDevice),
+                device_setting);
+  }
+  budgets.add_shared(
+      TierKind::kDram,
+      options.dram_bytes > 0 ? options.dram_bytes : share_of_host(options.numa_node, on_host),
+      "KVConfig(dram=...)",
+      options.dram_bytes > 0);
   return budgets;
 }
 
-Reservation reserve_for_engine(const DecoderModel& model,
-                               const EngineOptions& resolved,
-                               std::int64_t scored_rows,
-                               Budgets& budgets) {
-  MemoryBudget& device = budgets[TierKind::kDevice];
-  if (model.device().is_cpu()) {
-    return device.reserve(0, "engine");
-  }
+std::int64_t engine_bytes_of_device(const ModelConfig& config,
+                                    DType dtype,
+                                    bool device_is_host,
+                                    const EngineOptions& resolved,
+                                    const Budgets& budgets) {
+  if (device_is_host) return 0;
+  const MemoryBudget& device = budgets[TierKind::kDevice];
   const EngineRows rows{.prefill = std::min(resolved.prefill_chunk, resolved.max_model_len),
-                        .scored = scored_rows,
+                        .scored = kScoredRows,
                         .decode = std::min(resolved.micro_batch, resolved.max_batch)};
-  const std::int64_t bytes = engine_device_bytes(model.config(), model.dtype(), rows);
+  const std::int64_t bytes = engine_device_bytes(config, dtype, rows);
   if (bytes > device.capacity_bytes()) {
     throw OutOfMemoryError(message("[engine] the model's operations on ",
                                    rows.prefill,
@@ -63,7 +77,7 @@ Reservation reserve_for_engine(const DecoderModel& model,
                                    "; pass a smaller max_num_batched_tokens, or use a smaller "
                                    "model or another device"));
   }
-  return device.reserve(bytes, "engine");
+  return bytes;
 }
 
 EngineOptions resolved_options(EngineOptions options,

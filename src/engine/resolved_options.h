@@ -12,16 +12,23 @@
 
 namespace hybridgen {
 
+/// Prompt rows whose logits are there at a time: V floats each.
+inline constexpr std::int64_t kScoredRows = 32;
+
 /// Budgets of the device and of host memory: the bytes that were asked for, or a share of those
 /// that are free now: of a device that is not the host, of its own.
-Budgets make_budgets(const EngineOptions& options, const DeviceContext& device);
+/// `coming_bytes`: weights that are yet to be loaded there.
+Budgets make_budgets(const EngineOptions& options,
+                     const DeviceContext& device,
+                     std::int64_t coming_bytes = 0);
 
-/// What an engine takes of a device that is not the host, whatever its requests are; `scored_rows`:
-/// prompt rows whose logits are there at a time. OutOfMemoryError if the device has less.
-Reservation reserve_for_engine(const DecoderModel& model,
-                               const EngineOptions& resolved,
-                               std::int64_t scored_rows,
-                               Budgets& budgets);
+/// What an engine takes of a device that is not the host, whatever its requests are; 0 of the host.
+/// OutOfMemoryError if the device has less.
+std::int64_t engine_bytes_of_device(const ModelConfig& config,
+                                    DType dtype,
+                                    bool device_is_host,
+                                    const EngineOptions& resolved,
+                                    const Budgets& budgets);
 
 /// `options` as an engine with these parts has them.
 EngineOptions resolved_options(EngineOptions options,

@@ -213,6 +213,10 @@ HostKvStore::HostKvStore(const HostKvShape& shape)
   }
 }
 
+std::int64_t HostKvStore::required_key_bytes(const HostKvShape& shape) {
+  return key_bytes(checked(shape));
+}
+
 std::int64_t HostKvStore::required_bytes(const HostKvShape& shape) {
   const HostKvShape rounded = checked(shape);
   return key_bytes(rounded) + value_bytes(rounded);

@@ -50,6 +50,8 @@ class HostKvStore {
 
   /// Bytes of K plus V that a store of this shape takes, in whatever precision.
   static std::int64_t required_bytes(const HostKvShape& shape);
+  /// Of K alone.
+  static std::int64_t required_key_bytes(const HostKvShape& shape);
 
   const HostKvShape& shape() const { return shape_; }
 

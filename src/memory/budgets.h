@@ -10,11 +10,17 @@
 
 namespace hybridgen {
 
-/// Used by one thread (the engine's). Must outlive all reservations.
+/// See MemoryBudget for threads. Must outlive all reservations.
 class Budgets {
  public:
   /// Gives a tier a budget; see MemoryBudget for `setting` and errors.
   void add(TierKind tier, std::int64_t capacity_bytes, const std::string& setting);
+  /// One of host memory, or a disk, which the process has for all its engines.
+  void add_shared(TierKind tier,
+                  std::int64_t capacity_bytes,
+                  const std::string& setting,
+                  bool is_everyones,
+                  ProcessMemory& process = ProcessMemory::instance());
 
   bool has(TierKind tier) const { return budgets_.contains(tier); }
   /// The budget of a tier that has one.

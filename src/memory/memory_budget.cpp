@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "memory/memory_budget.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <utility>
 
 #include "hybridgen/core/error.h"
-#include "runtime/control_group.h"
 
 namespace hybridgen {
 
@@ -32,12 +29,12 @@ void Reservation::add(Reservation&& other) noexcept {
 }
 
 void Reservation::give_back(std::int64_t bytes) noexcept {
-  if (budget_ != nullptr) budget_->used_bytes_ -= bytes;
+  if (budget_ != nullptr) budget_->give_back(bytes);
   bytes_ -= bytes;
 }
 
 void Reservation::release() noexcept {
-  if (budget_ != nullptr) budget_->used_bytes_ -= bytes_;
+  if (budget_ != nullptr) budget_->give_back(bytes_);
   budget_ = nullptr;
   bytes_ = 0;
 }
@@ -54,40 +51,59 @@ MemoryBudget::MemoryBudget(TierKind tier, std::int64_t capacity_bytes, std::stri
   }
 }
 
+MemoryBudget::MemoryBudget(TierKind tier,
+                           std::int64_t capacity_bytes,
+                           std::string setting,
+                           ProcessMemory& process,
+                           bool is_everyones)
+    : MemoryBudget(tier, capacity_bytes, std::move(setting)) {
+  process_ = &process;
+  is_everyones_ = is_everyones;
+}
+
+std::int64_t MemoryBudget::process_bytes() const {
+  return process_ == nullptr ? used_bytes() : process_->used(tier_);
+}
+
+std::int64_t MemoryBudget::free_bytes() const {
+  return process_ == nullptr ? capacity_bytes_ - used_bytes() : process_->free(claim());
+}
+
+void MemoryBudget::give_back(std::int64_t bytes) noexcept {
+  used_bytes_ -= bytes;
+  if (process_ != nullptr) process_->give_back(tier_, bytes);
+}
+
 Reservation MemoryBudget::reserve(std::int64_t bytes, const std::string& operation) {
   if (bytes < 0) {
     throw ConfigError(
         message("[", operation, "] bytes is ", bytes, "; allowed: >= 0; pass a size in bytes"));
   }
-  if (bytes > free_bytes()) {
-    throw OutOfMemoryError(message("[",
-                                   operation,
-                                   "] wants ",
-                                   human_bytes(static_cast<double>(bytes)),
-                                   " (",
-                                   bytes,
-                                   " bytes) of the ",
-                                   name_of(tier_),
-                                   " tier; allowed: at most the ",
-                                   human_bytes(static_cast<double>(free_bytes())),
-                                   " free of ",
-                                   human_bytes(static_cast<double>(capacity_bytes_)),
-                                   "; raise ",
-                                   setting_,
-                                   " or run fewer or shorter requests at a time"));
+  const auto shown = [](std::int64_t size) { return human_bytes(static_cast<double>(size)); };
+  const std::int64_t free = process_ == nullptr ? free_bytes() : process_->take(claim(), bytes);
+  if (bytes > free) {
+    const std::int64_t others = process_bytes() - used_bytes();
+    const bool is_machines = free + (is_everyones_ ? others : 0) + used_bytes() < capacity_bytes_;
+    throw OutOfMemoryError(
+        message("[",
+                operation,
+                "] wants ",
+                shown(bytes),
+                " (",
+                bytes,
+                " bytes) of the ",
+                name_of(tier_),
+                " tier; allowed: at most the ",
+                shown(free),
+                " free of ",
+                shown(capacity_bytes_),
+                others > 0 ? message(", of which other engines hold ", shown(others)) : "",
+                is_machines ? "; the machine has no more memory, free some" : "; raise " + setting_,
+                others > 0 ? ", close other engines," : "",
+                " or run fewer or shorter requests at a time"));
   }
   used_bytes_ += bytes;
   return Reservation(this, bytes);
-}
-
-std::int64_t available_host_bytes() {
-  std::int64_t available = 0;
-  if (const auto kib = read_keyed_integer("/proc/meminfo", "MemAvailable:")) {
-    available = *kib * 1024;
-  } else {  // no procfs
-    available = std::int64_t{sysconf(_SC_AVPHYS_PAGES)} * std::int64_t{sysconf(_SC_PAGESIZE)};
-  }
-  return std::min(available, control_group_free_bytes().value_or(available));
 }
 
 }  // namespace hybridgen

@@ -11,7 +11,6 @@
 namespace hybridgen {
 namespace {
 
-constexpr std::int64_t kFirstPositions = 4096;
 
 }  // namespace
 

@@ -46,6 +46,8 @@ struct BlockWorkspace {
 
 class DecoderModel {
  public:
+  static constexpr std::int64_t kFirstPositions = 4096;  ///< of the rotary table, at least
+
   /// Weights are allocated, not loaded. See Weights and DeviceContext for what is thrown.
   DecoderModel(const ModelConfig& config, DType dtype, const std::string& device);
 

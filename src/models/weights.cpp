@@ -145,6 +145,7 @@ Weights::Weights(const ModelConfig& config, DType dtype, at::Device device)
     lm_head = allocate({config.vocab_size, embedding});
     expect("lm_head.weight", lm_head);
   }
+  if (device.is_cpu()) held_ = HeldWeights(bytes_);
 }
 
 at::Tensor Weights::allocate(std::vector<std::int64_t> shape) {

@@ -13,6 +13,7 @@
 
 #include "device/host_tensors.h"
 #include "hybridgen/core/model_config.h"
+#include "memory/process_memory.h"
 
 namespace hybridgen {
 
@@ -67,6 +68,7 @@ class Weights {
   std::vector<std::string> order_;
   std::map<std::string, Slot> slots_;
   std::int64_t bytes_ = 0;
+  HeldWeights held_;  ///< of host memory
 };
 
 }  // namespace hybridgen

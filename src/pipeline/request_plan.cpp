@@ -109,10 +109,7 @@ RequestPlan plan_request(const ModelConfig& config,
   if (plan.prompt_capacity > 0) {
     plan.prompt_device_bytes = ResidentCache::required_bytes(config, dtype, plan.prompt_capacity);
   }
-  const std::int64_t capacity = method.residency == Residency::kRetained
-                                    ? plan.window
-                                    : ResidentCache::capacity_for(plan.window, shape.max_tokens);
-  plan.device_bytes = ResidentCache::required_bytes(config, dtype, capacity);
+  plan.device_bytes = ResidentCache::required_bytes(config, dtype, resident_capacity(method, plan));
   if (method.positions == PositionMode::kCacheIndex) {
     plan.device_bytes += ShiftedKeys::required_bytes(config, dtype, device_is_host, plan.window);
     plan.dram_bytes += ShiftedKeys::place_bytes(config, device_is_host, plan.window);
@@ -147,6 +144,12 @@ RequestPlan plan_request(const ModelConfig& config,
   plan.device_bytes += (config.num_heads * (2 * plan.window + plan.staging.max_chosen) + parts) *
                        static_cast<std::int64_t>(sizeof(float));
   return plan;
+}
+
+std::int64_t resident_capacity(const Method& method, const RequestPlan& plan) {
+  return method.residency == Residency::kRetained
+             ? plan.window
+             : ResidentCache::capacity_for(plan.window, plan.shape.max_tokens);
 }
 
 PartContext part_context(const ModelConfig& config, DType dtype, const RequestPlan& plan) {

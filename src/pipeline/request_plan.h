@@ -36,6 +36,9 @@ RequestPlan plan_request(const ModelConfig& config,
                          const RequestShape& shape,
                          std::int64_t window);
 
+/// Tokens that the device's buffers hold once the prompt has been read, slack included.
+std::int64_t resident_capacity(const Method& method, const RequestPlan& plan);
+
 /// What the request's parts may depend on, but for where they lie.
 PartContext part_context(const ModelConfig& config, DType dtype, const RequestPlan& plan);
 

@@ -29,7 +29,7 @@ RequestState::RequestState(const DecoderModel& model,
                            options,
                            method.residency == Residency::kRetained
                                ? plan.prompt_capacity
-                               : ResidentCache::capacity_for(plan.window, plan.shape.max_tokens));
+                               : resident_capacity(method, plan));
   logits.resident = at::empty({config.num_heads * plan.window}, options.dtype(at::kFloat));
   logits.merged = at::empty({config.num_heads * (plan.window + plan.staging.max_chosen)},
                             options.dtype(at::kFloat));

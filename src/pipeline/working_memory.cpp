@@ -148,4 +148,28 @@ std::int64_t momentary_device_bytes(const ModelConfig& config,
                    prefill_bytes(s, method, plan, rows)});
 }
 
+std::int64_t host_working_bytes(const ModelConfig& config,
+                                DType dtype,
+                                const RequestPlan& plan,
+                                const EngineRows& rows,
+                                std::int64_t host_threads) {
+  const Sizes s(config, dtype);
+  const bool is_rotary = config.position == PositionKind::kRotary;
+  const std::int64_t positions = std::min(
+      std::max(plan.shape.max_tokens, DecoderModel::kFirstPositions), config.max_positions);
+  const std::int64_t rope = is_rotary ? positions * config.head_dim * kFloat : 0;
+  // Of the chunk itself; of what was there before it, and the sum with it, if it is not the first.
+  const std::int64_t outputs = plan.shape.prompt_tokens > rows.prefill ? 3 : 1;
+  const std::int64_t attended = outputs * s.heads * rows.prefill * (s.head_dim + 1) * kFloat;
+  std::int64_t streamed = 0;
+  std::int64_t scratch = 0;
+  if (plan.max_offloaded > 0) {
+    streamed = 2 * s.rows(Prefill::kStreamedBlock) * s.element;
+    // Logits of a group's query heads, and which tokens were planned.
+    scratch = 2 * config.query_heads_per_kv_head() * plan.max_offloaded * kFloat;
+  }
+  return rope + BlockWorkspace::required_bytes(config, dtype, rows.prefill + 1) + attended +
+         streamed + host_threads * scratch + rows.decode * decode_row_bytes(config, dtype);
+}
+
 }  // namespace hybridgen

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a device that is not the host holds beside the weights and what requests keep there. Upper
 // bounds that follow from the tensors which AtenOps and Prefill make (analytic); a test holds them
-// against an allocator. On a CPU device nothing of this counts: there it is host memory.
+// against an allocator. On a CPU device budgets count nothing of this: there it is host memory,
+// which host_working_bytes() says.
 #pragma once
 
 #include <cstdint>
@@ -33,5 +34,14 @@ std::int64_t momentary_device_bytes(const ModelConfig& config,
                                     const Method& method,
                                     const RequestPlan& plan,
                                     std::int64_t prefill_rows);
+
+/// What operations of a CPU device and its host workers keep of host memory beside the weights and
+/// what requests reserve, once a request of this plan has been read and `rows.decode` of them have
+/// made tokens: workspaces, outputs of attention, the rotary table, workers' scratch (analytic).
+std::int64_t host_working_bytes(const ModelConfig& config,
+                                DType dtype,
+                                const RequestPlan& plan,
+                                const EngineRows& rows,
+                                std::int64_t host_threads);
 
 }  // namespace hybridgen

@@ -74,7 +74,8 @@ struct RunStatistics {
 struct TierUsage {
   std::string tier;
   std::int64_t capacity_bytes = 0;
-  std::int64_t used_bytes = 0;
+  std::int64_t used_bytes = 0;     ///< by this engine's requests
+  std::int64_t process_bytes = 0;  ///< by those of all engines of this process that share the tier
 };
 
 class Engine {

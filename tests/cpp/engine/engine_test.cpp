@@ -8,6 +8,7 @@
 
 #include "device/resident_cache.h"
 #include "hybridgen/core/error.h"
+#include "memory/process_memory.h"
 #include "support/tiny_model.h"
 
 namespace hybridgen {
@@ -118,6 +119,48 @@ TEST(EngineMemory, RequestsWaitForRoomAndGiveItBack) {
     EXPECT_EQ(output.tokens.size(), 10U);
   }
   EXPECT_EQ(engine.memory().front().used_bytes, 0);
+}
+
+TEST(EngineMemory, EnginesOfAProcessShareWhatTheUserSaid) {
+  EngineOptions options = testing::options("hybridgen");
+  options.device_tokens.count = 4;
+  const auto model = tiny_model();
+  Engine first(model, options);
+  const auto dram = [](const Engine& engine) { return engine.memory().back(); };
+  first.add(prompt(100), tokens(20));
+  first.step();
+  const std::int64_t one = dram(first).used_bytes;
+  EXPECT_GT(one, 0);
+
+  options.dram_bytes = one * 3 / 2;
+  auto second = std::make_unique<Engine>(model, options);
+  EXPECT_EQ(dram(*second).used_bytes, 0);
+  EXPECT_EQ(dram(*second).process_bytes, one);
+  second->add(prompt(100), tokens(20));  // it fits when the other has ended
+  expect_error<OutOfMemoryError>(
+      [&] { std::rethrow_exception(second->step().at(0).error); },
+      {"admit request", "dram", "of which other engines hold", "close other engines"});
+  while (first.has_work()) {
+    first.step();
+  }
+  generate(*second, {prompt(100)}, 20);
+  second->add(prompt(100), tokens(20));
+  second->step();
+  EXPECT_EQ(dram(first).process_bytes, one);
+  second.reset();
+  EXPECT_EQ(dram(first).process_bytes, 0);
+}
+
+TEST(EngineMemory, WeightsInHostMemoryAreCountedAsLongAsTheModelLives) {
+  const std::int64_t before = ProcessMemory::instance().weights();
+  auto model = tiny_model();
+  const std::int64_t bytes = model->weights().bytes();
+  EXPECT_EQ(ProcessMemory::instance().weights(), before + bytes);
+  auto engine = std::make_unique<Engine>(model, testing::options("full"));
+  model.reset();
+  EXPECT_EQ(ProcessMemory::instance().weights(), before + bytes);
+  engine.reset();
+  EXPECT_EQ(ProcessMemory::instance().weights(), before);
 }
 
 TEST(EngineMemory, AutomaticWindowsTakeWhatFits) {

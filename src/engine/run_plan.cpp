@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/run_plan.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "device/device_memory.h"
+#include "device/resident_cache.h"
+#include "engine/admission.h"
+#include "engine/host_threads.h"
+#include "engine/method_checks.h"
+#include "engine/request.h"
+#include "engine/resolved_options.h"
+#include "hybridgen/core/error.h"
+#include "models/weights.h"
+#include "pipeline/working_memory.h"
+#include "runtime/cpus.h"
+
+namespace hybridgen {
+namespace {
+
+/// One engine's rules with everything that they refer to.
+struct Rules {
+  Rules(const ModelConfig& config_,
+        DType dtype_,
+        const DeviceContext& device_,
+        bool are_loaded,
+        const EngineOptions& asked,
+        std::optional<Method> composition)
+      : config(config_),
+        dtype(dtype_),
+        device(device_),
+        weights(Weights(config_, dtype_, at::kMeta).bytes()),
+        options(asked),
+        method(checked_method(asked, std::move(composition), config_)),
+        attended{hybridgen_options(asked).k,
+                 steering_of(method, hybridgen_options(asked).scheduler)},
+        budgets(make_budgets(asked, device_, are_loaded ? 0 : weights)) {
+    if (options.max_model_len == 0) options.max_model_len = config.max_positions;
+  }
+
+  const ModelConfig& config;
+  DType dtype;
+  const DeviceContext& device;
+  std::int64_t weights;
+  EngineOptions options;
+  Method method;
+  AttendedTokens attended;
+  Budgets budgets;
+
+  Admission admission(std::int64_t engine_bytes) {
+    return {config, dtype, device.is_cpu(), options, method, attended, budgets, engine_bytes};
+  }
+  std::int64_t dram_capacity() const { return budgets[TierKind::kDram].capacity_bytes(); }
+};
+
+RequestShape request_shape(const Rules& rules, std::int64_t prompt, std::int64_t fresh) {
+  return {.request_id = 0,
+          .prompt_tokens = prompt,
+          .max_tokens = std::min(prompt + fresh, rules.options.max_model_len)};
+}
+
+/// Largest value in [1, most] for which `holds` does, which holds for all below one for which it
+/// does; 0: none.
+template <typename Predicate>
+std::int64_t largest(std::int64_t most, const Predicate& holds) {
+  std::int64_t good = 0;
+  for (std::int64_t bad = most + 1; bad - good > 1;) {
+    const std::int64_t middle = good + (bad - good) / 2;
+    (holds(middle) ? good : bad) = middle;
+  }
+  return good;
+}
+
+/// Settings that let `count` requests of this shape run together, by those that the user has not
+/// decided or has to change; nothing if there are none.
+std::optional<NearestSetting> setting_for(Rules& rules,
+                                          const Admission& admission,
+                                          const RequestShape& shape,
+                                          std::int64_t count) {
+  NearestSetting setting{.batch_size = count, .prompt_tokens = shape.prompt_tokens};
+  RequestPlan plan = admission.plan(shape);
+  if (rules.method.residency == Residency::kWindow && !rules.method.window.tokens &&
+      admission.on_device(plan, count) > admission.room()) {
+    setting.device_tokens = admission.largest_window(shape, count);
+    plan = admission.plan_with(shape, *setting.device_tokens);
+    if (*setting.device_tokens == 0) return {};
+  }
+  if (admission.on_device(plan, count) > admission.room()) return {};
+  const std::int64_t dram = count * plan.dram_bytes;
+  if (dram <= rules.dram_capacity()) return setting;
+  const std::int64_t host = dram + (rules.device.is_cpu() ? admission.on_device(plan, count) : 0);
+  if (host > ProcessMemory::instance().free()) return {};
+  setting.dram_bytes = dram;
+  return setting;
+}
+
+/// Those for all of the batch, else for as many as can be, else for as long prompts as can be.
+std::optional<NearestSetting> nearest_setting(Rules& rules,
+                                              const Admission& admission,
+                                              const RunShape& run) {
+  const RequestShape shape = request_shape(rules, run.prompt_tokens, run.new_tokens);
+  const std::int64_t count = largest(run.batch_size, [&](std::int64_t requests) {
+    return setting_for(rules, admission, shape, requests).has_value();
+  });
+  if (count > 0) return setting_for(rules, admission, shape, count);
+  const auto shorter = [&](std::int64_t prompt) {
+    return setting_for(rules, admission, request_shape(rules, prompt, run.new_tokens), 1);
+  };
+  const std::int64_t prompt =
+      largest(run.prompt_tokens, [&](std::int64_t tokens) { return shorter(tokens).has_value(); });
+  return prompt > 0 ? shorter(prompt) : std::nullopt;
+}
+
+TierPlan device_tier(const Rules& rules,
+                     const RequestPlan& plan,
+                     std::int64_t together,
+                     std::int64_t engine_bytes) {
+  const std::int64_t resident = ResidentCache::required_bytes(
+      rules.config, rules.dtype, resident_capacity(rules.method, plan));
+  const bool is_host = rules.device.is_cpu();
+  const std::int64_t payload =
+      is_host ? 0 : 2 * HostStaging::payload_bytes(rules.config, rules.dtype, plan.staging);
+  TierPlan tier{.tier = TierKind::kDevice,
+                .capacity = rules.budgets[TierKind::kDevice].capacity_bytes(),
+                .weights = rules.weights};
+  tier.keys = together * resident / 2;
+  tier.values = tier.keys;
+  tier.staging = together * payload;
+  tier.workspaces = together * (plan.device_bytes - resident - payload);
+  tier.engine = engine_bytes + plan.prompt_device_bytes + plan.momentary_device_bytes;
+  return tier;
+}
+
+TierPlan dram_tier(const Rules& rules, const RequestPlan& plan, std::int64_t together) {
+  TierPlan tier{.tier = TierKind::kDram, .capacity = rules.dram_capacity()};
+  if (plan.max_offloaded == 0) return tier;
+  const HostKvShape shape = host_shape(rules.config, rules.dtype, rules.method, plan);
+  const std::int64_t keys = HostKvStore::required_key_bytes(shape);
+  const std::int64_t both = HostKvStore::required_bytes(shape);
+  tier.keys = together * keys;
+  tier.values = together * (both - keys);
+  tier.staging = together * (plan.dram_bytes - both);
+  return tier;
+}
+
+/// Why weights that are yet to be loaded cannot be; empty if they can.
+std::string weights_problem(const Rules& rules) {
+  const std::int64_t free = rules.device.is_cpu() ? available_host_bytes()
+                                                  : available_device_bytes(rules.device.device());
+  if (rules.weights <= free) return "";
+  const auto shown = [](std::int64_t bytes) { return human_bytes(static_cast<double>(bytes)); };
+  return message("[plan] the weights take ",
+                 shown(rules.weights),
+                 " in ",
+                 name_of(rules.dtype),
+                 "; ",
+                 rules.device.is_cpu() ? "the host" : "the device",
+                 " has ",
+                 shown(free),
+                 "; free memory, or pass ",
+                 rules.dtype == DType::kFloat32 ? "dtype='bfloat16' or " : "",
+                 "a smaller model");
+}
+
+/// What a CPU device's operations take, which no budget counts.
+std::int64_t working_bytes(const Rules& rules, const RequestPlan& plan, std::int64_t together) {
+  const EngineOptions& options = rules.options;
+  const bool offloads = rules.method.offloads();
+  const auto cores = static_cast<std::int64_t>(available_cpus().size());
+  const ThreadCounts threads =
+      resolve_threads({.host = options.threads, .device = options.device_threads},
+                      /*device_is_cpu=*/true,
+                      offloads,
+                      cores);
+  return host_working_bytes(rules.config,
+                            rules.dtype,
+                            plan,
+                            {.prefill = std::min(options.prefill_chunk, plan.shape.prompt_tokens),
+                             .scored = 1,
+                             .decode = std::min(together, options.max_batch)},
+                            threads.host);
+}
+
+}  // namespace
+
+RunPlan plan_run(const ModelConfig& config,
+                 DType dtype,
+                 const DeviceContext& device,
+                 bool are_loaded,
+                 const EngineOptions& asked,
+                 std::optional<Method> composition,
+                 const RunShape& shape) {
+  Rules rules(config, dtype, device, are_loaded, asked, std::move(composition));
+  check_length(shape.prompt_tokens, 0, rules.options.max_model_len);
+  const RequestShape request = request_shape(rules, shape.prompt_tokens, shape.new_tokens);
+  RunPlan run;
+  std::int64_t engine_bytes = 0;
+  if (!are_loaded) run.problem = weights_problem(rules);
+  try {
+    engine_bytes =
+        engine_bytes_of_device(config, dtype, device.is_cpu(), rules.options, rules.budgets);
+  } catch (const OutOfMemoryError& error) {
+    if (run.problem.empty()) run.problem = error.what();
+  }
+  const Admission admission = rules.admission(engine_bytes);
+  const RequestPlan plan = admission.plan(request);
+  const std::int64_t wanted = std::min(shape.batch_size, rules.options.max_batch);
+  if (run.problem.empty()) {
+    try {
+      admission.check_positions(request, shape.prompt_tokens);
+      admission.check_fits(request);
+      run.together = admission.together(plan, wanted);
+    } catch (const OutOfMemoryError& error) {
+      run.problem = error.what();
+    }
+    if (run.together < wanted) {
+      RunShape smaller = shape;
+      smaller.batch_size = wanted;
+      run.nearest = nearest_setting(rules, admission, smaller);
+    }
+  }
+  run.window = plan.window;
+  run.offloaded = plan.max_offloaded;
+  const std::int64_t counted = std::max<std::int64_t>(run.together, 1);
+  run.tiers = {device_tier(rules, plan, counted, engine_bytes), dram_tier(rules, plan, counted)};
+  if (device.is_cpu()) run.tiers[0].engine += working_bytes(rules, plan, counted);
+  return run;
+}
+
+}  // namespace hybridgen
