@@ -82,9 +82,10 @@ EngineOptions options_from(py::kwargs given) {
   options.hybridgen = hybridgen_options(options);
   // What cannot be is refused now, before a model is loaded.
   if (composition.is_none()) {
-    static_cast<void>(make_method(options));
+    check_shrinking(options, make_method(options));
   } else {
     refuse_unread(composition.cast<const Method&>(), options);
+    check_shrinking(options, composition.cast<const Method&>());
   }
   if (options.numa_node >= 0) {
     cpus_of_node(find_numa_node(options.numa_node), available_cpus());

@@ -34,9 +34,20 @@ RequestPlan Admission::plan(const RequestShape& shape) const {
   return plan_with(shape, window.value_or(shape.max_tokens));
 }
 
+std::int64_t Admission::least_window(std::int64_t window) const {
+  const bool may_shrink = options.tiers.shrink_windows && !options.device_tokens.count;
+  return may_shrink ? std::min(window, WindowSetting::kFewestOfAShare) : window;
+}
+
 RequestPlan Admission::plan_with(const RequestShape& shape, std::int64_t window) const {
-  RequestPlan plan = plan_request(
-      config, dtype, device_is_host, method, attended, shape, std::max<std::int64_t>(window, 1));
+  RequestPlan plan = plan_request(config,
+                                  dtype,
+                                  device_is_host,
+                                  method,
+                                  attended,
+                                  shape,
+                                  std::max<std::int64_t>(window, 1),
+                                  least_window(window));
   if (!device_is_host) {
     plan.device_bytes += decode_row_bytes(config, dtype);
     plan.momentary_device_bytes =
@@ -121,9 +132,24 @@ std::int64_t Admission::together(const RequestPlan& plan, std::int64_t count) co
 bool Admission::fits_now(const RequestPlan& plan, std::int64_t momentary_bytes) const {
   const std::int64_t momentary = std::max(plan.momentary_device_bytes, momentary_bytes);
   const std::int64_t device_bytes = plan.device_bytes + plan.prompt_device_bytes + momentary;
-  return device_bytes <= device().free_bytes() &&
-         plan.dram_bytes <= budgets[TierKind::kDram].free_bytes() &&
+  return device_bytes <= device().free_bytes() && has_dram(plan, device_bytes);
+}
+
+bool Admission::has_dram(const RequestPlan& plan, std::int64_t device_bytes) const {
+  return plan.dram_bytes <= budgets[TierKind::kDram].free_bytes() &&
          plan.dram_bytes + (device_is_host ? device_bytes : 0) <= ProcessMemory::instance().free();
+}
+
+bool Admission::fit_instead(const std::vector<RequestPlan>& plans, std::int64_t held_bytes) const {
+  const RequestPlan& fresh = plans.back();
+  std::int64_t device_bytes = fresh.prompt_device_bytes - held_bytes;
+  std::int64_t momentary = 0;
+  for (const RequestPlan& plan : plans) {
+    device_bytes += plan.device_bytes;
+    momentary = std::max(momentary, plan.momentary_device_bytes);
+  }
+  device_bytes += momentary;
+  return device_bytes <= device().free_bytes() && has_dram(fresh, device_bytes);
 }
 
 void Admission::check_positions(const RequestShape& shape, std::int64_t prefill_tokens) const {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "hybridgen/core/engine_options.h"
 #include "hybridgen/methods/method.h"
@@ -34,6 +35,9 @@ struct Admission {
   /// together; 0 if none does.
   std::int64_t largest_window(const RequestShape& shape, std::int64_t count = 1) const;
   RequestPlan plan_with(const RequestShape& shape, std::int64_t window) const;
+  /// Tokens that a request keeps on the device when its window of so many shrinks: all unless
+  /// windows may.
+  std::int64_t least_window(std::int64_t window) const;
 
   /// Bytes of the device for requests.
   std::int64_t room() const { return device().capacity_bytes() - engine_bytes; }
@@ -49,11 +53,18 @@ struct Admission {
   /// `momentary_bytes` of the device at most.
   bool fits_now(const RequestPlan& plan, std::int64_t momentary_bytes) const;
 
+  /// Whether requests of these plans have room in place of those that hold `held_bytes` of the
+  /// device: the same ones with smaller windows, and the last, which is new.
+  bool fit_instead(const std::vector<RequestPlan>& plans, std::int64_t held_bytes) const;
+
   /// ConfigError unless the model knows all positions that a request meets: those of its
   /// `prefill_tokens` first tokens, and of the others those that the method gives them.
   void check_positions(const RequestShape& shape, std::int64_t prefill_tokens) const;
 
  private:
+  /// Whether DRAM has room for a plan, and all host memory for it beside so many more bytes of a
+  /// CPU device.
+  bool has_dram(const RequestPlan& plan, std::int64_t device_bytes) const;
   const MemoryBudget& device() const { return budgets[TierKind::kDevice]; }
 };
 

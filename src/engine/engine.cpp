@@ -16,6 +16,7 @@
 #include "engine/method_checks.h"
 #include "engine/request_queue.h"
 #include "engine/resolved_options.h"
+#include "engine/window_shrinking.h"
 #include "hybridgen/core/error.h"
 #include "hybridgen/methods/method.h"
 #include "memory/budgets.h"
@@ -23,6 +24,7 @@
 #include "models/decoder_model.h"
 #include "pipeline/decode_pipeline.h"
 #include "pipeline/prefill.h"
+#include "pipeline/shrink_window.h"
 #include "pipeline/test_probe.h"
 #include "runtime/cpus.h"
 #include "runtime/process.h"
@@ -42,6 +44,9 @@ struct Engine::Impl {
   void step(std::vector<TokenEvent>& events);
   /// Whether there is a request to prefill now. One that cannot be admitted ends.
   bool admit_next(std::vector<TokenEvent>& events);
+  /// Whether running requests gave up enough of their windows for one that waits, whose plan may
+  /// get a smaller one, too. They give up nothing unless that is so.
+  bool shrink_for(const Request& waiting, RequestPlan& needed);
   void prefill_chunk(std::vector<TokenEvent>& events);
   /// Scores the prompt tokens that follow those of the chunk `done` to `done` + `count`.
   void score_chunk(Request& request, std::int64_t done, std::int64_t count);
@@ -96,6 +101,7 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
       budgets(make_budgets(asked, model->device())),
       machine(asked, method, *model),
       options(resolved_options(asked, model->config(), budgets, machine)) {
+  check_shrinking(options, method);
   check_lower_tiers(options, host_tiers(available_cpus()));
   model->weights().finish();
   // Whoever filled or changed weights did so on a stream of theirs, for which ours do not wait.
@@ -155,7 +161,7 @@ bool Engine::Impl::admit_next(std::vector<TokenEvent>& events) {
   RequestPlan needed;
   try {
     needed = admission.plan(request->shape());
-    if (waits(needed)) {
+    if (waits(needed) && !shrink_for(*request, needed)) {
       return false;
     }
     model->prepare_positions(needed.shape.max_tokens);
@@ -175,6 +181,49 @@ bool Engine::Impl::admit_next(std::vector<TokenEvent>& events) {
     return false;
   }
   queue.start_prefill(*request);
+  return true;
+}
+
+bool Engine::Impl::shrink_for(const Request& waiting, RequestPlan& needed) {
+  if (!options.tiers.shrink_windows) {
+    return false;
+  }
+  const std::vector<Request*>& running = queue.running();
+  std::vector<RequestShape> shapes;
+  std::vector<ShrinkableWindow> windows;
+  std::int64_t held = 0;
+  for (const Request* request : running) {
+    const RequestPlan& plan = request->state->plan;
+    shapes.push_back(request->shape());
+    windows.push_back({plan.window, admission.least_window(plan.window)});
+    held += plan.device_bytes;
+  }
+  shapes.push_back(waiting.shape());
+  windows.push_back({needed.window, admission.least_window(needed.window)});
+  const auto plans = [&](const std::vector<std::int64_t>& tokens) {
+    std::vector<RequestPlan> found;
+    for (std::size_t i = 0; i < shapes.size(); ++i) {
+      found.push_back(admission.plan_with(shapes[i], tokens[i]));
+    }
+    return found;
+  };
+  const auto tokens = shrink_windows(windows, [&](const std::vector<std::int64_t>& smaller) {
+    return admission.fit_instead(plans(smaller), held);
+  });
+  if (!tokens) {
+    return false;
+  }
+  const ScopedSpan span(trace, "shrink windows");
+  const std::vector<RequestPlan> smaller = plans(*tokens);
+  PipelineStatistics& sums = statistics.pipeline;
+  LinkMeter link(sums.h2d_bytes, sums.d2h_bytes, sums.evicted_bytes);
+  for (std::size_t i = 0; i < running.size(); ++i) {
+    RequestState& state = *running[i]->state;
+    if (smaller[i].window < state.plan.window) {
+      contain(state, [&] { shrink_window(state, *model, method, smaller[i], link); });
+    }
+  }
+  needed = smaller.back();
   return true;
 }
 

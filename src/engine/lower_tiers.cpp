@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/lower_tiers.h"
 
+#include <algorithm>
 #include <string>
 
 #include "core/option_tables.h"
+#include "hybridgen/core/error.h"
 
 namespace hybridgen {
 namespace {
@@ -38,8 +40,18 @@ void check_lower_tiers(const EngineOptions& options, const HostTiers& found) {
   if (tiers.placement != KvPlacement::kSemantic) {
     refuse(options, "placement", "'semantic'", "there is no tier below DRAM to place tokens in");
   }
-  if (tiers.shrink_windows) {
-    refuse(options, "shrink_windows", "False", "this version never changes a running window");
+}
+
+void check_shrinking(const EngineOptions& options, const Method& method) {
+  if (!options.tiers.shrink_windows) return;
+  const auto is_bounded = [](const PartFactory& part) { return part.host_limit != nullptr; };
+  const bool has_window = method.residency == Residency::kWindow && !method.window.tokens;
+  if (!has_window || method.positions != PositionMode::kOriginal ||
+      std::ranges::any_of(method.parts, is_bounded)) {
+    refuse(options,
+           "shrink_windows",
+           "False",
+           message("method '", method.name, "' has no window that its tokens could leave early"));
   }
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "hybridgen/core/engine_options.h"
+#include "hybridgen/methods/method.h"
 #include "memory/host_tiers.h"
 
 namespace hybridgen {
@@ -10,5 +11,8 @@ namespace hybridgen {
 /// ConfigError for a tier, a placement or a way to make room that `options` name and that the
 /// machine, whose tiers these are, or this version does not have.
 void check_lower_tiers(const EngineOptions& options, const HostTiers& found);
+
+/// ConfigError if running windows shall shrink and the method has none that can.
+void check_shrinking(const EngineOptions& options, const Method& method);
 
 }  // namespace hybridgen

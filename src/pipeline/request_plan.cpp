@@ -49,13 +49,14 @@ void plan_tokens(const ModelConfig& config,
                  DType dtype,
                  const Method& method,
                  std::int64_t window,
+                 std::int64_t least,
                  RequestPlan& plan) {
   const RequestShape& shape = plan.shape;
   plan.window = shape.max_tokens;
   if (method.residency == Residency::kWindow) {
     plan.window = std::clamp<std::int64_t>(window, 1, shape.max_tokens);
     // Whole blocks leave, as far as there are enough tokens.
-    const std::int64_t beyond = shape.max_tokens - plan.window;
+    const std::int64_t beyond = shape.max_tokens - std::clamp<std::int64_t>(least, 1, plan.window);
     plan.max_offloaded =
         beyond == 0 ? 0 : std::min(shape.max_tokens, beyond + method.window.block - 1);
     for (const PartFactory& part : method.parts) {
@@ -102,10 +103,11 @@ RequestPlan plan_request(const ModelConfig& config,
                          const Method& method,
                          const AttendedTokens& attended,
                          const RequestShape& shape,
-                         std::int64_t window) {
+                         std::int64_t window,
+                         std::int64_t least) {
   RequestPlan plan;
   plan.shape = shape;
-  plan_tokens(config, dtype, method, window, plan);
+  plan_tokens(config, dtype, method, window, least, plan);
   if (plan.prompt_capacity > 0) {
     plan.prompt_device_bytes = ResidentCache::required_bytes(config, dtype, plan.prompt_capacity);
   }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "hybridgen/core/token_counts.h"
 #include "hybridgen/methods/method.h"
 #include "kvcache/host_kv_store.h"
 #include "pipeline/host_staging.h"
@@ -26,7 +27,8 @@ struct RequestPlan {
   std::int64_t dram_bytes = 0;
 };
 
-/// `window`: tokens that stay on the device, >= 1 (kWindow only). `device_is_host`: what the host
+/// `window`: tokens that stay on the device, >= 1 (kWindow only); `least`: those that stay when it
+/// shrinks later on, so that the host has room for the others. `device_is_host`: what the host
 /// sends is read where it wrote it, so that it takes no memory of the device.
 RequestPlan plan_request(const ModelConfig& config,
                          DType dtype,
@@ -34,7 +36,8 @@ RequestPlan plan_request(const ModelConfig& config,
                          const Method& method,
                          const AttendedTokens& attended,
                          const RequestShape& shape,
-                         std::int64_t window);
+                         std::int64_t window,
+                         std::int64_t least = kMaxTokens);
 
 /// Tokens that the device's buffers hold once the prompt has been read, slack included.
 std::int64_t resident_capacity(const Method& method, const RequestPlan& plan);

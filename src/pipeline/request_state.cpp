@@ -7,6 +7,22 @@
 
 namespace hybridgen {
 
+LogitScratch logit_scratch(const DecoderModel& model, const RequestPlan& plan) {
+  const std::int64_t heads = model.config().num_heads;
+  const std::int64_t chosen = plan.staging.max_chosen;
+  const auto floats = [&](std::int64_t count) {
+    return at::empty({count},
+                     at::TensorOptions().dtype(at::kFloat).device(model.device().device()));
+  };
+  LogitScratch scratch;
+  scratch.resident = floats(heads * plan.window);
+  scratch.merged = floats(heads * (plan.window + chosen));
+  if (model.device().is_cpu()) {
+    scratch.parts = floats(attention_scratch(heads, model.config().head_dim, plan.window, chosen));
+  }
+  return scratch;
+}
+
 RequestState::RequestState(const DecoderModel& model,
                            const Method& method,
                            const AttendedTokens& attended_tokens,
@@ -25,20 +41,12 @@ RequestState::RequestState(const DecoderModel& model,
   const DType dtype = model.dtype();
   const auto options =
       at::TensorOptions().dtype(to_scalar_type(dtype)).device(model.device().device());
-  resident = ResidentCache(config,
-                           options,
-                           method.residency == Residency::kRetained
-                               ? plan.prompt_capacity
-                               : resident_capacity(method, plan));
-  logits.resident = at::empty({config.num_heads * plan.window}, options.dtype(at::kFloat));
-  logits.merged = at::empty({config.num_heads * (plan.window + plan.staging.max_chosen)},
-                            options.dtype(at::kFloat));
-  if (model.device().is_cpu()) {
-    logits.parts =
-        at::empty({attention_scratch(
-                      config.num_heads, config.head_dim, plan.window, plan.staging.max_chosen)},
-                  options.dtype(at::kFloat));
-  }
+  resident =
+      ResidentCache(config,
+                    options,
+                    method.residency == Residency::kRetained ? plan.prompt_capacity
+                                                             : resident_capacity(method, plan));
+  logits = logit_scratch(model, plan);
   if (method.positions == PositionMode::kCacheIndex) {
     shifted.emplace(config, dtype, model.device(), plan.window);
   }

@@ -33,6 +33,8 @@ struct LogitScratch {
   at::Tensor parts;     ///< attention_scratch() at most, on a CPU device; else undefined
 };
 
+LogitScratch logit_scratch(const DecoderModel& model, const RequestPlan& plan);
+
 /// Offloaded tokens that took part, summed over decode steps, layers and KV heads.
 struct AttendedCount {
   std::int64_t attended = 0;

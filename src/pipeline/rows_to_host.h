@@ -29,6 +29,9 @@ class RowsToHost {
   /// The host has waited for the copy.
   void arrive() { has_arrived_ = true; }
 
+  /// The rows have moved: what is here is of no use.
+  void forget() { has_arrived_ = false; }
+
   /// Whether exactly these rows are here.
   bool has(std::int64_t first_slot, std::int64_t count) const {
     return has_arrived_ && first_slot_ == first_slot && count_ == count;
