@@ -46,6 +46,7 @@ ScoringShadow filled_shadow(ShadowPrecision precision) {
                         .dtype = DType::kFloat32,
                         .capacity = kTokens,
                         .precision = precision});
+  shadow.grow(shadow.shape().capacity);
   std::mt19937 generator(1);
   std::normal_distribution<float> normal;
   std::vector<float> rows(kDim * 1024);
@@ -163,11 +164,13 @@ void fill(benchmark::State& state, ShadowPrecision precision) {
                         .dtype = DType::kFloat16,
                         .capacity = kRows,
                         .precision = precision});
+  shadow.grow(shadow.shape().capacity);
   HostKvStore store({.num_layers = 1,
                      .num_kv_heads = kKvHeads,
                      .head_dim = kDim,
                      .dtype = DType::kFloat16,
                      .capacity = kRows});
+  store.grow(store.shape().capacity);
   const KvRowsView rows{keys().data(), kRows * kDim, kDim};
   shadow.calibrate(0, 1, rows);
   ratio_to(

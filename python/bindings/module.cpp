@@ -76,6 +76,7 @@ Matrix shadow_scores(const Matrix& keys, const Matrix& queries, const std::strin
        .head_dim = dim,
        .capacity = count,
        .precision = precision == "int8" ? ShadowPrecision::kInt8 : ShadowPrecision::kInt4});
+  shadow.grow(shadow.shape().capacity);
   shadow.write(0, {0, count}, {keys.data(), count * dim, dim});
   kernels::ShadowLogitsArgs args;
   args.keys = shadow.keys(0, 0);

@@ -4,114 +4,17 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
-#include <limits>
 #include <string_view>
 
 #include "hybridgen/core/error.h"
 #include "kvcache/quantised_rows.h"
+#include "memory/placed_memory.h"
 
 namespace hybridgen {
 
 namespace {
 
-void require_positive(std::string_view field, std::int64_t value) {
-  if (value < 1) {
-    throw ConfigError(message("[host KV store] ",
-                              field,
-                              " is ",
-                              value,
-                              "; allowed: >= 1; correct the shape of the store"));
-  }
-}
-
-std::int64_t round_up_to_block(std::int64_t tokens) {
-  return (tokens + kKeyBlockTokens - 1) / kKeyBlockTokens * kKeyBlockTokens;
-}
-
-HostKvShape checked(HostKvShape shape) {
-  require_positive("num_layers", shape.num_layers);
-  require_positive("num_kv_heads", shape.num_kv_heads);
-  require_positive("head_dim", shape.head_dim);
-  require_positive("capacity", shape.capacity);
-  // Twice, for K and V, must stay addressable.
-  std::int64_t limit = std::numeric_limits<std::int64_t>::max() / 2;
-  for (const std::int64_t factor : {static_cast<std::int64_t>(size_of(shape.dtype)),
-                                    shape.num_layers,
-                                    shape.num_kv_heads,
-                                    shape.head_dim}) {
-    limit /= factor;
-  }
-  if (shape.capacity > limit - kKeyBlockTokens) {
-    throw OutOfMemoryError(message("[host KV store] capacity is ",
-                                   shape.capacity,
-                                   " tokens; allowed: what 2^63 bytes can hold; pass a smaller "
-                                   "capacity"));
-  }
-  shape.capacity = round_up_to_block(shape.capacity);
-  return shape;
-}
-
-bool has_full_keys(const HostKvShape& shape) { return shape.key_precision == KvPrecision::kFull; }
-
-bool has_full_values(const HostKvShape& shape) {
-  return shape.value_precision == KvPrecision::kFull;
-}
-
-/// Keys in 8 or 4 bits are the codes that a scoring shadow has of them.
-ShadowShape codes_shape(const HostKvShape& shape) {
-  return {.num_layers = shape.num_layers,
-          .num_kv_heads = shape.num_kv_heads,
-          .head_dim = shape.head_dim,
-          .dtype = shape.dtype,
-          .capacity = shape.capacity,
-          .precision = shape.key_precision == KvPrecision::kInt8 ? ShadowPrecision::kInt8
-                                                                 : ShadowPrecision::kInt4,
-          .segment_tokens = kKeySegmentTokens,
-          .numa_node = shape.numa_node,
-          .numa_parts = shape.numa_parts};
-}
-
-/// Elements of K (or of V) of one (layer, KV head).
-std::int64_t head_elements(const HostKvShape& shape) { return shape.capacity * shape.head_dim; }
-
-/// Bytes of K (or of V) of all layers of one KV head.
-std::int64_t head_bytes(const HostKvShape& shape) {
-  return shape.num_layers * head_elements(shape) * static_cast<std::int64_t>(size_of(shape.dtype));
-}
-
-/// Bytes of K (or of V) of the whole store.
-std::int64_t side_bytes(const HostKvShape& shape) { return shape.num_kv_heads * head_bytes(shape); }
-
-/// Bytes of the rows that lie beside the codes of K (or of V).
-std::int64_t exact_bytes(const HostKvShape& shape) {
-  return shape.num_kv_heads * shape.num_layers * kExactTokens * shape.head_dim *
-         static_cast<std::int64_t>(size_of(shape.dtype));
-}
-
-std::int64_t key_bytes(const HostKvShape& shape) {
-  return has_full_keys(shape)
-             ? side_bytes(shape)
-             : ScoringShadow::required_bytes(codes_shape(shape)) + exact_bytes(shape);
-}
-
-/// Bytes of one value row.
-std::int64_t value_row_bytes(const HostKvShape& shape) {
-  return has_full_values(shape) ? shape.head_dim * static_cast<std::int64_t>(size_of(shape.dtype))
-                                : quantised_row_bytes(shape.value_precision, shape.head_dim);
-}
-
-/// Bytes of V of all layers of one KV head.
-std::int64_t head_value_bytes(const HostKvShape& shape) {
-  return shape.num_layers * shape.capacity * value_row_bytes(shape);
-}
-
-std::int64_t value_bytes(const HostKvShape& shape) {
-  return shape.num_kv_heads * head_value_bytes(shape) +
-         (has_full_values(shape) ? 0 : exact_bytes(shape));
-}
-
-/// The node that the whole store lies on.
-int node_of(const HostKvShape& shape) { return shape.numa_parts.empty() ? shape.numa_node : -1; }
+constexpr std::string_view kGrow = "grow the KV cache";
 
 void require_index(std::string_view what, std::int64_t value, std::int64_t count) {
   if (value < 0 || value >= count) {
@@ -134,13 +37,14 @@ void require_precision(std::string_view what, bool is_as_asked, std::string_view
 
 void require_tokens(TokenRange tokens, std::int64_t capacity) {
   if (tokens.begin < 0 || tokens.end < tokens.begin || tokens.end > capacity) {
-    throw ConfigError(message("[host KV store] tokens are [",
-                              tokens.begin,
-                              ", ",
-                              tokens.end,
-                              "); allowed: ranges inside [0, ",
-                              capacity,
-                              "); create the store with a larger capacity"));
+    throw ConfigError(
+        message("[host KV store] tokens are [",
+                tokens.begin,
+                ", ",
+                tokens.end,
+                "); allowed: ranges inside [0, ",
+                capacity,
+                "); create the store with a larger capacity and let it grow before it is written"));
   }
 }
 
@@ -191,25 +95,15 @@ void write_key_block(std::byte* block,
 }  // namespace
 
 HostKvStore::HostKvStore(const HostKvShape& shape)
-    : shape_(checked(shape)),
-      keys_(has_full_keys(shape_) ? static_cast<std::size_t>(side_bytes(shape_)) : 0,
-            node_of(shape_)),
-      values_(static_cast<std::size_t>(shape_.num_kv_heads * head_value_bytes(shape_)),
-              node_of(shape_)),
-      exact_keys_(has_full_keys(shape_) ? 0 : static_cast<std::size_t>(exact_bytes(shape_)),
-                  node_of(shape_)),
-      exact_values_(has_full_values(shape_) ? 0 : static_cast<std::size_t>(exact_bytes(shape_)),
-                    node_of(shape_)) {
+    : shape_(checked(shape)), values_(value_memory_shape(shape_)) {
   if (has_full_keys(shape_)) {
-    prefer_nodes(shape_.numa_parts, keys_.data(), head_bytes(shape_));
+    keys_ = KvMemory(key_memory_shape(shape_));
   } else {
     key_codes_.emplace(codes_shape(shape_));
+    exact_keys_ = PlacedMemory(static_cast<std::size_t>(exact_bytes(shape_)));
   }
-  prefer_nodes(shape_.numa_parts, values_.data(), head_value_bytes(shape_));
-  for (HostBuffer* exact : {&exact_keys_, &exact_values_}) {
-    if (exact->size_bytes() > 0) {
-      prefer_nodes(shape_.numa_parts, exact->data(), exact_bytes(shape_) / shape_.num_kv_heads);
-    }
+  if (!has_full_values(shape_)) {
+    exact_values_ = PlacedMemory(static_cast<std::size_t>(exact_bytes(shape_)));
   }
 }
 
@@ -219,7 +113,44 @@ std::int64_t HostKvStore::required_key_bytes(const HostKvShape& shape) {
 
 std::int64_t HostKvStore::required_bytes(const HostKvShape& shape) {
   const HostKvShape rounded = checked(shape);
-  return key_bytes(rounded) + value_bytes(rounded);
+  const auto all = [](const KvMemoryShape& memory) {
+    return memory.num_kv_heads * memory.num_layers * memory.capacity * memory.row_bytes;
+  };
+  const std::int64_t exact = exact_bytes(rounded);
+  return (has_full_keys(rounded) ? all(key_memory_shape(rounded))
+                                 : ScoringShadow::required_bytes(codes_shape(rounded)) + exact) +
+         all(value_memory_shape(rounded)) + (has_full_values(rounded) ? 0 : exact);
+}
+
+KvMemory& HostKvStore::memory(KvSide side) {
+  if (side == KvSide::kValues) return values_;
+  return key_codes_.has_value() ? key_codes_->memory() : keys_;
+}
+
+const KvMemory& HostKvStore::memory(KvSide side) const {
+  return const_cast<HostKvStore*>(this)->memory(side);
+}
+
+void HostKvStore::grow_to(std::int64_t tokens, const PlaceOfBlock& place_of) {
+  require_tokens({0, tokens}, shape_.capacity);
+  if (grown_ == 0) {
+    for (PlacedMemory* exact : {&exact_keys_, &exact_values_}) {
+      const ByteRange all{0, exact->size_bytes()};
+      exact->take(std::span<const ByteRange>(&all, 1), shape_.place, kGrow);
+    }
+  }
+  if (key_codes_.has_value()) key_codes_->grow_channels(tokens);
+  for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
+    KvMemory& memory = this->memory(side);
+    if (place_of == nullptr) {
+      memory.grow(tokens, kGrow);
+      continue;
+    }
+    for (std::int64_t block = memory.num_blocks(); block < memory.blocks_for(tokens); ++block) {
+      memory.grow((block + 1) * memory.block_tokens(), place_of(side, block), kGrow);
+    }
+  }
+  grown_ = std::min(memory(KvSide::kKeys).grown_tokens(), values_.grown_tokens());
 }
 
 bool HostKvStore::wants_channels(std::int64_t layer) const {
@@ -242,7 +173,7 @@ void HostKvStore::write(std::int64_t layer,
                         const KvRowsView& keys,
                         const KvRowsView& values) {
   require_index("layer", layer, shape_.num_layers);
-  require_tokens(tokens, shape_.capacity);
+  require_tokens(tokens, grown_);
   const std::int64_t element = static_cast<std::int64_t>(size_of(shape_.dtype));
   const std::int64_t row_bytes = shape_.head_dim * element;
   auto* const write_block = element == 4 ? &write_key_block<4> : &write_key_block<2>;
@@ -261,7 +192,7 @@ void HostKvStore::write(std::int64_t layer,
       write_exact(exact_keys_, layer, g, tokens, key_rows, key_stride);
       continue;
     }
-    std::byte* const head_keys = keys_.data() + head_offset(layer, g);
+    std::byte* const head_keys = keys_.head(layer, g);
     if (shape_.key_layout == KeyLayout::kRows) {
       copy_strided(
           head_keys + tokens.begin * row_bytes, key_rows, tokens.size(), row_bytes, key_stride);
@@ -279,7 +210,7 @@ void HostKvStore::write(std::int64_t layer,
   }
 }
 
-void HostKvStore::write_exact(HostBuffer& to,
+void HostKvStore::write_exact(PlacedMemory& to,
                               std::int64_t layer,
                               std::int64_t kv_head,
                               TokenRange tokens,
@@ -299,8 +230,8 @@ void HostKvStore::write_values(std::int64_t layer,
                                TokenRange tokens,
                                const std::byte* rows,
                                std::int64_t stride_bytes) {
-  const std::int64_t row_bytes = value_row_bytes(shape_);
-  std::byte* const to = values_.data() + value_offset(layer, kv_head) + tokens.begin * row_bytes;
+  const std::int64_t row_bytes = values_.shape().row_bytes;
+  std::byte* const to = values_.head(layer, kv_head) + tokens.begin * row_bytes;
   if (has_full_values(shape_)) {
     copy_strided(to, rows, tokens.size(), row_bytes, stride_bytes);
     return;
@@ -321,7 +252,7 @@ void HostKvStore::write_row(std::int64_t layer,
                             const void* key,
                             const void* value) {
   require_head(layer, kv_head);
-  require_index("slot", slot, shape_.capacity);
+  require_tokens({slot, slot + 1}, grown_);
   const std::int64_t element = static_cast<std::int64_t>(size_of(shape_.dtype));
   const std::int64_t row_bytes = shape_.head_dim * element;
   write_values(layer, kv_head, {slot, slot + 1}, static_cast<const std::byte*>(value), row_bytes);
@@ -335,7 +266,7 @@ void HostKvStore::write_row(std::int64_t layer,
                 row_bytes);
     return;
   }
-  std::byte* const head_keys = keys_.data() + head_offset(layer, kv_head);
+  std::byte* const head_keys = keys_.head(layer, kv_head);
   if (shape_.key_layout == KeyLayout::kRows) {
     std::memcpy(head_keys + slot * row_bytes, key, static_cast<std::size_t>(row_bytes));
     return;
@@ -349,15 +280,6 @@ void HostKvStore::write_row(std::int64_t layer,
               shape_.head_dim);
 }
 
-std::int64_t HostKvStore::head_offset(std::int64_t layer, std::int64_t kv_head) const {
-  return (kv_head * shape_.num_layers + layer) * head_elements(shape_) *
-         static_cast<std::int64_t>(size_of(shape_.dtype));
-}
-
-std::int64_t HostKvStore::value_offset(std::int64_t layer, std::int64_t kv_head) const {
-  return (kv_head * shape_.num_layers + layer) * shape_.capacity * value_row_bytes(shape_);
-}
-
 std::int64_t HostKvStore::exact_offset(std::int64_t layer, std::int64_t kv_head) const {
   return (kv_head * shape_.num_layers + layer) * kExactTokens * shape_.head_dim *
          static_cast<std::int64_t>(size_of(shape_.dtype));
@@ -365,23 +287,18 @@ std::int64_t HostKvStore::exact_offset(std::int64_t layer, std::int64_t kv_head)
 
 BlockedKeyView HostKvStore::keys(std::int64_t layer, std::int64_t kv_head) const {
   require_keys(layer, kv_head, KeyLayout::kBlocked);
-  return {
-      keys_.data() + head_offset(layer, kv_head), shape_.dtype, shape_.head_dim, shape_.capacity};
+  return {keys_.head(layer, kv_head), shape_.dtype, shape_.head_dim, shape_.capacity};
 }
 
 RowView HostKvStore::key_rows(std::int64_t layer, std::int64_t kv_head) const {
   require_keys(layer, kv_head, KeyLayout::kRows);
-  return {
-      keys_.data() + head_offset(layer, kv_head), shape_.dtype, shape_.head_dim, shape_.capacity};
+  return {keys_.head(layer, kv_head), shape_.dtype, shape_.head_dim, shape_.capacity};
 }
 
 RowView HostKvStore::values(std::int64_t layer, std::int64_t kv_head) const {
   require_head(layer, kv_head);
   require_precision("values", has_full_values(shape_), "value_codes()");
-  return {values_.data() + value_offset(layer, kv_head),
-          shape_.dtype,
-          shape_.head_dim,
-          shape_.capacity};
+  return {values_.head(layer, kv_head), shape_.dtype, shape_.head_dim, shape_.capacity};
 }
 
 ShadowKeyView HostKvStore::key_codes(std::int64_t layer,
@@ -403,11 +320,11 @@ RowView HostKvStore::exact_keys(std::int64_t layer, std::int64_t kv_head) const 
 QuantisedRowView HostKvStore::value_codes(std::int64_t layer, std::int64_t kv_head) const {
   require_head(layer, kv_head);
   require_precision("values", !has_full_values(shape_), "values()");
-  return {.rows = values_.data() + value_offset(layer, kv_head),
+  return {.rows = values_.head(layer, kv_head),
           .precision = shape_.value_precision,
           .dtype = shape_.dtype,
           .head_dim = shape_.head_dim,
-          .row_bytes = value_row_bytes(shape_),
+          .row_bytes = values_.shape().row_bytes,
           .capacity = shape_.capacity,
           .exact = exact_values_.data() + exact_offset(layer, kv_head),
           .num_exact = kExactTokens};
@@ -417,8 +334,8 @@ KvRowsView HostKvStore::key_rows_from(std::int64_t layer, std::int64_t slot) con
   require_keys(layer, 0, KeyLayout::kRows);
   require_tokens({slot, shape_.capacity}, shape_.capacity);
   const std::int64_t element = static_cast<std::int64_t>(size_of(shape_.dtype));
-  return {keys_.data() + head_offset(layer, 0) + slot * shape_.head_dim * element,
-          head_bytes(shape_) / element,
+  return {keys_.head(layer, 0) + slot * shape_.head_dim * element,
+          keys_.head_stride() / element,
           shape_.head_dim};
 }
 

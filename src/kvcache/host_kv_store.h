@@ -10,6 +10,8 @@
 // be, values as the rows of quantised_rows.h; the first kExactTokens slots stay as they are beside
 // them. stored_head.h reads all of them alike.
 // All layers of a KV head lie together, so that heads can be divided over memory nodes.
+// Addresses are there for the whole capacity and never move; memory comes with grow(), in blocks of
+// tokens over all layers and heads (kv_memory.h).
 // Addressed by slot, which is the token's position unless a method drops tokens for good; holds no
 // count (TokenMapper does). Writers and readers of disjoint slots may run at the same time, except
 // within one key block; of keys in 8 or 4 bits, the first write to kKeySegmentTokens slots also
@@ -17,35 +19,26 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
-#include <vector>
 
 #include "hybridgen/core/kv_views.h"
 #include "hybridgen/core/types.h"
+#include "kvcache/host_kv_shape.h"
+#include "kvcache/kv_memory.h"
 #include "kvcache/scoring_shadow.h"
-#include "memory/host_buffer.h"
-#include "memory/numa_division.h"
+#include "kvcache/tier_blocks.h"
+#include "memory/placed_memory.h"
 
 namespace hybridgen {
 
-struct HostKvShape {
-  std::int64_t num_layers = 0;
-  std::int64_t num_kv_heads = 0;  ///< G
-  std::int64_t head_dim = 0;      ///< D
-  DType dtype = DType::kFloat32;
-  std::int64_t capacity = 0;  ///< tokens asked for; rounded up to a multiple of 32 inside
-  KeyLayout key_layout = KeyLayout::kBlocked;
-  KvPrecision key_precision = KvPrecision::kFull;
-  KvPrecision value_precision = KvPrecision::kFull;
-  int numa_node = -1;  ///< -1: the system's choice
-  std::vector<NumaPart>
-      numa_parts{};  ///< nodes of the KV heads; if not empty, instead of numa_node
-};
+/// Where a block of a side that comes is to lie.
+using PlaceOfBlock = std::function<PagePlace(KvSide side, std::int64_t block)>;
 
 class HostKvStore {
  public:
   /// Throws ConfigError for non-positive sizes or a node that cannot be had, OutOfMemoryError if
-  /// the memory is not to be had.
+  /// the addresses are not to be had.
   explicit HostKvStore(const HostKvShape& shape);
 
   /// Bytes of K plus V that a store of this shape takes, in whatever precision.
@@ -54,6 +47,19 @@ class HostKvStore {
   static std::int64_t required_key_bytes(const HostKvShape& shape);
 
   const HostKvShape& shape() const { return shape_; }
+
+  /// Brings in memory for slots [0, tokens), which may be written and read from then on; whoever
+  /// reads beyond finds zeros. Nothing happens, at the cost of one comparison, where it is there.
+  /// `place_of` (null: the shape decides) says where new blocks go. Throws OutOfMemoryError if the
+  /// memory is not to be had, and can then be asked again.
+  void grow(std::int64_t tokens, const PlaceOfBlock& place_of = nullptr) {
+    if (tokens > grown_) grow_to(tokens, place_of);
+  }
+  /// Slots that may be written.
+  std::int64_t grown_tokens() const { return grown_; }
+  /// Of K, in whatever precision, or of V.
+  KvMemory& memory(KvSide side);
+  const KvMemory& memory(KvSide side) const;
 
   /// Whether keys in 8 or 4 bits of a layer have no centres and spreads yet. The first write fixes
   /// them by its own rows; call fix_channels before it where more rows are at hand.
@@ -65,7 +71,7 @@ class HostKvStore {
   void fix_channels(std::int64_t layer, std::int64_t kv_head, std::int64_t count, const void* keys);
 
   /// Copies K and V rows of `tokens` (count = tokens.size(), row 0 of the views is tokens.begin)
-  /// into layer `layer`. ConfigError if outside the capacity.
+  /// into layer `layer`. ConfigError if outside what has grown.
   void write(std::int64_t layer,
              TokenRange tokens,
              const KvRowsView& keys,
@@ -93,14 +99,12 @@ class HostKvStore {
   KvRowsView key_rows_from(std::int64_t layer, std::int64_t slot) const;
 
  private:
-  // Bytes from the first head to one of full rows, and to the values of one.
-  std::int64_t head_offset(std::int64_t layer, std::int64_t kv_head) const;
-  std::int64_t value_offset(std::int64_t layer, std::int64_t kv_head) const;
+  void grow_to(std::int64_t tokens, const PlaceOfBlock& place_of);
   std::int64_t exact_offset(std::int64_t layer, std::int64_t kv_head) const;
   void require_head(std::int64_t layer, std::int64_t kv_head) const;
   void require_keys(std::int64_t layer, std::int64_t kv_head, KeyLayout layout) const;
   // Keeps those of `tokens` that lie as they are beside codes.
-  void write_exact(HostBuffer& to,
+  void write_exact(PlacedMemory& to,
                    std::int64_t layer,
                    std::int64_t kv_head,
                    TokenRange tokens,
@@ -113,11 +117,12 @@ class HostKvStore {
                     std::int64_t stride_bytes);
 
   HostKvShape shape_;
-  HostBuffer keys_;                         ///< empty unless they are full
+  std::int64_t grown_ = 0;                  ///< tokens
+  KvMemory keys_;                           ///< empty unless they are full
   std::optional<ScoringShadow> key_codes_;  ///< unless they are full
-  HostBuffer values_;
-  HostBuffer exact_keys_;    ///< [G][L][kExactTokens][D] beside codes
-  HostBuffer exact_values_;  ///< the same
+  KvMemory values_;
+  PlacedMemory exact_keys_;    ///< [G][L][kExactTokens][D] beside codes
+  PlacedMemory exact_values_;  ///< the same
 };
 
 }  // namespace hybridgen

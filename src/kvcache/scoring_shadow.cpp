@@ -18,6 +18,7 @@ namespace {
 constexpr std::int64_t kGroup = 4;  // dimensions of a token that lie together
 constexpr std::int64_t kGroupBytes = kGroup * kKeyBlockTokens;
 constexpr std::int64_t kStepBytes = 2;  // bfloat16
+constexpr std::string_view kGrow = "grow the scoring shadow";
 
 std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -70,8 +71,14 @@ std::int64_t channel_bytes(const ShadowShape& shape) {
          static_cast<std::int64_t>(sizeof(float));
 }
 
-/// The node that the whole shadow lies on.
-int node_of(const ShadowShape& shape) { return shape.numa_parts.empty() ? shape.numa_node : -1; }
+KvMemoryShape memory_shape(const ShadowShape& shape) {
+  return {.num_kv_heads = shape.num_kv_heads,
+          .num_layers = shape.num_layers,
+          .capacity = shape.capacity,
+          .row_bytes = block_bytes(shape) / kKeyBlockTokens,
+          .place = shape.place,
+          .numa_parts = shape.numa_parts};
+}
 
 ShadowShape checked(ShadowShape shape) {
   constexpr std::int64_t kAny = std::numeric_limits<std::int64_t>::max();
@@ -98,6 +105,9 @@ ShadowShape checked(ShadowShape shape) {
                                    "capacity"));
   }
   shape.capacity = round_up(shape.capacity, kKeyBlockTokens);
+  if (shape.numa_parts.empty() && shape.numa_node != -1) {
+    shape.place = place_on_node(shape.numa_node);
+  }
   return shape;
 }
 
@@ -115,13 +125,14 @@ void require_count(std::int64_t count) {
 
 void require_tokens(TokenRange tokens, std::int64_t capacity) {
   if (tokens.begin < 0 || tokens.end < tokens.begin || tokens.end > capacity) {
-    throw ConfigError(message("[scoring shadow] tokens are [",
-                              tokens.begin,
-                              ", ",
-                              tokens.end,
-                              "); allowed: ranges inside [0, ",
-                              capacity,
-                              "); create the shadow with a larger capacity"));
+    throw ConfigError(message(
+        "[scoring shadow] tokens are [",
+        tokens.begin,
+        ", ",
+        tokens.end,
+        "); allowed: ranges inside [0, ",
+        capacity,
+        "); create the shadow with a larger capacity and let it grow before it is written"));
   }
 }
 
@@ -139,11 +150,28 @@ void pack_halves(std::uint8_t* codes, std::int64_t count) {
 
 ScoringShadow::ScoringShadow(const ShadowShape& shape)
     : shape_(checked(shape)),
-      blocks_(static_cast<std::size_t>(num_heads(shape_) * head_bytes(shape_)), node_of(shape_)),
-      channels_(static_cast<std::size_t>(channel_bytes(shape_)), node_of(shape_)),
-      is_calibrated_(static_cast<std::size_t>(num_heads(shape_) * num_segments(shape_))) {
-  prefer_nodes(shape_.numa_parts, blocks_.data(), shape_.num_layers * head_bytes(shape_));
-  prefer_nodes(shape_.numa_parts, channels_.data(), channel_bytes(shape_) / shape_.num_kv_heads);
+      blocks_(memory_shape(shape_)),
+      channels_(static_cast<std::size_t>(channel_bytes(shape_))),
+      is_calibrated_(static_cast<std::size_t>(num_heads(shape_) * num_segments(shape_))) {}
+
+void ScoringShadow::grow(std::int64_t tokens) {
+  if (tokens <= blocks_.grown_tokens()) return;
+  require_tokens({0, tokens}, shape_.capacity);
+  grow_channels(tokens);
+  blocks_.grow(tokens, kGrow);
+}
+
+void ScoringShadow::grow_channels(std::int64_t tokens) {
+  const std::int64_t segments = (tokens + segment_tokens(shape_) - 1) / segment_tokens(shape_);
+  const std::int64_t bytes = channel_bytes(shape_) / num_segments(shape_);
+  const auto page = static_cast<std::int64_t>(page_bytes());
+  const std::int64_t begin = round_up(num_grown_segments_ * bytes, page);
+  const std::int64_t end = round_up(segments * bytes, page);
+  if (end > begin) {
+    const ByteRange range{static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin)};
+    channels_.take(std::span<const ByteRange>(&range, 1), shape_.place, kGrow);
+  }
+  num_grown_segments_ = std::max(num_grown_segments_, segments);
 }
 
 std::int64_t ScoringShadow::required_bytes(const ShadowShape& shape) {
@@ -176,7 +204,7 @@ bool ScoringShadow::is_calibrated(std::int64_t layer) const {
 
 void ScoringShadow::write(std::int64_t layer, TokenRange tokens, const KvRowsView& keys) {
   require_index("layer", layer, shape_.num_layers);
-  require_tokens(tokens, shape_.capacity);
+  require_tokens(tokens, blocks_.grown_tokens());
   if (tokens.empty()) return;
   for (std::int64_t g = 0; g < shape_.num_kv_heads; ++g) {
     write_head(head_index(layer, g), tokens, rows_of(keys, g), keys.token_stride);
@@ -189,7 +217,7 @@ void ScoringShadow::write_row(std::int64_t layer,
                               const void* key) {
   require_index("layer", layer, shape_.num_layers);
   require_index("kv_head", kv_head, shape_.num_kv_heads);
-  require_index("slot", slot, shape_.capacity);
+  require_tokens({slot, slot + 1}, blocks_.grown_tokens());
   write_head(head_index(layer, kv_head), {slot, slot + 1}, key, shape_.head_dim);
 }
 
@@ -206,7 +234,7 @@ ShadowKeyView ScoringShadow::segment_of(std::int64_t head, std::int64_t token) c
   const std::int64_t first = token / segment_tokens(shape_) * segment_tokens(shape_);
   const float* channels = reinterpret_cast<const float*>(channels_.data()) +
                           segment_index(head, token) * 2 * shape_.head_dim;
-  return {.blocks = blocks_.data() + head * head_bytes(shape_) +
+  return {.blocks = blocks_.head(head % shape_.num_layers, head / shape_.num_layers) +
                     first / kKeyBlockTokens * block_bytes(shape_),
           .centres = channels,
           .spreads = channels + shape_.head_dim,
@@ -228,7 +256,7 @@ const void* ScoringShadow::rows_of(const KvRowsView& keys, std::int64_t kv_head)
 }
 
 std::int64_t ScoringShadow::segment_index(std::int64_t head, std::int64_t token) const {
-  return head * num_segments(shape_) + token / segment_tokens(shape_);
+  return token / segment_tokens(shape_) * num_heads(shape_) + head;
 }
 
 float* ScoringShadow::centres(std::int64_t segment_index) {
@@ -303,7 +331,7 @@ void ScoringShadow::write_in_segment(std::int64_t head,
   const std::int64_t row_bytes = stride * static_cast<std::int64_t>(size_of(shape_.dtype));
   const std::int64_t dim = padded_dim(shape_);
   const int largest = is_int4(shape_) ? 15 : 255;
-  std::byte* blocks = blocks_.data() + head * head_bytes(shape_);
+  std::byte* blocks = blocks_.head(head % shape_.num_layers, head / shape_.num_layers);
   std::array<float, kMaxShadowHeadDim> row;
   // The codes of padding meet queries of 0.
   std::array<std::uint8_t, kMaxShadowHeadDim> codes{};

@@ -16,8 +16,9 @@
 
 #include "hybridgen/core/kv_views.h"
 #include "hybridgen/core/types.h"
-#include "memory/host_buffer.h"
-#include "memory/numa_division.h"
+#include "hybridgen/memory/numa_part.h"
+#include "kvcache/kv_memory.h"
+#include "memory/placed_memory.h"
 
 namespace hybridgen {
 
@@ -32,7 +33,8 @@ struct ShadowShape {
   std::int64_t segment_tokens = 0;
   int numa_node = -1;  ///< -1: the system's choice
   std::vector<NumaPart>
-      numa_parts{};  ///< nodes of the KV heads; if not empty, instead of numa_node
+      numa_parts{};   ///< nodes of the KV heads; if not empty, instead of numa_node
+  PagePlace place{};  ///< of what grows; numa_node decides where that is given
 };
 
 /// Addressed by slot, like HostKvStore. Once a (layer, KV head) is calibrated, tokens do not
@@ -40,7 +42,7 @@ struct ShadowShape {
 class ScoringShadow {
  public:
   /// Throws ConfigError for sizes out of range or a node that cannot be had, OutOfMemoryError if
-  /// the memory is not to be had.
+  /// the addresses are not to be had.
   explicit ScoringShadow(const ShadowShape& shape);
 
   /// Bytes that a shadow of this shape takes.
@@ -50,6 +52,12 @@ class ScoringShadow {
   static constexpr std::int64_t kFewestRows = 64;
 
   const ShadowShape& shape() const { return shape_; }
+
+  /// As HostKvStore::grow.
+  void grow(std::int64_t tokens);
+  /// Only of the channels of the segments that hold [0, tokens).
+  void grow_channels(std::int64_t tokens);
+  KvMemory& memory() { return blocks_; }
 
   /// Fixes centres and spreads of a layer's first segment by `count` >= 1 keys that resemble those
   /// to come. The first write does it with its own keys; call this before it where more are at
@@ -62,7 +70,7 @@ class ScoringShadow {
   void calibrate(std::int64_t layer, std::int64_t kv_head, std::int64_t count, const void* keys);
   bool is_calibrated(std::int64_t layer) const;
 
-  /// Rows of `tokens` (row 0 of the view is tokens.begin). ConfigError if outside the capacity.
+  /// Rows of `tokens` (row 0 of the view is tokens.begin). ConfigError if outside what has grown.
   void write(std::int64_t layer, TokenRange tokens, const KvRowsView& keys);
 
   /// One row [D] of one KV head.
@@ -91,9 +99,11 @@ class ScoringShadow {
                         std::int64_t stride);
 
   ShadowShape shape_;
-  HostBuffer blocks_;
-  HostBuffer channels_;                      ///< float32 [G, L, segments, 2, D]: centres, spreads
-  std::vector<std::uint8_t> is_calibrated_;  ///< [G, L, segments]
+  KvMemory blocks_;
+  /// float32 [segments, G, L, 2, D]: centres, spreads. Segments first, as they come with tokens.
+  PlacedMemory channels_;
+  std::int64_t num_grown_segments_ = 0;
+  std::vector<std::uint8_t> is_calibrated_;  ///< [segments, G, L]
 };
 
 }  // namespace hybridgen

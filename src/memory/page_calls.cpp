@@ -5,7 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
+#include <atomic>
 #include <cerrno>
 #include <fstream>
 
@@ -113,10 +113,18 @@ class SystemPageCalls final : public PageCalls {
   }
 
   std::int64_t free_bytes(std::span<const int> nodes) override {
-    if (nodes.empty()) return available_host_bytes();
+    if (nodes.empty()) {
+      const std::int64_t all = available_host_bytes();
+      sure_bytes_ = std::min(all / 16, kMostSureBytes);
+      return all;
+    }
     std::int64_t bytes = 0;
     for (const int node : nodes) bytes += available_node_bytes(node);
     return std::min(bytes, available_host_bytes());
+  }
+
+  bool has_surely(std::int64_t bytes) override {
+    return bytes <= kMostSureBytes && (sure_bytes_ -= bytes) >= 0;
   }
 
   std::int64_t huge_bytes(std::span<const PageSpan> spans) override {
@@ -135,6 +143,9 @@ class SystemPageCalls final : public PageCalls {
   }
 
  private:
+  // Others take memory, too: so much may come between two looks at how much there is.
+  static constexpr std::int64_t kMostSureBytes = std::int64_t{64} << 20;
+
   static int word_for(PageAdvice advice) {
     switch (advice) {
       case PageAdvice::kGiveBack:
@@ -148,6 +159,8 @@ class SystemPageCalls final : public PageCalls {
     }
     return MADV_COLLAPSE;
   }
+
+  std::atomic<std::int64_t> sure_bytes_{0};
 };
 
 PageCalls*& current_calls() {

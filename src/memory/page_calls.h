@@ -58,6 +58,9 @@ class PageCalls {
 
   /// Bytes that `nodes` (empty: all nodes) could still give to this process.
   virtual std::int64_t free_bytes(std::span<const int> nodes) = 0;
+  /// Whether all nodes together can give that many, by what was last read: that costs about a
+  /// millisecond. Counts them as taken if so.
+  virtual bool has_surely(std::int64_t /*bytes*/) { return false; }
   /// Bytes of `spans` on huge pages.
   virtual std::int64_t huge_bytes(std::span<const PageSpan> spans) = 0;
   /// "always": the system makes huge pages unasked, also of what is hardly used; "madvise", "never"

@@ -11,6 +11,7 @@
 
 #include "hybridgen/core/error.h"
 #include "memory/huge_pages.h"
+#include "memory/numa.h"
 
 namespace hybridgen {
 namespace {
@@ -129,6 +130,12 @@ int for_each_page(PageCalls& calls, std::span<const PageSpan> spans, const Visit
 
 }  // namespace
 
+PagePlace place_on_node(int node) {
+  static_cast<void>(find_numa_node(node));
+  if (numa_nodes().size() < 2) return {};
+  return {.nodes = {node}, .setting = "KVConfig(dram=...) or leave CpuConfig(numa=...) out"};
+}
+
 std::int64_t PagesFound::bytes() const {
   std::int64_t sum = 0;
   for (const auto& [node, bytes] : by_node) sum += bytes;
@@ -205,7 +212,7 @@ void PlacedMemory::take(std::span<const ByteRange> ranges,
                         const PagePlace& place,
                         std::string_view operation) {
   const auto wanted = static_cast<std::int64_t>(sum_of(ranges));
-  if (wanted == 0) return;
+  if (wanted == 0 || (place.nodes.empty() && calls_->has_surely(wanted))) return;
   const std::int64_t free = calls_->free_bytes(place.nodes) - kReserveBytes;
   if (wanted > free) throw full(place, wanted, free, operation);
   if (place.nodes.empty()) return;
@@ -308,13 +315,23 @@ bool PlacedMemory::may_join(std::size_t unit) {
   return true;
 }
 
-void PlacedMemory::join(ByteRange range) {
+bool PlacedMemory::is_on_one_node(PageSpan span) const {
+  int first = -1;
+  bool is_one = true;
+  const int error = for_each_page(*calls_, std::span<const PageSpan>(&span, 1), [&](int node) {
+    if (first == -1) first = node;
+    is_one &= node == -1 || node == first;
+  });
+  return error == 0 && is_one;
+}
+
+void PlacedMemory::join(ByteRange range, bool asks_nodes) {
   for (std::size_t at = range.begin; at < range.begin + range.bytes; at += kHugePageBytes) {
     const std::size_t unit = at / kHugePageBytes;
-    if (!may_join(unit)) continue;
+    const PageSpan span{span_.data + at, kHugePageBytes};
+    if ((asks_nodes && !is_on_one_node(span)) || !may_join(unit)) continue;
     is_joined_[unit] = true;
     count_asked_huge_pages(static_cast<std::int64_t>(kHugePageBytes));
-    const PageSpan span{span_.data + at, kHugePageBytes};
     if (never_joins_) static_cast<void>(calls_->advise(span, PageAdvice::kMayJoin));
     // Where nothing is there yet, not even zeros that were read, there is nothing to join.
     static_cast<void>(*static_cast<volatile std::byte*>(span.data));

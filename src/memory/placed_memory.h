@@ -35,6 +35,9 @@ struct PagePlace {
   std::string setting{};            ///< the option that sets how much there is, for messages
 };
 
+/// That node, strictly, or anywhere where the machine has no other. ConfigError for an unknown one.
+PagePlace place_on_node(int node);
+
 /// What came of PlacedMemory::move().
 struct PageMove {
   std::int64_t moved_bytes = 0;
@@ -84,7 +87,8 @@ class PlacedMemory {
 
   /// Makes huge pages of `range`, multiples of 2 MiB from the start, with what is written there and
   /// zeros elsewhere. Only where asked: no other page is ever huge. Advice only. By one thread.
-  void join(ByteRange range);
+  /// `asks_nodes`: small pages on several nodes stay as they are, as a huge one lies on one.
+  void join(ByteRange range, bool asks_nodes = false);
 
   /// Asks the system about every page.
   PagesFound found(std::span<const ByteRange> ranges) const;
@@ -93,6 +97,7 @@ class PlacedMemory {
   PageSpan span_of(ByteRange range) const { return {span_.data + range.begin, range.bytes}; }
   void take_piece(ByteRange piece, const PagePlace& place, std::string_view operation);
   bool may_join(std::size_t unit);
+  bool is_on_one_node(PageSpan span) const;
 
   PageCalls* calls_ = nullptr;
   PageSpan span_;                ///< in use

@@ -47,6 +47,7 @@ class ShadowScoring final : public KeyProxy {
     if (num_offloaded == 0) {
       return;
     }
+    shadow_.grow(num_offloaded);
     at::parallel_for(0, shadow_.shape().num_layers, 1, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t layer = begin; layer < end; ++layer) {
         const KvRowsView keys = host->key_rows_from(layer, 0);
@@ -60,6 +61,7 @@ class ShadowScoring final : public KeyProxy {
     if (calibrated_by_ < 0) {
       return;  // all at once when the prompt is read
     }
+    shadow_.grow(rows.tokens.end);
     if (!shadow_.is_calibrated(rows.layer)) {
       // The prompt left nothing: what is still on the device resembles what comes more than one
       // key.

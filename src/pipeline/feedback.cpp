@@ -105,6 +105,7 @@ void retain_new_token(LoopContext& loop,
     }
     return;
   }
+  grow_host(request, std::ranges::max(loop.new_slots) + 1);
   const HostRows rows = leaving_rows(request, layer, newest);
   const auto element = static_cast<std::int64_t>(size_of(request.host->shape().dtype));
   for (std::int64_t g = 0; g < loop.config().num_kv_heads; ++g) {

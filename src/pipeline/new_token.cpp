@@ -20,6 +20,9 @@ void make_room(LoopContext& loop, RequestState& request) {
   HYBRIDGEN_DCHECK(room >= plan.tokens.size() || request.parts.placement != nullptr, room);
   const TokenRange moving{plan.tokens.begin,
                           plan.tokens.begin + std::min(room, plan.tokens.size())};
+  if (!moving.empty()) {
+    grow_host(request, moving.end);
+  }
   const std::int64_t first = request.resident.first_slot();
   for (std::int64_t layer = 0; layer < loop.config().num_layers; ++layer) {
     const at::Tensor& keys = request.resident.keys(layer);
@@ -73,6 +76,7 @@ void add_token(LoopContext& loop, RequestState& request) {
   request.tokens.append(1);
   if (loop.method.residency == Residency::kNone) {
     const std::int64_t newest = request.tokens.num_tokens() - 1;
+    grow_host(request, newest + 1);
     request.tokens.offload({newest, newest + 1});
   } else {
     [[maybe_unused]] const std::int64_t slot = request.resident.append_slot();

@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/cat.h>
 
+#include <algorithm>
+
 namespace hybridgen {
 namespace {
 
@@ -25,6 +27,18 @@ HostRows leaving_rows(RequestState& request, std::int64_t layer, std::int64_t fi
     return host_rows(request.resident.keys(layer), request.resident.values(layer), first);
   }
   return {request.leaving->keys(layer), request.leaving->values(layer)};
+}
+
+void grow_host(RequestState& request, std::int64_t tokens) {
+  HostKvStore& host = *request.host;
+  if (tokens <= host.grown_tokens()) {
+    return;
+  }
+  // What the prompt will need in any case comes at once, mostly in huge pages of its own.
+  const RequestPlan& plan = request.plan;
+  const std::int64_t sure =
+      std::clamp<std::int64_t>(plan.shape.prompt_tokens - plan.window, 0, plan.max_offloaded);
+  host.grow(host.shape().place.nodes.empty() ? std::max(tokens, sure) : tokens);
 }
 
 bool wants_channels(const RequestState& request, std::int64_t layer, std::int64_t leaving) {

@@ -33,6 +33,10 @@ inline const void* row_of(const KvRowsView& rows,
          (kv_head * rows.head_stride + row * rows.token_stride) * element;
 }
 
+/// Memory for [0, tokens) on the host, before they are written there: on the driver thread. Host
+/// jobs may read what is there meanwhile. Throws what HostKvStore::grow does.
+void grow_host(RequestState& request, std::int64_t tokens);
+
 /// Whether the `leaving` rows of a layer go to a host that keeps keys in 8 or 4 bits, does not know
 /// yet what its channels look like, and could not tell from so few.
 bool wants_channels(const RequestState& request, std::int64_t layer, std::int64_t leaving);

@@ -43,6 +43,11 @@ at::Tensor Prefill::run_chunk(RequestState& request,
   at::Tensor ids = at::empty({count}, at::kLong);
   std::copy(tokens.begin(), tokens.end(), ids.mutable_data_ptr<std::int64_t>());
   at::arange_out(ws_.positions, first_position, first_position + count, 1);
+  const std::int64_t keep = rows_to_keep(request, request.resident.size() + count);
+  const std::int64_t leaving = request.resident.size() + count - keep;
+  if (leaving > 0) {
+    grow_host(request, request.tokens.num_offloaded() + leaving);
+  }
   model_.embed(ops_, ids.to(model_.device().device()), ws_);
 
   for (std::int64_t layer = 0; layer < config.num_layers; ++layer) {
@@ -54,8 +59,6 @@ at::Tensor Prefill::run_chunk(RequestState& request,
     model_.finish_block(ops_, layer, ws_);
   }
   // All layers hold the same rows now: record where the tokens are.
-  const std::int64_t keep = rows_to_keep(request, request.resident.size() + count);
-  const std::int64_t leaving = request.resident.size() + count - keep;
   request.tokens.append(count);
   request.tokens.offload(
       {request.tokens.num_offloaded(), request.tokens.num_offloaded() + leaving});
@@ -280,6 +283,7 @@ void Prefill::keep_layer(RequestState& request, std::int64_t layer, ResidentCach
     }
     const at::Tensor host_keys = keys.cpu().contiguous();
     const at::Tensor host_values = values.cpu().contiguous();
+    grow_host(request, count);
     request.host->fix_channels(layer, g, count, host_keys.const_data_ptr());
     for (std::int64_t slot = 0; slot < count; ++slot) {
       request.host->write_row(layer,

@@ -54,6 +54,7 @@ double recall(ShadowPrecision precision,
                         .head_dim = kDim,
                         .capacity = kTokens,
                         .precision = precision});
+  shadow.grow(shadow.shape().capacity);
   // The first tokens fix centres and spreads.
   shadow.calibrate(0, first_tokens, {keys.data(), 0, kDim});
   shadow.write(0, {0, kTokens}, {keys.data(), 0, kDim});

@@ -93,6 +93,7 @@ TYPED_TEST(HostKvStoreOf, ReadsBackWhatWasWrittenForAnyRange) {
                                   TokenRange{40, 99},
                                   TokenRange{64, 96}}) {
     HostKvStore store(this->kShape);
+    store.grow(store.shape().capacity);
     this->write(store, 1, tokens);
     this->expect_read(store, 1, tokens);
   }
@@ -104,6 +105,7 @@ TYPED_TEST(HostKvStoreOf, OverSeveralNodesReadsBackWhatWasWritten) {
     shape.key_layout = layout;
     shape.numa_parts = {{0, 0, 1, {}}, {1, 1, 0, {}}, {2, 1, 2, {}}};
     HostKvStore store(shape);
+    store.grow(store.shape().capacity);
     this->write(store, 0, {0, 100});
     this->write(store, 1, {0, 100});
     this->expect_read(store, 0, {0, 100});
@@ -112,6 +114,7 @@ TYPED_TEST(HostKvStoreOf, OverSeveralNodesReadsBackWhatWasWritten) {
     if (layout == KeyLayout::kBlocked) continue;
     const KvRowsView rows = store.key_rows_from(1, 31);
     HostKvStore copy(shape);
+    copy.grow(copy.shape().capacity);
     copy.write(1, {31, 70}, rows, rows);
     for (std::int64_t g = 0; g < shape.num_kv_heads; ++g) {
       const auto bytes = static_cast<std::size_t>(39 * shape.head_dim) * sizeof(TypeParam);
@@ -126,6 +129,7 @@ TYPED_TEST(HostKvStoreOf, OverSeveralNodesReadsBackWhatWasWritten) {
 
 TYPED_TEST(HostKvStoreOf, WritingInRaggedPiecesEqualsWritingAtOnce) {
   HostKvStore store(this->kShape);
+  store.grow(store.shape().capacity);
   std::int64_t begin = 0;
   for (const std::int64_t size : {1, 30, 2, 33, 1, 33}) {
     this->write(store, 0, {begin, begin + size});
@@ -141,6 +145,7 @@ TYPED_TEST(HostKvStoreOf, KeysInRowsReadBackAndLieInRows) {
   HostKvShape shape = this->kShape;
   shape.key_layout = KeyLayout::kRows;
   HostKvStore store(shape);
+  store.grow(store.shape().capacity);
   this->write(store, 1, {0, 41});
   this->write(store, 1, {41, 100});
   this->expect_read(store, 1, {0, 100});
@@ -157,6 +162,7 @@ TYPED_TEST(HostKvStoreOf, OneRowReplacesOneSlotOfOneHead) {
     HostKvShape shape = this->kShape;
     shape.key_layout = layout;
     HostKvStore store(shape);
+    store.grow(store.shape().capacity);
     this->write(store, 0, {0, 100});
     std::vector<TypeParam> key(10);
     std::vector<TypeParam> value(10);
@@ -182,6 +188,7 @@ TYPED_TEST(HostKvStoreOf, OneRowReplacesOneSlotOfOneHead) {
 
 TYPED_TEST(HostKvStoreOf, AWriteLeavesAllOtherTokensAlone) {
   HostKvStore store(this->kShape);
+  store.grow(store.shape().capacity);
   this->write(store, 0, {0, 100});
   this->write(store, 1, {0, 100});
   const std::vector<TypeParam> zeros(1000, TypeParam{0});
@@ -194,6 +201,7 @@ TYPED_TEST(HostKvStoreOf, AWriteLeavesAllOtherTokensAlone) {
 
 TYPED_TEST(HostKvStoreOf, KeysLieDimensionMajorInBlocksOf32Tokens) {
   HostKvStore store(this->kShape);
+  store.grow(store.shape().capacity);
   this->write(store, 1, {0, 100});
   for (std::int64_t g = 0; g < this->kShape.num_kv_heads; ++g) {
     const BlockedKeyView view = store.keys(1, g);
@@ -212,6 +220,7 @@ TYPED_TEST(HostKvStoreOf, KeysLieDimensionMajorInBlocksOf32Tokens) {
 
 TYPED_TEST(HostKvStoreOf, ValuesLieRowAfterRow) {
   HostKvStore store(this->kShape);
+  store.grow(store.shape().capacity);
   this->write(store, 1, {0, 100});
   const RowView view = store.values(1, 2);
   const auto* data = static_cast<const TypeParam*>(view.data);
@@ -282,6 +291,7 @@ TEST(HostKvStore, OfAnUnknownNodeIsRefused) {
 
 TEST(HostKvStore, RejectsWhatLiesOutside) {
   HostKvStore store(kSmall);
+  store.grow(store.shape().capacity);
   std::vector<float> rows(4 * 64);
   const KvRowsView view{rows.data(), 0, 4};
   EXPECT_THROW(store.write(1, {0, 1}, view, view), ConfigError);

@@ -101,6 +101,7 @@ class ScoringShadowOf : public testing::TestWithParam<ShadowPrecision> {};
 TEST_P(ScoringShadowOf, HoldsEveryKeyToHalfAStep) {
   Keys keys;
   ScoringShadow shadow(shape_of(GetParam()));
+  shadow.grow(shadow.shape().capacity);
   shadow.write(1, {0, kTokens}, keys.from(0));
   for (std::int64_t g = 0; g < kHeads; ++g) {
     const ShadowKeyView view = shadow.keys(1, g);
@@ -119,6 +120,7 @@ TEST_P(ScoringShadowOf, ATokensStepIsTheLeastThatHoldsItsLargestElement) {
   Keys keys;
   for (std::int64_t d = 0; d < kDim; ++d) keys.at(0, 50, d) *= 1000.0F;
   ScoringShadow shadow(shape_of(GetParam()));
+  shadow.grow(shadow.shape().capacity);
   shadow.calibrate(0, 40, keys.from(0));
   shadow.write(0, {0, kTokens}, keys.from(0));
   const ShadowKeyView view = shadow.keys(0, 0);
@@ -138,8 +140,11 @@ TEST_P(ScoringShadowOf, ATokensStepIsTheLeastThatHoldsItsLargestElement) {
 TEST_P(ScoringShadowOf, WritingInPiecesEqualsWritingAtOnce) {
   const Keys keys;
   ScoringShadow whole(shape_of(GetParam()));
+  whole.grow(whole.shape().capacity);
   ScoringShadow pieces(shape_of(GetParam()));
+  pieces.grow(pieces.shape().capacity);
   ScoringShadow rows(shape_of(GetParam()));
+  rows.grow(rows.shape().capacity);
   for (ScoringShadow* shadow : {&whole, &pieces, &rows}) {
     for (const std::int64_t layer : {0, 1}) shadow->calibrate(layer, kTokens, keys.from(0));
   }
@@ -165,10 +170,12 @@ TEST_P(ScoringShadowOf, WritingInPiecesEqualsWritingAtOnce) {
 TEST_P(ScoringShadowOf, CalibratedAnewAndWrittenAgainEqualsANewOne) {
   const Keys keys;
   ScoringShadow renewed(shape_of(GetParam()));
+  renewed.grow(renewed.shape().capacity);
   renewed.write(0, {0, 20}, keys.from(0));
   renewed.calibrate(0, kTokens, keys.from(0));
   renewed.write(0, {0, kTokens}, keys.from(0));
   ScoringShadow fresh(shape_of(GetParam()));
+  fresh.grow(fresh.shape().capacity);
   fresh.write(0, {0, kTokens}, keys.from(0));
   EXPECT_TRUE(bytes_of(renewed) == bytes_of(fresh));
 }
@@ -176,6 +183,7 @@ TEST_P(ScoringShadowOf, CalibratedAnewAndWrittenAgainEqualsANewOne) {
 TEST_P(ScoringShadowOf, ARowReplacesItsOwnTokenOnly) {
   Keys keys;
   ScoringShadow shadow(shape_of(GetParam()));
+  shadow.grow(shadow.shape().capacity);
   shadow.write(0, {0, kTokens}, keys.from(0));
   const std::vector<std::byte> before = bytes_of(shadow);
   const std::vector<float> other(kDim, 3.0F);
@@ -192,6 +200,7 @@ TEST_P(ScoringShadowOf, TheSameNumbersInAnyTypeGiveTheSameBytes) {
   Keys keys;
   for (float& value : keys.data) value = std::round(value);  // exact in all types
   ScoringShadow wide(shape_of(GetParam()));
+  wide.grow(wide.shape().capacity);
   wide.write(0, {0, kTokens}, keys.from(0));
   for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
     std::vector<std::uint16_t> narrow;
@@ -204,6 +213,7 @@ TEST_P(ScoringShadowOf, TheSameNumbersInAnyTypeGiveTheSameBytes) {
           static_cast<std::uint16_t>(dtype == DType::kBFloat16 ? bits >> 16 : sign | half));
     }
     ScoringShadow shadow(shape_of(GetParam(), dtype));
+    shadow.grow(shadow.shape().capacity);
     shadow.write(0, {0, kTokens}, {narrow.data(), Keys::kHeadStride, Keys::kStride});
     EXPECT_TRUE(bytes_of(shadow) == bytes_of(wide)) << name_of(dtype);
   }
@@ -212,6 +222,7 @@ TEST_P(ScoringShadowOf, TheSameNumbersInAnyTypeGiveTheSameBytes) {
 TEST_P(ScoringShadowOf, ChannelsAreCentredAtTheMeanAndSpreadByTheDeviationOfTheFirstKeys) {
   Keys keys;
   ScoringShadow shadow(shape_of(GetParam()));
+  shadow.grow(shadow.shape().capacity);
   EXPECT_FALSE(shadow.is_calibrated(1));
   shadow.write(1, {0, 60}, keys.from(0));
   EXPECT_TRUE(shadow.is_calibrated(1));
@@ -229,9 +240,11 @@ TEST_P(ScoringShadowOf, ChannelsAreCentredAtTheMeanAndSpreadByTheDeviationOfTheF
 TEST_P(ScoringShadowOf, AFewKeysFarFromAllOthersDoNotWidenTheSpreads) {
   Keys keys;
   ScoringShadow shadow(shape_of(GetParam()));
+  shadow.grow(shadow.shape().capacity);
   shadow.calibrate(0, kTokens, keys.from(0));
   keys.at(1, 0, 6) = 1000.0F;
   ScoringShadow with_sink(shape_of(GetParam()));
+  with_sink.grow(with_sink.shape().capacity);
   with_sink.calibrate(0, kTokens, keys.from(0));
   // One key of a hundred less.
   const float without = shadow.keys(0, 1).spreads[6];
@@ -246,6 +259,7 @@ TEST_P(ScoringShadowOf, KeysThatAllDifferInAChannelOfTheirOwnAreMeasuredAll) {
   std::vector<float> keys(static_cast<std::size_t>(kTokens * kTokens));
   for (std::int64_t t = 0; t < kTokens; ++t) keys[static_cast<std::size_t>(t * kTokens + t)] = 1.0F;
   ScoringShadow shadow(shape);
+  shadow.grow(shadow.shape().capacity);
   shadow.calibrate(0, kTokens, {keys.data(), 0, kTokens});
   // One of a hundred is 1: the mean is 0.01, the deviation the root of 0.01 * 0.99.
   EXPECT_NEAR(shadow.keys(0, 0).centres[50], 0.01, 1e-6);
@@ -256,6 +270,7 @@ TEST_P(ScoringShadowOf, AChannelThatStandsStillKeepsASmallSpread) {
   Keys keys;
   for (std::int64_t t = 0; t < kTokens; ++t) keys.at(0, t, 4) = -8.0F;
   ScoringShadow shadow(shape_of(GetParam()));
+  shadow.grow(shadow.shape().capacity);
   shadow.write(0, {0, kTokens}, keys.from(0));
   const ShadowKeyView view = shadow.keys(0, 0);
   double squares = 0.0;
@@ -271,6 +286,7 @@ TEST_P(ScoringShadowOf, EqualKeysAreHeldExactly) {
   Keys keys;
   std::ranges::fill(keys.data, 2.5F);
   ScoringShadow shadow(shape_of(GetParam()));
+  shadow.grow(shadow.shape().capacity);
   shadow.write(0, {0, kTokens}, keys.from(0));
   EXPECT_EQ(shadow.keys(0, 0).spreads[3], 1.0F);
   EXPECT_EQ(stored(shadow.keys(0, 0), 40, 3).value, 2.5);
@@ -281,6 +297,7 @@ TEST_P(ScoringShadowOf, HoldsHugeAndVanishingKeys) {
     Keys keys;
     for (float& value : keys.data) value *= size;
     ScoringShadow shadow(shape_of(GetParam()));
+    shadow.grow(shadow.shape().capacity);
     shadow.write(0, {0, kTokens}, keys.from(0));
     for (std::int64_t t = 0; t < kTokens; ++t) {
       const Stored found = stored(shadow.keys(0, 1), t, 2);
@@ -294,7 +311,9 @@ TEST_P(ScoringShadowOf, HoldsHugeAndVanishingKeys) {
 TEST_P(ScoringShadowOf, AKeyThatIsNotFiniteHasNoStepAndDisturbsNoOther) {
   Keys keys;
   ScoringShadow clean(shape_of(GetParam()));
+  clean.grow(clean.shape().capacity);
   ScoringShadow shadow(shape_of(GetParam()));
+  shadow.grow(shadow.shape().capacity);
   clean.calibrate(0, 70, keys.from(0));
   clean.write(0, {0, kTokens}, keys.from(0));
   keys.at(1, 75, 3) = std::numeric_limits<float>::quiet_NaN();
@@ -309,6 +328,7 @@ TEST_P(ScoringShadowOf, AKeyThatIsNotFiniteHasNoStepAndDisturbsNoOther) {
   }
   // Nor does it enter centres and spreads.
   ScoringShadow calibrated(shape_of(GetParam()));
+  calibrated.grow(calibrated.shape().capacity);
   calibrated.calibrate(0, kTokens, keys.from(0));
   EXPECT_TRUE(std::isfinite(calibrated.keys(0, 1).centres[3]));
   EXPECT_TRUE(std::isfinite(calibrated.keys(0, 1).spreads[3]));
@@ -324,6 +344,7 @@ TEST_P(ScoringShadowOf, RequiredBytesCoverCodesStepsAndChannels) {
 TEST_P(ScoringShadowOf, RejectsWhatLiesOutside) {
   const Keys keys;
   ScoringShadow shadow(shape_of(GetParam()));
+  shadow.grow(shadow.shape().capacity);
   const KvRowsView view = keys.from(0);
   EXPECT_THROW(shadow.write(2, {0, 1}, view), ConfigError);
   EXPECT_THROW(shadow.write(0, {-1, 1}, view), ConfigError);
@@ -341,8 +362,10 @@ TEST_P(ScoringShadowOf, OverSeveralNodesHoldsTheSame) {
   Keys keys;
   ShadowShape shape = shape_of(GetParam());
   ScoringShadow whole(shape);
+  whole.grow(whole.shape().capacity);
   shape.numa_parts = {{0, 0, 2, {}}, {1, 2, 1, {}}};
   ScoringShadow divided(shape);
+  divided.grow(divided.shape().capacity);
   for (ScoringShadow* shadow : {&whole, &divided}) {
     shadow->calibrate(1, kTokens, keys.from(0));
     shadow->write(0, {0, kTokens}, keys.from(0));

@@ -92,6 +92,7 @@ class StoredHeads : public testing::TestWithParam<Setting> {
   }
   HostKvStore filled_store() const {
     HostKvStore store = empty_store();
+    store.grow(store.shape().capacity);
     store.write(1, {0, kTokens}, keys_.from(0), values_.from(0));
     return store;
   }
@@ -236,6 +237,7 @@ TEST_P(StoredHeads, WrittenInPiecesOrByRowsHoldTheSameOnceTheChannelsAreFixed) {
   const std::vector<std::byte> whole = read_all(filled_store(), {0, 1000});
   for (const std::int64_t piece : {1, 7, 64, 999}) {
     HostKvStore store = empty_store();
+    store.grow(kTokens);
     store.fix_channels(1, 1024, keys_.from(0));  // the rows that the whole write fixes them by
     for (std::int64_t begin = 0; begin < 1000; begin += piece) {
       const TokenRange tokens{begin, std::min<std::int64_t>(begin + piece, 1000)};
@@ -307,6 +309,7 @@ TEST(StoredHead, ASegmentIsCalibratedByItsOwnRowsOrByTheSegmentBefore) {
                        .head_dim = kDim,
                        .capacity = kCount,
                        .key_precision = KvPrecision::kInt4});
+    store.grow(store.shape().capacity);
     for (std::int64_t begin = 0; begin < kCount; begin += piece) {
       const KvRowsView view{rows.data() + begin * kDim, 0, kDim};
       store.write(0, {begin, begin + piece}, view, view);

@@ -60,6 +60,7 @@ struct Keys {
                .key_layout = layout}),
         resident(config(), tensor.options(), kTokens) {
     const KvRowsView view{tensor.const_data_ptr(), kTokens * kDim, kDim};
+    store.grow(kOffloaded);
     store.write(0, {0, kOffloaded}, view, view);
   }
 

@@ -49,6 +49,7 @@ Result attend(double attn_sparsity) {
   const float ln2 = std::log(2.0F);
   const std::vector<float> keys = {0.0F, ln2, 2.0F * ln2};
   const std::vector<float> values = {8.0F, 0.0F, 2.0F};
+  request.host->grow(3);
   request.host->write(0, {0, 3}, {keys.data(), 3, 1}, {values.data(), 3, 1});
   HostJob job;
   job.payload = Payload::kKeys;

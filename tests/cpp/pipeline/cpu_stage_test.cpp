@@ -81,6 +81,7 @@ struct Request {
       all.insert(all.end(), from, from + kDim);
     }
     const KvRowsView view = {all.data(), count * kDim, kDim};
+    store.grow(count);
     store.write(0, {0, count}, view, view);
     written = std::move(all);
   }

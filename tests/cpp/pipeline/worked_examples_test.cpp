@@ -138,6 +138,7 @@ class Split {
     const std::int64_t n_c = problem_.num_offloaded;
     const std::int64_t dim = problem_.dim();
     const std::int64_t stride = problem_.num_tokens() * dim;
+    store_.grow(store_.shape().capacity);
     store_.write(0,
                  {0, n_c},
                  {problem_.keys.const_data_ptr(), stride, dim},

@@ -62,6 +62,7 @@ struct Fixture {
                                                    : static_cast<const void*>(bits.data()),
                           0,
                           head_dim};
+    store.grow(tokens.end);
     store.write(0, tokens, view, view);
     selector->on_offload(0, 0, tokens, store.keys(0, 0));
   }
@@ -293,6 +294,7 @@ TEST(BlockDigestsSelector, ElementTypesAgreeOnKeysThatAllHoldExactly) {
 TEST(BlockDigestsSelector, HeadsAndLayersHaveTheirOwnDigests) {
   const auto selector = make_block_digests_selector({.num_layers = 2, .num_kv_heads = 2});
   HostKvStore store({.num_layers = 2, .num_kv_heads = 2, .head_dim = 1, .capacity = 128});
+  store.grow(store.shape().capacity);
   // Head 0 has its large key in block 0, head 1 in block 1; in layer 1 the other way round.
   for (std::int64_t layer = 0; layer < 2; ++layer) {
     std::vector<float> keys(128, 0.0F);
@@ -368,6 +370,7 @@ TEST(BlockDigestsSelector, OfKeysInFewerBitsDigestsWhatTheStoreGivesBack) {
                        .head_dim = kDim,
                        .capacity = kTokens,
                        .key_precision = precision});
+    codes.grow(codes.shape().capacity);
     Fixture told_of_codes(kDim, 2);
     std::mt19937 random(7);
     std::normal_distribution<float> normal;

@@ -72,6 +72,7 @@ class AnySelector : public testing::TestWithParam<std::string> {
   static std::unique_ptr<TokenSelector> after_offload(std::int64_t num_offloaded) {
     std::unique_ptr<TokenSelector> selector = make_selector(GetParam(), kShape);
     HostKvStore store({.num_layers = 1, .num_kv_heads = 1, .head_dim = 2, .capacity = 64});
+    store.grow(store.shape().capacity);
     std::vector<float> rows(128);
     for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<float>((i * 29) % 13) - 6;
     const KvRowsView view{rows.data(), 0, 2};

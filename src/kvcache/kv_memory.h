@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// Host memory of one side (K, V, or the codes of K) of one request: addresses for its whole
+// capacity, which never move, and pages for the blocks of tokens that there are. All KV heads of
+// all layers grow together. No page, and no huge one that is not full, belongs to two of them:
+// [G][L][capacity], with nothing behind the rest of the addresses.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string_view>
+#include <vector>
+
+#include "hybridgen/memory/numa_part.h"
+#include "memory/placed_memory.h"
+
+namespace hybridgen {
+
+struct KvMemoryShape {
+  std::int64_t num_kv_heads = 0;  ///< G
+  std::int64_t num_layers = 0;    ///< L
+  std::int64_t capacity = 0;      ///< tokens
+  std::int64_t row_bytes = 0;     ///< of a token, in one layer and head
+  /// Where blocks go that nobody else decides about.
+  PagePlace place{};
+  /// Nodes of the KV heads, each preferred for its own; never strict.
+  std::vector<NumaPart> numa_parts{};
+};
+
+/// Blocks [begin, end).
+struct BlockRange {
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+};
+
+class KvMemory {
+ public:
+  KvMemory() = default;
+  /// Throws OutOfMemoryError if there are no addresses.
+  explicit KvMemory(const KvMemoryShape& shape);
+
+  const KvMemoryShape& shape() const { return shape_; }
+  /// Of the first token; those behind it lie row_bytes apart.
+  std::byte* head(std::int64_t layer, std::int64_t kv_head) {
+    return memory_.data() + offset_of(layer, kv_head);
+  }
+  const std::byte* head(std::int64_t layer, std::int64_t kv_head) const {
+    return memory_.data() + offset_of(layer, kv_head);
+  }
+  /// Bytes from one KV head to the next.
+  std::int64_t head_stride() const { return shape_.num_layers * stride_; }
+
+  /// Tokens of a block: its rows fill whole pages, but for the last block's.
+  std::int64_t block_tokens() const { return block_tokens_; }
+  /// Tokens and blocks that have come so far.
+  std::int64_t grown_tokens() const;
+  std::int64_t num_blocks() const { return num_blocks_; }
+  /// Of [0, tokens).
+  std::int64_t blocks_for(std::int64_t tokens) const;
+  /// Bytes of blocks, over all layers and heads.
+  std::int64_t bytes_of(BlockRange blocks) const;
+
+  /// Blocks for [0, tokens) come, at `place`, or the shape's own. Throws what
+  /// PlacedMemory::take does; then none has come. Before anybody uses the tokens.
+  void grow(std::int64_t tokens, std::string_view operation);
+  void grow(std::int64_t tokens, const PagePlace& place, std::string_view operation);
+
+  // Of blocks that have come. Addresses stay; pages are brought in again, moved and given back as
+  // PlacedMemory says, of all layers or (>= 0) of one. Pages that move may be in use meanwhile.
+  void take(BlockRange blocks,
+            const PagePlace& place,
+            std::string_view operation,
+            std::int64_t layer = -1);
+  PageMove move(BlockRange blocks, const PagePlace& place);
+  void give_back(BlockRange blocks, std::int64_t layer = -1) noexcept;
+
+  /// Of the blocks that have come, as the system says.
+  PagesFound found() const;
+  /// All addresses.
+  PageSpan span() const;
+
+ private:
+  std::int64_t offset_of(std::int64_t layer, std::int64_t kv_head) const {
+    return (kv_head * shape_.num_layers + layer) * stride_;
+  }
+  std::vector<ByteRange> ranges_of(BlockRange blocks,
+                                   std::int64_t layer,
+                                   std::int64_t first_head,
+                                   std::int64_t num_heads) const;
+  std::vector<ByteRange> ranges_of(BlockRange blocks, std::int64_t layer = -1) const {
+    return ranges_of(blocks, layer, 0, shape_.num_kv_heads);
+  }
+  std::int64_t full_units() const;
+  void join_full_units(std::int64_t at_most);
+
+  KvMemoryShape shape_;
+  std::int64_t stride_ = 0;  ///< bytes of a (layer, KV head) and what nobody uses behind it
+  std::int64_t block_tokens_ = 1;
+  std::int64_t num_blocks_ = 0;
+  std::int64_t joined_units_ = 0;  ///< of 2 MiB, that were looked at, in the order of full_units()
+  PlacedMemory memory_;
+  std::unique_ptr<std::mutex> moving_ = std::make_unique<std::mutex>();  ///< or joining
+};
+
+}  // namespace hybridgen
