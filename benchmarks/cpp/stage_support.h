@@ -87,6 +87,7 @@ class StageRequest {
     const std::int64_t head_elements = shape.tokens * StageShape::kDim;
     HostBuffer rows(static_cast<std::size_t>(shape.kv_heads * head_elements) *
                     size_of(shape.dtype));
+    store_.grow(shape.tokens);
     for (std::int64_t layer = 0; layer < StageShape::kLayers; ++layer) {
       write_rows(shape, layer, rows.data());
       const KvRowsView view = {rows.data(), head_elements, StageShape::kDim};

@@ -93,6 +93,7 @@ struct Stored {
       values.set(i, numbers[static_cast<std::size_t>(kTokens * dim + i)]);
     }
     const KvRowsView key_rows{keys.data(), 0, dim};
+    store.grow(kTokens);
     store.write(0, {0, kTokens}, key_rows, {values.data(), 0, dim});
   }
   ShadowKeyView keys() const { return store.key_codes(0, 0); }
