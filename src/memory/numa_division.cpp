@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "memory/numa_division.h"
 
-#include <unistd.h>
-
 #include <algorithm>
+#include <cstddef>
 #include <utility>
 
 namespace hybridgen {
@@ -37,17 +36,6 @@ NumaDivision divide_heads(const std::vector<NumaNode>& nodes,
     first = end;
   }
   return division;
-}
-
-void prefer_nodes(const std::vector<NumaPart>& parts, std::byte* data, std::int64_t head_bytes) {
-  const std::int64_t page = sysconf(_SC_PAGESIZE);
-  for (const NumaPart& part : parts) {
-    const std::int64_t begin = part.first_head * head_bytes / page * page;
-    const std::int64_t end = (part.first_head + part.num_heads) * head_bytes;
-    if (part.num_heads > 0) {
-      prefer_node(data + begin, static_cast<std::size_t>(end - begin), part.node);
-    }
-  }
 }
 
 }  // namespace hybridgen

@@ -3,7 +3,6 @@
 // node's workers read memory of their own node first.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -23,10 +22,5 @@ struct NumaDivision {
 NumaDivision divide_heads(const std::vector<NumaNode>& nodes,
                           const std::vector<int>& worker_cpus,
                           std::int64_t num_kv_heads);
-
-/// Memory that holds `head_bytes` for one KV head after the other, page-aligned and not touched
-/// yet: each part's pages come from its node as long as that has room. A page at the border of two
-/// parts is the second one's.
-void prefer_nodes(const std::vector<NumaPart>& parts, std::byte* data, std::int64_t head_bytes);
 
 }  // namespace hybridgen

@@ -2,13 +2,8 @@
 #include "memory/numa_division.h"
 
 #include <gtest/gtest.h>
-#include <linux/mempolicy.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <numeric>
-
-#include "memory/host_buffer.h"
 
 namespace hybridgen {
 namespace {
@@ -92,32 +87,6 @@ TEST(NumaDivision, IsEmptyWhereAWorkerMayRunOnAnyNode) {
   EXPECT_TRUE(divide_heads(kTwoNodes, {-1, -1}, 8).parts.empty());
   EXPECT_TRUE(divide_heads(kTwoNodes, {3, 7, -1}, 8).parts.empty());
   EXPECT_TRUE(divide_heads(kTwoNodes, {3, 7, 99}, 8).parts.empty());
-}
-
-/// The kernel's rule for the page at `data`, which it touches.
-int rule_of(std::byte* data) {
-  *data = std::byte{1};
-  int rule = -1;
-  EXPECT_EQ(syscall(SYS_get_mempolicy, &rule, nullptr, 0, data, MPOL_F_ADDR), 0);
-  return rule;
-}
-
-TEST(PreferNodes, AdvisesThePagesOfEachPart) {
-  if (!has_numa()) GTEST_SKIP() << "no libnuma, or the kernel forbids its use";
-  const std::int64_t page = sysconf(_SC_PAGESIZE);
-  HostBuffer buffer(static_cast<std::size_t>(5 * page));
-  HostBuffer other(static_cast<std::size_t>(page));
-  *other.data() = std::byte{1};
-  int here = -1;  // a node whose memory this process may use
-  ASSERT_EQ(syscall(SYS_get_mempolicy, &here, nullptr, 0, other.data(), MPOL_F_NODE | MPOL_F_ADDR),
-            0);
-  // Heads of two and a half pages: the border is in the third page.
-  prefer_nodes({{1023, 0, 1, {}}, {7, 1, 0, {}}, {here, 1, 1, {}}}, buffer.data(), 5 * page / 2);
-  EXPECT_EQ(rule_of(buffer.data() + 2 * page), MPOL_PREFERRED);
-  EXPECT_EQ(rule_of(buffer.data() + 4 * page), MPOL_PREFERRED);
-  // There is no such node: the system places these.
-  EXPECT_EQ(rule_of(buffer.data()), rule_of(other.data()));
-  EXPECT_EQ(rule_of(buffer.data() + page), rule_of(other.data()));
 }
 
 }  // namespace

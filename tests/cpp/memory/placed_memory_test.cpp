@@ -2,6 +2,9 @@
 #include "memory/placed_memory.h"
 
 #include <gtest/gtest.h>
+#include <linux/mempolicy.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -283,6 +286,30 @@ TEST(PlacedMemory, ShortUseOfLongMemoryStaysShort) {
   PlacedMemory memory(64 * kMiB);
   for (std::size_t at = 0; at < 64 * kMiB; at += 2 * kMiB) memory.data()[at] = std::byte{1};
   EXPECT_EQ(memory.found(all_of(memory)).bytes(), 32 * static_cast<std::int64_t>(page_bytes()));
+}
+
+/// The kernel's rule for the page at `data`, which it touches.
+int rule_of(std::byte* data) {
+  *data = std::byte{1};
+  int rule = -1;
+  EXPECT_EQ(syscall(SYS_get_mempolicy, &rule, nullptr, 0, data, MPOL_F_ADDR), 0);
+  return rule;
+}
+
+TEST(PlacedMemory, PrefersANodeByAdviceAlone) {
+  if (!has_numa()) GTEST_SKIP() << "no libnuma, or the kernel forbids its use";
+  PlacedMemory memory(4 * page_bytes());
+  PlacedMemory other(page_bytes());
+  *other.data() = std::byte{1};
+  int here = -1;  // a node whose memory this process may use
+  ASSERT_EQ(syscall(SYS_get_mempolicy, &here, nullptr, 0, other.data(), MPOL_F_NODE | MPOL_F_ADDR),
+            0);
+  memory.prefer({0, 2 * page_bytes()}, {.first = 1023});  // there is no such node
+  memory.prefer({2 * page_bytes(), 2 * page_bytes()}, {.first = here});
+  EXPECT_EQ(rule_of(memory.data()), rule_of(other.data()));
+  EXPECT_EQ(rule_of(memory.data() + page_bytes()), rule_of(other.data()));
+  EXPECT_EQ(rule_of(memory.data() + 2 * page_bytes()), MPOL_PREFERRED);
+  EXPECT_EQ(rule_of(memory.data() + 3 * page_bytes()), MPOL_PREFERRED);
 }
 
 TEST(PlacedMemory, OfThisMachineLiesOnANodeThatItHas) {
