@@ -350,18 +350,25 @@ void register_engine(py::module_& module) {
       .def("stop_trace", &stop_trace, "Stops recording and returns the spans.")
       .def(
           "memory",
-          [](const Engine& engine) {
+          [](const Engine& engine, bool pages) {
             py::dict tiers;
-            for (const TierUsage& usage : engine.memory()) {
+            for (const TierUsage& usage : engine.memory(pages)) {
               py::dict tier;
               tier["capacity"] = usage.capacity_bytes;
               tier["used"] = usage.used_bytes;
+              if (pages) {
+                tier["bytes"] = usage.found_bytes;
+                tier["nodes"] = usage.bytes_by_node;
+                tier["huge_page_share"] = usage.huge_page_share;
+              }
               tier["process"] = usage.process_bytes;
               tiers[py::str(usage.tier)] = tier;
             }
             return tiers;
           },
-          "Capacity and use of each tier in bytes, by this engine and by all of the process.")
+          py::arg("pages") = false,
+          "Capacity and use of each tier in bytes; with pages=True also where the system says that "
+          "they lie.")
       .def(
           "numa_parts",
           [](const Engine& engine) {

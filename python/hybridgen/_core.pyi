@@ -435,9 +435,9 @@ class Engine:
         """
         Whether step() has anything to do.
         """
-    def memory(self) -> dict:
+    def memory(self, pages: bool = False) -> dict:
         """
-        Capacity and use of each tier in bytes, by this engine and by all of the process.
+        Capacity and use of each tier in bytes; with pages=True also where the system says that they lie.
         """
     def numa_parts(self) -> list:
         """

@@ -104,12 +104,16 @@ class EngineHandle(Closable):
                 stats.fill(before, self._loop.all_stats())
 
     @property
-    def memory(self) -> dict[str, dict[str, int]]:
-        """Capacity and use of each memory tier, in bytes.
+    def memory(self) -> dict[str, dict[str, Any]]:
+        """Capacity and use of each memory tier, and where the system says that its pages lie.
 
-        ``used`` by this engine's requests, ``process`` by those of all engines of this process.
+        One dict per tier: ``capacity``, what this engine's requests have ``used`` (reserved), and
+        those of all engines of this ``process``, in bytes; of the keys and values of the requests
+        that run now ``bytes``, the same by memory node as ``nodes``, and
+        ``huge_page_share``, of all their bytes in host memory. The system is asked about every
+        page: about a tenth of a second for four gigabytes on small pages.
         """
-        return dict(self._loop.engine.memory())
+        return self._loop.memory()
 
     @property
     def numa_parts(self) -> list[dict[str, Any]]:

@@ -210,6 +210,11 @@ class EngineLoop:
                 stats = self.engine.request_stats(sequence.request_id)
                 sequence.metrics = RequestMetrics.from_stats(stats)
 
+    def memory(self) -> dict[str, dict[str, Any]]:
+        """Return what each tier holds, and where its pages lie; no step runs meanwhile."""
+        with self.lock:
+            return dict(self.engine.memory(pages=True))
+
     def device_bytes(self) -> int:
         """Return how much the device's part of the cache holds now; 0 once closed."""
         with self.lock, suppress(HybridGenError):

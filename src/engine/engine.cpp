@@ -13,6 +13,7 @@
 #include "engine/admission.h"
 #include "engine/lower_tiers.h"
 #include "engine/machine.h"
+#include "engine/memory_report.h"
 #include "engine/method_checks.h"
 #include "engine/request_queue.h"
 #include "engine/resolved_options.h"
@@ -474,13 +475,21 @@ RunStatistics Engine::run_statistics() const { return impl_->statistics; }
 
 void Engine::reset_statistics() { impl_->statistics = {}; }
 
-std::vector<TierUsage> Engine::memory() const {
+std::vector<TierUsage> Engine::memory(bool looks_at_pages) const {
   std::vector<TierUsage> usage;
   for (const auto& [tier, budget] : impl_->budgets) {
-    usage.push_back({std::string(name_of(tier)),
-                     budget.capacity_bytes(),
-                     budget.used_bytes(),
-                     budget.process_bytes()});
+    TierUsage& entry = usage.emplace_back();
+    entry.tier = name_of(tier);
+    entry.capacity_bytes = budget.capacity_bytes();
+    entry.used_bytes = budget.used_bytes();
+    entry.process_bytes = budget.process_bytes();
+  }
+  if (looks_at_pages) {
+    impl_->driver->run([&] {
+      add_pages(choose_tiers(host_tiers(available_cpus()), impl_->options.tiers),
+                impl_->queue.started(),
+                usage);
+    });
   }
   return usage;
 }

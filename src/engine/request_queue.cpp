@@ -35,6 +35,12 @@ Request* RequestQueue::first_waiting() const {
   return waiting_.empty() ? nullptr : waiting_.begin()->second;
 }
 
+std::vector<const Request*> RequestQueue::started() const {
+  std::vector<const Request*> started(running_.begin(), running_.end());
+  if (prefilling_ != nullptr) started.push_back(prefilling_);
+  return started;
+}
+
 void RequestQueue::start_prefill(Request& request) {
   waiting_.erase(request.id);
   prefilling_ = &request;

@@ -26,6 +26,8 @@ class RequestQueue {
   Request* first_waiting() const;
   /// The one whose prompt is being read; null: none.
   Request* prefilling() const { return prefilling_; }
+  /// Those that have memory: the one being read and those in decode steps.
+  std::vector<const Request*> started() const;
   /// Those in decode steps, by ascending id.
   const std::vector<Request*>& running() const { return running_; }
 

@@ -16,6 +16,16 @@ namespace {
 
 constexpr std::string_view kGrow = "grow the KV cache";
 
+std::int64_t all_bytes(const KvMemoryShape& memory) {
+  return memory.num_kv_heads * memory.num_layers * memory.capacity * memory.row_bytes;
+}
+
+std::int64_t key_bytes(const HostKvShape& shape) {
+  return has_full_keys(shape)
+             ? all_bytes(key_memory_shape(shape))
+             : ScoringShadow::required_bytes(codes_shape(shape)) + exact_bytes(shape);
+}
+
 void require_index(std::string_view what, std::int64_t value, std::int64_t count) {
   if (value < 0 || value >= count) {
     throw ConfigError(message("[host KV store] ",
@@ -113,13 +123,8 @@ std::int64_t HostKvStore::required_key_bytes(const HostKvShape& shape) {
 
 std::int64_t HostKvStore::required_bytes(const HostKvShape& shape) {
   const HostKvShape rounded = checked(shape);
-  const auto all = [](const KvMemoryShape& memory) {
-    return memory.num_kv_heads * memory.num_layers * memory.capacity * memory.row_bytes;
-  };
-  const std::int64_t exact = exact_bytes(rounded);
-  return (has_full_keys(rounded) ? all(key_memory_shape(rounded))
-                                 : ScoringShadow::required_bytes(codes_shape(rounded)) + exact) +
-         all(value_memory_shape(rounded)) + (has_full_values(rounded) ? 0 : exact);
+  return key_bytes(rounded) + all_bytes(value_memory_shape(rounded)) +
+         (has_full_values(rounded) ? 0 : exact_bytes(rounded));
 }
 
 KvMemory& HostKvStore::memory(KvSide side) {
@@ -129,6 +134,18 @@ KvMemory& HostKvStore::memory(KvSide side) {
 
 const KvMemory& HostKvStore::memory(KvSide side) const {
   return const_cast<HostKvStore*>(this)->memory(side);
+}
+
+void HostKvStore::report(PlacedBytes& bytes) const {
+  if (key_codes_.has_value()) {
+    key_codes_->report(bytes);
+  } else {
+    bytes.add(keys_.found(), keys_.span());
+  }
+  bytes.add(values_.found(), values_.span());
+  for (const PlacedMemory* exact : {&exact_keys_, &exact_values_}) {
+    bytes.add(exact->found(), exact->span());
+  }
 }
 
 void HostKvStore::grow_to(std::int64_t tokens, const PlaceOfBlock& place_of) {

@@ -28,6 +28,7 @@
 #include "kvcache/kv_memory.h"
 #include "kvcache/scoring_shadow.h"
 #include "kvcache/tier_blocks.h"
+#include "memory/placed_bytes.h"
 #include "memory/placed_memory.h"
 
 namespace hybridgen {
@@ -60,6 +61,8 @@ class HostKvStore {
   /// Of K, in whatever precision, or of V.
   KvMemory& memory(KvSide side);
   const KvMemory& memory(KvSide side) const;
+  /// Adds where its pages lie. DeviceError if the system does not tell.
+  void report(PlacedBytes& bytes) const;
 
   /// Whether keys in 8 or 4 bits of a layer have no centres and spreads yet. The first write fixes
   /// them by its own rows; call fix_channels before it where more rows are at hand.

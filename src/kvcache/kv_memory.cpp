@@ -94,7 +94,12 @@ void KvMemory::take(BlockRange blocks,
                     const PagePlace& place,
                     std::string_view operation,
                     std::int64_t layer) {
-  if (place.nodes.empty() || place.tier != TierKind::kDram || shape_.numa_parts.empty()) {
+  if (place.nodes.empty()) {  // a decode step may not allocate
+    const std::int64_t bytes = bytes_of(blocks);
+    memory_.require_free(layer < 0 ? bytes : bytes / shape_.num_layers, place, operation);
+    return;
+  }
+  if (place.tier != TierKind::kDram || shape_.numa_parts.empty()) {
     memory_.take(ranges_of(blocks, layer), place, operation);
     return;
   }
@@ -125,10 +130,6 @@ void KvMemory::give_back(BlockRange blocks, std::int64_t layer) noexcept {
 }
 
 PagesFound KvMemory::found() const { return memory_.found(ranges_of({0, num_blocks_})); }
-
-PageSpan KvMemory::span() const {
-  return {const_cast<std::byte*>(memory_.data()), memory_.size_bytes()};
-}
 
 // Units of 2 MiB of which seven eighths or more have come: unit k of every (layer, head), then unit
 // k + 1, or, where they are smaller than that, all of them as soon as these are full.

@@ -78,7 +78,7 @@ class KvMemory {
   /// Of the blocks that have come, as the system says.
   PagesFound found() const;
   /// All addresses.
-  PageSpan span() const;
+  PageSpan span() const { return memory_.span(); }
 
  private:
   std::int64_t offset_of(std::int64_t layer, std::int64_t kv_head) const {

@@ -161,6 +161,11 @@ void ScoringShadow::grow(std::int64_t tokens) {
   blocks_.grow(tokens, kGrow);
 }
 
+void ScoringShadow::report(PlacedBytes& bytes) const {
+  bytes.add(blocks_.found(), blocks_.span());
+  bytes.add(channels_.found(), channels_.span());
+}
+
 void ScoringShadow::grow_channels(std::int64_t tokens) {
   const std::int64_t segments = (tokens + segment_tokens(shape_) - 1) / segment_tokens(shape_);
   const std::int64_t bytes = channel_bytes(shape_) / num_segments(shape_);

@@ -18,6 +18,7 @@
 #include "hybridgen/core/types.h"
 #include "hybridgen/memory/numa_part.h"
 #include "kvcache/kv_memory.h"
+#include "memory/placed_bytes.h"
 #include "memory/placed_memory.h"
 
 namespace hybridgen {
@@ -58,6 +59,8 @@ class ScoringShadow {
   /// Only of the channels of the segments that hold [0, tokens).
   void grow_channels(std::int64_t tokens);
   KvMemory& memory() { return blocks_; }
+  /// Adds where its pages lie. DeviceError if the system does not tell.
+  void report(PlacedBytes& bytes) const;
 
   /// Fixes centres and spreads of a layer's first segment by `count` >= 1 keys that resemble those
   /// to come. The first write does it with its own keys; call this before it where more are at

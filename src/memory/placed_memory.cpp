@@ -208,13 +208,18 @@ void PlacedMemory::prefer(ByteRange range, const PagePlace& place) {
   if (range.bytes > 0) static_cast<void>(calls_->set_rule(span_of(range), rule_of(place), false));
 }
 
+void PlacedMemory::require_free(std::int64_t bytes,
+                                const PagePlace& place,
+                                std::string_view operation) {
+  if (bytes == 0 || (place.nodes.empty() && calls_->has_surely(bytes))) return;
+  const std::int64_t free = calls_->free_bytes(place.nodes) - kReserveBytes;
+  if (bytes > free) throw full(place, bytes, free, operation);
+}
+
 void PlacedMemory::take(std::span<const ByteRange> ranges,
                         const PagePlace& place,
                         std::string_view operation) {
-  const auto wanted = static_cast<std::int64_t>(sum_of(ranges));
-  if (wanted == 0 || (place.nodes.empty() && calls_->has_surely(wanted))) return;
-  const std::int64_t free = calls_->free_bytes(place.nodes) - kReserveBytes;
-  if (wanted > free) throw full(place, wanted, free, operation);
+  require_free(static_cast<std::int64_t>(sum_of(ranges)), place, operation);
   if (place.nodes.empty()) return;
   std::size_t begun = 0;
   try {
@@ -340,6 +345,12 @@ void PlacedMemory::join(ByteRange range, bool asks_nodes) {
           calls_->advise(span, PageAdvice::kMayJoin));  // an older kernel, in its time
     }
   }
+}
+
+PagesFound PlacedMemory::found() const {
+  if (span_.bytes == 0) return {};
+  const ByteRange all{0, span_.bytes};
+  return found(std::span<const ByteRange>(&all, 1));
 }
 
 PagesFound PlacedMemory::found(std::span<const ByteRange> ranges) const {

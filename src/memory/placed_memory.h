@@ -78,6 +78,10 @@ class PlacedMemory {
   /// tier, nodes, bytes wanted and free, and the setting.
   void take(std::span<const ByteRange> ranges, const PagePlace& place, std::string_view operation);
 
+  /// The first half of take(): throws if the place has not so many bytes free now. All that there
+  /// is to do where it has no nodes.
+  void require_free(std::int64_t bytes, const PagePlace& place, std::string_view operation);
+
   /// Moves pages to `place`; others may read and write them meanwhile. Throws nothing but
   /// std::bad_alloc: what could not be moved stays where it is.
   PageMove move(std::span<const ByteRange> ranges, const PagePlace& place);
@@ -92,6 +96,9 @@ class PlacedMemory {
 
   /// Asks the system about every page.
   PagesFound found(std::span<const ByteRange> ranges) const;
+  /// Of all.
+  PagesFound found() const;
+  PageSpan span() const { return span_; }
 
  private:
   PageSpan span_of(ByteRange range) const { return {span_.data + range.begin, range.bytes}; }

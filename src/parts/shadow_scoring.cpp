@@ -118,6 +118,8 @@ class ShadowScoring final : public KeyProxy {
     return tokens.size() * args.keys.block_bytes / kKeyBlockTokens;
   }
 
+  void report(PlacedBytes& bytes) const override { shadow_.report(bytes); }
+
  private:
   ScoringShadow shadow_;
   double candidates_per_k_;

@@ -42,6 +42,9 @@ void shrink_window(RequestState& request,
                    LinkMeter& link) {
   EvictionEngine eviction(smaller.window, method.window.block);
   const TokenRange leaving = eviction.plan(request.tokens, 1).tokens;
+  if (!leaving.empty()) {
+    grow_host(request, leaving.end);  // first: where there is no memory, nothing has changed
+  }
   for (std::int64_t layer = 0; layer < model.config().num_layers && !leaving.empty(); ++layer) {
     if (wants_channels(request, layer, leaving.size())) {
       fix_channels(request, layer, {request.resident.resident_keys(layer)});

@@ -43,6 +43,16 @@ def is_idle(llm: LLM) -> bool:
     return [tier["used"] for tier in llm.memory.values()] == [0, 0]
 
 
+def test_memory_says_on_which_nodes_the_pages_of_running_requests_lie(llm: LLM) -> None:
+    for _ in llm.stream(PROMPTS[2], GREEDY):
+        dram = llm.memory["dram"]
+        assert 0 < dram["bytes"]
+        assert sum(dram["nodes"].values()) == dram["bytes"]
+        assert 0 <= dram["huge_page_share"] <= 1
+        break
+    assert llm.memory["dram"]["bytes"] == 0
+
+
 def of_text(chunks: list[StreamChunk], prompt: int, output: int = 0) -> list[StreamChunk]:
     return [c for c in chunks if (c.prompt_index, c.output_index) == (prompt, output)]
 

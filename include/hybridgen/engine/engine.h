@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -76,6 +77,11 @@ struct TierUsage {
   std::int64_t capacity_bytes = 0;
   std::int64_t used_bytes = 0;     ///< by this engine's requests
   std::int64_t process_bytes = 0;  ///< by those of all engines of this process that share the tier
+  // What the system says of the pages that offloaded tokens of running requests lie on; only where
+  // it was asked.
+  std::int64_t found_bytes = 0;
+  std::map<int, std::int64_t> bytes_by_node{};  ///< bytes by memory node
+  double huge_page_share = 0.0;                 ///< of their bytes, over all tiers, on huge pages
 };
 
 class Engine {
@@ -120,7 +126,9 @@ class Engine {
   RequestStatistics request_statistics(std::int64_t request_id) const;
   RunStatistics run_statistics() const;
   void reset_statistics();
-  std::vector<TierUsage> memory() const;
+  /// Capacity and use of each tier. `looks_at_pages`: asks the system where the pages lie, too,
+  /// which takes about a tenth of a second for a million of them; DeviceError if it does not tell.
+  std::vector<TierUsage> memory(bool looks_at_pages = false) const;
   TraceRecorder& trace();
 
  private:

@@ -15,6 +15,7 @@ namespace hybridgen {
 
 struct AttentionItem;
 class DeviceOps;
+struct PlacedBytes;
 namespace kernels {
 struct CpuKernels;
 }
@@ -63,6 +64,8 @@ class KeyProxy : public KvPart {
                              TokenRange tokens,
                              float* scores,
                              std::int64_t stride) const = 0;
+  /// Adds where the memory lies that it has on the host.
+  virtual void report(PlacedBytes& /*bytes*/) const {}
 };
 
 /// Decides who makes room on the host once it holds as many tokens as it may.
