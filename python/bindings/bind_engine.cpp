@@ -91,7 +91,7 @@ EngineOptions options_from(py::kwargs given) {
     cpus_of_node(find_numa_node(options.numa_node), available_cpus());
   }
   static_cast<void>(kernels::resolve_isa(options.isa));
-  check_lower_tiers(options, host_tiers(available_cpus()));
+  check_lower_tiers(options, lower_tiers(options, host_tiers(available_cpus())));
   return options;
 }
 
@@ -263,6 +263,16 @@ py::dict to_dict(const RunStatistics& s) {
   d["evicted_bytes"] = p.evicted_bytes;
   d["host_key_bytes_read"] = p.host_key_bytes;
   d["host_value_bytes_read"] = p.host_value_bytes;
+  d["cxl_key_bytes_read"] = p.cxl_key_bytes;
+  d["cxl_value_bytes_read"] = p.cxl_value_bytes;
+  d["tier_moves_down"] = s.tiers.moves_down;
+  d["tier_bytes_moved_down"] = s.tiers.moved_down_bytes;
+  d["tier_moves_up"] = s.tiers.moves_up;
+  d["tier_bytes_moved_up"] = s.tiers.moved_up_bytes;
+  d["tier_moves_failed"] = s.tiers.failed_moves;
+  d["tier_move_s"] = s.tiers.move_s;
+  d["tier_growth_waits"] = s.tiers.growth_waits;
+  d["tier_growth_wait_s"] = s.tiers.growth_wait_s;
   d["prefill_h2d_bytes"] = p.prefill_h2d_bytes;
   return d;
 }

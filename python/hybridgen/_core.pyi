@@ -226,6 +226,8 @@ class EngineOptions:
         random_delay_us: int = 0,
         oracle_proxy: bool = False,
         invented_nodes: int = 0,
+        invented_cxl_node: int | None = None,
+        cxl_bytes_per_second: int = 0,
         cxl: int | str = "auto",
         cxl_node: int | None = None,
         disk: typing.Any | None = None,
@@ -253,6 +255,8 @@ class EngineOptions:
     @property
     def cxl(self) -> typing.Any: ...
     @property
+    def cxl_bytes_per_second(self) -> typing.Any: ...
+    @property
     def cxl_node(self) -> typing.Any: ...
     @property
     def device_bytes(self) -> typing.Any: ...
@@ -264,6 +268,8 @@ class EngineOptions:
     def disk(self) -> typing.Any: ...
     @property
     def dram(self) -> typing.Any: ...
+    @property
+    def invented_cxl_node(self) -> typing.Any: ...
     @property
     def invented_nodes(self) -> typing.Any: ...
     @property

@@ -197,7 +197,17 @@ std::vector<Row> engine_rows() {
           .means("Test: sleep up to this long at seams."),
       lifted(option("oracle_proxy", &T::oracle_proxy), &E::test).means("Test: guess right."),
       lifted(option("invented_nodes", &T::invented_nodes, Whole{}), &E::test)
-          .means("Test: as if workers had this many memory nodes.")};
+          .means("Test: as if workers had this many memory nodes."),
+      lifted(or_word(option("invented_cxl_node", &T::invented_cxl_node, kNodes),
+                     &T::invented_cxl_node,
+                     -1,
+                     {}),
+             &E::test)
+          .means("Test: as if this memory node were slower than the CPUs' own."),
+      lifted(
+          option("cxl_bytes_per_second", &T::cxl_bytes_per_second, Whole{0, std::int64_t{1} << 50}),
+          &E::test)
+          .means("Test: reads of the cxl tier take at least the time of this rate.")};
   for (const auto& row : lower_tier_rows()) rows.push_back(lifted(row, &E::tiers));
   for (const auto& row : hybridgen_table().rows()) rows.push_back(lifted(row, &E::hybridgen));
   return rows;

@@ -6,6 +6,7 @@
 
 #include "device/resident_cache.h"
 #include "hybridgen/core/error.h"
+#include "kvcache/kv_room.h"
 #include "pipeline/working_memory.h"
 
 namespace hybridgen {
@@ -48,6 +49,9 @@ RequestPlan Admission::plan_with(const RequestShape& shape, std::int64_t window)
                                   shape,
                                   std::max<std::int64_t>(window, 1),
                                   least_window(window));
+  const std::int64_t slack = slack_bytes(budgets, plan.largest_block_bytes);
+  plan.placed_bytes += slack;
+  plan.dram_bytes += slack;
   if (!device_is_host) {
     plan.device_bytes += decode_row_bytes(config, dtype);
     plan.momentary_device_bytes =
@@ -74,28 +78,30 @@ std::int64_t Admission::largest_window(const RequestShape& shape, std::int64_t c
 
 void Admission::check_fits(const RequestShape& shape) const {
   const RequestPlan needed = plan(shape);
-  const auto too_large =
-      [&](std::int64_t bytes, TierKind tier, std::int64_t capacity, const std::string& way_out) {
-        if (bytes > capacity) {
-          const auto tokens =
-              static_cast<std::int64_t>(static_cast<double>(shape.max_tokens) *
-                                        static_cast<double>(capacity) / static_cast<double>(bytes));
-          throw OutOfMemoryError(message("[add request] ",
-                                         shape.prompt_tokens,
-                                         " prompt + ",
-                                         shape.max_tokens - shape.prompt_tokens,
-                                         " generated tokens need ",
-                                         human_bytes(static_cast<double>(bytes)),
-                                         " of ",
-                                         name_of(tier),
-                                         "; its capacity is ",
-                                         human_bytes(static_cast<double>(capacity)),
-                                         "; nearest that fits: about ",
-                                         tokens,
-                                         " tokens in all, or ",
-                                         way_out));
-        }
-      };
+  const auto too_large = [&](std::int64_t bytes,
+                             std::string_view tier,
+                             std::int64_t capacity,
+                             const std::string& way_out) {
+    if (bytes > capacity) {
+      const auto tokens =
+          static_cast<std::int64_t>(static_cast<double>(shape.max_tokens) *
+                                    static_cast<double>(capacity) / static_cast<double>(bytes));
+      throw OutOfMemoryError(message("[add request] ",
+                                     shape.prompt_tokens,
+                                     " prompt + ",
+                                     shape.max_tokens - shape.prompt_tokens,
+                                     " generated tokens need ",
+                                     human_bytes(static_cast<double>(bytes)),
+                                     " of ",
+                                     tier,
+                                     "; its capacity is ",
+                                     human_bytes(static_cast<double>(capacity)),
+                                     "; nearest that fits: about ",
+                                     tokens,
+                                     " tokens in all, or ",
+                                     way_out));
+    }
+  };
   const std::int64_t device_bytes =
       needed.device_bytes + needed.prompt_device_bytes + needed.momentary_device_bytes;
   std::string smaller;
@@ -109,13 +115,21 @@ void Admission::check_fits(const RequestShape& shape) const {
                 std::max<std::int64_t>(0, rows - ResidentCache::capacity_for(0, shape.max_tokens)),
                 ")");
   }
-  too_large(device_bytes, TierKind::kDevice, room(), smaller);
-  too_large(
-      needed.dram_bytes,
-      TierKind::kDram,
-      budgets[TierKind::kDram].capacity_bytes(),
-      message(
-          "KVConfig(dram=", needed.dram_bytes, ") or a larger device_tokens", fewer_bits(method)));
+  too_large(device_bytes, name_of(TierKind::kDevice), room(), smaller);
+  const std::int64_t dram = budgets[TierKind::kDram].capacity_bytes();
+  const std::int64_t all = host_capacity(budgets);
+  const auto dram_for = [&](std::int64_t bytes) {
+    return message("KVConfig(dram=", bytes, ") or a larger device_tokens", fewer_bits(method));
+  };
+  too_large(needed.dram_bytes - needed.placed_bytes,
+            name_of(TierKind::kDram),
+            dram,
+            dram_for(needed.dram_bytes - needed.placed_bytes));
+  std::string names;
+  for (const TierKind tier : kHostTiers) {
+    if (budgets.has(tier)) names += message(names.empty() ? "" : " and ", name_of(tier));
+  }
+  too_large(needed.dram_bytes, names, all, dram_for(needed.dram_bytes - (all - dram)));
 }
 
 std::int64_t Admission::together(const RequestPlan& plan, std::int64_t count) const {
@@ -125,7 +139,8 @@ std::int64_t Admission::together(const RequestPlan& plan, std::int64_t count) co
     if (bytes > 0) most = std::min(most, room_bytes / bytes);
   };
   limit(plan.device_bytes, of_device);
-  limit(plan.dram_bytes, budgets[TierKind::kDram].capacity_bytes());
+  limit(plan.dram_bytes - plan.placed_bytes, budgets[TierKind::kDram].capacity_bytes());
+  limit(plan.dram_bytes, host_capacity(budgets));
   return std::max<std::int64_t>(0, most);
 }
 
@@ -136,8 +151,14 @@ bool Admission::fits_now(const RequestPlan& plan, std::int64_t momentary_bytes) 
 }
 
 bool Admission::has_dram(const RequestPlan& plan, std::int64_t device_bytes) const {
-  return plan.dram_bytes <= budgets[TierKind::kDram].free_bytes() &&
-         plan.dram_bytes + (device_is_host ? device_bytes : 0) <= ProcessMemory::instance().free();
+  if (!tiers->fits_now(plan.dram_bytes - plan.placed_bytes, plan.placed_bytes)) return false;
+  // A disk's bytes are no memory: what the others have no room for goes there.
+  std::int64_t on_disk = 0;
+  if (budgets.has(TierKind::kDisk)) {
+    on_disk = std::min(plan.placed_bytes, budgets[TierKind::kDisk].free_bytes());
+  }
+  return plan.dram_bytes - on_disk + (device_is_host ? device_bytes : 0) <=
+         ProcessMemory::instance().free();
 }
 
 bool Admission::fit_instead(const std::vector<RequestPlan>& plans, std::int64_t held_bytes) const {

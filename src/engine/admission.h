@@ -21,7 +21,8 @@ struct Admission {
   const Method& method;
   const AttendedTokens& attended;
   Budgets& budgets;
-  std::int64_t engine_bytes;  ///< of the device, which no request gets
+  std::int64_t engine_bytes;       ///< of the device, which no request gets
+  const KvTiers* tiers = nullptr;  ///< null: nothing runs, so that the host tiers are empty
 
   /// Sizes of a request. An automatic window takes what fits into the device's whole budget: what
   /// other requests hold at that moment decides when a request runs, never what it says.

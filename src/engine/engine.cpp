@@ -64,6 +64,7 @@ struct Engine::Impl {
   std::shared_ptr<DecoderModel> model;
   Method method;
   AttendedTokens attended;
+  LowerTiers lower;
   Budgets budgets;
   Machine machine;
   EngineOptions options;  ///< resolved
@@ -78,10 +79,12 @@ struct Engine::Impl {
                       method,
                       attended,
                       budgets,
-                      engine_bytes.bytes()};
-  RequestQueue queue;
+                      engine_bytes.bytes(),
+                      &tiers};
   TraceRecorder trace;
   RunStatistics statistics;
+  KvTiers tiers{options.tiers.placement, lower.places(), budgets, trace, statistics.tiers};
+  RequestQueue queue;
   std::unique_ptr<PipelineProbe> probe = make_test_probe(options.test);
   std::unique_ptr<CpuStage> cpu_stage;
   std::unique_ptr<Prefill> prefill;
@@ -99,11 +102,12 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
     : model(std::move(model_)),
       method(checked_method(asked, std::move(own), model->config())),
       attended{hybridgen_options(asked).k, steering_of(method, hybridgen_options(asked).scheduler)},
-      budgets(make_budgets(asked, model->device())),
+      lower(lower_tiers(asked, host_tiers(available_cpus()))),
+      budgets(make_budgets(asked, model->device(), lower)),
       machine(asked, method, *model),
       options(resolved_options(asked, model->config(), budgets, machine)) {
   check_shrinking(options, method);
-  check_lower_tiers(options, host_tiers(available_cpus()));
+  check_lower_tiers(options, lower);
   model->weights().finish();
   // Whoever filled or changed weights did so on a stream of theirs, for which ours do not wait.
   model->device().synchronize();
@@ -138,6 +142,7 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
 }
 
 void Engine::Impl::step(std::vector<TokenEvent>& events) {
+  tiers.settle();
   if (queue.prefilling() != nullptr || admit_next(events)) {
     prefill_chunk(events);
   } else if (!queue.running().empty()) {
@@ -166,8 +171,14 @@ bool Engine::Impl::admit_next(std::vector<TokenEvent>& events) {
       return false;
     }
     model->prepare_positions(needed.shape.max_tokens);
-    request->state = std::make_unique<RequestState>(
-        *model, method, attended, needed, budgets, options.numa_node, machine.division().parts);
+    request->state = std::make_unique<RequestState>(*model,
+                                                    method,
+                                                    attended,
+                                                    needed,
+                                                    budgets,
+                                                    tiers,
+                                                    options.numa_node,
+                                                    machine.division().parts);
     if (cpu_stage != nullptr) {
       cpu_stage->reserve(needed.max_offloaded, request->state->max_candidates());
     }

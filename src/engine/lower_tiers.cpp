@@ -2,6 +2,7 @@
 #include "engine/lower_tiers.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 
 #include "core/option_tables.h"
@@ -19,25 +20,46 @@ namespace {
   refuse_option("KVConfig", option, engine_table().find(name)->get(options), why);
 }
 
-void check_cxl(const EngineOptions& options, const HostTiers& found) {
-  static_cast<void>(choose_tiers(found, options.tiers));
-  if (options.tiers.cxl_bytes > 0) {
-    refuse(options, "cxl", "'auto' or 0", "this version places nothing there yet");
-  }
-  if (options.tiers.cxl_node >= 0) {
-    refuse(options, "cxl_node", "None", "this version places nothing on a node of its own yet");
-  }
+// The node is the CXL tier, whatever it is, and all others are DRAM; the only one is both.
+LowerTiers invented(int node, const std::vector<int>& own) {
+  LowerTiers tiers{.dram_nodes = own,
+                   .cxl_nodes = {node},
+                   .cxl_bytes = std::numeric_limits<std::int64_t>::max() / 4};
+  if (tiers.dram_nodes.size() > 1) std::erase(tiers.dram_nodes, node);
+  return tiers;
 }
 
 }  // namespace
 
-void check_lower_tiers(const EngineOptions& options, const HostTiers& found) {
-  const LowerTierOptions& tiers = options.tiers;
-  check_cxl(options, found);
-  if (!tiers.disk_path.empty()) {
+TierPlaces LowerTiers::places() const {
+  if (cxl_nodes.empty()) return {};
+  TierPlaces places{
+      .dram = {.nodes = dram_nodes, .tier = TierKind::kDram, .setting = "KVConfig(dram=...)"},
+      .cxl = {.nodes = cxl_nodes, .tier = TierKind::kCxl, .setting = "KVConfig(cxl=...)"}};
+  places.both = places.cxl;
+  places.both.nodes.insert(places.both.nodes.begin(), dram_nodes.begin(), dram_nodes.end());
+  places.both.interleaves = true;
+  return places;
+}
+
+LowerTiers lower_tiers(const EngineOptions& options, const HostTiers& found) {
+  const bool is_invented = options.test.invented_cxl_node >= 0;
+  const HostTiers chosen = is_invented ? found : choose_tiers(found, options.tiers);
+  std::vector<int> own = chosen.nodes_of(TierKind::kDram);
+  if (options.numa_node >= 0) own = {options.numa_node};
+  if (options.tiers.cxl_bytes == 0) return {.dram_nodes = std::move(own)};
+  if (is_invented) return invented(options.test.invented_cxl_node, own);
+  return {.dram_nodes = std::move(own),
+          .cxl_nodes = chosen.nodes_of(TierKind::kCxl),
+          .cxl_bytes = chosen.available_bytes_of(TierKind::kCxl)};
+}
+
+void check_lower_tiers(const EngineOptions& options, const LowerTiers& tiers) {
+  const bool has_cxl = !tiers.cxl_nodes.empty();
+  if (!options.tiers.disk_path.empty()) {
     refuse(options, "disk", "None", "this version keeps no tokens on a disk yet");
   }
-  if (tiers.placement != KvPlacement::kSemantic) {
+  if (options.tiers.placement != KvPlacement::kSemantic && !has_cxl) {
     refuse(options, "placement", "'semantic'", "there is no tier below DRAM to place tokens in");
   }
 }

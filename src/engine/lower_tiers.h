@@ -1,16 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
-// What this machine and this version cannot do of the tiers below DRAM that a user asked for.
+// The tiers below DRAM that an engine has, of those that the machine has and its user wants.
 #pragma once
+
+#include <cstdint>
+#include <vector>
 
 #include "hybridgen/core/engine_options.h"
 #include "hybridgen/methods/method.h"
+#include "kvcache/kv_tiers.h"
 #include "memory/host_tiers.h"
 
 namespace hybridgen {
 
-/// ConfigError for a tier, a placement or a way to make room that `options` name and that the
-/// machine, whose tiers these are, or this version does not have.
-void check_lower_tiers(const EngineOptions& options, const HostTiers& found);
+struct LowerTiers {
+  std::vector<int> dram_nodes{};
+  std::vector<int> cxl_nodes{};  ///< none: there is no such tier
+  std::int64_t cxl_bytes = 0;    ///< that this process can still take there
+
+  /// For KvTiers. Without a lower memory nothing is said, so that nobody asks about nodes.
+  TierPlaces places() const;
+};
+
+/// What a machine with these tiers has for these options, or what they invent of it for a test.
+/// ConfigError for a tier or a node that is not there or cannot serve.
+LowerTiers lower_tiers(const EngineOptions& options, const HostTiers& found);
+
+/// ConfigError for a placement or a way to make room that `options` name and that has nothing to
+/// work with.
+void check_lower_tiers(const EngineOptions& options, const LowerTiers& tiers);
 
 /// ConfigError if running windows shall shrink and the method has none that can.
 void check_shrinking(const EngineOptions& options, const Method& method);

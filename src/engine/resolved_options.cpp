@@ -31,6 +31,7 @@ std::int64_t share_of_host(int node, std::int64_t coming_bytes) {
 
 Budgets make_budgets(const EngineOptions& options,
                      const DeviceContext& device,
+                     const LowerTiers& lower,
                      std::int64_t coming_bytes) {
   const std::int64_t on_host = device.is_cpu() ? coming_bytes : 0;
   const std::string device_setting = "KVConfig(device_tokens=...)";
@@ -53,6 +54,17 @@ Budgets make_budgets(const EngineOptions& options,
       options.dram_bytes > 0 ? options.dram_bytes : share_of_host(options.numa_node, on_host),
       "KVConfig(dram=...)",
       options.dram_bytes > 0);
+  const std::int64_t cxl_bytes = options.tiers.cxl_bytes;
+  if (!lower.cxl_nodes.empty()) {
+    budgets.add_shared(TierKind::kCxl,
+                       cxl_bytes > 0 ? cxl_bytes : share_of(lower.cxl_bytes, kShareOfHost),
+                       "KVConfig(cxl=...)",
+                       cxl_bytes > 0);
+  }
+  if (!options.tiers.disk_path.empty()) {
+    budgets.add_shared(
+        TierKind::kDisk, options.tiers.disk_bytes, "KVConfig(disk=...)", /*is_everyones=*/true);
+  }
   return budgets;
 }
 
@@ -93,6 +105,8 @@ EngineOptions resolved_options(EngineOptions options,
   options.device_threads = machine.threads().device;
   options.device_bytes = budgets[TierKind::kDevice].capacity_bytes();
   options.dram_bytes = budgets[TierKind::kDram].capacity_bytes();
+  options.tiers.cxl_bytes =
+      budgets.has(TierKind::kCxl) ? budgets[TierKind::kCxl].capacity_bytes() : 0;
   return options;
 }
 

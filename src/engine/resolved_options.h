@@ -4,6 +4,7 @@
 #pragma once
 
 #include "device/device_context.h"
+#include "engine/lower_tiers.h"
 #include "engine/machine.h"
 #include "hybridgen/core/engine_options.h"
 #include "hybridgen/core/model_config.h"
@@ -20,6 +21,7 @@ inline constexpr std::int64_t kScoredRows = 32;
 /// `coming_bytes`: weights that are yet to be loaded there.
 Budgets make_budgets(const EngineOptions& options,
                      const DeviceContext& device,
+                     const LowerTiers& lower,
                      std::int64_t coming_bytes = 0);
 
 /// What an engine takes of a device that is not the host, whatever its requests are; 0 of the host.

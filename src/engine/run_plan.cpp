@@ -36,7 +36,10 @@ struct Rules {
         method(checked_method(asked, std::move(composition), config_)),
         attended{hybridgen_options(asked).k,
                  steering_of(method, hybridgen_options(asked).scheduler)},
-        budgets(make_budgets(asked, device_, are_loaded ? 0 : weights)) {
+        budgets(make_budgets(asked,
+                             device_,
+                             lower_tiers(asked, host_tiers(available_cpus())),
+                             are_loaded ? 0 : weights)) {
     if (options.max_model_len == 0) options.max_model_len = config.max_positions;
   }
 
@@ -89,7 +92,7 @@ std::optional<NearestSetting> setting_for(Rules& rules,
   }
   if (admission.on_device(plan, count) > admission.room()) return {};
   const std::int64_t dram = count * plan.dram_bytes;
-  if (dram <= rules.dram_capacity()) return setting;
+  if (admission.together(plan, count) == count) return setting;
   const std::int64_t host = dram + (rules.device.is_cpu() ? admission.on_device(plan, count) : 0);
   if (host > ProcessMemory::instance().free()) return {};
   setting.dram_bytes = dram;
@@ -143,6 +146,26 @@ TierPlan dram_tier(const Rules& rules, const RequestPlan& plan, std::int64_t tog
   tier.values = together * (both - keys);
   tier.staging = together * (plan.dram_bytes - both);
   return tier;
+}
+
+/// What DRAM has no room for goes below it: values first, or half of both where they lie by turns.
+void spread(const Rules& rules, std::vector<TierPlan>& tiers) {
+  for (const TierKind lower : {TierKind::kCxl, TierKind::kDisk}) {
+    if (!rules.budgets.has(lower)) continue;
+    TierPlan& above = tiers.back();
+    TierPlan below{.tier = lower, .capacity = rules.budgets[lower].capacity_bytes()};
+    if (rules.options.tiers.placement == KvPlacement::kInterleave && lower == TierKind::kCxl) {
+      below.keys = above.keys / 2;
+      below.values = above.values / 2;
+    } else {
+      const std::int64_t over = std::max<std::int64_t>(0, above.of_requests() - above.capacity);
+      below.values = std::min(over, above.values);
+      below.keys = std::min(over - below.values, above.keys);
+    }
+    above.keys -= below.keys;
+    above.values -= below.values;
+    tiers.push_back(below);
+  }
 }
 
 /// Why weights that are yet to be loaded cannot be; empty if they can.
@@ -225,6 +248,7 @@ RunPlan plan_run(const ModelConfig& config,
   run.offloaded = plan.max_offloaded;
   const std::int64_t counted = std::max<std::int64_t>(run.together, 1);
   run.tiers = {device_tier(rules, plan, counted, engine_bytes), dram_tier(rules, plan, counted)};
+  spread(rules, run.tiers);
   if (device.is_cpu()) run.tiers[0].engine += working_bytes(rules, plan, counted);
   return run;
 }

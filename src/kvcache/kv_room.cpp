@@ -16,14 +16,20 @@ TierBytes larger_of(const TierBytes& a, const TierBytes& b) {
 
 }  // namespace
 
-bool KvRoom::has_lower_tiers() const {
-  return budgets_.has(TierKind::kCxl) || budgets_.has(TierKind::kDisk);
+bool has_lower_tiers(const Budgets& budgets) {
+  return budgets.has(TierKind::kCxl) || budgets.has(TierKind::kDisk);
 }
 
-std::int64_t KvRoom::capacity() const {
+std::int64_t slack_bytes(const Budgets& budgets, std::int64_t largest_block_bytes) {
+  return has_lower_tiers(budgets)
+             ? static_cast<std::int64_t>(kHostTiers.size()) * largest_block_bytes
+             : 0;
+}
+
+std::int64_t host_capacity(const Budgets& budgets) {
   std::int64_t bytes = 0;
   for (const TierKind tier : kHostTiers) {
-    if (budgets_.has(tier)) bytes += budgets_[tier].capacity_bytes();
+    if (budgets.has(tier)) bytes += budgets[tier].capacity_bytes();
   }
   return bytes;
 }
@@ -52,17 +58,25 @@ bool KvRoom::is_shut() const {
 }
 
 std::optional<TierBytes> KvRoom::with(std::int64_t kv_bytes, std::int64_t dram_bytes) const {
-  std::int64_t left = promised_ + kv_bytes;
-  TierBytes wanted;
+  TierBytes room;
   for (const TierKind tier : kHostTiers) {
     if (!budgets_.has(tier)) continue;
     // Others of this process may have taken more than this engine was to have.
-    std::int64_t room = std::max<std::int64_t>(0, budgets_[tier].free_bytes()) + in(tier).bytes();
-    if (tier == TierKind::kDram) room -= dram_bytes;
-    if (room < 0) return std::nullopt;
-    room = std::min(room, most_[index_of(tier)].value_or(room));
-    wanted[tier] = std::min(left, room);
-    left -= wanted[tier];
+    room[tier] = std::max<std::int64_t>(0, budgets_[tier].free_bytes()) + in(tier).bytes();
+    if (tier == TierKind::kDram) room[tier] -= dram_bytes;
+    if (room[tier] < 0) return std::nullopt;
+    room[tier] = std::min(room[tier], most_[index_of(tier)].value_or(room[tier]));
+  }
+  std::int64_t left = promised_ + kv_bytes;
+  TierBytes wanted;
+  if (halves_) {
+    wanted[TierKind::kCxl] = std::min(left / 2, room[TierKind::kCxl]);
+    left -= wanted[TierKind::kCxl];
+  }
+  for (const TierKind tier : kHostTiers) {
+    const std::int64_t more = std::min(left, room[tier] - wanted[tier]);
+    wanted[tier] += more;
+    left -= more;
   }
   return left == 0 ? std::optional(wanted) : std::nullopt;
 }

@@ -14,14 +14,20 @@
 
 namespace hybridgen {
 
+bool has_lower_tiers(const Budgets& budgets);
+/// What a request holds beyond its own bytes where there are tiers below DRAM: their ends, which
+/// are too small for a block.
+std::int64_t slack_bytes(const Budgets& budgets, std::int64_t largest_block_bytes);
+/// Bytes that all host tiers have, whoever uses them.
+std::int64_t host_capacity(const Budgets& budgets);
+
 /// Used by one thread. The budgets must outlive it.
 class KvRoom {
  public:
-  explicit KvRoom(Budgets& budgets) : budgets_(budgets) {}
+  /// `halves`: between DRAM and CXL memory, as far as both have room; else the fastest first.
+  KvRoom(Budgets& budgets, bool halves) : budgets_(budgets), halves_(halves) {}
 
-  bool has_lower_tiers() const;
-  /// Bytes that the tiers have, whoever uses them.
-  std::int64_t capacity() const;
+  bool has_lower_tiers() const { return hybridgen::has_lower_tiers(budgets_); }
 
   /// What blocks may take, by tier: what was promised to requests in all, or, for a while, more.
   TierBytes room() const;
@@ -53,6 +59,7 @@ class KvRoom {
   }
 
   Budgets& budgets_;
+  bool halves_;
   std::int64_t promised_ = 0;
   std::array<Reservation, kHostTiers.size()> held_;
   std::array<std::optional<std::int64_t>, kHostTiers.size()> most_;  ///< of tiers that are shut

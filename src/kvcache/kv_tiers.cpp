@@ -75,6 +75,13 @@ void KvHolding::grow(std::int64_t tokens) {
   if (tokens > entry.asked) tiers_->grow(request_, entry, tokens);
 }
 
+double KvHolding::share_in_cxl(KvSide side) const {
+  if (tiers_ == nullptr || tiers_->places_.cxl.nodes.empty()) return 0.0;
+  KvTiers::Entry& entry = tiers_->entries_.at(request_);
+  if (entry.shares_at != tiers_->ledger_.num_changes()) tiers_->count_shares(request_, entry);
+  return entry.shares_in_cxl[index_of(side)];
+}
+
 KvTiers::KvTiers(KvPlacement placement,
                  TierPlaces places,
                  Budgets& budgets,
@@ -84,14 +91,8 @@ KvTiers::KvTiers(KvPlacement placement,
       places_(std::move(places)),
       budgets_(budgets),
       statistics_(statistics),
-      room_(budgets),
+      room_(budgets, placement == KvPlacement::kInterleave),
       mover_(trace) {}
-
-std::int64_t KvTiers::slack_bytes(std::int64_t largest_block_bytes) const {
-  return room_.has_lower_tiers()
-             ? static_cast<std::int64_t>(kHostTiers.size()) * largest_block_bytes
-             : 0;
-}
 
 bool KvTiers::fits_now(std::int64_t dram_bytes,
                        std::int64_t kv_bytes,
@@ -397,6 +398,21 @@ bool KvTiers::note_done(bool waits) {
 
 void KvTiers::shut(BlockPlace place) { room_.shut(tier_of(place), used()); }
 
+void KvTiers::count_shares(std::int64_t request, Entry& entry) const {
+  std::array<TierBytes, 2> bytes{};
+  for (const TierBlock& block : ledger_.blocks()) {
+    if (block.id.request == request) bytes[index_of(block.id.side)].add(block.place, block.bytes);
+  }
+  for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
+    const TierBytes& of_side = bytes[index_of(side)];
+    entry.shares_in_cxl[index_of(side)] =
+        of_side.sum() == 0
+            ? 0.0
+            : static_cast<double>(of_side[TierKind::kCxl]) / static_cast<double>(of_side.sum());
+  }
+  entry.shares_at = ledger_.num_changes();
+}
+
 TierBytes KvTiers::used() const {
   TierBytes bytes = leaving_;
   for (const TierKind tier : kHostTiers) bytes[tier] += ledger_.bytes(tier);
@@ -424,7 +440,7 @@ void KvTiers::throw_out_of_room(std::int64_t request, const std::vector<NewBlock
                      " of ",
                      hybridgen::name_of(tier));
   }
-  throw OutOfMemoryError(message("[grow keys and values] request ",
+  throw OutOfMemoryError(message("[grow the KV cache] request ",
                                  request,
                                  " needs ",
                                  human_bytes(static_cast<double>(wanted)),

@@ -54,6 +54,9 @@ class KvHolding {
   /// everybody else's blocks are as they were.
   void grow(std::int64_t tokens);
 
+  /// Share of the bytes of a side that lie in CXL memory, in [0, 1].
+  double share_in_cxl(KvSide side) const;
+
  private:
   friend class KvTiers;
   KvHolding(KvTiers& tiers, std::int64_t request) : tiers_(&tiers), request_(request) {}
@@ -72,12 +75,9 @@ class KvTiers {
           TraceRecorder& trace,
           TierStatistics& statistics);
 
-  /// What a request holds beyond its own bytes where there are lower tiers: their ends that are too
-  /// small for a block.
-  std::int64_t slack_bytes(std::int64_t largest_block_bytes) const;
-  /// Whether the tiers have so much when nobody uses them: of all host tiers, and of DRAM.
-  std::int64_t capacity_bytes() const { return room_.capacity(); }
-  /// Whether they have it now.
+  const TierPlaces& places() const { return places_; }
+  /// Whether the tiers have so much now: of DRAM for what only DRAM can hold, and of any for K and
+  /// V with their slack_bytes.
   bool fits_now(std::int64_t dram_bytes, std::int64_t kv_bytes, const OpenBytes& open = {}) const;
   /// Reserves it. Blocks of others leave DRAM where `dram_bytes`, which nothing else can take the
   /// place of, need theirs. OutOfMemoryError.
@@ -107,6 +107,8 @@ class KvTiers {
     std::array<std::int64_t, 2> taken{};       ///< tokens that have memory, by side
     std::array<std::int64_t, 2> num_blocks{};  ///< in the ledger, by side
     std::array<std::int64_t, 2> closed{};      ///< blocks, by side
+    std::int64_t shares_at = -1;               ///< changes of the ledger until then
+    std::array<double, 2> shares_in_cxl{};
   };
   void update();
   bool holds_open(const TierBytes& room, const OpenBytes& more) const;
@@ -126,6 +128,7 @@ class KvTiers {
   void complete(const TierMoveDone& done);
   bool note_done(bool waits);
   void shut(BlockPlace place);
+  void count_shares(std::int64_t request, Entry& entry) const;
   TierBytes used() const;
   [[noreturn]] void throw_out_of_room(std::int64_t request,
                                       const std::vector<NewBlock>& blocks) const;

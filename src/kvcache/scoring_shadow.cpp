@@ -71,15 +71,6 @@ std::int64_t channel_bytes(const ShadowShape& shape) {
          static_cast<std::int64_t>(sizeof(float));
 }
 
-KvMemoryShape memory_shape(const ShadowShape& shape) {
-  return {.num_kv_heads = shape.num_kv_heads,
-          .num_layers = shape.num_layers,
-          .capacity = shape.capacity,
-          .row_bytes = block_bytes(shape) / kKeyBlockTokens,
-          .place = shape.place,
-          .numa_parts = shape.numa_parts};
-}
-
 ShadowShape checked(ShadowShape shape) {
   constexpr std::int64_t kAny = std::numeric_limits<std::int64_t>::max();
   constexpr std::string_view kCorrect = "correct the shape of the shadow";
@@ -147,6 +138,15 @@ void pack_halves(std::uint8_t* codes, std::int64_t count) {
 }
 
 }  // namespace
+
+KvMemoryShape memory_shape(const ShadowShape& shape) {
+  return {.num_kv_heads = shape.num_kv_heads,
+          .num_layers = shape.num_layers,
+          .capacity = shape.capacity,
+          .row_bytes = block_bytes(shape) / kKeyBlockTokens,
+          .place = shape.place,
+          .numa_parts = shape.numa_parts};
+}
 
 ScoringShadow::ScoringShadow(const ShadowShape& shape)
     : shape_(checked(shape)),

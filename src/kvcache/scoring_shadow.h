@@ -38,6 +38,9 @@ struct ShadowShape {
   PagePlace place{};  ///< of what grows; numa_node decides where that is given
 };
 
+/// Of its codes.
+KvMemoryShape memory_shape(const ShadowShape& shape);
+
 /// Addressed by slot, like HostKvStore. Once a (layer, KV head) is calibrated, tokens do not
 /// influence each other and writers and readers of different tokens may run at the same time.
 class ScoringShadow {

@@ -45,11 +45,13 @@ void TierBytes::add(BlockPlace place, std::int64_t bytes) {
 }
 
 void TierLedger::add(const TierBlock& block) {
+  ++num_changes_;
   blocks_.push_back(block);
   bytes_[static_cast<std::size_t>(block.id.side)].add(block.place, block.bytes);
 }
 
 void TierLedger::move(std::size_t index, BlockPlace to) {
+  ++num_changes_;
   TierBlock& block = blocks_[index];
   TierBytes& bytes = bytes_[static_cast<std::size_t>(block.id.side)];
   bytes.add(block.place, -block.bytes);
@@ -66,6 +68,7 @@ void TierLedger::close_before(std::int64_t request, KvSide side, std::int64_t in
 }
 
 void TierLedger::forget(std::int64_t request) {
+  ++num_changes_;
   std::erase_if(blocks_, [&](const TierBlock& block) {
     if (block.id.request != request) return false;
     bytes_[static_cast<std::size_t>(block.id.side)].add(block.place, -block.bytes);
@@ -79,6 +82,7 @@ std::size_t TierLedger::find(const BlockId& id) const {
 }
 
 void TierLedger::keep_first(std::size_t count) {
+  ++num_changes_;
   for (; blocks_.size() > count; blocks_.pop_back()) {
     const TierBlock& block = blocks_.back();
     bytes_[static_cast<std::size_t>(block.id.side)].add(block.place, -block.bytes);

@@ -76,6 +76,8 @@ class TierLedger {
   /// Forgets all blocks of a request.
   void forget(std::int64_t request);
 
+  /// How often anything was added, moved or forgotten.
+  std::int64_t num_changes() const { return num_changes_; }
   /// Oldest first.
   std::span<const TierBlock> blocks() const { return blocks_; }
   /// Of the block with that id; blocks().size() if there is none.
@@ -92,6 +94,7 @@ class TierLedger {
  private:
   std::vector<TierBlock> blocks_;
   std::array<TierBytes, 2> bytes_{};
+  std::int64_t num_changes_ = 0;
 };
 
 }  // namespace hybridgen

@@ -20,6 +20,10 @@ bool attends_to_all(const HostJob& job) {
   return job.payload == Payload::kPartialAttention && job.takes_every_token();
 }
 
+std::int64_t share_of(std::int64_t bytes, double share) {
+  return static_cast<std::int64_t>(static_cast<double>(bytes) * share);
+}
+
 bool can_be_cut(const HostJob& job) {
   return attends_to_all(job) || (job.selection() != nullptr && job.buffers.scores != nullptr);
 }
@@ -159,11 +163,16 @@ void CpuStage::wait(HostJobBatch& batch) {
   batch.end_ns = batch.pieces.front().result.end_ns;
   batch.key_bytes_read = 0;
   batch.value_bytes_read = 0;
+  batch.cxl_key_bytes_read = 0;
+  batch.cxl_value_bytes_read = 0;
   for (const HostJobBatch::Piece& piece : batch.pieces) {
     batch.begin_ns = std::min(batch.begin_ns, piece.result.begin_ns);
     batch.end_ns = std::max(batch.end_ns, piece.result.end_ns);
     batch.key_bytes_read += piece.result.key_bytes;
     batch.value_bytes_read += piece.result.value_bytes;
+    const HostJob& job = batch.jobs[static_cast<std::size_t>(piece.job)];
+    batch.cxl_key_bytes_read += share_of(piece.result.key_bytes, job.keys_in_cxl);
+    batch.cxl_value_bytes_read += share_of(piece.result.value_bytes, job.values_in_cxl);
   }
 }
 
@@ -175,6 +184,18 @@ void CpuStage::run_task(void* context, std::int64_t task, int worker) {
     stage.run(batch, index, worker);
   } catch (...) {
     note_failure(batch, index);
+  }
+}
+
+// Where a probe stands in for slower memory than there is.
+void CpuStage::take_time_of_cxl(const HostJob& job, const HostTaskResult& result) const {
+  if (probe_ == nullptr) {
+    return;
+  }
+  const std::int64_t bytes =
+      share_of(result.key_bytes, job.keys_in_cxl) + share_of(result.value_bytes, job.values_in_cxl);
+  if (bytes > 0) {
+    probe_->after_cxl_read(bytes, result.begin_ns);
   }
 }
 
@@ -214,6 +235,7 @@ void CpuStage::run(HostJobBatch& batch, std::int64_t index, int worker) {
     return;
   }
   runner_.run_whole(task);
+  take_time_of_cxl(job, result);
   result.end_ns = TraceRecorder::now_ns();
   trace(batch,
         label_of(job),
@@ -238,6 +260,7 @@ void CpuStage::run_range(HostJobBatch& batch,
   } else {
     runner_.score(task, scores + task.tokens.begin, stride);
   }
+  take_time_of_cxl(task.job, result);
   result.end_ns = TraceRecorder::now_ns();
   trace(batch,
         attends ? "attend" : "score",
@@ -259,6 +282,10 @@ void CpuStage::run_range(HostJobBatch& batch,
   }
   const std::int64_t scored_bytes = result.key_bytes;
   runner_.finish(task, scores, stride);
+  take_time_of_cxl(task.job,
+                   {.begin_ns = scored_ns,
+                    .key_bytes = result.key_bytes - scored_bytes,
+                    .value_bytes = result.value_bytes});
   result.end_ns = TraceRecorder::now_ns();
   trace(batch,
         "select, gather",

@@ -39,6 +39,8 @@ struct HostJobBatch {
   std::int64_t end_ns = 0;
   std::int64_t key_bytes_read = 0;
   std::int64_t value_bytes_read = 0;
+  std::int64_t cxl_key_bytes_read = 0;  ///< of them, by the shares that lie there
+  std::int64_t cxl_value_bytes_read = 0;
 
   /// What a job threw, or null; then its buffers hold nothing of use. Of several pieces that failed
   /// it is the first one's, whatever the timing.
@@ -116,6 +118,7 @@ class CpuStage {
   std::int64_t claim(HostJobBatch& batch, int worker) const;
   void run(HostJobBatch& batch, std::int64_t piece, int worker);
   void run_range(HostJobBatch& batch, const HostTask& task, std::int64_t job, int worker) const;
+  void take_time_of_cxl(const HostJob& job, const HostTaskResult& result) const;
   static void note_failure(HostJobBatch& batch, std::int64_t piece);
   void trace(const HostJobBatch& batch,
              const char* name,

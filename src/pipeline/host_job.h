@@ -86,6 +86,8 @@ struct HostJob {
   const void* new_value = nullptr;
   std::int64_t num_offloaded = 0;  ///< n_c >= 1
   std::int64_t num_chosen = 0;     ///< S in [1, n_c]
+  double keys_in_cxl = 0.0;        ///< share of them in slower memory, in [0, 1]
+  double values_in_cxl = 0.0;
   HostJobBuffers buffers;
 
   bool is_chosen_on_device() const { return std::holds_alternative<ChosenOnDevice>(chooser); }

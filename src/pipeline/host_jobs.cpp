@@ -257,6 +257,8 @@ void HostJobs::count(const HostJobBatch& jobs, const HostWork& work) {
   statistics.host_jobs += static_cast<std::int64_t>(jobs.jobs.size());
   statistics.host_key_bytes += jobs.key_bytes_read;
   statistics.host_value_bytes += jobs.value_bytes_read;
+  statistics.cxl_key_bytes += jobs.cxl_key_bytes_read;
+  statistics.cxl_value_bytes += jobs.cxl_value_bytes_read;
 }
 
 void HostJobs::wait_for_all(MicroBatch& batch) {

@@ -54,6 +54,8 @@ HostJob host_job(RequestState& request, std::int64_t layer, const HostWork& work
   job.num_chosen =
       sends_k(work) ? request.steering.num_chosen(job.num_offloaded) : job.num_offloaded;
   job.chooser = chooser_of(request, work, job);
+  job.keys_in_cxl = request.holding.share_in_cxl(KvSide::kKeys);
+  job.values_in_cxl = request.holding.share_in_cxl(KvSide::kValues);
   job.buffers = request.staging_of(layer).buffers();
   return job;
 }

@@ -38,7 +38,9 @@ void grow_host(RequestState& request, std::int64_t tokens) {
   const RequestPlan& plan = request.plan;
   const std::int64_t sure =
       std::clamp<std::int64_t>(plan.shape.prompt_tokens - plan.window, 0, plan.max_offloaded);
-  host.grow(host.shape().place.nodes.empty() ? std::max(tokens, sure) : tokens);
+  const std::int64_t coming = host.shape().place.nodes.empty() ? std::max(tokens, sure) : tokens;
+  request.holding.grow(coming);
+  host.grow(coming);  // what lies beside them
 }
 
 bool wants_channels(const RequestState& request, std::int64_t layer, std::int64_t leaving) {

@@ -15,6 +15,8 @@ class PipelineProbe {
   virtual ~PipelineProbe() = default;
   /// Between two operations of the device, and before each task of the host.
   virtual void at_seam() {}
+  /// A task of the host that began at `begin_ns` has read so much of CXL memory; from host workers.
+  virtual void after_cxl_read(std::int64_t /*bytes*/, std::int64_t /*begin_ns*/) {}
   /// `batch` was handed to the workers just now.
   virtual void after_submit(CpuStage& /*stage*/, HostJobBatch& /*batch*/) {}
   /// A guess is made from the input of this many layers before the one that it is for: with 0 it is

@@ -5,6 +5,7 @@
 
 #include "device/device_ops.h"
 #include "device/resident_cache.h"
+#include "kvcache/store_memory.h"
 #include "parts/request_parts.h"
 #include "pipeline/rows_to_host.h"
 #include "pipeline/shifted_keys.h"
@@ -122,7 +123,11 @@ RequestPlan plan_request(const ModelConfig& config,
               method.first_layer > 0
                   ? staging_of(method.early_work, method, config, attended, plan.max_offloaded)
                   : StagingShape{});
-    plan.dram_bytes += HostKvStore::required_bytes(host_shape(config, dtype, method, plan)) +
+    const HostKvShape host = host_shape(config, dtype, method, plan);
+    const BytesToPlace placed = bytes_to_place(host);
+    plan.placed_bytes = placed.all;
+    plan.largest_block_bytes = placed.largest_block;
+    plan.dram_bytes += HostKvStore::required_bytes(host) +
                        2 * HostStaging::required_bytes(config, dtype, plan.staging);
     if (!device_is_host) {
       plan.device_bytes += 2 * HostStaging::payload_bytes(config, dtype, plan.staging);

@@ -24,7 +24,10 @@ struct RequestPlan {
   std::int64_t device_bytes = 0;
   /// What operations on the request's tokens take for a moment; of all requests the largest counts.
   std::int64_t momentary_device_bytes = 0;
-  std::int64_t dram_bytes = 0;
+  std::int64_t dram_bytes = 0;  ///< of host memory
+  /// Those of them that may lie in any of its tiers (KvTiers); all others only in DRAM.
+  std::int64_t placed_bytes = 0;
+  std::int64_t largest_block_bytes = 0;  ///< of the largest tier block
 };
 
 /// `window`: tokens that stay on the device, >= 1 (kWindow only); `least`: those that stay when it

@@ -28,14 +28,16 @@ RequestState::RequestState(const DecoderModel& model,
                            const AttendedTokens& attended_tokens,
                            const RequestPlan& plan_,
                            Budgets& budgets,
+                           KvTiers& tiers,
                            int numa_node,
                            const std::vector<NumaPart>& numa_parts)
     : device_reservation(budgets[TierKind::kDevice].reserve(plan_.device_bytes, "admit request")),
       prompt_reservation(
           budgets[TierKind::kDevice].reserve(plan_.prompt_device_bytes, "admit request")),
-      dram_reservation(budgets[TierKind::kDram].reserve(plan_.dram_bytes, "admit request")),
       plan(plan_),
       eviction(plan_.window, method.window.block),
+      holding(tiers.hold(
+          plan_.shape.request_id, plan_.dram_bytes - plan_.placed_bytes, plan_.placed_bytes)),
       steering(attended_tokens, method.strategy) {
   const ModelConfig& config = model.config();
   const DType dtype = model.dtype();
@@ -54,7 +56,11 @@ RequestState::RequestState(const DecoderModel& model,
     HostKvShape shape = host_shape(config, dtype, method, plan);
     shape.numa_node = numa_node;
     shape.numa_parts = numa_parts;
+    shape.place = tiers.places().dram;
     host = std::make_unique<HostKvStore>(shape);
+    host_memory.emplace(*host);
+    holding.set_memory(*host_memory,
+                       method.retains_on_host() || method.has(PartRole::kHostPlacement));
     for (HostStaging& slot : staging) {
       slot = HostStaging(config, dtype, model.device(), plan.staging);
     }

@@ -13,6 +13,8 @@
 #include "hybridgen/methods/method.h"
 #include "kvcache/eviction_engine.h"
 #include "kvcache/host_kv_store.h"
+#include "kvcache/kv_tiers.h"
+#include "kvcache/store_memory.h"
 #include "kvcache/token_mapper.h"
 #include "memory/budgets.h"
 #include "models/decoder_model.h"
@@ -43,14 +45,15 @@ struct AttendedCount {
 };
 
 struct RequestState {
-  /// Takes the plan's memory from the tiers' budgets: OutOfMemoryError if one has too little.
-  /// Offloaded tokens lie on `numa_node` (-1: where the system likes) or, if there are any, on the
-  /// nodes of `numa_parts`.
+  /// Takes the plan's memory from the tiers' budgets, the host's through `tiers`: OutOfMemoryError
+  /// if one has too little. All three must outlive it. Offloaded tokens lie on `numa_node` (-1:
+  /// where the system likes) or, if there are any, on the nodes of `numa_parts`.
   RequestState(const DecoderModel& model,
                const Method& method,
                const AttendedTokens& attended,
                const RequestPlan& plan,
                Budgets& budgets,
+               KvTiers& tiers,
                int numa_node,
                const std::vector<NumaPart>& numa_parts = {});
 
@@ -62,13 +65,14 @@ struct RequestState {
 
   Reservation device_reservation;
   Reservation prompt_reservation;  ///< until a retention policy has chosen
-  Reservation dram_reservation;
   RequestPlan plan;
 
   TokenMapper tokens;
   EvictionEngine eviction;
   ResidentCache resident;
   std::unique_ptr<HostKvStore> host;  ///< null: nothing ever leaves the device
+  std::optional<StoreMemory> host_memory;
+  KvHolding holding;  ///< behind the memory that it lets move
   RequestParts parts;
   Steering steering;
 

@@ -21,6 +21,9 @@ struct TestSwitches {
   std::int64_t random_delay_us = 0;  ///< both stages sleep up to this long at their seams
   bool oracle_proxy = false;         ///< guess from the layer's own input: must equal exact mode
   std::int64_t invented_nodes = 0;   ///< > 0: workers count as this many memory nodes', by turns
+  int invented_cxl_node = -1;        ///< >= 0: this memory node is the CXL tier, whatever it is
+  /// > 0: bytes of the CXL tier that all host jobs together read in a second at most.
+  std::int64_t cxl_bytes_per_second = 0;
 };
 
 /// Whose dense operations: this library's kernels, or LibTorch's. Auto: kernels on the CPU.

@@ -21,6 +21,8 @@ struct PipelineStatistics {
   std::int64_t evicted_bytes = 0;     ///< K and V that left the device, prefill included
   std::int64_t host_key_bytes = 0;    ///< read by the CPU stage
   std::int64_t host_value_bytes = 0;  ///< read by the CPU stage
+  std::int64_t cxl_key_bytes = 0;    ///< of the two above, those read of CXL memory: counted by the
+  std::int64_t cxl_value_bytes = 0;  ///< share of each request's keys and values that lies there
   std::int64_t prefill_tokens = 0;
   double prefill_s = 0.0;
   std::int64_t prefill_h2d_bytes = 0;  ///< offloaded K and V streamed back while prefilling

@@ -123,7 +123,7 @@ struct Tiers {
     std::int64_t tokens = 0;
   };
   std::int64_t bytes_for(std::int64_t capacity) const {
-    return capacity * 3 + tiers.slack_bytes(2 * kBlock);
+    return capacity * 3 + slack_bytes(budgets, 2 * kBlock);
   }
   /// Of growth by up to kMostGrowth tokens: keys of the block before stay open, too.
   static constexpr std::int64_t kMostGrowth = 6;

@@ -157,7 +157,8 @@ struct Tiers {
   static std::int64_t bytes_for(std::int64_t capacity) { return capacity * 3; }
 
   Request& admit(std::int64_t id, std::int64_t capacity, std::int64_t dram = 0) {
-    KvHolding holding = tiers.hold(id, dram, bytes_for(capacity) + tiers.slack_bytes(2 * kBlock));
+    KvHolding holding =
+        tiers.hold(id, dram, bytes_for(capacity) + slack_bytes(budgets, 2 * kBlock));
     Request& request = requests[id];
     request.memory = std::make_unique<NotedMemory>(machine, capacity);
     request.holding = std::move(holding);
@@ -165,7 +166,7 @@ struct Tiers {
     return request;
   }
   bool fits(std::int64_t capacity, std::int64_t dram = 0) const {
-    return tiers.fits_now(dram, bytes_for(capacity) + tiers.slack_bytes(2 * kBlock));
+    return tiers.fits_now(dram, bytes_for(capacity) + slack_bytes(budgets, 2 * kBlock));
   }
   void grow(std::int64_t id, std::int64_t tokens) {
     requests.at(id).holding.grow(tokens);
