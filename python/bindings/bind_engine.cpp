@@ -81,17 +81,15 @@ EngineOptions options_from(py::kwargs given) {
   check_together(operation, options.hybridgen);
   options.hybridgen = hybridgen_options(options);
   // What cannot be is refused now, before a model is loaded.
-  if (composition.is_none()) {
-    check_shrinking(options, make_method(options));
-  } else {
-    refuse_unread(composition.cast<const Method&>(), options);
-    check_shrinking(options, composition.cast<const Method&>());
-  }
+  if (!composition.is_none()) refuse_unread(composition.cast<const Method&>(), options);
+  const Method method =
+      composition.is_none() ? make_method(options) : composition.cast<const Method&>();
+  check_shrinking(options, method);
   if (options.numa_node >= 0) {
     cpus_of_node(find_numa_node(options.numa_node), available_cpus());
   }
   static_cast<void>(kernels::resolve_isa(options.isa));
-  check_lower_tiers(options, lower_tiers(options, host_tiers(available_cpus())));
+  check_lower_tiers(options, method, lower_tiers(options, host_tiers(available_cpus())));
   return options;
 }
 
@@ -274,6 +272,12 @@ py::dict to_dict(const RunStatistics& s) {
   d["tier_growth_waits"] = s.tiers.growth_waits;
   d["tier_growth_wait_s"] = s.tiers.growth_wait_s;
   d["prefill_h2d_bytes"] = p.prefill_h2d_bytes;
+  d["disk_bytes_read"] = s.disk.read_bytes;
+  d["disk_bytes_written"] = s.disk.written_bytes;
+  d["disk_read_s"] = s.disk.read_s;
+  d["disk_wait_s"] = s.disk.read_wait_s;
+  d["disk_write_wait_s"] = s.disk.write_wait_s;
+  d["disk_hidden_share"] = s.disk.hidden_share();
   return d;
 }
 

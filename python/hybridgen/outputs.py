@@ -251,6 +251,9 @@ class RunStats(Mapping[str, Any]):
         host_s = done.get("t_cpu_s", 0.0) + done.get("t_link_s", 0.0)
         waited = done.get("t_wait_s", 0.0) / host_s if host_s > 0 else 0.0
         done["hidden_share"] = max(0.0, 1.0 - waited)  # a ratio: not the difference of two
+        read_s = done.get("disk_read_s", 0.0)
+        waited = done.get("disk_wait_s", 0.0) / read_s if read_s > 0 else 0.0
+        done["disk_hidden_share"] = max(0.0, 1.0 - waited)
         self._values = self._emulated | _with_rates(done)
 
     def __getitem__(self, name: str) -> Any:
@@ -305,6 +308,13 @@ class RunStats(Mapping[str, Any]):
             f"read by host    {_bytes(get('host_key_bytes_read', 0))} of keys, "
             f"{_bytes(get('host_value_bytes_read', 0))} of values",
         ]
+        if get("disk_bytes_read", 0) or get("disk_bytes_written", 0):
+            lines.append(
+                f"disk            {_bytes(get('disk_bytes_read', 0))} read, "
+                f"{_bytes(get('disk_bytes_written', 0))} written, waited "
+                f"{get('disk_wait_s', 0.0):.3f} s for reads "
+                f"({100 * get('disk_hidden_share', 1.0):.1f} % hidden)"
+            )
         return "\n".join(lines)
 
     def __repr__(self) -> str:

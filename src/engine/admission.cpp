@@ -49,6 +49,10 @@ RequestPlan Admission::plan_with(const RequestShape& shape, std::int64_t window)
                                   shape,
                                   std::max<std::int64_t>(window, 1),
                                   least_window(window));
+  if (budgets.has(TierKind::kDisk) && plan.max_offloaded > 0) {
+    plan.dram_bytes += KvDisk::reading_bytes(plan.placed_bytes, config.num_layers);
+    plan.open = open_bytes(host_shape(config, dtype, method, plan), options.prefill_chunk);
+  }
   const std::int64_t slack = slack_bytes(budgets, plan.largest_block_bytes);
   plan.placed_bytes += slack;
   plan.dram_bytes += slack;
@@ -130,6 +134,18 @@ void Admission::check_fits(const RequestShape& shape) const {
     if (budgets.has(tier)) names += message(names.empty() ? "" : " and ", name_of(tier));
   }
   too_large(needed.dram_bytes, names, all, dram_for(needed.dram_bytes - (all - dram)));
+  if (budgets.has(TierKind::kDisk)) {
+    const std::int64_t memory = all - budgets[TierKind::kDisk].capacity_bytes();
+    const std::int64_t in_memory =
+        needed.dram_bytes - needed.placed_bytes + needed.open.resting + needed.open.growing;
+    too_large(in_memory,
+              "memory above the disk",
+              memory,
+              message("KVConfig(dram=",
+                      in_memory - (memory - dram),
+                      ") or a smaller "
+                      "max_num_batched_tokens"));
+  }
 }
 
 std::int64_t Admission::together(const RequestPlan& plan, std::int64_t count) const {
@@ -151,7 +167,9 @@ bool Admission::fits_now(const RequestPlan& plan, std::int64_t momentary_bytes) 
 }
 
 bool Admission::has_dram(const RequestPlan& plan, std::int64_t device_bytes) const {
-  if (!tiers->fits_now(plan.dram_bytes - plan.placed_bytes, plan.placed_bytes)) return false;
+  if (!tiers->fits_now(plan.dram_bytes - plan.placed_bytes, plan.placed_bytes, plan.open)) {
+    return false;
+  }
   // A disk's bytes are no memory: what the others have no room for goes there.
   std::int64_t on_disk = 0;
   if (budgets.has(TierKind::kDisk)) {

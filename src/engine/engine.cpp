@@ -21,6 +21,7 @@
 #include "hybridgen/core/error.h"
 #include "hybridgen/methods/method.h"
 #include "memory/budgets.h"
+#include "memory/disk_queue.h"
 #include "memory/host_tiers.h"
 #include "models/decoder_model.h"
 #include "pipeline/decode_pipeline.h"
@@ -43,6 +44,7 @@ struct Engine::Impl {
   Impl(std::shared_ptr<DecoderModel> model_, const EngineOptions& asked, std::optional<Method> own);
 
   void step(std::vector<TokenEvent>& events);
+  KvDiskDevice disk();
   /// Whether there is a request to prefill now. One that cannot be admitted ends.
   bool admit_next(std::vector<TokenEvent>& events);
   /// Whether running requests gave up enough of their windows for one that waits, whose plan may
@@ -82,6 +84,8 @@ struct Engine::Impl {
                       engine_bytes.bytes(),
                       &tiers};
   TraceRecorder trace;
+  std::optional<DiskFile> disk_file;  ///< none: nothing goes to a disk
+  std::optional<DiskQueue> disk_queue;
   RunStatistics statistics;
   KvTiers tiers{options.tiers.placement, lower.places(), budgets, trace, statistics.tiers};
   RequestQueue queue;
@@ -107,7 +111,11 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
       machine(asked, method, *model),
       options(resolved_options(asked, model->config(), budgets, machine)) {
   check_shrinking(options, method);
-  check_lower_tiers(options, lower);
+  check_lower_tiers(options, method, lower);
+  if (!options.tiers.disk_path.empty()) {
+    disk_file.emplace(options.tiers.disk_path, options.tiers.disk_bytes);
+    disk_queue.emplace(*disk_file, trace);
+  }
   model->weights().finish();
   // Whoever filled or changed weights did so on a stream of theirs, for which ours do not wait.
   model->device().synchronize();
@@ -139,6 +147,13 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
     machine.start_driver();
     model->device().enter_compute();
   });
+}
+
+KvDiskDevice Engine::Impl::disk() {
+  if (!disk_file) {
+    return {};
+  }
+  return {.file = &*disk_file, .queue = &*disk_queue, .place = tiers.places().dram};
 }
 
 void Engine::Impl::step(std::vector<TokenEvent>& events) {
@@ -178,7 +193,8 @@ bool Engine::Impl::admit_next(std::vector<TokenEvent>& events) {
                                                     budgets,
                                                     tiers,
                                                     options.numa_node,
-                                                    machine.division().parts);
+                                                    machine.division().parts,
+                                                    disk());
     if (cpu_stage != nullptr) {
       cpu_stage->reserve(needed.max_offloaded, request->state->max_candidates());
     }
@@ -482,9 +498,20 @@ RequestStatistics Engine::request_statistics(std::int64_t request_id) const {
   return statistics_of(impl_->queue.find(request_id), impl_->method);
 }
 
-RunStatistics Engine::run_statistics() const { return impl_->statistics; }
+RunStatistics Engine::run_statistics() const {
+  RunStatistics statistics = impl_->statistics;
+  if (impl_->disk_queue) {
+    statistics.disk = impl_->disk_queue->statistics();
+  }
+  return statistics;
+}
 
-void Engine::reset_statistics() { impl_->statistics = {}; }
+void Engine::reset_statistics() {
+  impl_->statistics = {};
+  if (impl_->disk_queue) {
+    impl_->disk_queue->reset_statistics();
+  }
+}
 
 std::vector<TierUsage> Engine::memory(bool looks_at_pages) const {
   std::vector<TierUsage> usage;

@@ -29,6 +29,10 @@ LowerTiers invented(int node, const std::vector<int>& own) {
   return tiers;
 }
 
+bool rewrites_host(const Method& method) {
+  return method.retains_on_host() || method.has(PartRole::kHostPlacement);
+}
+
 }  // namespace
 
 TierPlaces LowerTiers::places() const {
@@ -54,10 +58,19 @@ LowerTiers lower_tiers(const EngineOptions& options, const HostTiers& found) {
           .cxl_bytes = chosen.available_bytes_of(TierKind::kCxl)};
 }
 
-void check_lower_tiers(const EngineOptions& options, const LowerTiers& tiers) {
+void check_lower_tiers(const EngineOptions& options,
+                       const Method& method,
+                       const LowerTiers& tiers) {
   const bool has_cxl = !tiers.cxl_nodes.empty();
-  if (!options.tiers.disk_path.empty()) {
-    refuse(options, "disk", "None", "this version keeps no tokens on a disk yet");
+  const bool has_disk = !options.tiers.disk_path.empty();
+  if (has_disk && !method.offloads()) {
+    refuse(options, "disk", "None", "this method keeps no tokens on the host");
+  }
+  if (has_disk && rewrites_host(method)) {
+    refuse(options,
+           "disk",
+           "None",
+           "this method writes new tokens over old ones on the host, which so stay in memory");
   }
   if (options.tiers.placement != KvPlacement::kSemantic && !has_cxl) {
     refuse(options, "placement", "'semantic'", "there is no tier below DRAM to place tokens in");

@@ -25,9 +25,9 @@ struct LowerTiers {
 /// ConfigError for a tier or a node that is not there or cannot serve.
 LowerTiers lower_tiers(const EngineOptions& options, const HostTiers& found);
 
-/// ConfigError for a placement or a way to make room that `options` name and that has nothing to
-/// work with.
-void check_lower_tiers(const EngineOptions& options, const LowerTiers& tiers);
+/// ConfigError for a placement that `options` name and that has nothing to work with, and for a
+/// disk that the method has no use for.
+void check_lower_tiers(const EngineOptions& options, const Method& method, const LowerTiers& tiers);
 
 /// ConfigError if running windows shall shrink and the method has none that can.
 void check_shrinking(const EngineOptions& options, const Method& method);

@@ -127,6 +127,10 @@ std::int64_t HostKvStore::required_bytes(const HostKvShape& shape) {
          (has_full_values(rounded) ? 0 : exact_bytes(rounded));
 }
 
+void HostKvStore::use_disk(const KvDiskDevice& device) {
+  disk_ = std::make_unique<KvDisk>(device, memory(KvSide::kKeys), memory(KvSide::kValues));
+}
+
 KvMemory& HostKvStore::memory(KvSide side) {
   if (side == KvSide::kValues) return values_;
   return key_codes_.has_value() ? key_codes_->memory() : keys_;

@@ -20,11 +20,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 
 #include "hybridgen/core/kv_views.h"
 #include "hybridgen/core/types.h"
 #include "kvcache/host_kv_shape.h"
+#include "kvcache/kv_disk.h"
 #include "kvcache/kv_memory.h"
 #include "kvcache/scoring_shadow.h"
 #include "kvcache/tier_blocks.h"
@@ -63,6 +65,11 @@ class HostKvStore {
   const KvMemory& memory(KvSide side) const;
   /// Adds where its pages lie. DeviceError if the system does not tell.
   void report(PlacedBytes& bytes) const;
+
+  /// Blocks may lie on the disk from now on. `device` must outlive this.
+  void use_disk(const KvDiskDevice& device);
+  /// Null: none may.
+  KvDisk* disk() const { return disk_.get(); }
 
   /// Whether keys in 8 or 4 bits of a layer have no centres and spreads yet. The first write fixes
   /// them by its own rows; call fix_channels before it where more rows are at hand.
@@ -124,8 +131,9 @@ class HostKvStore {
   KvMemory keys_;                           ///< empty unless they are full
   std::optional<ScoringShadow> key_codes_;  ///< unless they are full
   KvMemory values_;
-  PlacedMemory exact_keys_;    ///< [G][L][kExactTokens][D] beside codes
-  PlacedMemory exact_values_;  ///< the same
+  PlacedMemory exact_keys_;       ///< [G][L][kExactTokens][D] beside codes
+  PlacedMemory exact_values_;     ///< the same
+  std::unique_ptr<KvDisk> disk_;  ///< last: ends before what it reads and writes
 };
 
 }  // namespace hybridgen

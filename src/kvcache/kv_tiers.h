@@ -29,12 +29,6 @@ struct TierPlaces {
   PagePlace both{};  ///< by turns
 };
 
-/// K and V of a request that are still written to, and so cannot go to a disk.
-struct OpenBytes {
-  std::int64_t resting = 0;
-  std::int64_t growing = 0;  ///< more, while it takes memory for so many tokens at once
-};
-
 class KvTiers;
 
 /// A request's part of the tiers, from its admission to its end. Ends before its memory does.

@@ -28,6 +28,12 @@ class StoreMemory final : public TierMemory {
   void take(KvSide side, TokenRange tokens, const PagePlace& place) override;
   PageMove move(KvSide side, TokenRange tokens, const PagePlace& place) override;
 
+  std::int64_t closed_tokens(KvSide side, std::int64_t written) const override;
+  void write_to_disk(KvSide side, TokenRange tokens) override;
+  void read_from_disk(KvSide side, TokenRange tokens, const PagePlace& place) override;
+  void leave_for_disk(KvSide side, TokenRange tokens) noexcept override;
+  void arrive_from_disk(KvSide side, TokenRange tokens) noexcept override;
+
  private:
   BlockRange blocks_of(KvSide side, TokenRange tokens) const;
   HostKvStore& store_;
@@ -39,5 +45,8 @@ struct BytesToPlace {
   std::int64_t largest_block = 0;
 };
 BytesToPlace bytes_to_place(const HostKvShape& shape);
+
+/// What cannot go to a disk of a store that grows by `most_growth` tokens at once, at most.
+OpenBytes open_bytes(const HostKvShape& shape, std::int64_t most_growth);
 
 }  // namespace hybridgen

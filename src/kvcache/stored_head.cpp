@@ -78,6 +78,14 @@ StoredHead::StoredHead(const kernels::CpuKernels& kernels,
                        std::int64_t kv_head)
     : kernels_(kernels), store_(store), layer_(layer), kv_head_(kv_head) {}
 
+void StoredHead::bring(KvSide side) const {
+  if (KvDisk* disk = store_.disk()) disk->bring(layer_, side);
+}
+
+void StoredHead::bring(KvSide side, std::span<const std::int32_t> positions) const {
+  if (KvDisk* disk = store_.disk()) disk->bring(layer_, side, kv_head_, positions);
+}
+
 std::int64_t StoredHead::full_bytes() const {
   return store_.shape().head_dim * static_cast<std::int64_t>(size_of(store_.shape().dtype));
 }
@@ -188,6 +196,7 @@ void StoredHead::scan(TokenRange tokens,
                       float* logits,
                       std::int64_t stride,
                       Scratch& scratch) const {
+  bring(KvSide::kKeys);
   if (has_key_codes()) {
     scan_codes(tokens, queries, logits, stride, scratch);
     return;
@@ -215,6 +224,7 @@ void StoredHead::score(std::span<const std::int32_t> positions,
                        float* logits,
                        std::int64_t stride,
                        Scratch& scratch) const {
+  bring(KvSide::kKeys, positions);
   const auto count = static_cast<std::int64_t>(positions.size());
   if (has_key_codes()) {
     score_codes(positions, queries, logits, stride, scratch);
@@ -241,6 +251,7 @@ void StoredHead::score(std::span<const std::int32_t> positions,
 void StoredHead::keys(std::span<const std::int32_t> positions,
                       void* out,
                       kernels::RowReader reader) const {
+  bring(KvSide::kKeys, positions);
   const auto count = static_cast<std::int64_t>(positions.size());
   if (has_key_codes()) {
     auto* const to = static_cast<std::byte*>(out);
@@ -271,6 +282,7 @@ void StoredHead::keys(std::span<const std::int32_t> positions,
 }
 
 void StoredHead::keys(TokenRange tokens, void* out, kernels::RowReader reader) const {
+  bring(KvSide::kKeys);
   if (has_key_codes()) {
     restore_keys(kernels_, store_, layer_, kv_head_, tokens, store_.shape().dtype, out);
     const std::int64_t num_exact = std::min(tokens.end, kExactTokens) - tokens.begin;
@@ -293,6 +305,7 @@ void StoredHead::keys(TokenRange tokens, void* out, kernels::RowReader reader) c
 void StoredHead::values(std::span<const std::int32_t> positions,
                         void* out,
                         kernels::RowReader reader) const {
+  bring(KvSide::kValues, positions);
   const auto count = static_cast<std::int64_t>(positions.size());
   if (has_value_codes()) {
     kernels_.stored_value_rows({.values = store_.value_codes(layer_, kv_head_),
@@ -306,6 +319,7 @@ void StoredHead::values(std::span<const std::int32_t> positions,
 }
 
 void StoredHead::values(TokenRange tokens, void* out, kernels::RowReader reader) const {
+  bring(KvSide::kValues);
   if (has_value_codes()) {
     kernels_.stored_value_rows({.values = store_.value_codes(layer_, kv_head_),
                                 .first = tokens.begin,

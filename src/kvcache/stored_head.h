@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reads what a store holds of one (layer, KV head), in whatever layout and precision it lies there:
-// logits of its keys, and rows of both as the model computes them.
+// Reads what a store holds of one (layer, KV head), in whatever layout, precision and tier it lies
+// there: logits of its keys, and rows of both as the model computes them. What lies on the disk is
+// read first, of which whoever calls must let go afterwards (KvDisk::release).
 #pragma once
 
 #include <cstdint>
@@ -60,7 +61,20 @@ class StoredHead {
   void values(std::span<const std::int32_t> positions, void* out, kernels::RowReader reader) const;
   void values(TokenRange tokens, void* out, kernels::RowReader reader) const;
 
+  /// For who reads keys and values in the store itself: of all tokens, or of chosen ones, they have
+  /// memory, whatever tier they lie in.
+  void bring() const {
+    bring(KvSide::kKeys);
+    bring(KvSide::kValues);
+  }
+  void bring(std::span<const std::int32_t> positions) const {
+    bring(KvSide::kKeys, positions);
+    bring(KvSide::kValues, positions);
+  }
+
  private:
+  void bring(KvSide side) const;
+  void bring(KvSide side, std::span<const std::int32_t> positions) const;
   bool has_key_codes() const { return store_.shape().key_precision != KvPrecision::kFull; }
   std::int64_t full_bytes() const;
   kernels::StoredLogitsArgs code_args(const ShadowKeyView& keys,

@@ -56,6 +56,12 @@ struct BlockId {
   friend bool operator==(const BlockId&, const BlockId&) = default;
 };
 
+/// K and V of a request that are still written to, and so cannot go to a disk.
+struct OpenBytes {
+  std::int64_t resting = 0;
+  std::int64_t growing = 0;  ///< more, while it takes memory for so many tokens at once
+};
+
 struct TierBlock {
   BlockId id;
   std::int64_t bytes = 0;

@@ -48,11 +48,21 @@ class ShadowScoring final : public KeyProxy {
       return;
     }
     shadow_.grow(num_offloaded);
-    at::parallel_for(0, shadow_.shape().num_layers, 1, [&](std::int64_t begin, std::int64_t end) {
+    KvDisk* const disk = host->disk();
+    const std::int64_t num_layers = shadow_.shape().num_layers;
+    // Keys on the disk come and go layer by layer: there is memory for no more at a time.
+    const std::int64_t at_once = disk == nullptr ? 1 : num_layers;
+    at::parallel_for(0, num_layers, at_once, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t layer = begin; layer < end; ++layer) {
+        if (disk != nullptr) {
+          disk->bring(layer, KvSide::kKeys);
+        }
         const KvRowsView keys = host->key_rows_from(layer, 0);
         shadow_.calibrate(layer, num_offloaded, keys);
         shadow_.write(layer, {0, num_offloaded}, keys);
+        if (disk != nullptr) {
+          disk->release(layer);
+        }
       }
     });
   }

@@ -57,6 +57,9 @@ void DecodePipeline::step(Batches batches) {
   } catch (...) {
     for (const auto& batch : batches) {
       host_.wait_for_all(*batch);
+      for (RequestState* request : batch->requests) {
+        request->end_reading();
+      }
     }
     loop_.timer.reset();
     throw;
@@ -127,6 +130,7 @@ void DecodePipeline::finish_layer(std::int64_t layer, MicroBatch& batch) {
   host_.receive(layer, batch);   // 2, 3
   const ScopedSpan span = loop_.span("merge, output, FFN", layer);
   merge(layer, batch);  // 5
+  host_.release(layer, batch);
   give_feedback(loop_, layer, batch);
   model_.finish_block(ops_, layer, batch.ws);  // 5, 6
   loop_.timer.end();
@@ -267,6 +271,7 @@ void DecodePipeline::end_step(Batches batches) {
   loop_.sample.device_s = std::max(times.paired_s, 0.0);
   for (const auto& batch : batches) {
     for (RequestState* request : batch->requests) {
+      request->end_reading();
       contain(*request, [&] {
         if (!model_.device().is_cpu()) {
           give_sent_feedback(loop_, *request);

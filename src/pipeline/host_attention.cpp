@@ -20,6 +20,11 @@ void HostTaskRunner::attend(const HostTask& task, const std::int32_t* positions)
   const StoredHead head = stored_head(task);
   const std::int64_t count = task.tokens.size();
   const bool in_one_pass = head.has_rows();
+  if (positions == nullptr) {
+    head.bring();
+  } else {
+    head.bring({positions, static_cast<std::size_t>(count)});
+  }
   float* logits = task.scratch.logits.data();
   if (!in_one_pass && count > 0) {
     if (positions == nullptr) {

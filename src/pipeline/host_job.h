@@ -94,6 +94,11 @@ struct HostJob {
   bool takes_every_token() const { return std::holds_alternative<EveryToken>(chooser); }
   /// Who selects by logits; null if nobody does.
   const SelectedHere* selection() const { return std::get_if<SelectedHere>(&chooser); }
+  /// Of the store, whatever is chosen; else at most what is.
+  bool reads_all_keys() const {
+    return takes_every_token() || (selection() != nullptr && selection()->proxy == nullptr);
+  }
+  bool reads_all_values() const { return takes_every_token() && payload != Payload::kKeys; }
   /// All query heads of a KV head use the same tokens: `merged`, without `positions` and `index`.
   bool is_shared() const { return selection() == nullptr; }
   bool sends_keys() const {

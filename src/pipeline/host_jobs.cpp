@@ -81,6 +81,40 @@ void HostJobs::start(std::int64_t layer, MicroBatch& batch, const at::Tensor& qu
   }
 }
 
+// Starts to read what lies on the disk of that which the job reads as a whole.
+void HostJobs::read_for(const HostJob& job, std::int64_t layer, RequestState& request) const {
+  KvDisk& disk = *request.host->disk();
+  if (job.reads_all_keys()) {
+    disk.expect(layer, KvSide::kKeys);
+  }
+  if (job.reads_all_values()) {
+    disk.expect(layer, KvSide::kValues);
+  }
+  request.next_read = std::max(request.next_read, layer + 1);
+}
+
+// Memory is reserved for what two layers read: the one whose job runs and the one that is next.
+void HostJobs::read_ahead(RequestState& request) const {
+  while (request.next_read < loop_.config().num_layers &&
+         request.host->disk()->num_layers_read() < KvDisk::kLayersRead) {
+    const std::int64_t layer = request.next_read++;
+    const HostWork& work = loop_.method.work_of(layer);
+    if (!is<Nothing>(work)) {
+      read_for(host_job(request, layer, work), layer, request);
+    }
+  }
+}
+
+void HostJobs::release(std::int64_t layer, MicroBatch& batch) {
+  for (RequestState* request : batch.requests) {
+    if (request->on_disk() == nullptr) {
+      continue;
+    }
+    request->on_disk()->release(layer);
+    contain(*request, [&] { read_ahead(*request); });
+  }
+}
+
 // Returns whether there is a job for the row and it reads the query.
 bool HostJobs::add_job(std::int64_t layer,
                        MicroBatch& batch,
@@ -95,6 +129,15 @@ bool HostJobs::add_job(std::int64_t layer,
   HostJob job = host_job(request, layer, work);
   job.buffers.union_sizes = slot.union_sizes.mutable_data_ptr<std::int64_t>() +
                             static_cast<std::int64_t>(row) * slot.union_sizes.size(1);
+  if (request.on_disk() != nullptr) {
+    contain(request, [&] {
+      read_for(job, layer, request);
+      read_ahead(request);
+    });
+    if (request.failure != nullptr) {
+      return false;
+    }
+  }
   at::Tensor plan;
   if (job.is_chosen_on_device()) {
     contain(request, [&] {

@@ -22,10 +22,15 @@ class HostJobs {
   /// Waits for the jobs of `layer` and starts the copies of their payloads, which the compute
   /// stream waits for.
   void receive(std::int64_t layer, MicroBatch& batch);
+  /// Nobody reads offloaded tokens of `layer` any more: what was read of the disk for it goes, and
+  /// the next layer's is begun to be read.
+  void release(std::int64_t layer, MicroBatch& batch);
   /// After a failure that concerns everybody: workers may still write into requests' staging.
   void wait_for_all(MicroBatch& batch);
 
  private:
+  void read_for(const HostJob& job, std::int64_t layer, RequestState& request) const;
+  void read_ahead(RequestState& request) const;
   bool add_job(std::int64_t layer, MicroBatch& batch, std::size_t row, const at::Tensor& query);
   at::Tensor plan_on_device(std::int64_t layer,
                             RequestState& request,

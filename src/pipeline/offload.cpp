@@ -38,7 +38,9 @@ void grow_host(RequestState& request, std::int64_t tokens) {
   const RequestPlan& plan = request.plan;
   const std::int64_t sure =
       std::clamp<std::int64_t>(plan.shape.prompt_tokens - plan.window, 0, plan.max_offloaded);
-  const std::int64_t coming = host.shape().place.nodes.empty() ? std::max(tokens, sure) : tokens;
+  // But of what is not written yet nothing can go to a disk.
+  const bool at_once = host.shape().place.nodes.empty() && request.on_disk() == nullptr;
+  const std::int64_t coming = at_once ? std::max(tokens, sure) : tokens;
   request.holding.grow(coming);
   host.grow(coming);  // what lies beside them
 }

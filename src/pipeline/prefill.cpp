@@ -54,7 +54,11 @@ at::Tensor Prefill::run_chunk(RequestState& request,
     model_.attention_inputs(ops_, layer, ws_);
     const at::Tensor keys = ws_.key.permute({1, 0, 2});      // [G, T, D]
     const at::Tensor values = ws_.value.permute({1, 0, 2});  // [G, T, D]
+    read_ahead(request, layer);
     ws_.attended_heads.copy_(attend(request, layer, keys, values).permute({1, 0, 2}));
+    if (KvDisk* disk = request.on_disk()) {
+      disk->release(layer);
+    }
     place(request, layer, keys, values);
     model_.finish_block(ops_, layer, ws_);
   }
@@ -99,6 +103,19 @@ at::Tensor Prefill::chunk_logits(std::int64_t first, std::int64_t count) const {
                 at::TensorOptions().dtype(at::kFloat).device(model_.device().device()));
   model_.head(ops_, rows, logits);
   return logits.cpu();
+}
+
+// Starts to read what the disk has of this layer, if it was not yet, and of the next.
+void Prefill::read_ahead(const RequestState& request, std::int64_t layer) const {
+  KvDisk* const disk = request.on_disk();
+  if (disk == nullptr) {
+    return;
+  }
+  const std::int64_t end = std::min(layer + KvDisk::kLayersRead, model_.config().num_layers);
+  for (std::int64_t next = layer; next < end; ++next) {
+    disk->expect(next, KvSide::kKeys);
+    disk->expect(next, KvSide::kValues);
+  }
 }
 
 // Before a retention policy has chosen, the whole prompt stays.

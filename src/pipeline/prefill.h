@@ -70,6 +70,7 @@ class Prefill {
                     const at::Tensor& offloaded_lse,
                     const at::Tensor& device_lse);
   void keep_layer(RequestState& request, std::int64_t layer, ResidentCache& kept);
+  void read_ahead(const RequestState& request, std::int64_t layer) const;
   std::int64_t rows_to_keep(const RequestState& request, std::int64_t rows) const;
   void place(RequestState& request,
              std::int64_t layer,

@@ -27,6 +27,7 @@ struct RequestPlan {
   std::int64_t dram_bytes = 0;  ///< of host memory
   /// Those of them that may lie in any of its tiers (KvTiers); all others only in DRAM.
   std::int64_t placed_bytes = 0;
+  OpenBytes open;                        ///< of them, what a disk cannot hold; where there is one
   std::int64_t largest_block_bytes = 0;  ///< of the largest tier block
 };
 

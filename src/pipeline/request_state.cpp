@@ -30,14 +30,17 @@ RequestState::RequestState(const DecoderModel& model,
                            Budgets& budgets,
                            KvTiers& tiers,
                            int numa_node,
-                           const std::vector<NumaPart>& numa_parts)
+                           const std::vector<NumaPart>& numa_parts,
+                           const KvDiskDevice& disk)
     : device_reservation(budgets[TierKind::kDevice].reserve(plan_.device_bytes, "admit request")),
       prompt_reservation(
           budgets[TierKind::kDevice].reserve(plan_.prompt_device_bytes, "admit request")),
       plan(plan_),
       eviction(plan_.window, method.window.block),
-      holding(tiers.hold(
-          plan_.shape.request_id, plan_.dram_bytes - plan_.placed_bytes, plan_.placed_bytes)),
+      holding(tiers.hold(plan_.shape.request_id,
+                         plan_.dram_bytes - plan_.placed_bytes,
+                         plan_.placed_bytes,
+                         plan_.open)),
       steering(attended_tokens, method.strategy) {
   const ModelConfig& config = model.config();
   const DType dtype = model.dtype();
@@ -58,6 +61,9 @@ RequestState::RequestState(const DecoderModel& model,
     shape.numa_parts = numa_parts;
     shape.place = tiers.places().dram;
     host = std::make_unique<HostKvStore>(shape);
+    if (disk.file != nullptr) {
+      host->use_disk(disk);
+    }
     host_memory.emplace(*host);
     holding.set_memory(*host_memory,
                        method.retains_on_host() || method.has(PartRole::kHostPlacement));
@@ -74,6 +80,13 @@ RequestState::RequestState(const DecoderModel& model,
   context.numa_parts = &numa_parts;
   for (const PartFactory* part : parts_needed(method, attended_tokens, plan)) {
     parts.add(*part, context);
+  }
+}
+
+// What moves blocks may wait for readers, of whom there are none any more.
+RequestState::~RequestState() {
+  if (KvDisk* disk = on_disk()) {
+    disk->stop();
   }
 }
 

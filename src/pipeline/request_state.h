@@ -47,7 +47,8 @@ struct AttendedCount {
 struct RequestState {
   /// Takes the plan's memory from the tiers' budgets, the host's through `tiers`: OutOfMemoryError
   /// if one has too little. All three must outlive it. Offloaded tokens lie on `numa_node` (-1:
-  /// where the system likes) or, if there are any, on the nodes of `numa_parts`.
+  /// where the system likes) or, if there are any, on the nodes of `numa_parts`. With a file in
+  /// `disk`, blocks of them may go there.
   RequestState(const DecoderModel& model,
                const Method& method,
                const AttendedTokens& attended,
@@ -55,12 +56,24 @@ struct RequestState {
                Budgets& budgets,
                KvTiers& tiers,
                int numa_node,
-               const std::vector<NumaPart>& numa_parts = {});
+               const std::vector<NumaPart>& numa_parts = {},
+               const KvDiskDevice& disk = {});
+  RequestState(const RequestState&) = delete;
+  RequestState& operator=(const RequestState&) = delete;
+  ~RequestState();
 
   /// Of a proxy's best, for K of all offloaded tokens at most; 0: there is no proxy.
   std::int64_t max_candidates() const;
   HostStaging& staging_of(std::int64_t layer) {
     return staging[static_cast<std::size_t>(layer % 2)];
+  }
+
+  /// Offloaded tokens on the disk; null: there is no disk for this request.
+  KvDisk* on_disk() const { return host == nullptr ? nullptr : host->disk(); }
+  /// After a step, or what became of it.
+  void end_reading() {
+    next_read = 0;
+    if (KvDisk* disk = on_disk()) disk->release_all();
   }
 
   Reservation device_reservation;
@@ -72,7 +85,8 @@ struct RequestState {
   ResidentCache resident;
   std::unique_ptr<HostKvStore> host;  ///< null: nothing ever leaves the device
   std::optional<StoreMemory> host_memory;
-  KvHolding holding;  ///< behind the memory that it lets move
+  KvHolding holding;           ///< behind the memory that it lets move
+  std::int64_t next_read = 0;  ///< layer of this step that the disk was not asked for yet
   RequestParts parts;
   Steering steering;
 

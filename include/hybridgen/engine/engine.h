@@ -20,6 +20,7 @@
 #include "hybridgen/core/engine_options.h"
 #include "hybridgen/engine/sampler.h"
 #include "hybridgen/kvcache/tier_statistics.h"
+#include "hybridgen/memory/disk_statistics.h"
 #include "hybridgen/memory/numa_part.h"
 #include "hybridgen/methods/method.h"
 #include "hybridgen/models/model.h"
@@ -69,6 +70,7 @@ struct RequestStatistics {
 struct RunStatistics {
   PipelineStatistics pipeline;
   TierStatistics tiers;
+  DiskStatistics disk;
   std::int64_t requests = 0;
   std::int64_t prompt_tokens = 0;
   std::int64_t generated_tokens = 0;

@@ -23,7 +23,7 @@ std::string refusal(const std::function<void(LowerTierOptions&)>& ask) {
   EngineOptions options;
   ask(options.tiers);
   try {
-    check_lower_tiers(options, lower_tiers(options, one_node()));
+    check_lower_tiers(options, make_method(options), lower_tiers(options, one_node()));
   } catch (const ConfigError& error) {
     return error.what();
   }
