@@ -112,7 +112,7 @@ void KvRoom::take_back(std::int64_t kv_bytes, const TierBytes& used) {
   try {
     hold(larger_of(*wanted, used));
   } catch (const OutOfMemoryError&) {
-    // Another engine took some of it just now: what is held already will do.
+    return;  // another engine took some of it just now: what is held already will do
   }
 }
 

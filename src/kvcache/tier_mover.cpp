@@ -13,7 +13,8 @@ namespace hybridgen {
 TierMover::~TierMover() {
   if (!thread_.joinable()) return;
   if (!maker_.is_this_one()) {
-    static_cast<void>(new std::thread(std::move(thread_)));  // neither joined nor destroyed
+    static_cast<void>(new (std::nothrow)
+                          std::thread(std::move(thread_)));  // neither joined nor destroyed
     return;
   }
   {
