@@ -199,6 +199,13 @@ PlacementRule KvTiers::rule() const {
 
 void KvTiers::grow(std::int64_t request, Entry& entry, std::int64_t tokens) {
   tokens = std::min(tokens, entry.memory->capacity());
+  if (!room_.has_lower_tiers()) {  // nothing to decide, nor to remember
+    for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
+      take_up_to(entry, side, tokens, BlockPlace::kDram);
+    }
+    entry.asked = tokens;
+    return;
+  }
   update();
   if (!room_.is_shut()) refusal_ = nullptr;  // of another time
   for (const KvSide side : {KvSide::kKeys, KvSide::kValues})
@@ -218,7 +225,7 @@ void KvTiers::grow(std::int64_t request, Entry& entry, std::int64_t tokens) {
       refusal_ = std::current_exception();
       const BlockPlace refused = ledger_.blocks()[num_before + done].place;
       ledger_.keep_first(num_before + done);
-      if (attempt == kMostAttempts || !room_.has_lower_tiers()) throw;
+      if (attempt == kMostAttempts) throw;
       shut(refused);
       blocks.erase(blocks.begin(), blocks.begin() + static_cast<std::ptrdiff_t>(done));
     }
@@ -310,6 +317,7 @@ void KvTiers::take_up_to(Entry& entry, KvSide side, std::int64_t tokens, BlockPl
   const std::int64_t granule = entry.memory->granule_tokens(side);
   const std::int64_t end =
       std::min((tokens + granule - 1) / granule * granule, entry.memory->capacity());
+  if (end <= taken) return;
   entry.memory->take(side, {taken, end}, place_of(place));
   taken = end;
 }
