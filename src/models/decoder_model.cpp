@@ -9,10 +9,7 @@
 #include "device/torch_types.h"
 
 namespace hybridgen {
-namespace {
-
-
-}  // namespace
+namespace {}  // namespace
 
 BlockWorkspace::BlockWorkspace(const ModelConfig& config,
                                DType dtype,

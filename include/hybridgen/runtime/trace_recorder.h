@@ -18,7 +18,7 @@ enum class TraceLane : std::uint8_t { kDevice, kCpu, kLink, kScheduler, kDisk, k
 struct TraceSpan {
   const char* name = "";  ///< static string
   TraceLane lane = TraceLane::kDevice;
-  std::int32_t worker = 0;  ///< a thread on the CPU's and the disk's lane, request on the scheduler's
+  std::int32_t worker = 0;  ///< a thread of the CPU's or the disk's lane, a request of the others
   std::int32_t layer = -1;  ///< -1: not tied to a layer
   std::int64_t step = -1;
   std::int64_t begin_ns = 0;  ///< steady clock

@@ -285,7 +285,9 @@ TEST(Tiers, AFailureOfAnyCallAboutPagesIsOfTheRequestThatCannotGoOn) {
       expect_only_own_failures(engine, nodes, ended, expected);
       num_failed += static_cast<int>(
           std::ranges::count_if(ended, [](const Ended& one) { return !one.error.empty(); }));
-      if (nth % 6 == 5) EXPECT_EQ(testing::generate(engine, long_prompts(), kSteps), expected);
+      if (nth % 6 == 5) {
+        EXPECT_EQ(testing::generate(engine, long_prompts(), kSteps), expected);
+      }
     }
   }
   EXPECT_GT(num_failed, 10);

@@ -371,7 +371,7 @@ TEST(KvPlacement, DecidesAgainAsItDidBeforeAndThenLeavesThingsAsTheyAre) {
       const PlacementDecision other = second.grow(step % 3);
       ASSERT_EQ(one.places, other.places);
       ASSERT_EQ(one.moves, other.moves);
-      // Without growth there is nothing left to do: no block goes to and fro.
+      // Without growth there is nothing left to do: no block moves back.
       ASSERT_TRUE(place_blocks(first.rule, first.ledger.blocks(), {}).moves.empty());
     }
   }

@@ -43,7 +43,10 @@ Result attend(double attn_sparsity) {
   Budgets budgets;
   budgets.add(TierKind::kDevice, 1 << 20, "device");
   budgets.add(TierKind::kDram, 1 << 20, "dram");
-  RequestState request(model, method, attended, plan, budgets, /*numa_node=*/-1);
+  TraceRecorder trace;
+  TierStatistics tier_statistics;
+  KvTiers tiers(KvPlacement::kSemantic, {}, budgets, trace, tier_statistics);
+  RequestState request(model, method, attended, plan, budgets, tiers, /*numa_node=*/-1);
   MicroBatch batch(model, method, {&request});
 
   const float ln2 = std::log(2.0F);
@@ -70,7 +73,6 @@ Result attend(double attn_sparsity) {
   item.payload = &request.staging[0].payload();
   Result result;
   const std::unique_ptr<DeviceOps> ops = make_aten_ops();
-  TraceRecorder trace;
   LoopContext loop{.model = model,
                    .ops = *ops,
                    .method = method,

@@ -303,7 +303,8 @@ void attend(std::vector<std::unique_ptr<Request>>& requests,
 std::vector<double> attention_of(const Request& request, std::int64_t head) {
   const float* rows = request.written.data() + head / kPerGroup * request.count * kDim;
   const float* query = request.query.data() + head * kDim;
-  std::vector<double> sums(kDim + 1);
+  std::vector<double> attention(kDim + 1);
+  double* const sums = attention.data();
   for (std::int64_t t = 0; t < request.count; ++t) {
     double logit = 0.0;
     for (std::int64_t d = 0; d < kDim; ++d) logit += double{query[d]} * rows[t * kDim + d];
@@ -313,7 +314,7 @@ std::vector<double> attention_of(const Request& request, std::int64_t head) {
   }
   for (std::int64_t d = 0; d < kDim; ++d) sums[d] /= sums[kDim];
   sums[kDim] = std::log(sums[kDim]);
-  return sums;
+  return attention;
 }
 
 TEST_P(Cut, AttentionIsThatOfOneSoftmaxWithTheSameBitsForAnyNumberOfWorkersAndNodes) {
@@ -323,7 +324,9 @@ TEST_P(Cut, AttentionIsThatOfOneSoftmaxWithTheSameBitsForAnyNumberOfWorkersAndNo
     for (std::int64_t head = 0; head < kHeads; ++head) {
       const std::vector<double> exact = attention_of(*request, head);
       for (std::int64_t d = 0; d < kDim; ++d) {
-        EXPECT_NEAR(request->output[static_cast<std::size_t>(head * kDim + d)], exact[d], 1e-5);
+        EXPECT_NEAR(request->output[static_cast<std::size_t>(head * kDim + d)],
+                    exact[static_cast<std::size_t>(d)],
+                    1e-5);
       }
       EXPECT_NEAR(request->lse[static_cast<std::size_t>(head)], exact[kDim], 1e-4);
     }

@@ -19,7 +19,7 @@ struct Request {
       : method(std::move(of)),
         plan(
             plan_request(model->config(), DType::kFloat32, true, method, attended, {0, 20, 30}, 8)),
-        state(*model, method, attended, plan, with_room(budgets), /*numa_node=*/-1) {
+        state(*model, method, attended, plan, budgets, tiers, /*numa_node=*/-1) {
     state.tokens.append(20);
     state.tokens.offload({0, kOffloaded});
   }
@@ -29,6 +29,9 @@ struct Request {
   AttendedTokens attended{TokenCount::count(5), std::nullopt};
   RequestPlan plan;
   Budgets budgets;
+  TraceRecorder trace;
+  TierStatistics tier_statistics;
+  KvTiers tiers{KvPlacement::kSemantic, {}, with_room(budgets), trace, tier_statistics};
   RequestState state;
 
  private:
