@@ -103,7 +103,7 @@ OptionRow<LowerTierOptions> disk() {
       if (given == nullptr || given->size() != disk_table().rows().size()) return false;
       disk_table().assign("Disk", changed, *given);
     }
-    o = changed;
+    o = std::move(changed);
     return true;
   };
   return {

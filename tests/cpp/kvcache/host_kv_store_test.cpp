@@ -54,7 +54,7 @@ template <typename T>
 class HostKvStoreOf : public testing::Test {
  protected:
   static constexpr DType kDType = sizeof(T) == 4 ? DType::kFloat32 : DType::kBFloat16;
-  static constexpr HostKvShape kShape{
+  static inline const HostKvShape kShape{
       .num_layers = 2, .num_kv_heads = 3, .head_dim = 10, .dtype = kDType, .capacity = 100};
 
   static void write(HostKvStore& store, std::int64_t layer, TokenRange tokens) {
@@ -260,7 +260,7 @@ TEST(HostKvStore, RequiredBytesFollowThePrecisionsOfKeysAndValues) {
   EXPECT_LE(static_cast<double>(rows * (64 + 2 + 32 + 4)), 0.42 * static_cast<double>(rows * 256));
 }
 
-constexpr HostKvShape kSmall{
+const HostKvShape kSmall{
     .num_layers = 1, .num_kv_heads = 1, .head_dim = 4, .dtype = DType::kFloat32, .capacity = 32};
 
 TEST(HostKvStore, RejectsShapesThatAreNotPositive) {

@@ -347,7 +347,9 @@ TEST(DiskFile, EndsInANamedErrorWhicheverCallFailsWhileItOpens) {
         EXPECT_NE(std::string(thrown.what()).find(folder.string()), std::string::npos);
       }
       // Only a name that cannot be taken away stays, and the next start takes it.
-      DiskFile(folder.string(), 8 * kPage);
+      {
+        const DiskFile next(folder.string(), 8 * kPage);
+      }
       for (const std::string& name : folder.names()) {
         EXPECT_NE(name.find(std::to_string(::getpid())), std::string::npos) << "of a living owner";
         std::filesystem::remove(folder.path() / name);

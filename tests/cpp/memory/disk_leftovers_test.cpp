@@ -143,7 +143,9 @@ TEST(DiskLeftovers, OfAProcessKilledAtAnyCallAreGoneAfterTheNextStart) {
       int number = 0;
       for (; kill_at(folder.string(), number, before, has_unnamed); ++number) {
         leftovers += static_cast<int>(folder.names().size());
-        DiskFile(folder.string(), kDiskPageBytes);
+        {
+          const DiskFile next(folder.string(), kDiskPageBytes);
+        }
         ASSERT_EQ(folder.names(), Names{}) << "killed at call " << number;
       }
       EXPECT_GT(number, 8);
