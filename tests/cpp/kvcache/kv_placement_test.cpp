@@ -263,11 +263,9 @@ TEST(KvPlacement, LowWaterIsRoomForAKeyBlockOfEachRequestAndAnEighthAtMost) {
 
 /// An engine's blocks through a random life: requests come, grow by K and V, and end.
 struct Life {
-  explicit Life(unsigned seed) : random(seed) {
-    key_bytes = draw(1, 5);
-    value_bytes = draw(1, 5);
+  explicit Life(unsigned seed)
+      : random(seed), key_bytes(draw(1, 5)), value_bytes(draw(1, 5)), most_blocks(draw(2, 40)) {
     rule.placement = KvPlacement{static_cast<std::uint8_t>(seed % 3)};
-    most_blocks = draw(2, 40);
     const std::int64_t most = std::max(key_bytes, value_bytes);
     // So many of both, and a block for the unused end of each tier.
     const std::int64_t all = most_blocks * (key_bytes + value_bytes) + 3 * most;
