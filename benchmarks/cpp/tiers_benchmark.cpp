@@ -117,14 +117,14 @@ void scan_of_tier_memory(benchmark::State& state) {
 void evict_a_token(benchmark::State& state, bool moves) {
   constexpr std::int64_t kLayers = 16;
   const std::vector<std::uint16_t> row(8 * 64, 0x3c00);
-  std::optional<Tiered> tiered;
+  std::unique_ptr<Tiered> tiered;
   std::int64_t token = kTokens;
   double seconds = 0.0;
   std::int64_t count = 0;
   for (auto _ : state) {
     if (token == kTokens) {
       tiered.reset();
-      tiered.emplace(kLayers, moves ? 512 * kMiB : 4096 * kMiB);
+      tiered = std::make_unique<Tiered>(kLayers, moves ? 512 * kMiB : 4096 * kMiB);
       token = 0;
     }
     const auto begin = std::chrono::steady_clock::now();
