@@ -173,13 +173,14 @@ void KvTiers::end(std::int64_t request) noexcept {
 }
 
 void KvTiers::settle() {
+  if (!room_.has_lower_tiers()) return;
   for (auto& [request, entry] : entries_) close_written(request, entry);
   update();
 }
 
 void KvTiers::update() {
   note_done(/*waits=*/false);
-  if (!std::exchange(has_changed_, false) || !room_.has_lower_tiers()) return;
+  if (!std::exchange(has_changed_, false)) return;
   room_.take_back(0, used());
   const PlacementDecision decision = place_blocks(rule(), ledger_.blocks(), {});
   if (decision.fits) begin(decision.moves);

@@ -109,7 +109,6 @@ void DiskQueue::submit(DiskTransfer& transfer) {
     list.insert(
         list.end(), std::make_move_iterator(pieces.begin()), std::make_move_iterator(pieces.end()));
     transfer.pending = static_cast<std::int64_t>(pieces.size());
-    transfer.is_cancelled = false;
     transfer.error = nullptr;
   }
   state_->work.notify_all();

@@ -36,7 +36,6 @@ struct DiskTransfer {
   friend class DiskQueue;
   // Of the queue's mutex.
   std::int64_t pending = 0;    ///< pieces that are waiting or being moved
-  bool is_cancelled = false;   ///< or one failed: pieces that wait are dropped
   std::exception_ptr error{};  ///< the first
 };
 
