@@ -186,7 +186,7 @@ struct StoredValueSumsArgs {
   const float* weights = nullptr;  ///< [num_queries, count], row stride weights_stride
   std::int64_t weights_stride = 0;
   std::int64_t num_queries = 0;
-  void* out = nullptr;  ///< [num_queries, D] in the values' dtype, row stride out_stride
+  float* out = nullptr;  ///< [num_queries, D], row stride out_stride
   std::int64_t out_stride = 0;
 };
 

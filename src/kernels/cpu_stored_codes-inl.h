@@ -478,7 +478,7 @@ void sum_group(const StoredValueSumsArgs& args, std::int64_t first_query, std::i
     for (std::int64_t i = 0; i < pass.bytes; i += kLanes) sum_codes<Bits, Queries>(pass, i, sums);
   }
   for (int q = 0; q < Queries; ++q) {
-    T* out = static_cast<T*>(args.out) + (first_query + q) * args.out_stride + first;
+    float* out = args.out + (first_query + q) * args.out_stride + first;
     for (std::int64_t d = 0; d < pass.dims; d += kLanes) {
       const std::int64_t left = pass.dims - d;
       store_up_to(out + d, left, add(load_up_to(sums[q] + d, left), splat(minima[q])));

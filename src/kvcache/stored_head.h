@@ -37,7 +37,6 @@ class StoredHead {
   bool has_rows() const {
     return !has_key_codes() && !has_value_codes() && store_.shape().key_layout == KeyLayout::kRows;
   }
-  bool has_value_codes() const { return store_.shape().value_precision != KvPrecision::kFull; }
   /// Bytes that are read of a token's key and of its value.
   std::int64_t key_bytes() const;
   std::int64_t value_bytes() const;
@@ -61,21 +60,14 @@ class StoredHead {
   void values(std::span<const std::int32_t> positions, void* out, kernels::RowReader reader) const;
   void values(TokenRange tokens, void* out, kernels::RowReader reader) const;
 
-  /// For who reads keys and values in the store itself: of all tokens, or of chosen ones, they have
-  /// memory, whatever tier they lie in.
-  void bring() const {
-    bring(KvSide::kKeys);
-    bring(KvSide::kValues);
-  }
-  void bring(std::span<const std::int32_t> positions) const {
-    bring(KvSide::kKeys, positions);
-    bring(KvSide::kValues, positions);
-  }
-
- private:
+  /// For who reads one side in the store itself: of all tokens, or of chosen ones, it has memory,
+  /// whatever tier it lies in. All calls above do so themselves.
   void bring(KvSide side) const;
   void bring(KvSide side, std::span<const std::int32_t> positions) const;
+
+ private:
   bool has_key_codes() const { return store_.shape().key_precision != KvPrecision::kFull; }
+  bool has_value_codes() const { return store_.shape().value_precision != KvPrecision::kFull; }
   std::int64_t full_bytes() const;
   kernels::StoredLogitsArgs code_args(const ShadowKeyView& keys,
                                       Queries queries,

@@ -121,7 +121,9 @@ void HostTaskRunner::run_whole(const HostTask& task) const {
   const std::span<const std::int32_t> chosen = plan_tokens(task);
   if (job.payload == Payload::kPartialAttention) {
     const auto count = static_cast<std::int64_t>(chosen.size());
-    attend({job, task.layer, task.kv_head, {0, count}, task.scratch, task.result}, chosen.data());
+    if (count > 0) {
+      attend({job, task.layer, task.kv_head, {0, count}, task.scratch, task.result}, chosen.data());
+    }
     join_parts(task, count);
     return;
   }

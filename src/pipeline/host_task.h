@@ -26,8 +26,7 @@ struct HostScratch {
   };
   /// What attention that ends on the host needs.
   struct Attending {
-    std::vector<float> sums;        ///< attend_scratch() floats
-    std::vector<std::byte> values;  ///< [kPartTokens, D] restored from codes
+    std::vector<float> sums;  ///< attend_scratch() floats
     std::vector<kernels::AttentionPart> parts;
     std::vector<float> shares;
   };
@@ -77,8 +76,9 @@ class HostTaskRunner {
   void score(const HostTask& task, float* logits, std::int64_t stride) const;
   /// The rest, once all ranges are scored: `logits` of all offloaded tokens.
   void finish(const HostTask& task, const float* logits, std::int64_t stride) const;
-  /// Of a range, which begins at a multiple of kPartTokens, of a job that attends to every token.
-  /// `positions`: of all tokens that were chosen instead, where the range counts places.
+  /// Of a range, which is not empty and begins at a multiple of kPartTokens, of a job that attends
+  /// to every token. `positions`: of all tokens that were chosen instead, where the range counts
+  /// places.
   void attend(const HostTask& task, const std::int32_t* positions = nullptr) const;
   /// The rest, once all ranges of `num_tokens` tokens are attended to.
   void join_parts(const HostTask& task, std::int64_t num_tokens) const;
@@ -99,6 +99,11 @@ class HostTaskRunner {
                    TokenRange tokens,
                    const std::int32_t* positions,
                    kernels::AttendArgs args) const;
+  // The same of values in codes; the logits are given, and become weights.
+  void sum_value_codes(const HostTask& task,
+                       TokenRange tokens,
+                       const std::int32_t* positions,
+                       const kernels::AttendArgs& args) const;
   kernels::AttentionPart part_of(const HostTask& task, std::int64_t part) const;
   StoredHead stored_head(const HostTask& task) const;
   StoredHead::Queries queries(const HostTask& task) const;
