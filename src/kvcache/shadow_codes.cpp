@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/float16.h"
 #include "kvcache/scoring_shadow.h"
 
 namespace hybridgen {
@@ -16,15 +17,6 @@ namespace {
 
 constexpr float kSmallestNormal = std::numeric_limits<float>::min();
 constexpr std::uint16_t kNan = 0x7fc0;
-
-float from_float16(std::uint16_t bits) {
-  const std::uint32_t magnitude = bits & 0x7fffU;
-  // The exponent is moved up by 112 through a multiplication, which also handles subnormals.
-  const float scaled = std::bit_cast<float>(magnitude << 13) * 0x1p112F;
-  const std::uint32_t wide =
-      magnitude >= 0x7c00U ? (magnitude << 13) | 0x7f800000U : std::bit_cast<std::uint32_t>(scaled);
-  return std::bit_cast<float>(wide | (bits & 0x8000U) << 16);
-}
 
 constexpr std::int32_t kInfinityBits = 0x7f800000;
 
