@@ -114,8 +114,8 @@ def check_script(words: list[str]) -> None:
 
 
 def check_python(words: list[str]) -> None:
-    """``python -m hybridgen`` runs; of another script only its flags are read."""
-    if words[1:3] == ["-m", "hybridgen"]:
+    """``python -m hybridgen`` and ``hybridgen.sim`` run; of a script only its flags are read."""
+    if words[1] == "-m" and words[2] in ("hybridgen", "hybridgen.sim"):
         command = [sys.executable, *words[1:]]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         require(done.returncode == 0, done.stderr)
