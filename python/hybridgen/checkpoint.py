@@ -28,6 +28,7 @@ from .families import IGNORED_TENSORS, Family, family_of
 from .foreign_formats import adapter_file, describe_folder, quantized_tensors
 from .model_config import read_eos_ids, resolve_dtype
 from .model_folder import local_path, resolve_folder
+from .np_weights import is_np_folder, np_config
 from .weight_files import FLOATING, OpenFile, open_weights
 
 LOAD_FORMATS = ("auto", "safetensors", "bin", "dummy")
@@ -201,7 +202,9 @@ def _read_configs(
     path = resolve_folder(path_or_id, revision, load_format)
     _reject_adapter(path)
     file = path / "generation_config.json"
-    return path, read_json(path / "config.json"), read_json(file) if file.exists() else {}
+    by_name = is_np_folder(path) and not (path / "config.json").exists()
+    hf_config = np_config(path) if by_name else read_json(path / "config.json")
+    return path, hf_config, read_json(file) if file.exists() else {}
 
 
 def _require_memory(model: _core.Model) -> None:
@@ -262,6 +265,8 @@ def find_shards(folder: Path, load_format: str) -> list[Shard]:
     """Return the weight files of a folder: one file, or those that its index names."""
     stems = {"safetensors": ["model.safetensors"], "bin": ["pytorch_model.bin"]}
     wanted = stems.get(load_format, stems["safetensors"] + stems["bin"])
+    if load_format == "auto" and is_np_folder(folder):
+        return [Shard(folder)]
     for name in wanted:
         if (folder / name).exists():
             return [Shard(folder / name)]

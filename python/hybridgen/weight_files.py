@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import CheckpointError
+from .np_weights import NpFolder
 
 _READABLE = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 FLOATING = _READABLE | {"F64": torch.float64}
@@ -36,7 +37,14 @@ class OpenFile:
 
 @contextmanager
 def open_weights(file: Path) -> Iterator[OpenFile]:
-    """Open a ``.safetensors`` or ``.bin`` file, memory-mapped; errors name file and tensor."""
+    """Open a ``.safetensors`` or ``.bin`` file, or FlexGen's folder of NumPy files, memory-mapped.
+
+    Errors name file and tensor.
+    """
+    if file.is_dir():
+        folder = NpFolder(file)
+        yield OpenFile(folder.names, folder.dtype, folder.read)
+        return
     if file.suffix == ".bin":
         tensors = _open_pickle(file)
         yield OpenFile(

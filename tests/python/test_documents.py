@@ -114,11 +114,17 @@ def check_script(words: list[str]) -> None:
 
 
 def check_python(words: list[str]) -> None:
-    """``python -m hybridgen`` and ``hybridgen.sim`` run; of a script only its flags are read."""
+    """``python -m hybridgen`` and ``hybridgen.sim`` run; of others only their flags are read."""
     if words[1] == "-m" and words[2] in ("hybridgen", "hybridgen.sim"):
         command = [sys.executable, *words[1:]]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         require(done.returncode == 0, done.stderr)
+        return
+    if words[1] == "-m":
+        command = [sys.executable, "-m", words[2], "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        require(done.returncode == 0, done.stderr)
+        require_flags(words[3:], done.stdout, words[2])
         return
     check_script(words)
 

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs as FlexGen's users write them, on the tiny OPT with prompts that differ in every row."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hybridgen import CpuConfig
+from hybridgen.flexgen.compression import CompressionConfig
+from hybridgen.flexgen.opt_lm import EngineChoices, OptLM
+from hybridgen.flexgen.policy import Policy
+from hybridgen.flexgen.pytorch_backend import ExecutionEnv
+
+CPU = CpuConfig(threads=1, device_threads=1)
+PAD = 0
+"""Of the tiny OPT."""
+ALL_GPU = (100, 0, 100, 0, 100, 0)
+
+
+def policy(*percent: float, **fields: Any) -> Policy:
+    """Return a policy of two batches of two rows, with these percentages and fields."""
+    compression = CompressionConfig(4, group_size=64, group_dim=0, symmetric=False)
+    base = Policy(
+        2,
+        2,
+        *(percent or ALL_GPU),
+        overlap=True,
+        sep_layer=True,
+        pin_weight=True,
+        cpu_cache_compute=False,
+        attn_sparsity=1.0,
+        compress_weight=False,
+        comp_weight_config=compression,
+        compress_cache=False,
+        comp_cache_config=dataclasses.replace(compression, group_dim=2),
+    )
+    return dataclasses.replace(base, **fields)
+
+
+def different_rows(count: int = 4, length: int = 40, seed: int = 0) -> Any:
+    """Return rows of which no two are equal, of different lengths, with pads before them."""
+    draw = random.Random(seed)
+    rows = []
+    for row in range(count):
+        real = length - (row * 7) % (length // 2)
+        rows.append([PAD] * (length - real) + [draw.randrange(5, 740) for _ in range(real)])
+    return np.array(rows)
+
+
+def opt_lm(weights: Path, offload: Path, wanted: Policy, **choices: Any) -> OptLM:
+    """Return the tiny OPT in float32 from the folder that its NumPy files lie in."""
+    engine = EngineChoices(**({"dtype": "float32", "cpu": CPU} | choices))
+    env = ExecutionEnv.create(str(offload), "cpu")
+    return OptLM("tiny-opt", env, str(weights), wanted, engine=engine)

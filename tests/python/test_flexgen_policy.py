@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a FlexGen policy means to the engine: tables, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from hybridgen.errors import ConfigError
+from hybridgen.families import read_model_config
+from hybridgen.flexgen.compression import CompressionConfig
+from hybridgen.flexgen.placement import CPU_ATTENTION, InfiniGenFork, Placement, place
+from hybridgen.flexgen.policy import Policy
+from hybridgen.flexgen.weight_homes import homes_of_list, tensor_lists, weight_homes
+from hybridgen.methods import H2O, FlexGen, InfiniGen, MoELightning
+from hybridgen.opt_shapes import SHAPES, hf_config
+
+
+def policy(*percent: float, **fields: Any) -> Policy:
+    """Return FlexGen's defaults with these percentages and fields."""
+    shares = percent or (100, 0, 100, 0, 100, 0)
+    compression = CompressionConfig(4, group_size=64, group_dim=0, symmetric=False)
+    base = Policy(
+        4,
+        1,
+        *shares,
+        overlap=True,
+        sep_layer=True,
+        pin_weight=True,
+        cpu_cache_compute=False,
+        attn_sparsity=1.0,
+        compress_weight=False,
+        comp_weight_config=compression,
+        compress_cache=False,
+        comp_cache_config=dataclasses.replace(compression, group_dim=2),
+    )
+    return dataclasses.replace(base, **fields)
+
+
+def placed(*percent: float, **fields: Any) -> Placement:
+    return place(policy(*percent, **fields), device_is_host=False)
+
+
+# ---------------------------------------------------------------------------------------- weights
+
+
+def shares_of(name: str, gpu: float, cpu: float) -> tuple[float, float, float]:
+    homes = weight_homes(read_model_config(hf_config(SHAPES[name])), gpu, cpu)
+    return homes.share("gpu"), homes.share("cpu"), homes.share("disk")
+
+
+@pytest.mark.parametrize(
+    ("asked", "of_30b", "of_6_7b", "of_1_3b", "of_175b"),
+    [
+        (12, 0.1, 0.1, 0.3, 0.0),
+        (13, 8.2, 8.0, 7.4, 8.3),
+        (25, 8.2, 8.0, 7.4, 8.3),
+        (26, 40.7, 39.2, 35.8, 41.4),
+        (37, 40.7, 39.2, 35.8, 41.4),
+        (38, 48.8, 47.1, 42.9, 49.7),
+        (50, 50.0, 50.1, 50.1, 50.0),
+        (52, 51.2, 53.1, 57.4, 50.4),
+        (63, 59.3, 60.9, 64.5, 58.6),
+        (75, 59.3, 60.9, 64.5, 58.6),
+        (76, 91.9, 92.2, 92.9, 91.7),
+        (87, 91.9, 92.2, 92.9, 91.7),
+        (88, 100.0, 100.0, 100.0, 100.0),
+    ],
+)
+def test_shares_of_weights_are_the_steps_that_flexgen_rounds_to(
+    asked: int, of_30b: float, of_6_7b: float, of_1_3b: float, of_175b: float
+) -> None:
+    for name, real in {
+        "opt-30b": of_30b,
+        "opt-6.7b": of_6_7b,
+        "opt-1.3b": of_1_3b,
+        "opt-175b": of_175b,
+    }.items():
+        gpu, _cpu, disk = shares_of(name, asked, 100 - asked)
+        assert gpu == pytest.approx(real, abs=0.06)
+        assert disk == 0
+        # The CPU and the disk share by the same steps.
+        assert shares_of(name, 0, asked)[1] == pytest.approx(gpu)
+
+
+def test_three_homes_share_as_flexgens_readme_example_does() -> None:
+    homes = weight_homes(read_model_config(hf_config(SHAPES["opt-66b"])), 50, 10).of_tensor
+    layer = {name.removeprefix("layers.7."): home for name, home in homes.items()}
+    on_disk = {
+        name for name in ("q_proj", "k_proj", "up_proj") if layer[f"{name}.weight"] == "disk"
+    }
+    assert on_disk == {"q_proj", "k_proj", "up_proj"}
+    assert {layer[f"{n}.weight"] for n in ("v_proj", "o_proj", "down_proj", "ffn_norm")} == {"gpu"}
+    assert homes["embed_tokens.weight"] == "cpu"
+    assert shares_of("opt-66b", 50, 10)[1] == pytest.approx(0.8, abs=0.4)
+
+
+def test_a_tensor_has_one_home_and_every_number_is_somewhere() -> None:
+    config = read_model_config(hf_config(SHAPES["opt-125m"]))
+    names = [name for tensors in tensor_lists(config) for name in tensors]
+    assert len(names) == len(set(names))
+    for gpu in range(0, 101, 7):
+        homes = weight_homes(config, gpu, (100 - gpu) // 2)
+        assert sorted(homes.of_tensor) == sorted(names)
+        assert sum(homes.share(home) for home in ("gpu", "cpu", "disk")) == pytest.approx(100)
+    assert homes_of_list([5], 0, 0) == ["disk"]
+
+
+# ------------------------------------------------------------------------------------------ cache
+
+
+@pytest.mark.parametrize(
+    ("percent", "batch", "batches", "rows"),
+    [
+        ((100, 0), 2, 2, "gggg"),
+        ((0, 100), 2, 2, "cccc"),
+        ((0, 0), 2, 2, "dddd"),
+        ((50, 50), 1, 1, "c"),
+        ((50, 50), 4, 2, "ggccggcc"),
+        ((50, 25), 4, 2, "ggcdggcd"),
+        ((30, 30), 4, 1, "gcdd"),
+        ((99, 1), 4, 1, "gggc"),
+        ((99, 0), 4, 1, "gggd"),
+    ],
+)
+def test_a_cache_is_shared_by_whole_sequences_rounded_down(
+    percent: tuple[int, int], batch: int, batches: int, rows: str
+) -> None:
+    found = placed(100, 0, *percent, 100, 0, gpu_batch_size=batch, num_gpu_batches=batches)
+    names = {"device": "g", "dram": "c", "disk": "d"}
+    assert "".join(names[home] for home in found.rows) == rows
+    assert found.micro_batch == batch
+
+
+def test_by_tokens_every_row_is_divided() -> None:
+    found = place(policy(100, 0, 30, 70, 100, 0), device_is_host=True, splits_tokens=True)
+    assert (found.device_tokens, set(found.rows)) == (0.3, {"dram"})
+    found = place(policy(100, 0, 30, 20, 100, 0), device_is_host=True, splits_tokens=True)
+    assert (found.device_tokens, set(found.rows)) == (0.3, {"disk"})
+
+
+@pytest.mark.parametrize(
+    ("percent", "fields", "method"),
+    [
+        ((100, 0, 100, 0, 100, 0), {}, "full"),
+        ((100, 0, 100, 0, 100, 0), {"cpu_cache_compute": True}, "full"),
+        ((100, 0, 0, 100, 100, 0), {}, FlexGen()),
+        ((100, 0, 50, 50, 100, 0), {}, FlexGen()),
+        ((100, 0, 0, 0, 100, 0), {}, FlexGen()),
+        ((100, 0, 0, 0, 100, 0), {"attn_sparsity": 0.1}, FlexGen(attn_sparsity=0.1)),
+        (
+            (100, 0, 0, 0, 100, 0),
+            {"attn_sparsity": 0.1, "cpu_cache_compute": True},
+            FlexGen(attn_sparsity=0.1),
+        ),
+        (
+            (100, 0, 0, 100, 100, 0),
+            {"cpu_cache_compute": True, "num_gpu_batches": 3},
+            MoELightning(micro_batches=3),
+        ),
+        ((100, 0, 50, 50, 100, 0), {"cpu_cache_compute": True}, CPU_ATTENTION),
+        ((100, 0, 100, 0, 100, 0), {"hh_ratio": 0.2}, H2O(heavy=0.2, recent=0.2)),
+        ((100, 0, 0, 100, 100, 0), {"hh_ratio": 0.2}, H2O(heavy=0.2, recent=0.2, home="host")),
+    ],
+)
+def test_a_policy_chooses_one_of_the_engines_methods(
+    percent: tuple[int, ...], fields: dict[str, Any], method: object
+) -> None:
+    assert placed(*percent, **fields).method == method
+
+
+def test_infinigens_fork_chooses_its_method_over_a_cache_on_the_cpu() -> None:
+    fork = InfiniGenFork(alpha=5, partial_weight_ratio=0.3, max_num_kv=40)
+    found = place(policy(100, 0, 0, 100, 100, 0), device_is_host=True, fork=fork)
+    assert found.method == InfiniGen(alpha=5.0, column_share=0.3, max_fetch=40)
+    with pytest.raises(ConfigError, match=r"write --percent 100 0 0 100 100 0"):
+        place(policy(), device_is_host=True, fork=fork)
+    for fields in ({"cpu_cache_compute": True}, {"compress_cache": True}, {"attn_sparsity": 0.5}):
+        with pytest.raises(ConfigError, match="with InfiniGen's flags"):
+            place(policy(100, 0, 0, 100, 100, 0, **fields), device_is_host=True, fork=fork)
+
+
+def test_a_cache_in_4_bits_lies_on_the_host_and_says_so() -> None:
+    found = placed(compress_cache=True)
+    assert (found.precision, set(found.rows)) == ("int4", {"dram"})
+    assert any("lies in DRAM, not on the GPU" in note for note in found.notes)
+
+
+def test_what_is_done_elsewhere_than_asked_is_said() -> None:
+    assert placed().notes == ()
+    assert any("activations" in note for note in placed(100, 0, 100, 0, 0, 0).notes)
+    assert any("activations" in note for note in placed(100, 0, 100, 0, 0, 100).notes)
+    on_host = place(policy(100, 0, 100, 0, 0, 100), device_is_host=True)
+    assert on_host.notes == ()
+    sparse = placed(100, 0, 0, 0, 100, 0, attn_sparsity=0.1, cpu_cache_compute=True)
+    assert any("on the device, not on the CPU" in note for note in sparse.notes)
+
+
+# ---------------------------------------------------------------------------------------- refused
+
+
+@pytest.mark.parametrize(
+    ("percent", "fields", "words"),
+    [
+        ((80, 30, 100, 0, 100, 0), {}, "weights are 80 on the GPU and 30 on the CPU"),
+        ((100, 0, 60, 50, 100, 0), {}, "cache are 60"),
+        ((100, 0, -1, 50, 100, 0), {}, "cache are -1"),
+        ((100, 0, 100, 0, 50, 50), {}, "activations are 50 % on the GPU.*allowed: 100 % in one"),
+        ((100, 0, 100, 0, 50, 0), {}, "50 % on the disk"),
+        ((), {"gpu_batch_size": 0}, "gpu_batch_size is 0; allowed: an int >= 1"),
+        ((), {"attn_sparsity": 0.0}, "attn_sparsity is 0"),
+        ((), {"attn_sparsity": 1.5}, "attn_sparsity is 1.5"),
+        ((), {"attn_sparsity": 0.5, "compress_cache": True}, "allowed: one of them"),
+        ((100, 0, 50, 50, 100, 0), {"hh_ratio": 0.1}, "the cache is divided"),
+        ((100, 0, 0, 0, 100, 0), {"hh_ratio": 0.1}, "or on the disk"),
+        ((), {"hh_ratio": 0.1, "attn_sparsity": 0.5}, "hh_ratio is 0.1 with attn_sparsity 0.5"),
+    ],
+)
+def test_a_policy_that_cannot_be_is_refused_with_the_way_out(
+    percent: tuple[int, ...], fields: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        placed(*percent, **fields)
+
+
+@pytest.mark.parametrize(
+    ("which", "change", "words"),
+    [
+        ("weight", {"num_bits": 8}, "allowed: 4 bits, not symmetric"),
+        ("cache", {"symmetric": True}, "allowed: 4 bits, not symmetric"),
+        ("weight", {"group_size": 48}, "allowed: 32, 64, 128"),
+        ("cache", {"group_size": 128}, "allowed: 64"),
+    ],
+)
+def test_only_flexgens_compression_is_taken(which: str, change: dict[str, Any], words: str) -> None:
+    base = policy()
+    config = dataclasses.replace(getattr(base, f"comp_{which}_config"), **change)
+    fields = {f"comp_{which}_config": config}
+    assert placed(**fields).precision == "full"  # not read while it is off
+    with pytest.raises(ConfigError, match=words):
+        placed(**fields, **{f"compress_{which}": True})
+
+
+# ------------------------------------------------------------------------------------------- types
+
+
+def test_a_policy_is_flexgens_frozen_dataclass() -> None:
+    names = [field.name for field in dataclasses.fields(Policy)]
+    assert names[:17] == [
+        "gpu_batch_size",
+        "num_gpu_batches",
+        "w_gpu_percent",
+        "w_cpu_percent",
+        "cache_gpu_percent",
+        "cache_cpu_percent",
+        "act_gpu_percent",
+        "act_cpu_percent",
+        "overlap",
+        "sep_layer",
+        "pin_weight",
+        "cpu_cache_compute",
+        "attn_sparsity",
+        "compress_weight",
+        "comp_weight_config",
+        "compress_cache",
+        "comp_cache_config",
+    ]
+    mixed = policy(20, 70, 10, 50, 0, 100)
+    assert (mixed.w_disk_percent, mixed.cache_disk_percent, mixed.act_disk_percent) == (10, 40, 0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        mixed.overlap = False  # type: ignore[misc]
+    with pytest.raises(TypeError, match="missing"):
+        Policy(1, 1)  # type: ignore[call-arg]
+    assert "Policy(gpu_batch_size=4, num_gpu_batches=1, w_gpu_percent=20" in repr(mixed)
