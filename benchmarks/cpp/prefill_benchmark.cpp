@@ -67,7 +67,7 @@ void prefill(benchmark::State& state, const Prompt& prompt) {
                                                         /*dropout_p=*/0.0,
                                                         /*is_causal=*/true));
   };
-  const auto product = [&] { ops->linear(x, weight, {}, y); };
+  const auto product = [&] { ops->linear(x, LinearWeight(weight), {}, y); };
   std::vector<double> ours_s;
   std::vector<double> torch_s;
   std::vector<double> product_s;

@@ -80,9 +80,14 @@ class AtenOps final : public DeviceOps {
   std::string_view name() const override { return "aten"; }
 
   void linear(const at::Tensor& x,
-              const at::Tensor& weight,
+              const LinearWeight& linear_weight,
               const at::Tensor& bias,
               at::Tensor& y) const override {
+    if (linear_weight.is_coded()) {
+      linear_restored(x, linear_weight, bias, y);
+      return;
+    }
+    const at::Tensor& weight = linear_weight.dense;
     if (y.scalar_type() == at::kFloat && x.scalar_type() != at::kFloat) {
       linear_into_float(x, weight, bias, y);
       return;
@@ -90,11 +95,11 @@ class AtenOps final : public DeviceOps {
     y.copy_(at::linear(x, weight, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt));
   }
 
-  void select_rows(const at::Tensor& table,
+  void select_rows(const LinearWeight& table,
                    const at::Tensor& ids,
                    std::int64_t offset,
                    at::Tensor& y) const override {
-    y.copy_(table.index_select(0, ids + offset));
+    y.copy_(table.select(ids + offset).restored(y.scalar_type()));
   }
 
   void norm(const ModelConfig& config,

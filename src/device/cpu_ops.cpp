@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "device/cpu_ops.h"
 
+#include <ATen/TensorOperators.h>
+
 #include <cstring>
 
 #include "hybridgen/core/error.h"
@@ -35,9 +37,14 @@ CpuOps::CpuOps(std::string_view isa, WorkerPool* pool, RowsOf rows_of)
     : kernels_(kernels::cpu_kernels(kernels::resolve_isa(isa))), pool_(pool), rows_of_(rows_of) {}
 
 void CpuOps::linear(const at::Tensor& x,
-                    const at::Tensor& weight,
+                    const LinearWeight& linear_weight,
                     const at::Tensor& bias,
                     at::Tensor& y) const {
+  if (linear_weight.is_coded()) {
+    linear_restored(x, linear_weight, bias, y);
+    return;
+  }
+  const at::Tensor& weight = linear_weight.dense;
   const std::int64_t rows = x.size(0);
   kernels::LinearArgs args;
   args.dtype = dtype_of(x);
@@ -98,10 +105,15 @@ bool CpuOps::prepared_linear(const kernels::LinearArgs& args, std::int64_t outpu
   }
 }
 
-void CpuOps::select_rows(const at::Tensor& table,
+void CpuOps::select_rows(const LinearWeight& rows,
                          const at::Tensor& ids,
                          std::int64_t offset_rows,
                          at::Tensor& y) const {
+  if (rows.is_coded()) {
+    y.copy_(rows.select(ids + offset_rows).restored(y.scalar_type()));
+    return;
+  }
+  const at::Tensor& table = rows.dense;
   const std::int64_t element = table.element_size();
   const std::int64_t* row = ids.const_data_ptr<std::int64_t>();
   for (std::int64_t r = 0; r < ids.size(0); ++r) {

@@ -30,10 +30,10 @@ class CpuOps final : public DeviceOps {
   std::string_view name() const override { return "kernels"; }
 
   void linear(const at::Tensor& x,
-              const at::Tensor& weight,
+              const LinearWeight& weight,
               const at::Tensor& bias,
               at::Tensor& y) const override;
-  void select_rows(const at::Tensor& table,
+  void select_rows(const LinearWeight& table,
                    const at::Tensor& ids,
                    std::int64_t offset_rows,
                    at::Tensor& y) const override;

@@ -11,6 +11,7 @@
 #include <span>
 #include <string_view>
 
+#include "device/linear_weight.h"
 #include "device/rope_table.h"
 #include "hybridgen/core/model_config.h"
 
@@ -82,11 +83,13 @@ class DeviceOps {
 
   /// y [rows, out] = x [rows, in] weight^T [out, in] + bias (may be undefined). y may be float32.
   virtual void linear(const at::Tensor& x,
-                      const at::Tensor& weight,
+                      const LinearWeight& weight,
                       const at::Tensor& bias,
                       at::Tensor& y) const = 0;
+  /// The same by all parts of a projection.
+  void project(const at::Tensor& x, const Projection& projection, at::Tensor& y) const;
   /// y[r] = table[ids[r] + offset]; ids [rows] int64, on the device.
-  virtual void select_rows(const at::Tensor& table,
+  virtual void select_rows(const LinearWeight& table,
                            const at::Tensor& ids,
                            std::int64_t offset,
                            at::Tensor& y) const = 0;
@@ -152,6 +155,13 @@ class DeviceOps {
   virtual at::Tensor largest_positions(const at::Tensor& scores,
                                        std::int64_t most,
                                        const at::Tensor& count = {}) const = 0;
+
+ protected:
+  /// linear() of a coded weight by linear() of dense ones: some rows of it at a time.
+  void linear_restored(const at::Tensor& x,
+                       const LinearWeight& weight,
+                       const at::Tensor& bias,
+                       at::Tensor& y) const;
 };
 
 /// Elements of AttentionItem::parts for so many tokens on the device and chosen on the host.

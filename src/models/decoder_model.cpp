@@ -9,7 +9,6 @@
 #include "device/torch_types.h"
 
 namespace hybridgen {
-namespace {}  // namespace
 
 BlockWorkspace::BlockWorkspace(const ModelConfig& config,
                                DType dtype,
@@ -106,31 +105,41 @@ const at::Tensor& DecoderModel::attention_input(const DeviceOps& ops,
   return ws.normed;
 }
 
+void DecoderModel::project(const DeviceOps& ops,
+                           const LayerWeights& norm_of,
+                           const Projection& projection,
+                           const Heads& heads,
+                           bool rotate_key,
+                           BlockWorkspace& ws) const {
+  ops.project(attention_input(ops, norm_of, ws), projection, heads.all);
+  if (config_.position != PositionKind::kRotary) {
+    return;
+  }
+  const RopeTable table = rope();
+  ops.rotate(table, ws.positions, heads.query);
+  if (heads.key != nullptr && rotate_key) {
+    ops.rotate(table, ws.positions, *heads.key);
+  }
+}
+
 void DecoderModel::project_query(const DeviceOps& ops,
                                  std::int64_t layer,
                                  std::int64_t norm_layer,
                                  BlockWorkspace& ws) const {
-  const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
-  const LayerWeights& norm = weights_.layers[static_cast<std::size_t>(norm_layer)];
-  ops.linear(attention_input(ops, norm, ws), w.query_weight, w.query_bias, ws.guess);
-  if (config_.position == PositionKind::kRotary) {
-    ops.rotate(rope(), ws.positions, ws.guess_heads);
-  }
+  project(ops,
+          layer_weights(norm_layer),
+          layer_weights(layer).query,
+          {.all = ws.guess, .query = ws.guess_heads, .key = nullptr},
+          /*rotate_key=*/false,
+          ws);
 }
 
 void DecoderModel::attention_inputs(const DeviceOps& ops,
                                     std::int64_t layer,
                                     BlockWorkspace& ws,
                                     bool rotate_key) const {
-  const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
-  ops.linear(attention_input(ops, w, ws), w.qkv_weight, w.qkv_bias, ws.qkv);
-  if (config_.position == PositionKind::kRotary) {
-    const RopeTable table = rope();
-    ops.rotate(table, ws.positions, ws.query);
-    if (rotate_key) {
-      ops.rotate(table, ws.positions, ws.key);
-    }
-  }
+  const LayerWeights& w = layer_weights(layer);
+  project(ops, w, w.qkv, {.all = ws.qkv, .query = ws.query, .key = &ws.key}, rotate_key, ws);
 }
 
 void DecoderModel::rotate_keys(const DeviceOps& ops,
@@ -147,26 +156,33 @@ void DecoderModel::rotate_keys(const DeviceOps& ops,
   }
 }
 
-void DecoderModel::finish_block(const DeviceOps& ops,
+void DecoderModel::attention_output(const DeviceOps& ops,
+                                    std::int64_t layer,
+                                    BlockWorkspace& ws) const {
+  const LayerWeights& w = layer_weights(layer);
+  ops.project(ws.attended, w.output, ws.projected);
+  ops.add(ws.x, ws.projected);
+  if (!config_.pre_norm) {
+    ops.norm(config_, ws.x, w.attention_norm_weight, w.attention_norm_bias, ws.x);
+  }
+}
+
+void DecoderModel::feed_forward(const DeviceOps& ops,
                                 std::int64_t layer,
                                 BlockWorkspace& ws) const {
-  const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
-  ops.linear(ws.attended, w.output_weight, w.output_bias, ws.projected);
-  ops.add(ws.x, ws.projected);
+  const LayerWeights& w = layer_weights(layer);
   const at::Tensor* input = &ws.x;
   if (config_.pre_norm) {
     ops.norm(config_, ws.x, w.ffn_norm_weight, w.ffn_norm_bias, ws.normed);
     input = &ws.normed;
-  } else {
-    ops.norm(config_, ws.x, w.attention_norm_weight, w.attention_norm_bias, ws.x);
   }
-  ops.linear(*input, w.up_weight, w.up_bias, ws.up);
+  ops.project(*input, w.up, ws.up);
   if (config_.activation == Activation::kSiluGate) {
     ops.silu_gate(ws.gate_half, ws.up_half, ws.ffn);
   } else {
     ops.relu(ws.ffn);
   }
-  ops.linear(ws.ffn, w.down_weight, w.down_bias, ws.projected);
+  ops.project(ws.ffn, w.down, ws.projected);
   ops.add(ws.x, ws.projected);
   if (!config_.pre_norm) {
     ops.norm(config_, ws.x, w.ffn_norm_weight, w.ffn_norm_bias, ws.x);

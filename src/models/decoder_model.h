@@ -85,14 +85,35 @@ class DecoderModel {
                    const at::Tensor& places,
                    bool backwards = false) const;
 
-  /// Output projection, residual sums and feed-forward of `layer` from ws.attended: ws.x becomes
-  /// the input of the next layer.
-  void finish_block(const DeviceOps& ops, std::int64_t layer, BlockWorkspace& ws) const;
+  /// Output projection of `layer` from ws.attended, added to ws.x.
+  void attention_output(const DeviceOps& ops, std::int64_t layer, BlockWorkspace& ws) const;
+
+  /// Feed-forward of `layer`, added to ws.x, which becomes the input of the next layer.
+  void feed_forward(const DeviceOps& ops, std::int64_t layer, BlockWorkspace& ws) const;
 
   /// Final norm and head of ws.x: float32 [rows, V].
   void head(const DeviceOps& ops, BlockWorkspace& ws, at::Tensor& logits) const;
 
  private:
+  const LayerWeights& layer_weights(std::int64_t layer) const {
+    return weights_.layers[static_cast<std::size_t>(layer)];
+  }
+
+  /// Heads that a projection makes of a layer's input: views of one tensor.
+  struct Heads {
+    at::Tensor& all;    ///< [rows, outputs of the projection]
+    at::Tensor& query;  ///< [rows, H, D]
+    at::Tensor* key;    ///< [rows, G, D]; null: the projection makes none
+  };
+  /// `projection` of ws.x as `norm_of` norms it, and what is done to queries and keys before they
+  /// meet. Without `rotate_key` the key stays as projected.
+  void project(const DeviceOps& ops,
+               const LayerWeights& norm_of,
+               const Projection& projection,
+               const Heads& heads,
+               bool rotate_key,
+               BlockWorkspace& ws) const;
+
   /// What a layer's projections read, [rows, M]: ws.x normed into ws.normed, or ws.x itself where
   /// the norm comes after the residual sum.
   const at::Tensor& attention_input(const DeviceOps& ops,

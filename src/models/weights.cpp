@@ -58,83 +58,26 @@ Weights::Weights(const ModelConfig& config, DType dtype, at::Device device)
   config.validate();
   const std::int64_t hidden = config.hidden_size;
   const std::int64_t embedding = config.embedding_size;
-  const std::int64_t query_rows = config.num_heads * config.head_dim;
-  const std::int64_t kv_rows = config.num_kv_heads * config.head_dim;
-  const bool has_norm_bias = config.norm == NormKind::kLayer;
-  const bool is_gated = config.activation == Activation::kSiluGate;
 
-  embed_tokens = allocate({config.vocab_size, embedding});
-  expect("embed_tokens.weight", embed_tokens);
+  embed_tokens = allocate_linear(config.vocab_size, embedding);
+  expect("embed_tokens.weight", embed_tokens.dense);
   if (config.position == PositionKind::kLearned) {
-    embed_positions = allocate({config.max_positions + config.position_offset, hidden});
-    expect("embed_positions.weight", embed_positions);
+    embed_positions = allocate_linear(config.max_positions + config.position_offset, hidden);
+    expect("embed_positions.weight", embed_positions.dense);
   }
   if (embedding != hidden) {
-    project_in = allocate({hidden, embedding});
-    project_out = allocate({embedding, hidden});
-    expect("project_in.weight", project_in);
-    expect("project_out.weight", project_out);
+    project_in = allocate_linear(hidden, embedding);
+    project_out = allocate_linear(embedding, hidden);
+    expect("project_in.weight", project_in.dense);
+    expect("project_out.weight", project_out.dense);
   }
-  layers.resize(static_cast<std::size_t>(config.num_layers));
-  for (std::size_t i = 0; i < layers.size(); ++i) {
-    LayerWeights& layer = layers[i];
-    const std::string prefix = "layers." + std::to_string(i) + ".";
-    const auto norm = [&](const std::string& name, at::Tensor& weight, at::Tensor& bias) {
-      weight = allocate({hidden});
-      expect(prefix + name + ".weight", weight);
-      if (has_norm_bias) {
-        bias = allocate({hidden});
-        expect(prefix + name + ".bias", bias);
-      }
-    };
-    norm("attention_norm", layer.attention_norm_weight, layer.attention_norm_bias);
-    layer.qkv_weight = allocate({query_rows + 2 * kv_rows, hidden});
-    layer.query_weight = layer.qkv_weight.narrow(0, 0, query_rows);
-    expect(prefix + "q_proj.weight", layer.query_weight);
-    expect(prefix + "k_proj.weight", layer.qkv_weight.narrow(0, query_rows, kv_rows));
-    expect(prefix + "v_proj.weight", layer.qkv_weight.narrow(0, query_rows + kv_rows, kv_rows));
-    if (config.qkv_bias) {
-      layer.qkv_bias = allocate({query_rows + 2 * kv_rows});
-      layer.query_bias = layer.qkv_bias.narrow(0, 0, query_rows);
-      expect(prefix + "q_proj.bias", layer.query_bias);
-      expect(prefix + "k_proj.bias", layer.qkv_bias.narrow(0, query_rows, kv_rows));
-      expect(prefix + "v_proj.bias", layer.qkv_bias.narrow(0, query_rows + kv_rows, kv_rows));
-    }
-    layer.output_weight = allocate({hidden, query_rows});
-    expect(prefix + "o_proj.weight", layer.output_weight);
-    if (config.output_bias) {
-      layer.output_bias = allocate({hidden});
-      expect(prefix + "o_proj.bias", layer.output_bias);
-    }
-    norm("ffn_norm", layer.ffn_norm_weight, layer.ffn_norm_bias);
-    const std::int64_t ffn = config.ffn_size;
-    layer.up_weight = allocate({is_gated ? 2 * ffn : ffn, hidden});
-    if (config.ffn_bias) {
-      layer.up_bias = allocate({is_gated ? 2 * ffn : ffn});
-    }
-    const auto expect_rows = [&](const std::string& name, std::int64_t first) {
-      expect(prefix + name + ".weight", layer.up_weight.narrow(0, first, ffn));
-      if (config.ffn_bias) {
-        expect(prefix + name + ".bias", layer.up_bias.narrow(0, first, ffn));
-      }
-    };
-    if (is_gated) {
-      expect_rows("gate_proj", 0);
-      expect_rows("up_proj", ffn);
-    } else {
-      expect_rows("up_proj", 0);
-    }
-    layer.down_weight = allocate({hidden, ffn});
-    expect(prefix + "down_proj.weight", layer.down_weight);
-    if (config.ffn_bias) {
-      layer.down_bias = allocate({hidden});
-      expect(prefix + "down_proj.bias", layer.down_bias);
-    }
+  for (std::int64_t i = 0; i < config.num_layers; ++i) {
+    layers.push_back(allocate_layer(config, "layers." + std::to_string(i) + "."));
   }
   if (config.final_norm) {
     final_norm_weight = allocate({hidden});
     expect("final_norm.weight", final_norm_weight);
-    if (has_norm_bias) {
+    if (config.norm == NormKind::kLayer) {
       final_norm_bias = allocate({hidden});
       expect("final_norm.bias", final_norm_bias);
     }
@@ -142,10 +85,46 @@ Weights::Weights(const ModelConfig& config, DType dtype, at::Device device)
   if (config.tie_embeddings) {
     lm_head = embed_tokens;
   } else {
-    lm_head = allocate({config.vocab_size, embedding});
-    expect("lm_head.weight", lm_head);
+    lm_head = allocate_linear(config.vocab_size, embedding);
+    expect("lm_head.weight", lm_head.dense);
   }
   if (device.is_cpu()) held_ = HeldWeights(bytes_);
+}
+
+LayerWeights Weights::allocate_layer(const ModelConfig& config, const std::string& prefix) {
+  const std::int64_t hidden = config.hidden_size;
+  const std::int64_t query_rows = config.num_heads * config.head_dim;
+  const std::int64_t kv_rows = config.num_kv_heads * config.head_dim;
+  const std::int64_t ffn = config.ffn_size;
+  LayerWeights layer;
+  const auto norm = [&](const std::string& name, at::Tensor& weight, at::Tensor& bias) {
+    weight = allocate({hidden});
+    expect(prefix + name + ".weight", weight);
+    if (config.norm == NormKind::kLayer) {
+      bias = allocate({hidden});
+      expect(prefix + name + ".bias", bias);
+    }
+  };
+  norm("attention_norm", layer.attention_norm_weight, layer.attention_norm_bias);
+  layer.qkv = allocate_projection(query_rows + 2 * kv_rows, hidden, config.qkv_bias);
+  layer.query = layer.qkv.rows(0, query_rows);
+  expect(prefix + "q_proj", layer.query);
+  expect(prefix + "k_proj", layer.qkv.rows(query_rows, kv_rows));
+  expect(prefix + "v_proj", layer.qkv.rows(query_rows + kv_rows, kv_rows));
+  layer.output = allocate_projection(hidden, query_rows, config.output_bias);
+  expect(prefix + "o_proj", layer.output);
+  norm("ffn_norm", layer.ffn_norm_weight, layer.ffn_norm_bias);
+  const bool is_gated = config.activation == Activation::kSiluGate;
+  layer.up = allocate_projection(is_gated ? 2 * ffn : ffn, hidden, config.ffn_bias);
+  if (is_gated) {
+    expect(prefix + "gate_proj", layer.up.rows(0, ffn));
+    expect(prefix + "up_proj", layer.up.rows(ffn, ffn));
+  } else {
+    expect(prefix + "up_proj", layer.up);
+  }
+  layer.down = allocate_projection(hidden, ffn, config.ffn_bias);
+  expect(prefix + "down_proj", layer.down);
+  return layer;
 }
 
 at::Tensor Weights::allocate(std::vector<std::int64_t> shape) {
@@ -168,6 +147,22 @@ at::Tensor Weights::allocate(std::vector<std::int64_t> shape) {
   } catch (const OutOfMemoryError& error) {
     throw refused(error.what());
   }
+}
+
+LinearWeight Weights::allocate_linear(std::int64_t outputs, std::int64_t inputs) {
+  return LinearWeight(allocate({outputs, inputs}));
+}
+
+Projection Weights::allocate_projection(std::int64_t outputs, std::int64_t inputs, bool has_bias) {
+  Projection projection;
+  projection.parts.push_back(allocate_linear(outputs, inputs));
+  if (has_bias) projection.bias = allocate({outputs});
+  return projection;
+}
+
+void Weights::expect(const std::string& name, const Projection& rows) {
+  expect(name + ".weight", rows.parts.front().dense);
+  if (rows.bias.defined()) expect(name + ".bias", rows.bias);
 }
 
 void Weights::expect(const std::string& name, const at::Tensor& destination) {

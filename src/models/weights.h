@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weights of one decoder on its device. Projections that read the same input are stored as one
-// matrix (q, k, v; gate, up), so that a decode step streams each layer in five passes. A
+// Weights of one decoder on its device. Projections that read the same input (q, k, v; gate, up)
+// are one matrix where they can be, so that a decode step streams each layer in five passes. A
 // checkpoint's tensors are copied into their slice one by one: nothing is held twice.
 #pragma once
 
@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "device/host_tensors.h"
+#include "device/linear_weight.h"
 #include "hybridgen/core/model_config.h"
 #include "memory/process_memory.h"
 
@@ -19,12 +20,12 @@ namespace hybridgen {
 
 struct LayerWeights {
   at::Tensor attention_norm_weight, attention_norm_bias;  ///< [M]
-  at::Tensor qkv_weight, qkv_bias;                        ///< [(H + 2 G) D, M], [(H + 2 G) D]
-  at::Tensor query_weight, query_bias;                    ///< views of the first H D rows
-  at::Tensor output_weight, output_bias;                  ///< [M, H D], [M]
+  Projection qkv;                                         ///< [(H + 2 G) D, M]
+  Projection query;                                       ///< a view of its first H D rows
+  Projection output;                                      ///< [M, H D]
   at::Tensor ffn_norm_weight, ffn_norm_bias;              ///< [M]
-  at::Tensor up_weight, up_bias;      ///< [F, M], or gate above up [2 F, M] for gated FFNs
-  at::Tensor down_weight, down_bias;  ///< [M, F]
+  Projection up;    ///< [F, M], or gate above up [2 F, M] for gated FFNs
+  Projection down;  ///< [M, F]
 };
 
 class Weights {
@@ -47,12 +48,12 @@ class Weights {
 
   std::int64_t bytes() const { return bytes_; }
 
-  at::Tensor embed_tokens;     ///< [V, E]
-  at::Tensor embed_positions;  ///< [positions + offset, M]; learned positions only
-  at::Tensor project_in;       ///< [M, E]; only where E != M
-  at::Tensor project_out;      ///< [E, M]
+  LinearWeight embed_tokens;     ///< [V, E]
+  LinearWeight embed_positions;  ///< [positions + offset, M]; learned positions only
+  LinearWeight project_in;       ///< [M, E]; only where E != M
+  LinearWeight project_out;      ///< [E, M]
   at::Tensor final_norm_weight, final_norm_bias;
-  at::Tensor lm_head;  ///< [V, E]; embed_tokens itself when tied
+  LinearWeight lm_head;  ///< [V, E]; embed_tokens itself when tied
   std::vector<LayerWeights> layers;
 
  private:
@@ -61,7 +62,12 @@ class Weights {
     bool loaded = false;
   };
   at::Tensor allocate(std::vector<std::int64_t> shape);
+  LinearWeight allocate_linear(std::int64_t outputs, std::int64_t inputs);
+  Projection allocate_projection(std::int64_t outputs, std::int64_t inputs, bool has_bias);
   void expect(const std::string& name, const at::Tensor& destination);
+  /// The tensors `name`.weight and, where there is one, `name`.bias of some rows of a projection.
+  void expect(const std::string& name, const Projection& rows);
+  LayerWeights allocate_layer(const ModelConfig& config, const std::string& prefix);
 
   at::TensorOptions options_;
   HostTensors host_tensors_;  ///< of a CPU device

@@ -132,7 +132,8 @@ void DecodePipeline::finish_layer(std::int64_t layer, MicroBatch& batch) {
   merge(layer, batch);  // 5
   host_.release(layer, batch);
   give_feedback(loop_, layer, batch);
-  model_.finish_block(ops_, layer, batch.ws);  // 5, 6
+  model_.attention_output(ops_, layer, batch.ws);
+  model_.feed_forward(ops_, layer, batch.ws);  // 5, 6
   loop_.timer.end();
 }
 

@@ -60,7 +60,8 @@ at::Tensor Prefill::run_chunk(RequestState& request,
       disk->release(layer);
     }
     place(request, layer, keys, values);
-    model_.finish_block(ops_, layer, ws_);
+    model_.attention_output(ops_, layer, ws_);
+    model_.feed_forward(ops_, layer, ws_);
   }
   // All layers hold the same rows now: record where the tokens are.
   request.tokens.append(count);

@@ -30,6 +30,12 @@ inline ModelConfig tiny_config() {
   return config;
 }
 
+inline void scale(Projection& projection, double factor) {
+  for (LinearWeight& part : projection.parts) {
+    part.dense.mul_(factor);
+  }
+}
+
 /// The same weights on any device ("cpu", an EmulatedCuda's name).
 inline std::shared_ptr<DecoderModel> tiny_model(const std::string& device,
                                                 const ModelConfig& config = tiny_config()) {
@@ -37,12 +43,12 @@ inline std::shared_ptr<DecoderModel> tiny_model(const std::string& device,
   model->weights().load_dummy(7);
   // Dummy weights of std 0.02 make nearly uniform attention; larger ones make wrong tokens matter.
   for (LayerWeights& layer : model->weights().layers) {
-    layer.qkv_weight.mul_(20.0);
-    layer.output_weight.mul_(10.0);
-    layer.up_weight.mul_(5.0);
-    layer.down_weight.mul_(5.0);
+    scale(layer.qkv, 20.0);
+    scale(layer.output, 10.0);
+    scale(layer.up, 5.0);
+    scale(layer.down, 5.0);
   }
-  model->weights().embed_tokens.mul_(20.0);
+  model->weights().embed_tokens.dense.mul_(20.0);
   return model;
 }
 

@@ -123,7 +123,7 @@ TEST_P(Operations, GiveFloat32LogitsUnrounded) {
         exact += added;
       }
       at::Tensor y = at::empty({3, 50}, at::kFloat);
-      ops_->linear(x, weight, added, y);
+      ops_->linear(x, LinearWeight(weight), added, y);
       // Products of 16-bit numbers are exact in float32; 65 sums are rounded once each.
       EXPECT_TRUE(((y - exact).abs() <= 65 * kEpsilon * (sizes + 4.0)).all().item<bool>());
     }

@@ -88,11 +88,11 @@ TEST_P(CpuOpsOnAPool, LinearLayersAreTheSameBitByBit) {
         const at::Tensor bias = at::randn({outputs}, type);
         at::Tensor expected = at::empty({rows, outputs}, type);
         at::Tensor y = at::full({rows, outputs}, 7.0, type);
-        alone_->linear(x, weight, bias, expected);
-        spread_->linear(x, weight, bias, y);
+        alone_->linear(x, LinearWeight(weight), bias, expected);
+        spread_->linear(x, LinearWeight(weight), bias, y);
         EXPECT_TRUE(at::equal(y, expected)) << rows << " rows, " << outputs << " outputs";
-        prompt_alone_->linear(x, weight, bias, expected);
-        prompt_->linear(x, weight, bias, y);
+        prompt_alone_->linear(x, LinearWeight(weight), bias, expected);
+        prompt_->linear(x, LinearWeight(weight), bias, y);
         EXPECT_TRUE(at::equal(y, expected)) << rows << " rows of a prompt, " << outputs;
       }
     }
@@ -106,7 +106,7 @@ TEST_P(CpuOpsOnAPool, MatrixProductsThatALibraryRefusesAreOurs) {
   const at::Tensor bias = at::randn({40}, at::kBFloat16);
   for (const at::Tensor& added : {bias, at::Tensor()}) {
     at::Tensor expected = at::empty({80, 40}, at::kBFloat16);
-    portable_alone_->linear(x, weight, added, expected);
+    portable_alone_->linear(x, LinearWeight(weight), added, expected);
     for (const std::exception_ptr& refusal :
          {std::make_exception_ptr(std::bad_alloc()),
           std::make_exception_ptr(std::runtime_error("could not execute a primitive")),
@@ -114,7 +114,7 @@ TEST_P(CpuOpsOnAPool, MatrixProductsThatALibraryRefusesAreOurs) {
       at::Tensor y = at::full({80, 40}, 7.0, at::kBFloat16);
       const Refusal refused(refusal);
       ASSERT_ANY_THROW(at::_ops::mm_out::call(x, weight.t(), y));
-      portable_->linear(x, weight, added, y);
+      portable_->linear(x, LinearWeight(weight), added, y);
       EXPECT_TRUE(y.to(at::kFloat).allclose(expected.to(at::kFloat), 2e-2, 2e-1));
     }
   }
@@ -125,11 +125,11 @@ TEST_P(CpuOpsOnAPool, WhateverElseALibraryThrowsIsThrownOn) {
   const at::Tensor weight = at::randn({40, 96}, at::kBFloat16);
   const at::Tensor bias = at::randn({40}, at::kBFloat16);
   at::Tensor y = at::empty({80, 40}, at::kBFloat16);
-  EXPECT_THROW(portable_->linear(x, weight.narrow(1, 0, 95), {}, y), c10::Error);
-  EXPECT_THROW(portable_->linear(x, weight, bias.narrow(0, 0, 39), y), c10::Error);
+  EXPECT_THROW(portable_->linear(x, LinearWeight(weight.narrow(1, 0, 95)), {}, y), c10::Error);
+  EXPECT_THROW(portable_->linear(x, LinearWeight(weight), bias.narrow(0, 0, 39), y), c10::Error);
   const Refusal refused(std::make_exception_ptr(std::domain_error("a fault of its own")));
-  EXPECT_THROW(portable_->linear(x, weight, {}, y), std::domain_error);
-  EXPECT_THROW(portable_->linear(x, weight, bias, y), std::domain_error);
+  EXPECT_THROW(portable_->linear(x, LinearWeight(weight), {}, y), std::domain_error);
+  EXPECT_THROW(portable_->linear(x, LinearWeight(weight), bias, y), std::domain_error);
 }
 
 TEST_P(CpuOpsOnAPool, ElementwiseOperationsAreTheSameBitByBit) {

@@ -94,7 +94,7 @@ TEST(LinearForm, ManyRowsAreWhatEachOfThemIsByItself) {
       const at::Tensor weight = at::randn({24, in}, type);
       const at::Tensor bias = at::randn({24}, type);
       at::Tensor y = at::empty({kRows, 24}, type);
-      ops->linear(x, weight, bias, y);
+      ops->linear(x, LinearWeight(weight), bias, y);
       const at::Tensor exact =
           at::linear(x.to(at::kDouble), weight.to(at::kDouble), bias.to(at::kDouble));
       const at::Tensor sizes = at::linear(

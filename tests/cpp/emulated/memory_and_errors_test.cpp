@@ -319,7 +319,7 @@ TEST_P(FailuresOnDevice, OfAWholeStepFindTheDeviceIdleAndLeaveTheEngineUsable) {
     step(engine, ended);
   }
   step(engine, ended);
-  at::Tensor& weight = model_->weights().layers[3].down_weight;
+  at::Tensor& weight = model_->weights().layers[3].down.parts[0].dense;
   const at::Tensor whole = weight;
   weight = whole.narrow(1, 0, whole.size(1) - 1);
   engine.reset_statistics();

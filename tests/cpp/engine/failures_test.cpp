@@ -63,7 +63,9 @@ INSTANTIATE_TEST_SUITE_P(Methods, AFailureOf, ::testing::ValuesIn(method_names()
 
 TEST_P(AFailureOf, OneRequestsNumbersChangesNoOther) {
   const auto model = tiny_model();
-  model->weights().embed_tokens.select(0, kBroken).fill_(std::numeric_limits<float>::quiet_NaN());
+  model->weights()
+      .embed_tokens.dense.select(0, kBroken)
+      .fill_(std::numeric_limits<float>::quiet_NaN());
   std::vector<std::int64_t> early = healthy_prompt(50, 8);
   early[7] = kBroken;  // fails in its prefill or with its first logits
   std::vector<std::int64_t> late = healthy_prompt(50, 9);
@@ -191,7 +193,7 @@ TEST(AFailureWithoutAnOwner, EndsEveryRequestOfTheStepAndLeavesTheEngineUsable) 
   const std::int64_t second = engine.add(healthy_prompt(9, 2), eight_tokens());
   engine.step();
   engine.step();
-  at::Tensor& weight = model->weights().layers[3].down_weight;
+  at::Tensor& weight = model->weights().layers[3].down.parts[0].dense;
   const at::Tensor whole = weight;
   weight = whole.narrow(1, 0, whole.size(1) - 1);
   engine.reset_statistics();

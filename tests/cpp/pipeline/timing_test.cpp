@@ -200,7 +200,7 @@ TEST(Errors, NaNLogitsOfAHostJobNameLayerAndHeadAndLeaveTheEngineUsable) {
   const auto model = tiny_model();
   Engine engine(model, speculative());
   const auto expected = generate(engine, {testing::prompt(40)}, 8);
-  at::Tensor weight = model->weights().layers[3].query_weight;
+  at::Tensor weight = model->weights().layers[3].query.parts[0].dense;
   const at::Tensor saved = weight.clone();
   SamplingOptions sampling;
   sampling.max_tokens = 8;
