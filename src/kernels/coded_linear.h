@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of rows with coded weights (coded_rows.h): what they take.
+// Products of rows with coded weights (coded_rows.h), which are read as they lie. A table per
+// instruction set of its own, beside cpu_kernels.h, whose rules hold here too: raw pointers in and
+// out, no threads, no allocation.
 //
 // x is rounded once per call: to 16-bit integers with a float32 scale per block of 16 (8 bits) or
 // 32 (4 bits) inputs, so that an element is off by at most 2^-16 of the largest of its block. Sums
@@ -38,5 +40,24 @@ struct RestoreRowsArgs {
   std::int64_t count = 0;
   void* values = nullptr;  ///< row stride: inputs
 };
+
+/// Function table of one instruction set.
+struct CodedKernels {
+  /// Bytes of the rows of x as codes, aligned to cache lines.
+  std::int64_t (*rows_bytes)(const CodedLinearArgs& args) = nullptr;
+  /// Rows [begin, end) of x into their place in `prepared`.
+  void (*prepare_rows)(const CodedLinearArgs& args,
+                       std::int64_t begin,
+                       std::int64_t end,
+                       void* prepared) = nullptr;
+  void (*multiply)(const CodedLinearArgs& args,
+                   const void* prepared,
+                   std::int64_t begin,
+                   std::int64_t end) = nullptr;
+  void (*restore_rows)(const RestoreRowsArgs& args) = nullptr;
+};
+
+/// ConfigError where the CPU lacks `isa`.
+const CodedKernels& coded_kernels(Isa isa);
 
 }  // namespace hybridgen::kernels
