@@ -1,41 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// ModelConfig and Model. The only file that takes tensors from Python.
+// ModelConfig and Model.
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <pybind11/stl.h>
 
+#include "alone_if_forked.h"
 #include "bind_options.h"
 #include "bindings.h"
 #include "core/option_tables.h"
 #include "device/driver_thread.h"
 #include "hybridgen/core/error.h"
 #include "models/decoder_model.h"
-#include "runtime/process.h"
 
 namespace py = pybind11;
 
 namespace hybridgen::bindings {
 namespace {
-
-const MakerProcess importer;
-
-// While it lives, LibTorch works in the calling thread alone if this is a forked child: there the
-// thread may have an OpenMP team of the parent's, and would wait for its threads for ever.
-class AloneIfForked {
- public:
-  AloneIfForked() {
-    if (!importer.is_this_one()) {
-      set_intra_op_threads(1);
-    }
-  }
-  ~AloneIfForked() { set_intra_op_threads(threads_); }
-  AloneIfForked(const AloneIfForked&) = delete;
-  AloneIfForked& operator=(const AloneIfForked&) = delete;
-
- private:
-  int threads_ = default_intra_op_threads();
-};
 
 void register_config(py::module_& module) {
   py::class_<ModelConfig> bound(

@@ -13,6 +13,8 @@ void register_host_tiers(pybind11::module_& module);
 /// What Python's option classes are made from.
 void register_options(pybind11::module_& module);
 void register_model(pybind11::module_& module);
+/// Quantised tensors of files.
+void register_unpack(pybind11::module_& module);
 /// Method (compositions of a user's own) and selectors written in Python.
 void register_methods(pybind11::module_& module);
 void register_engine(pybind11::module_& module);

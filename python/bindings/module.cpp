@@ -281,6 +281,7 @@ PYBIND11_MODULE(_core, module) {
   hybridgen::bindings::register_host_tiers(module);
   hybridgen::bindings::register_options(module);
   hybridgen::bindings::register_model(module);
+  hybridgen::bindings::register_unpack(module);
   hybridgen::bindings::register_methods(module);
   hybridgen::bindings::register_engine(module);
   hybridgen::bindings::register_measurements(module);

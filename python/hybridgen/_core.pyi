@@ -25,6 +25,7 @@ __all__: list[str] = [
     "build_info",
     "checked_options",
     "device_window",
+    "gguf_formats",
     "host_tiers",
     "huge_pages",
     "is_engine_thread",
@@ -45,10 +46,14 @@ __all__: list[str] = [
     "register_selector",
     "release_device_memory",
     "release_free_memory",
+    "restore_gguf",
+    "restore_packed",
     "scheduler_preset",
     "scheduler_preset_names",
     "selector_names",
     "shadow_scores",
+    "split_gguf",
+    "split_packed",
 ]
 
 class ModelConfig:
@@ -507,6 +512,11 @@ def device_window(
     Tokens of a prompt that may stay on the device; None if as many as fit.
     """
 
+def gguf_formats() -> list:
+    """
+    Types of GGUF tensors that are read: values and bytes of a block, and bits of a code (0: plain numbers).
+    """
+
 def host_tiers() -> list:
     """
     Every memory node: its tier and why it is that one, bytes, distances to nodes by their numbers, and what firmware says of its memory. May measure, once and for less than some seconds.
@@ -643,6 +653,28 @@ def release_free_memory() -> None:
     Gives what the allocator holds and nobody uses back to the operating system.
     """
 
+def restore_gguf(
+    format: typing.SupportsInt | typing.SupportsIndex, rows: torch.Tensor, dtype: str
+) -> torch.Tensor:
+    """
+    Numbers [outputs, inputs] of a GGUF tensor's rows, uint8 [outputs, bytes of a row].
+    """
+
+def restore_packed(
+    layout: str,
+    *,
+    bits: typing.SupportsInt | typing.SupportsIndex,
+    zero_offset: typing.SupportsInt | typing.SupportsIndex,
+    codes: torch.Tensor,
+    zeros: torch.Tensor,
+    scales: torch.Tensor,
+    group_of_input: torch.Tensor,
+    dtype: str,
+) -> torch.Tensor:
+    """
+    Numbers [outputs, inputs] of a matrix that is packed as 'gptq' or 'awq' do.
+    """
+
 def scheduler_preset(name: str) -> dict:
     """
     What a preset sets.
@@ -665,4 +697,24 @@ def shadow_scores(
 ) -> numpy.typing.NDArray[numpy.float32]:
     """
     Scores [R, n] of float32 queries [R, D] over an 8-bit or 4-bit copy of keys [n, D]: the logits less one constant per query.
+    """
+
+def split_gguf(format: typing.SupportsInt | typing.SupportsIndex, rows: torch.Tensor) -> dict:
+    """
+    The same as codes, scales, minima (None: symmetric), bits and group.
+    """
+
+def split_packed(
+    layout: str,
+    *,
+    bits: typing.SupportsInt | typing.SupportsIndex,
+    zero_offset: typing.SupportsInt | typing.SupportsIndex,
+    codes: torch.Tensor,
+    zeros: torch.Tensor,
+    scales: torch.Tensor,
+    group_of_input: torch.Tensor,
+    group: typing.SupportsInt | typing.SupportsIndex,
+) -> dict:
+    """
+    The same as codes, scales, minima, bits and group.
     """
