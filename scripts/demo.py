@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import hybridgen as hg
-from get_smollm2 import SmolLM2Error, ensure_smollm2
+from get_smollm2 import SmolLM2Error, ensure_smollm2, gguf_file
 from hybridgen._files import unwound_by_sigterm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -275,7 +275,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         description="Find a fact far back in a text with a tenth of it on the device."
     )
-    parser.add_argument("--model", type=Path, help="a Llama, Qwen2 or OPT model instead of SmolLM2")
+    parser.add_argument("--model", type=Path, help="folder or GGUF file instead of SmolLM2's")
     parser.add_argument(
         "--document",
         type=Path,
@@ -296,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     screen = Screen()
     try:
-        model = options.model or ensure_smollm2()
+        model = options.model or gguf_file(ensure_smollm2())
     except SmolLM2Error as error:
         print(f"demo.py: {error}", file=sys.stderr)
         return 1

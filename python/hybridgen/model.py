@@ -29,10 +29,11 @@ class Model(Closable):
     Parameters
     ----------
     model : str, Path or dict
-        A local folder, a hub id, or with ``load_format="dummy"`` the content of a config.json.
+        A local folder, a GGUF file, a hub id, or with ``load_format="dummy"`` the content of a
+        config.json.
     tokenizer : str, Path or object, optional
-        A folder, a hub id, or an object with encode and decode as in transformers. By default the
-        one in the model's folder; without any, token ids still work.
+        A folder, a GGUF file, a hub id, or an object with encode and decode as in transformers. By
+        default the model's own; without any, token ids still work.
     revision : str, optional
         Branch, tag or commit of a hub id.
     dtype : str
@@ -42,7 +43,7 @@ class Model(Closable):
         "emulated:h100-nvl", "emulated:path/profile.json": one that has the times of a profile and
         no results (docs/cuda.md). "auto" is never emulated.
     load_format : str
-        "auto", "safetensors", "bin" or "dummy".
+        "auto", "safetensors", "bin", "gguf" or "dummy".
     seed : int
         Of dummy weights.
 

@@ -1,28 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a model lies: a local folder, or a hub id's snapshot, fetched if it has to be."""
+"""Where a model lies: a local folder or GGUF file, or a hub id's snapshot, fetched if needed."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
-from ._checks import brief
+from ._checks import brief, listed
 from .errors import CheckpointError, ConfigError
-from .foreign_formats import describe_file
+from .foreign_formats import describe_file, describe_folder
+from .gguf_file import first_part
 
+_WEIGHTS = tuple(
+    name + suffix
+    for name in ("model.safetensors", "pytorch_model.bin")
+    for suffix in ("", ".index.json")
+)
 _JSON_AND_TOKENIZER = ["*.json", "tokenizer.model", "*.txt", "*.jinja"]
 
 
-def resolve_folder(path_or_id: str | Path, revision: str | None, load_format: str) -> Path:
-    """Return the local folder of a model, downloading it only if the name is a hub id."""
+def resolve_model(path_or_id: str | Path, revision: str | None, load_format: str) -> Path:
+    """Return the local folder or GGUF file of a model, fetching it only if the name is a hub id."""
     folder, text = local_path(path_or_id), str(path_or_id)
-    if folder.is_dir():
+    is_gguf = folder.is_file() and folder.suffix == ".gguf"
+    if folder.is_dir() or is_gguf:
         if revision is not None:
             raise ConfigError(
-                f"[load_model] revision is {brief(revision)} but {text} is a local folder; "
-                "allowed: revision with a hub id only"
+                f"[load_model] revision is {brief(revision)} but {text} is local; allowed: "
+                "revision with a hub id only"
             )
-        return folder
+        if is_gguf and load_format not in ("auto", "gguf", "dummy"):
+            raise ConfigError(
+                f"[load_model] load_format is {brief(load_format)} and {text} is a GGUF file; "
+                "allowed: auto, gguf, dummy"
+            )
+        return first_part(folder) if is_gguf else _gguf_in(folder, load_format) or folder
     if folder.exists():
         raise CheckpointError(
             f"[load_model] {text} is a file; "
@@ -39,11 +53,34 @@ def resolve_folder(path_or_id: str | Path, revision: str | None, load_format: st
     return _download(text, revision, load_format)
 
 
+def _gguf_in(folder: Path, load_format: str) -> Path | None:
+    """Return the GGUF model of a folder that holds one, unless another checkpoint is meant."""
+    if load_format in ("safetensors", "bin"):
+        return None
+    has_config = (folder / "config.json").exists()
+    has_weights = any((folder / name).exists() for name in _WEIGHTS)
+    if load_format != "gguf" and has_config and (has_weights or load_format == "dummy"):
+        return None
+    models = sorted({first_part(file) for file in folder.glob("*.gguf")})
+    if len(models) > 1:
+        raise CheckpointError(
+            f"[load_model] {folder} holds {len(models)} GGUF models: "
+            f"{listed(model.name for model in models)}; pass the path of one of them"
+        )
+    if not models and load_format == "gguf":
+        raise CheckpointError(
+            f"[load_model] there is no GGUF file in {folder}; allowed: load_format='auto', or the "
+            "path of a .gguf file"
+        )
+    return models[0] if models else None
+
+
 def local_path(path_or_id: str | Path) -> Path:
     """Return where a folder or hub id would lie on this machine; CheckpointError for no path."""
     if not isinstance(path_or_id, str | Path):
         raise ConfigError(
-            f"[load_model] the model is {brief(path_or_id)}; allowed: a folder or a hub id"
+            f"[load_model] the model is {brief(path_or_id)}; allowed: a folder or a hub id, or a "
+            "GGUF file"
         )
     try:
         folder = Path(path_or_id).expanduser()
@@ -98,3 +135,28 @@ def _download(repo: str, revision: str | None, load_format: str) -> Path:
         raise CheckpointError(
             f"[load_model] {repo} is no folder, and downloading it from the hub failed: {error}"
         ) from error
+
+
+def read_json(file: Path, operation: str = "load_model") -> dict[str, Any]:
+    """Return the JSON object in a file; CheckpointError, in an operation's name, without one."""
+    try:
+        if file.exists() and not file.is_file():
+            raise OSError("it is no regular file")
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"[{operation}] there is no {file.name} in {file.parent}; "
+            + (describe_folder(file.parent) or "pass the folder of a whole checkpoint")
+        ) from error
+    # Damage, wrong encodings and numbers of thousands of digits are ValueErrors.
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"[{operation}] cannot read {file}: {error}; allowed: a JSON object in UTF-8; download "
+            "or save the checkpoint again"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"[{operation}] {file} holds {brief(content)}; allowed: a JSON object; download or "
+            "save the checkpoint again"
+        )
+    return content

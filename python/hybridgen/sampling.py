@@ -20,9 +20,9 @@ from ._checks import (
     items_of,
     options_class,
 )
-from .checkpoint import read_json
 from .errors import ConfigError
 from .generation_defaults import translate
+from .model_folder import read_json
 from .sampling_names import ELSEWHERE
 
 # Each text of a prompt is a request of its own.

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from ._checks import brief
-from .checkpoint import read_json
 from .codec import Codec, is_foreign, words_of
 from .errors import CheckpointError, ConfigError
-from .model_folder import local_path, resolve_folder
+from .gguf_file import read_gguf
+from .gguf_tokenizer import gguf_tokenizer
+from .model_folder import local_path, read_json, resolve_model
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
 def load_codec(path_or_id: str | Path, revision: str | None = None) -> Codec | None:
-    """Return the codec of the tokenizer of a folder or hub id; None for a folder that holds none.
+    """Return the codec of a folder's, GGUF file's or hub id's tokenizer; None if it holds none.
 
     A ``tokenizer.json`` is used as it stands, whatever class the folder names beside it. A local
     folder never touches the network, and code from a checkpoint is never run.
@@ -28,7 +29,9 @@ def load_codec(path_or_id: str | Path, revision: str | None = None) -> Codec | N
     """
     folder = local_path(path_or_id)
     if not folder.is_dir():
-        folder = resolve_folder(path_or_id, revision, "dummy")
+        folder = resolve_model(path_or_id, revision, "dummy")
+    if folder.is_file():
+        return _gguf_codec(folder)
     if not any((folder / name).exists() for name in _FILES):
         return None
     _refuse_foreign_code(folder)
@@ -51,6 +54,17 @@ def load_codec(path_or_id: str | Path, revision: str | None = None) -> Codec | N
         raise CheckpointError(
             f"[load_tokenizer] cannot load the tokenizer of {folder}: {words}; pass tokenizer= or "
             "remove its files to work with token ids only"
+        ) from error
+
+
+def _gguf_codec(file: Path) -> Codec | None:
+    tokenizer = gguf_tokenizer(read_gguf(file))
+    try:
+        return None if tokenizer is None else checked_codec(tokenizer)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"[load_tokenizer] the tokenizer of {file} cannot work: {error}; pass tokenizer= to "
+            "use another one"
         ) from error
 
 

@@ -7,7 +7,7 @@ Files are memory-mapped, and pickled ones are read with ``weights_only``: nothin
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,15 @@ from safetensors import SafetensorError, safe_open
 from .errors import CheckpointError
 from .np_weights import NpFolder
 
-_READABLE = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-FLOATING = _READABLE | {"F64": torch.float64}
+READABLE = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+FLOATING = READABLE | {"F64": torch.float64}
 """Dtypes of weights by their names in safetensors; of these float64 cannot be read."""
+PACKED = {
+    "I32": torch.int32,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+}
+"""Further dtypes of the tensors that a quantised layer lies in."""
 _MAX_HEADER_BYTES = 100_000_000
 
 
@@ -33,6 +39,9 @@ class OpenFile:
     dtype: Callable[[str], str]
     """Returns the stored dtype of a tensor, in the spelling of safetensors where it has one."""
     read: Callable[[str], torch.Tensor]
+    """Returns a tensor of numbers."""
+    read_packed: Callable[[str], torch.Tensor]
+    """Returns a tensor of any dtype, for layers whose numbers are packed."""
 
 
 @contextmanager
@@ -43,14 +52,15 @@ def open_weights(file: Path) -> Iterator[OpenFile]:
     """
     if file.is_dir():
         folder = NpFolder(file)
-        yield OpenFile(folder.names, folder.dtype, folder.read)
+        yield OpenFile(folder.names, folder.dtype, folder.read, folder.read)
         return
     if file.suffix == ".bin":
         tensors = _open_pickle(file)
         yield OpenFile(
             tuple(tensors),
             lambda name: _stored_dtype(tensors[name]),
-            lambda name: _checked(file, name, tensors[name]),
+            lambda name: _checked(file, name, tensors[name], READABLE),
+            lambda name: _checked(file, name, tensors[name], READABLE | PACKED),
         )
         return
     try:
@@ -64,13 +74,14 @@ def open_weights(file: Path) -> Iterator[OpenFile]:
     def dtype(name: str) -> str:
         return str(handle.get_slice(name).get_dtype())
 
-    def read(name: str) -> torch.Tensor:
-        if dtype(name) not in _READABLE:
+    def read(name: str, allowed: Mapping[str, torch.dtype] = READABLE) -> torch.Tensor:
+        if dtype(name) not in allowed:
             raise _dtype_error(file, name, dtype(name))
         return handle.get_tensor(name)
 
     with handle:
-        yield OpenFile(tuple(handle.keys()), dtype, read)
+        names = tuple(handle.keys())
+        yield OpenFile(names, dtype, read, lambda name: read(name, READABLE | PACKED))
 
 
 def _open_pickle(file: Path) -> dict[str, Any]:
@@ -98,7 +109,9 @@ def _stored_dtype(tensor: object) -> str:
     return next(known, str(tensor.dtype).removeprefix("torch."))
 
 
-def _checked(file: Path, name: str, tensor: object) -> torch.Tensor:
+def _checked(
+    file: Path, name: str, tensor: object, allowed: Mapping[str, torch.dtype]
+) -> torch.Tensor:
     if not isinstance(tensor, torch.Tensor):
         kind = type(tensor).__name__
         raise CheckpointError(f"[load_model] {name} in {file} is {kind}, no tensor")
@@ -115,7 +128,7 @@ def _checked(file: Path, name: str, tensor: object) -> torch.Tensor:
                 f"[load_model] {name} in {file} is {kind}; allowed: dense tensors; save the model "
                 "again with dense tensors, as safetensors"
             )
-    if tensor.dtype not in _READABLE.values():
+    if tensor.dtype not in allowed.values():
         raise _dtype_error(file, name, str(tensor.dtype).removeprefix("torch."))
     return tensor
 
@@ -142,7 +155,7 @@ def _unknown_dtype(file: Path) -> str:
                 return ""
             header = json.loads(stream.read(size))
         for name, entry in header.items():
-            if name != "__metadata__" and entry["dtype"] not in _READABLE:
+            if name != "__metadata__" and entry["dtype"] not in READABLE | PACKED:
                 return f" ({name} has dtype {entry['dtype']})"
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass

@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint import describe_model, find_shards, follows
+from ..checkpoint import describe_model
 from ..cli import run_command
 from ..errors import ConfigError
-from ..model_folder import local_path, resolve_folder
+from ..model_folder import local_path, resolve_model
 from ..np_weights import SUFFIX, copy_beside, is_np_folder, new_np_folder, write_tensor
 from ..opt_shapes import SHAPES, hf_config, shape_name
 from ..plan import plan
 from ..weight_files import open_weights
+from ..weight_loading import follows
+from ..weight_shards import find_shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +211,7 @@ def download_opt_weights(model_name: str, path: str) -> Path:
     target = local_path(path) / f"{name}{SUFFIX}"
     if not target.exists():
         organisation, _, base = model_name.rpartition("/")
-        source = resolve_folder(f"{organisation or 'facebook'}/{base}", None, "auto")
+        source = resolve_model(f"{organisation or 'facebook'}/{base}", None, "auto")
         convert(source, target)
     return target
 
@@ -229,6 +231,11 @@ def convert(source: Path, target: Path) -> None:
         raise ConfigError(
             f"[convert] {source} is a {found.family.name} model; allowed: OPT; other families run "
             "from their own folder: pass it as --model"
+        )
+    if found.packing is not None:
+        raise ConfigError(
+            f"[convert] {source} is quantized; allowed: weights in float32, bfloat16 or float16; "
+            "quantized models run from their own folder: pass it as --model"
         )
     with new_np_folder(target) as folder:
         is_tied = bool(found.config["tie_embeddings"])
