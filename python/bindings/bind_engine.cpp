@@ -278,6 +278,14 @@ py::dict to_dict(const RunStatistics& s) {
   d["disk_wait_s"] = s.disk.read_wait_s;
   d["disk_write_wait_s"] = s.disk.write_wait_s;
   d["disk_hidden_share"] = s.disk.hidden_share();
+  d["weight_device_bytes"] = s.weights.device_bytes;
+  d["weight_host_bytes"] = s.weights.host_bytes;
+  d["weight_disk_bytes"] = s.weights.disk_bytes;
+  d["weight_bytes_copied"] = s.weights.copied_bytes;
+  d["weight_bytes_read"] = s.weights.read_bytes;
+  d["weight_read_s"] = s.weights.read_s;
+  d["weight_wait_s"] = s.weights.wait_s;
+  d["weight_hidden_share"] = s.weights.hidden_share();
   return d;
 }
 

@@ -231,6 +231,10 @@ class StreamChunk:
     output_index: int = 0
 
 
+_LEVELS = ("weight_device_bytes", "weight_host_bytes", "weight_disk_bytes")
+"""Statistics that say how much there is, not how much came in a time."""
+
+
 class RunStats(Mapping[str, Any]):
     """What the engine did since the last call began; keys are attributes too.
 
@@ -247,13 +251,17 @@ class RunStats(Mapping[str, Any]):
 
     def fill(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         """Become what was done between two readings of the engine's sums."""
-        done = {name: value - before.get(name, 0) for name, value in after.items()}
+        done = {
+            name: value if name in _LEVELS else value - before.get(name, 0)
+            for name, value in after.items()
+        }
         host_s = done.get("t_cpu_s", 0.0) + done.get("t_link_s", 0.0)
         waited = done.get("t_wait_s", 0.0) / host_s if host_s > 0 else 0.0
         done["hidden_share"] = max(0.0, 1.0 - waited)  # a ratio: not the difference of two
-        read_s = done.get("disk_read_s", 0.0)
-        waited = done.get("disk_wait_s", 0.0) / read_s if read_s > 0 else 0.0
-        done["disk_hidden_share"] = max(0.0, 1.0 - waited)
+        for place in ("disk", "weight"):
+            read_s = done.get(f"{place}_read_s", 0.0)
+            waited = done.get(f"{place}_wait_s", 0.0) / read_s if read_s > 0 else 0.0
+            done[f"{place}_hidden_share"] = max(0.0, 1.0 - waited)
         self._values = self._emulated | _with_rates(done)
 
     def __getitem__(self, name: str) -> Any:
@@ -314,6 +322,13 @@ class RunStats(Mapping[str, Any]):
                 f"{_bytes(get('disk_bytes_written', 0))} written, waited "
                 f"{get('disk_wait_s', 0.0):.3f} s for reads "
                 f"({100 * get('disk_hidden_share', 1.0):.1f} % hidden)"
+            )
+        if get("weight_bytes_read", 0) or get("weight_bytes_copied", 0):
+            lines.append(
+                f"weights         {_bytes(get('weight_bytes_copied', 0))} from host memory, "
+                f"{_bytes(get('weight_bytes_read', 0))} from disk, waited "
+                f"{get('weight_wait_s', 0.0):.3f} s for the disk "
+                f"({100 * get('weight_hidden_share', 1.0):.1f} % hidden)"
             )
         return "\n".join(lines)
 

@@ -108,12 +108,16 @@ std::unique_ptr<c10::StreamGuard> DeviceContext::use_copy() const {
   return copy_ ? std::make_unique<c10::StreamGuard>(*copy_) : nullptr;
 }
 
-at::Tensor DeviceContext::host_staging(at::IntArrayRef shape, at::ScalarType type) const {
-  if (device_.is_privateuseone()) {
+at::Tensor pinned_for(at::Device device, at::IntArrayRef shape, at::ScalarType type) {
+  if (device.is_privateuseone()) {
     // LibTorch would ask CUDA for it where there is one.
     return emulated::empty_pinned(shape, type);
   }
-  return at::empty(shape, at::TensorOptions().dtype(type).pinned_memory(!is_cpu()));
+  return at::empty(shape, at::TensorOptions().dtype(type).pinned_memory(!device.is_cpu()));
+}
+
+at::Tensor DeviceContext::host_staging(at::IntArrayRef shape, at::ScalarType type) const {
+  return pinned_for(device_, shape, type);
 }
 
 void DeviceContext::record_compute(std::optional<c10::Event>& event) const {

@@ -15,6 +15,9 @@
 
 namespace hybridgen {
 
+/// Host memory that copies to and from a device that is not the CPU are fastest with.
+at::Tensor pinned_for(at::Device device, at::IntArrayRef shape, at::ScalarType type);
+
 class DeviceContext {
  public:
   /// "cpu", "cuda", "cuda:N", "emulated" (a device of its own memory and streams on this machine's

@@ -50,9 +50,15 @@ struct Engine::Impl {
   /// Whether running requests gave up enough of their windows for one that waits, whose plan may
   /// get a smaller one, too. They give up nothing unless that is so.
   bool shrink_for(const Request& waiting, RequestPlan& needed);
-  void prefill_chunk(std::vector<TokenEvent>& events);
-  /// Scores the prompt tokens that follow those of the chunk `done` to `done` + `count`.
-  void score_chunk(Request& request, std::int64_t done, std::int64_t count);
+  /// One chunk of each request that is being read.
+  void prefill_chunks(std::vector<TokenEvent>& events);
+  /// What follows a request's chunk; null: it had none to read.
+  void end_chunk(Request& request,
+                 const PrefillChunk* chunk,
+                 std::int64_t begin_ns,
+                 std::vector<TokenEvent>& events);
+  /// Scores the prompt tokens that follow those of a chunk, whose first token is number `done`.
+  void score_chunk(Request& request, const PrefillChunk& chunk, std::int64_t done);
   void decode(std::vector<TokenEvent>& events);
   void rebuild_batches();
   void feed_tokens();
@@ -72,7 +78,8 @@ struct Engine::Impl {
   EngineOptions options;  ///< resolved
   Reservation engine_bytes{budgets[TierKind::kDevice].reserve(
       engine_bytes_of_device(
-          model->config(), model->dtype(), model->device().is_cpu(), options, budgets),
+          model->config(), model->dtype(), model->device().is_cpu(), options, budgets) +
+          ring_bytes_of_device(model->weights(), method, budgets),
       "engine")};
   Admission admission{model->config(),
                       model->dtype(),
@@ -91,6 +98,7 @@ struct Engine::Impl {
   RequestQueue queue;
   std::unique_ptr<PipelineProbe> probe = make_test_probe(options.test);
   std::unique_ptr<CpuStage> cpu_stage;
+  WeightStore weights{model->weights(), model->device(), trace, ring_layers(method)};
   std::unique_ptr<Prefill> prefill;
   std::unique_ptr<DecodePipeline> pipeline;
   std::vector<std::unique_ptr<MicroBatch>> batches;
@@ -129,12 +137,14 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
                                            model->device().is_cpu());
   }
   prefill = std::make_unique<Prefill>(*model,
+                                      weights,
                                       machine.prompt_ops(),
                                       kernels::cpu_kernels(machine.isa()),
                                       method,
                                       trace,
                                       statistics.pipeline);
   pipeline = std::make_unique<DecodePipeline>(*model,
+                                              weights,
                                               machine.ops(),
                                               method,
                                               cpu_stage.get(),
@@ -158,8 +168,12 @@ KvDiskDevice Engine::Impl::disk() {
 
 void Engine::Impl::step(std::vector<TokenEvent>& events) {
   tiers.settle();
-  if (queue.prefilling() != nullptr || admit_next(events)) {
-    prefill_chunk(events);
+  // Weights that come again for every pass come once for all prompts that can be read together;
+  // else each is read as soon as it may be.
+  while ((queue.prefilling().empty() || weights.streams()) && admit_next(events)) {
+  }
+  if (!queue.prefilling().empty()) {
+    prefill_chunks(events);
   } else if (!queue.running().empty()) {
     decode(events);
   }
@@ -167,17 +181,21 @@ void Engine::Impl::step(std::vector<TokenEvent>& events) {
 
 bool Engine::Impl::admit_next(std::vector<TokenEvent>& events) {
   Request* request = queue.first_waiting();
-  const auto num_running = static_cast<std::int64_t>(queue.running().size());
-  if (request == nullptr || num_running >= options.max_batch) {
+  if (request == nullptr) {
+    return false;
+  }
+  const std::vector<const Request*> started = queue.started();
+  const std::int64_t num_started = std::ssize(started);
+  if (num_started >= options.max_batch) {
     return false;
   }
   std::int64_t momentary = 0;
-  for (const Request* running : queue.running()) {
-    momentary = std::max(momentary, running->state->plan.momentary_device_bytes);
+  for (const Request* other : started) {
+    momentary = std::max(momentary, other->state->plan.momentary_device_bytes);
   }
   // When others finish there will be room.
   const auto waits = [&](const RequestPlan& needed) {
-    return num_running > 0 && !admission.fits_now(needed, momentary);
+    return num_started > 0 && !admission.fits_now(needed, momentary);
   };
   RequestPlan needed;
   try {
@@ -255,31 +273,55 @@ bool Engine::Impl::shrink_for(const Request& waiting, RequestPlan& needed) {
   return true;
 }
 
-void Engine::Impl::prefill_chunk(std::vector<TokenEvent>& events) {
-  Request& request = *queue.prefilling();
+void Engine::Impl::prefill_chunks(std::vector<TokenEvent>& events) {
   const std::int64_t begin_ns = TraceRecorder::now_ns();
-  const std::int64_t done = request.state->tokens.num_tokens();
-  const std::int64_t count = std::min(options.prefill_chunk, request.prefill_tokens - done);
-  const bool is_last = done + count == request.prefill_tokens;
-  const bool samples = is_last && request.prefill_tokens == request.prompt_tokens;
-  at::Tensor logits;
-  try {
-    if (count > 0) {
+  const std::vector<Request*> requests = queue.prefilling();  // one that ends leaves it
+  std::vector<PrefillChunk> chunks;
+  for (const Request* request : requests) {
+    const std::int64_t done = request->state->tokens.num_tokens();
+    const std::int64_t left = request->prefill_tokens - done;
+    if (left > 0) {
+      const std::int64_t count = std::min(options.prefill_chunk, left);
+      chunks.push_back(
+          {.request = request->state.get(),
+           .tokens = {request->tokens.data() + done, static_cast<std::size_t>(count)},
+           .wants_logits = count == left && request->prefill_tokens == request->prompt_tokens});
+    }
+  }
+  if (!chunks.empty()) {
+    try {
       machine.enter(Phase::kPrefill);
-      logits = prefill->run_chunk(
-          *request.state, {request.tokens.data() + done, static_cast<std::size_t>(count)}, samples);
+      prefill->run(chunks);
+    } catch (...) {  // nobody's own failure
+      for (PrefillChunk& chunk : chunks) chunk.failure = std::current_exception();
+    }
+  }
+  for (Request* request : requests) {
+    const auto chunk = std::ranges::find(chunks, request->state.get(), &PrefillChunk::request);
+    end_chunk(*request, chunk == chunks.end() ? nullptr : &*chunk, begin_ns, events);
+  }
+}
+
+void Engine::Impl::end_chunk(Request& request,
+                             const PrefillChunk* chunk,
+                             std::int64_t begin_ns,
+                             std::vector<TokenEvent>& events) {
+  try {
+    if (chunk != nullptr) {
+      if (chunk->failure != nullptr) std::rethrow_exception(chunk->failure);
       if (request.sampling.num_prompt_logprobs >= 0) {
-        score_chunk(request, done, count);
+        score_chunk(request, *chunk, chunk->tokens.data() - request.tokens.data());
       }
     }
     request.statistics.prefill_s += seconds_since(begin_ns);
-    if (is_last) {
+    if (request.state->tokens.num_tokens() == request.prefill_tokens) {
       prefill->finish(*request.state);
       queue.start_running(request);
     }
-    if (samples) {
+    if (chunk != nullptr && chunk->wants_logits) {
       emit(request,
-           {logits.mutable_data_ptr<float>(), static_cast<std::size_t>(logits.numel())},
+           {chunk->logits.mutable_data_ptr<float>(),
+            static_cast<std::size_t>(chunk->logits.numel())},
            events);
     }
   } catch (...) {
@@ -287,11 +329,11 @@ void Engine::Impl::prefill_chunk(std::vector<TokenEvent>& events) {
   }
 }
 
-void Engine::Impl::score_chunk(Request& request, std::int64_t done, std::int64_t count) {
-  const std::int64_t end = std::min(done + count, request.prompt_tokens - 1);
+void Engine::Impl::score_chunk(Request& request, const PrefillChunk& chunk, std::int64_t done) {
+  const std::int64_t end = std::min(done + std::ssize(chunk.tokens), request.prompt_tokens - 1);
   for (std::int64_t row = done; row < end; row += kScoredRows) {
     const std::int64_t rows = std::min(kScoredRows, end - row);
-    const at::Tensor logits = prefill->chunk_logits(row - done, rows);
+    const at::Tensor logits = prefill->chunk_logits(chunk, row - done, rows);
     const std::int64_t vocab = logits.size(1);
     const float* const first = logits.const_data_ptr<float>();
     for (std::int64_t i = 0; i < rows; ++i) {
@@ -503,6 +545,7 @@ RunStatistics Engine::run_statistics() const {
   if (impl_->disk_queue) {
     statistics.disk = impl_->disk_queue->statistics();
   }
+  statistics.weights = impl_->weights.statistics();
   return statistics;
 }
 
@@ -511,6 +554,7 @@ void Engine::reset_statistics() {
   if (impl_->disk_queue) {
     impl_->disk_queue->reset_statistics();
   }
+  impl_->weights.reset_statistics();
 }
 
 std::vector<TierUsage> Engine::memory(bool looks_at_pages) const {

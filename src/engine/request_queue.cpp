@@ -37,17 +37,17 @@ Request* RequestQueue::first_waiting() const {
 
 std::vector<const Request*> RequestQueue::started() const {
   std::vector<const Request*> started(running_.begin(), running_.end());
-  if (prefilling_ != nullptr) started.push_back(prefilling_);
+  started.insert(started.end(), prefilling_.begin(), prefilling_.end());
   return started;
 }
 
 void RequestQueue::start_prefill(Request& request) {
   waiting_.erase(request.id);
-  prefilling_ = &request;
+  prefilling_.push_back(&request);
 }
 
 void RequestQueue::start_running(Request& request) {
-  prefilling_ = nullptr;
+  std::erase(prefilling_, &request);
   // Ascending ids, so that the composition of batches does not depend on who finished when.
   running_.insert(std::ranges::upper_bound(running_, request.id, {}, &Request::id), &request);
   changed_ = true;
@@ -55,9 +55,7 @@ void RequestQueue::start_running(Request& request) {
 
 void RequestQueue::end(Request& request) {
   waiting_.erase(request.id);
-  if (prefilling_ == &request) {
-    prefilling_ = nullptr;
-  }
+  std::erase(prefilling_, &request);
   if (std::erase(running_, &request) > 0) {
     changed_ = true;
   }

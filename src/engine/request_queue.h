@@ -21,12 +21,12 @@ class RequestQueue {
   /// Forgets an ended request.
   void release(std::int64_t id) { requests_.erase(id); }
 
-  bool has_work() const { return !waiting_.empty() || prefilling_ != nullptr || !running_.empty(); }
+  bool has_work() const { return !waiting_.empty() || !prefilling_.empty() || !running_.empty(); }
   /// The request that has waited longest; null: none waits.
   Request* first_waiting() const;
-  /// The one whose prompt is being read; null: none.
-  Request* prefilling() const { return prefilling_; }
-  /// Those that have memory: the one being read and those in decode steps.
+  /// Those whose prompts are being read, in the order of their coming.
+  const std::vector<Request*>& prefilling() const { return prefilling_; }
+  /// Those that have memory: those being read and those in decode steps.
   std::vector<const Request*> started() const;
   /// Those in decode steps, by ascending id.
   const std::vector<Request*>& running() const { return running_; }
@@ -41,7 +41,7 @@ class RequestQueue {
  private:
   std::map<std::int64_t, std::unique_ptr<Request>> requests_;
   std::map<std::int64_t, Request*> waiting_;  ///< by id, which is the order of their coming
-  Request* prefilling_ = nullptr;
+  std::vector<Request*> prefilling_;
   std::vector<Request*> running_;
   bool changed_ = true;
   std::int64_t next_id_ = 0;

@@ -7,6 +7,7 @@
 #include "device/device_memory.h"
 #include "hybridgen/core/error.h"
 #include "memory/numa.h"
+#include "models/weight_store.h"
 #include "pipeline/working_memory.h"
 
 namespace hybridgen {
@@ -88,6 +89,30 @@ std::int64_t engine_bytes_of_device(const ModelConfig& config,
                                    human_bytes(static_cast<double>(device.capacity_bytes())),
                                    "; pass a smaller max_num_batched_tokens, or use a smaller "
                                    "model or another device"));
+  }
+  return bytes;
+}
+
+std::int64_t ring_layers(const Method& method) {
+  return WeightStore::ring_layers(query_of(method.work) == HostQuery::kGuessed);
+}
+
+std::int64_t ring_bytes_of_device(const Weights& weights,
+                                  const Method& method,
+                                  const Budgets& budgets) {
+  const std::int64_t layers = ring_layers(method);
+  const std::int64_t bytes = LayerRing::device_bytes(weights, layers);
+  const std::int64_t capacity = budgets[TierKind::kDevice].capacity_bytes();
+  if (bytes > capacity) {
+    throw OutOfMemoryError(message("[engine] ",
+                                   layers,
+                                   " layers that come and go need ",
+                                   human_bytes(static_cast<double>(bytes)),
+                                   " of the device; allowed: ",
+                                   human_bytes(static_cast<double>(capacity)),
+                                   "; free memory, use a smaller model, or let more weights stay "
+                                   "there, so that less of each layer comes: "
+                                   "WeightConfig(device=...)"));
   }
   return bytes;
 }

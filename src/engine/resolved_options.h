@@ -32,6 +32,14 @@ std::int64_t engine_bytes_of_device(const ModelConfig& config,
                                     const EngineOptions& resolved,
                                     const Budgets& budgets);
 
+/// Layers that an engine of this method has room for, of those that are not on the device.
+std::int64_t ring_layers(const Method& method);
+
+/// What they take of the device; 0 if all are there. OutOfMemoryError if it has less.
+std::int64_t ring_bytes_of_device(const Weights& weights,
+                                  const Method& method,
+                                  const Budgets& budgets);
+
 /// `options` as an engine with these parts has them.
 EngineOptions resolved_options(EngineOptions options,
                                const ModelConfig& config,

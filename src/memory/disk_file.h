@@ -28,6 +28,19 @@ struct DiskRange {
   std::int64_t bytes = 0;
 };
 
+/// What transfers read and write. Thread-safe.
+class DiskTarget {
+ public:
+  virtual ~DiskTarget() = default;
+  /// Move all bytes of `ranges`, which follow each other, to or from their memory. DeviceError with
+  /// path, place and the system's text.
+  virtual void read(std::span<const DiskRange> ranges) = 0;
+  virtual void write(std::span<const DiskRange> ranges) = 0;
+
+ protected:
+  DiskTarget() = default;
+};
+
 class DiskFile;
 
 /// Bytes of a file, given back with it. Movable; the file must outlive it.
@@ -55,7 +68,7 @@ class DiskSlot {
 };
 
 /// Thread-safe.
-class DiskFile {
+class DiskFile final : public DiskTarget {
  public:
   /// A file in `folder` that grows to `capacity_bytes` at most, in steps of `step_bytes`. First
   /// removes what ended processes left there (disk_leftovers.h). Throws ConfigError for a folder
@@ -67,7 +80,7 @@ class DiskFile {
            std::int64_t step_bytes = std::int64_t{64} << 20);
   DiskFile(const DiskFile&) = delete;
   DiskFile& operator=(const DiskFile&) = delete;
-  ~DiskFile();
+  ~DiskFile() override;
 
   const std::string& folder() const { return folder_; }
   std::int64_t capacity_bytes() const { return capacity_bytes_; }
@@ -84,10 +97,9 @@ class DiskFile {
   /// In slots.
   std::int64_t taken_bytes() const;
 
-  /// Moves all bytes of `ranges`, which follow each other in the file, to or from their memory.
-  /// DeviceError with path, place and the system's text; OutOfMemoryError for a full disk.
-  void read(std::span<const DiskRange> ranges);
-  void write(std::span<const DiskRange> ranges);
+  /// As DiskTarget; OutOfMemoryError for a full disk.
+  void read(std::span<const DiskRange> ranges) override;
+  void write(std::span<const DiskRange> ranges) override;
 
  private:
   friend class DiskSlot;

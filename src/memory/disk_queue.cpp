@@ -32,7 +32,7 @@ double DiskQueue::Span::seconds() const {
   return static_cast<double>(sum_ns + open_ns) * 1e-9;
 }
 
-DiskQueue::DiskQueue(DiskFile& file, TraceRecorder& trace, int depth, std::int64_t piece_bytes)
+DiskQueue::DiskQueue(DiskTarget& file, TraceRecorder& trace, int depth, std::int64_t piece_bytes)
     : piece_bytes_(piece_bytes), state_(std::make_unique<State>(file, trace)) {
   if (depth < 1 || piece_bytes < kDiskPageBytes || piece_bytes % kDiskPageBytes != 0) {
     throw ConfigError(message("[disk queue] depth is ",

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Threads that read and write a disk tier's file beside everything else. A transfer is the token:
+// Threads that read and write files beside everything else. A transfer is the token:
 // who submitted it waits for it, or cancels it.
 #pragma once
 
@@ -46,7 +46,7 @@ class DiskQueue {
   static constexpr std::int64_t kDefaultPieceBytes = std::int64_t{1} << 20;
 
   /// Both references must outlive it. DeviceError if the threads cannot be had.
-  DiskQueue(DiskFile& file,
+  DiskQueue(DiskTarget& file,
             TraceRecorder& trace,
             int depth = kDefaultDepth,
             std::int64_t piece_bytes = kDefaultPieceBytes);
@@ -88,8 +88,8 @@ class DiskQueue {
   };
   /// What the threads use; a forked child, which has none of them, leaves it alone.
   struct State {
-    State(DiskFile& file_, TraceRecorder& trace_) : file(file_), trace(trace_) {}
-    DiskFile& file;
+    State(DiskTarget& file_, TraceRecorder& trace_) : file(file_), trace(trace_) {}
+    DiskTarget& file;
     TraceRecorder& trace;
     mutable std::mutex mutex;
     std::condition_variable work;

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty_like.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "device/torch_types.h"
 
@@ -59,8 +60,46 @@ std::int64_t BlockWorkspace::required_bytes(const ModelConfig& config,
                  static_cast<std::int64_t>(sizeof(std::int64_t)));
 }
 
-DecoderModel::DecoderModel(const ModelConfig& config, DType dtype, const std::string& device)
-    : config_(config), dtype_(dtype), device_(device), weights_(config_, dtype, device_.device()) {}
+BlockWorkspace BlockWorkspace::first_rows(std::int64_t count) const {
+  BlockWorkspace part = *this;
+  part.rows = count;
+  for (at::Tensor* tensor : {&part.positions,
+                             &part.x,
+                             &part.normed,
+                             &part.embedding,
+                             &part.qkv,
+                             &part.query,
+                             &part.key,
+                             &part.value,
+                             &part.guess,
+                             &part.guess_heads,
+                             &part.attended,
+                             &part.projected,
+                             &part.attended_heads,
+                             &part.up,
+                             &part.gate_half,
+                             &part.up_half,
+                             &part.ffn}) {
+    if (tensor->defined()) *tensor = tensor->narrow(0, 0, count);
+  }
+  return part;
+}
+
+BlockWorkspace BlockWorkspace::beside(std::int64_t count) const {
+  BlockWorkspace part = first_rows(count);
+  part.positions = at::empty_like(part.positions);
+  part.x = at::empty_like(part.x);
+  return part;
+}
+
+DecoderModel::DecoderModel(const ModelConfig& config,
+                           DType dtype,
+                           const std::string& device,
+                           WeightHomes homes)
+    : config_(config),
+      dtype_(dtype),
+      device_(device),
+      weights_(config_, dtype, device_.device(), std::move(homes)) {}
 
 void DecoderModel::prepare_positions(std::int64_t positions) {
   const std::int64_t wanted = std::min(positions, config_.max_positions);
@@ -123,23 +162,23 @@ void DecoderModel::project(const DeviceOps& ops,
 }
 
 void DecoderModel::project_query(const DeviceOps& ops,
-                                 std::int64_t layer,
-                                 std::int64_t norm_layer,
+                                 const LayerWeights& layer,
+                                 const LayerWeights& norm_layer,
                                  BlockWorkspace& ws) const {
   project(ops,
-          layer_weights(norm_layer),
-          layer_weights(layer).query,
+          norm_layer,
+          layer.query,
           {.all = ws.guess, .query = ws.guess_heads, .key = nullptr},
           /*rotate_key=*/false,
           ws);
 }
 
 void DecoderModel::attention_inputs(const DeviceOps& ops,
-                                    std::int64_t layer,
+                                    const LayerWeights& layer,
                                     BlockWorkspace& ws,
                                     bool rotate_key) const {
-  const LayerWeights& w = layer_weights(layer);
-  project(ops, w, w.qkv, {.all = ws.qkv, .query = ws.query, .key = &ws.key}, rotate_key, ws);
+  project(
+      ops, layer, layer.qkv, {.all = ws.qkv, .query = ws.query, .key = &ws.key}, rotate_key, ws);
 }
 
 void DecoderModel::rotate_keys(const DeviceOps& ops,
@@ -157,35 +196,33 @@ void DecoderModel::rotate_keys(const DeviceOps& ops,
 }
 
 void DecoderModel::attention_output(const DeviceOps& ops,
-                                    std::int64_t layer,
+                                    const LayerWeights& layer,
                                     BlockWorkspace& ws) const {
-  const LayerWeights& w = layer_weights(layer);
-  ops.project(ws.attended, w.output, ws.projected);
+  ops.project(ws.attended, layer.output, ws.projected);
   ops.add(ws.x, ws.projected);
   if (!config_.pre_norm) {
-    ops.norm(config_, ws.x, w.attention_norm_weight, w.attention_norm_bias, ws.x);
+    ops.norm(config_, ws.x, layer.attention_norm_weight, layer.attention_norm_bias, ws.x);
   }
 }
 
 void DecoderModel::feed_forward(const DeviceOps& ops,
-                                std::int64_t layer,
+                                const LayerWeights& layer,
                                 BlockWorkspace& ws) const {
-  const LayerWeights& w = layer_weights(layer);
   const at::Tensor* input = &ws.x;
   if (config_.pre_norm) {
-    ops.norm(config_, ws.x, w.ffn_norm_weight, w.ffn_norm_bias, ws.normed);
+    ops.norm(config_, ws.x, layer.ffn_norm_weight, layer.ffn_norm_bias, ws.normed);
     input = &ws.normed;
   }
-  ops.project(*input, w.up, ws.up);
+  ops.project(*input, layer.up, ws.up);
   if (config_.activation == Activation::kSiluGate) {
     ops.silu_gate(ws.gate_half, ws.up_half, ws.ffn);
   } else {
     ops.relu(ws.ffn);
   }
-  ops.project(ws.ffn, w.down, ws.projected);
+  ops.project(ws.ffn, layer.down, ws.projected);
   ops.add(ws.x, ws.projected);
   if (!config_.pre_norm) {
-    ops.norm(config_, ws.x, w.ffn_norm_weight, w.ffn_norm_bias, ws.x);
+    ops.norm(config_, ws.x, layer.ffn_norm_weight, layer.ffn_norm_bias, ws.x);
   }
 }
 

@@ -24,6 +24,10 @@ struct BlockWorkspace {
   BlockWorkspace() = default;
   BlockWorkspace(const ModelConfig& config, DType dtype, at::Device device, std::int64_t rows);
   static std::int64_t required_bytes(const ModelConfig& config, DType dtype, std::int64_t rows);
+  /// Views of the first `count` rows of everything.
+  BlockWorkspace first_rows(std::int64_t count) const;
+  /// The same with positions and x of its own: what of a pass outlives a layer.
+  BlockWorkspace beside(std::int64_t count) const;
 
   std::int64_t rows = 0;
   at::Tensor positions;       ///< [rows] int64
@@ -49,7 +53,10 @@ class DecoderModel {
   static constexpr std::int64_t kFirstPositions = 4096;  ///< of the rotary table, at least
 
   /// Weights are allocated, not loaded. See Weights and DeviceContext for what is thrown.
-  DecoderModel(const ModelConfig& config, DType dtype, const std::string& device);
+  DecoderModel(const ModelConfig& config,
+               DType dtype,
+               const std::string& device,
+               WeightHomes homes = {});
 
   const ModelConfig& config() const { return config_; }
   DType dtype() const { return dtype_; }
@@ -67,14 +74,14 @@ class DecoderModel {
   /// The query that `layer` would ask with if its input were ws.x, rotated: into ws.guess
   /// (paper §4.2.2: input of layer i, weights of layer i+1). `norm_layer`: whose norm is used.
   void project_query(const DeviceOps& ops,
-                     std::int64_t layer,
-                     std::int64_t norm_layer,
+                     const LayerWeights& layer,
+                     const LayerWeights& norm_layer,
                      BlockWorkspace& ws) const;
 
   /// Norm, query, key and value projections and rotation of `layer`: into ws.query, key, value.
   /// Without `rotate_key` the key stays as projected.
   void attention_inputs(const DeviceOps& ops,
-                        std::int64_t layer,
+                        const LayerWeights& layer,
                         BlockWorkspace& ws,
                         bool rotate_key = true) const;
 
@@ -86,19 +93,15 @@ class DecoderModel {
                    bool backwards = false) const;
 
   /// Output projection of `layer` from ws.attended, added to ws.x.
-  void attention_output(const DeviceOps& ops, std::int64_t layer, BlockWorkspace& ws) const;
+  void attention_output(const DeviceOps& ops, const LayerWeights& layer, BlockWorkspace& ws) const;
 
   /// Feed-forward of `layer`, added to ws.x, which becomes the input of the next layer.
-  void feed_forward(const DeviceOps& ops, std::int64_t layer, BlockWorkspace& ws) const;
+  void feed_forward(const DeviceOps& ops, const LayerWeights& layer, BlockWorkspace& ws) const;
 
   /// Final norm and head of ws.x: float32 [rows, V].
   void head(const DeviceOps& ops, BlockWorkspace& ws, at::Tensor& logits) const;
 
  private:
-  const LayerWeights& layer_weights(std::int64_t layer) const {
-    return weights_.layers[static_cast<std::size_t>(layer)];
-  }
-
   /// Heads that a projection makes of a layer's input: views of one tensor.
   struct Heads {
     at::Tensor& all;    ///< [rows, outputs of the projection]

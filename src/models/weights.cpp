@@ -6,12 +6,18 @@
 #include <ATen/ops/isfinite.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <utility>
 
+#include "device/device_context.h"
 #include "device/torch_types.h"
 #include "hybridgen/core/error.h"
 
 namespace hybridgen {
 namespace {
+
+/// Where a tensor may begin: as HostTensors lays them.
+std::int64_t round_up_to_line(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 std::string shape_text(at::IntArrayRef shape) {
   std::string text = "[";
@@ -53,8 +59,10 @@ void fill_dummy(const at::Tensor& destination, const at::Tensor& pool, std::int6
 
 }  // namespace
 
-Weights::Weights(const ModelConfig& config, DType dtype, at::Device device)
-    : options_(at::TensorOptions().dtype(to_scalar_type(dtype)).device(device)) {
+Weights::Weights(const ModelConfig& config, DType dtype, at::Device device, WeightHomes homes)
+    : options_(at::TensorOptions().dtype(to_scalar_type(dtype)).device(device)),
+      homes_(std::move(homes)),
+      query_rows_(config.num_heads * config.head_dim) {
   config.validate();
   const std::int64_t hidden = config.hidden_size;
   const std::int64_t embedding = config.embedding_size;
@@ -88,14 +96,20 @@ Weights::Weights(const ModelConfig& config, DType dtype, at::Device device)
     lm_head = allocate_linear(config.vocab_size, embedding);
     expect("lm_head.weight", lm_head.dense);
   }
-  if (device.is_cpu()) held_ = HeldWeights(bytes_);
+  const std::int64_t in_memory = (device.is_cpu() ? bytes_ : 0) + streamed_.host_bytes;
+  if (streamed_.has_disk() && !device.is_meta()) {
+    streamed_.files = std::make_unique<WeightFiles>(
+        homes_.reads_direct.value_or(streamed_.disk_bytes > available_host_bytes() - in_memory));
+  }
+  if (!device.is_meta()) held_ = HeldWeights(in_memory);
 }
 
 LayerWeights Weights::allocate_layer(const ModelConfig& config, const std::string& prefix) {
   const std::int64_t hidden = config.hidden_size;
-  const std::int64_t query_rows = config.num_heads * config.head_dim;
   const std::int64_t kv_rows = config.num_kv_heads * config.head_dim;
   const std::int64_t ffn = config.ffn_size;
+  streamed_.layers.emplace_back();
+  slot_end_ = 0;
   LayerWeights layer;
   const auto norm = [&](const std::string& name, at::Tensor& weight, at::Tensor& bias) {
     weight = allocate({hidden});
@@ -106,24 +120,22 @@ LayerWeights Weights::allocate_layer(const ModelConfig& config, const std::strin
     }
   };
   norm("attention_norm", layer.attention_norm_weight, layer.attention_norm_bias);
-  layer.qkv = allocate_projection(query_rows + 2 * kv_rows, hidden, config.qkv_bias);
-  layer.query = layer.qkv.rows(0, query_rows);
-  expect(prefix + "q_proj", layer.query);
-  expect(prefix + "k_proj", layer.qkv.rows(query_rows, kv_rows));
-  expect(prefix + "v_proj", layer.qkv.rows(query_rows + kv_rows, kv_rows));
-  layer.output = allocate_projection(hidden, query_rows, config.output_bias);
-  expect(prefix + "o_proj", layer.output);
+  layer.qkv = allocate_projection({{LayerMatrix::kQuery, prefix + "q_proj", query_rows_},
+                                   {LayerMatrix::kKey, prefix + "k_proj", kv_rows},
+                                   {LayerMatrix::kValue, prefix + "v_proj", kv_rows}},
+                                  hidden,
+                                  config.qkv_bias);
+  layer.query = layer.qkv.rows(0, query_rows_);
+  layer.output = allocate_projection(
+      {{LayerMatrix::kOutput, prefix + "o_proj", hidden}}, query_rows_, config.output_bias);
   norm("ffn_norm", layer.ffn_norm_weight, layer.ffn_norm_bias);
-  const bool is_gated = config.activation == Activation::kSiluGate;
-  layer.up = allocate_projection(is_gated ? 2 * ffn : ffn, hidden, config.ffn_bias);
-  if (is_gated) {
-    expect(prefix + "gate_proj", layer.up.rows(0, ffn));
-    expect(prefix + "up_proj", layer.up.rows(ffn, ffn));
-  } else {
-    expect(prefix + "up_proj", layer.up);
+  std::vector<Matrix> up = {{LayerMatrix::kUp, prefix + "up_proj", ffn}};
+  if (config.activation == Activation::kSiluGate) {
+    up.insert(up.begin(), {LayerMatrix::kGate, prefix + "gate_proj", ffn});
   }
-  layer.down = allocate_projection(hidden, ffn, config.ffn_bias);
-  expect(prefix + "down_proj", layer.down);
+  layer.up = allocate_projection(up, hidden, config.ffn_bias);
+  layer.down = allocate_projection(
+      {{LayerMatrix::kDown, prefix + "down_proj", hidden}}, ffn, config.ffn_bias);
   return layer;
 }
 
@@ -153,21 +165,87 @@ LinearWeight Weights::allocate_linear(std::int64_t outputs, std::int64_t inputs)
   return LinearWeight(allocate({outputs, inputs}));
 }
 
-Projection Weights::allocate_projection(std::int64_t outputs, std::int64_t inputs, bool has_bias) {
+Projection Weights::allocate_projection(const std::vector<Matrix>& matrices,
+                                        std::int64_t inputs,
+                                        bool has_bias) {
+  const auto is_resident = [this](const Matrix& matrix) {
+    return homes_.layers[matrix.matrix] == WeightPlace::kDevice;
+  };
   Projection projection;
-  projection.parts.push_back(allocate_linear(outputs, inputs));
-  if (has_bias) projection.bias = allocate({outputs});
+  std::int64_t outputs = 0;
+  for (auto first = matrices.begin(); first != matrices.end();) {
+    const bool resident = is_resident(*first);
+    const auto last = std::find_if(first, matrices.end(), [&](const Matrix& matrix) {
+      return is_resident(matrix) != resident;
+    });
+    std::int64_t rows = 0;
+    for (auto matrix = first; matrix != last; ++matrix) rows += matrix->rows;
+    const at::Tensor part =
+        resident ? allocate({rows, inputs}) : at::empty({rows, inputs}, options_.device(at::kMeta));
+    const std::int64_t offset = round_up_to_line(slot_end_);
+    if (!resident) slot_end_ = offset + static_cast<std::int64_t>(part.nbytes());
+    projection.parts.emplace_back(part);
+    outputs += rows;
+    for (std::int64_t row = 0; first != last; ++first) {
+      const at::Tensor own = part.narrow(0, row, first->rows);
+      expect(first->name + ".weight", own);
+      if (!resident) {
+        slots_.at(first->name + ".weight").streamed = &add_streamed(first->matrix, own, offset);
+      }
+      row += first->rows;
+    }
+  }
+  streamed_.slot_bytes = std::max(streamed_.slot_bytes, slot_end_);
+  if (has_bias) {
+    projection.bias = allocate({outputs});
+    std::int64_t row = 0;
+    for (const Matrix& matrix : matrices) {
+      expect(matrix.name + ".bias", projection.bias.narrow(0, row, matrix.rows));
+      row += matrix.rows;
+    }
+  }
   return projection;
 }
 
-void Weights::expect(const std::string& name, const Projection& rows) {
-  expect(name + ".weight", rows.parts.front().dense);
-  if (rows.bias.defined()) expect(name + ".bias", rows.bias);
+StreamedTensor& Weights::add_streamed(LayerMatrix matrix,
+                                      const at::Tensor& rows,
+                                      std::int64_t part_offset) {
+  const auto bytes = static_cast<std::int64_t>(rows.nbytes());
+  StreamedTensor& tensor = streamed_.layers.back().emplace_back();
+  tensor.is_query = matrix == LayerMatrix::kQuery;
+  tensor.slot_offset = part_offset + rows.storage_offset() * rows.element_size();
+  tensor.bytes = bytes;
+  if (homes_.layers[matrix] == WeightPlace::kDisk) {
+    streamed_.disk_bytes += bytes;
+  } else {
+    streamed_.host_bytes += bytes;
+    if (!options_.device().is_meta()) {
+      tensor.host = pinned_for(options_.device(), {bytes}, at::kByte);
+    }
+  }
+  return tensor;
+}
+
+LayerWeights Weights::layer_in(std::int64_t layer, const at::Tensor& memory) const {
+  LayerWeights weights = layers[static_cast<std::size_t>(layer)];
+  std::int64_t end = 0;
+  for (Projection* projection : {&weights.qkv, &weights.output, &weights.up, &weights.down}) {
+    for (LinearWeight& part : projection->parts) {
+      if (!part.dense.is_meta()) continue;
+      const std::int64_t begin = round_up_to_line(end);
+      const auto bytes = static_cast<std::int64_t>(part.dense.nbytes());
+      part.dense =
+          memory.narrow(0, begin, bytes).view(part.dense.scalar_type()).view(part.dense.sizes());
+      end = begin + bytes;
+    }
+  }
+  weights.query = weights.qkv.rows(0, query_rows_);
+  return weights;
 }
 
 void Weights::expect(const std::string& name, const at::Tensor& destination) {
   order_.push_back(name);
-  slots_[name] = Slot{destination, false};
+  slots_[name] = Slot{.destination = destination};
 }
 
 std::vector<std::pair<std::string, std::vector<std::int64_t>>> Weights::expected_tensors() const {
@@ -179,7 +257,7 @@ std::vector<std::pair<std::string, std::vector<std::int64_t>>> Weights::expected
   return result;
 }
 
-void Weights::load_tensor(const std::string& name, const at::Tensor& tensor) {
+const Weights::Slot& Weights::slot(const std::string& name) const {
   const auto found = slots_.find(name);
   if (found == slots_.end()) {
     throw CheckpointError(message("[load weights] tensor '",
@@ -188,10 +266,19 @@ void Weights::load_tensor(const std::string& name, const at::Tensor& tensor) {
                                   order_.size(),
                                   " tensors are expected); check the architecture"));
   }
-  Slot& slot = found->second;
-  if (slot.loaded) {
+  return found->second;
+}
+
+Weights::Slot& Weights::slot_to_load(const std::string& name) {
+  Slot& found = const_cast<Slot&>(slot(name));  // of slots_, which is ours
+  if (found.loaded) {
     throw CheckpointError(message("[load weights] tensor '", name, "' was given twice"));
   }
+  return found;
+}
+
+void Weights::load_tensor(const std::string& name, const at::Tensor& tensor) {
+  Slot& slot = slot_to_load(name);
   if (!is_loadable(tensor.scalar_type())) {
     throw CheckpointError(message("[load weights] tensor '",
                                   name,
@@ -208,16 +295,48 @@ void Weights::load_tensor(const std::string& name, const at::Tensor& tensor) {
                                   shape_text(slot.destination.sizes()),
                                   "; check that config.json belongs to these weights"));
   }
-  slot.destination.copy_(tensor);
+  at::Tensor loaded = slot.destination;
+  if (slot.streamed == nullptr) {
+    loaded.copy_(tensor);
+  } else {
+    loaded = tensor.to(at::kCPU, options_.dtype().toScalarType()).contiguous();
+  }
   // Checked after the conversion: a value may overflow float16.
-  if (!is_finite(slot.destination)) {
+  if (!is_finite(loaded)) {
     throw CheckpointError(message("[load weights] tensor '",
                                   name,
                                   "' holds NaN or infinity as ",
-                                  c10::toString(slot.destination.scalar_type()),
+                                  c10::toString(loaded.scalar_type()),
                                   "; the file is damaged, or needs dtype='float32' or 'bfloat16'"));
   }
+  if (slot.streamed != nullptr) store(*slot.streamed, loaded);
   slot.loaded = true;
+}
+
+bool Weights::is_on_disk(const std::string& name) const {
+  const StreamedTensor* const streamed = slot(name).streamed;
+  return streamed != nullptr && !streamed->host.defined();
+}
+
+void Weights::load_from_file(const std::string& name,
+                             const std::string& path,
+                             std::int64_t offset) {
+  Slot& slot = slot_to_load(name);
+  StreamedTensor& streamed = *slot.streamed;
+  streamed.file_offset = streamed_.files->add(path, offset + streamed.bytes) + offset;
+  slot.loaded = true;
+}
+
+void Weights::store(StreamedTensor& streamed, const at::Tensor& tensor) {
+  const auto* const data = static_cast<const std::byte*>(tensor.const_data_ptr());
+  const std::span<const std::byte> bytes(data, static_cast<std::size_t>(streamed.bytes));
+  if (streamed.host.defined()) {
+    std::ranges::copy(bytes, static_cast<std::byte*>(streamed.host.mutable_data_ptr()));
+    return;
+  }
+  const std::string folder =
+      homes_.folder.empty() ? std::filesystem::temp_directory_path().string() : homes_.folder;
+  streamed.file_offset = streamed_.files->append(folder, bytes);
 }
 
 void Weights::load_dummy(std::uint64_t seed) {
@@ -232,8 +351,12 @@ void Weights::load_dummy(std::uint64_t seed) {
       slot.destination.fill_(1.0);
     } else if (name.ends_with(".bias")) {
       slot.destination.zero_();
-    } else {
+    } else if (slot.streamed == nullptr) {
       fill_dummy(slot.destination, pool, offset);
+    } else {
+      const at::Tensor dummy = at::empty(slot.destination.sizes(), options_.device(at::kCPU));
+      fill_dummy(dummy, pool, offset);
+      store(*slot.streamed, dummy);
     }
     slot.loaded = true;
   }

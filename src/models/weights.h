@@ -6,7 +6,11 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <deque>
 #include <map>
+#include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,6 +19,8 @@
 #include "device/linear_weight.h"
 #include "hybridgen/core/model_config.h"
 #include "memory/process_memory.h"
+#include "memory/weight_files.h"
+#include "models/weight_places.h"
 
 namespace hybridgen {
 
@@ -28,10 +34,39 @@ struct LayerWeights {
   Projection down;  ///< [M, F]
 };
 
+/// A tensor of a checkpoint that is not on the device: it comes there whenever its layer is used.
+struct StreamedTensor {
+  bool is_query = false;
+  std::int64_t slot_offset = 0;  ///< where it comes to, in the memory of its layer
+  std::int64_t bytes = 0;
+  at::Tensor host;                ///< uint8 [bytes], pinned; undefined: it is on disk
+  std::int64_t file_offset = -1;  ///< of WeightFiles
+};
+
+/// What of all layers is not on the device.
+struct StreamedLayers {
+  std::int64_t slot_bytes = 0;  ///< of the memory that a layer comes to; 0: all are on the device
+  std::vector<std::deque<StreamedTensor>> layers;  ///< the query's first; they stay where they are
+  std::unique_ptr<WeightFiles> files;              ///< null: nothing is on disk
+  std::int64_t host_bytes = 0;
+  std::int64_t disk_bytes = 0;
+
+  bool has_disk() const { return disk_bytes > 0; }
+};
+
+/// Where weights lie that a model has; the default has all of them on the device.
+struct WeightHomes {
+  LayerPlaces layers{};
+  std::string folder{};  ///< for those on disk that cannot be read from the checkpoint as they are
+  /// Past the page cache; absent: if the host has not the memory for what is on disk.
+  std::optional<bool> reads_direct{};
+};
+
 class Weights {
  public:
-  /// Allocates everything, uninitialised. Throws OutOfMemoryError naming the bytes needed.
-  Weights(const ModelConfig& config, DType dtype, at::Device device);
+  /// Allocates everything that lies in memory, uninitialised. Throws OutOfMemoryError naming the
+  /// bytes needed.
+  Weights(const ModelConfig& config, DType dtype, at::Device device, WeightHomes homes = {});
 
   /// Canonical names and shapes, in a fixed order. Weights with bias flags off have no bias entry.
   std::vector<std::pair<std::string, std::vector<std::int64_t>>> expected_tensors() const;
@@ -40,13 +75,28 @@ class Weights {
   /// unknown name, a wrong shape, NaN or infinity, a non-floating dtype, or a second load.
   void load_tensor(const std::string& name, const at::Tensor& tensor);
 
+  /// Whether this tensor is to lie on disk, where load_from_file() takes it as it is if a file has
+  /// it in the model's dtype.
+  bool is_on_disk(const std::string& name) const;
+  /// The tensor is `offset` bytes into the file at `path`, which is to stay as it is. Errors as
+  /// load_tensor(); its numbers are not looked at.
+  void load_from_file(const std::string& name, const std::string& path, std::int64_t offset);
+
   /// Gaussian weights of std 0.02 (norms 1, biases 0), seeded: for shapes without a checkpoint.
   void load_dummy(std::uint64_t seed);
 
   /// CheckpointError listing every tensor that was not loaded.
   void finish() const;
 
-  std::int64_t bytes() const { return bytes_; }
+  /// Of all of them, wherever they lie.
+  std::int64_t bytes() const {
+    return device_bytes() + streamed_.host_bytes + streamed_.disk_bytes;
+  }
+  std::int64_t device_bytes() const { return bytes_; }
+  const StreamedLayers& streamed() const { return streamed_; }
+  /// A layer whose streamed tensors lie in `memory` (uint8 [slot_bytes] on the device), as
+  /// StreamedTensor says.
+  LayerWeights layer_in(std::int64_t layer, const at::Tensor& memory) const;
 
   LinearWeight embed_tokens;     ///< [V, E]
   LinearWeight embed_positions;  ///< [positions + offset, M]; learned positions only
@@ -58,19 +108,40 @@ class Weights {
 
  private:
   struct Slot {
-    at::Tensor destination;
+    at::Tensor destination;              ///< of no memory (meta) if it is streamed
+    StreamedTensor* streamed = nullptr;  ///< null: it is on the device
     bool loaded = false;
   };
+  /// Rows of a projection that are a matrix of the checkpoint.
+  struct Matrix {
+    LayerMatrix matrix;
+    std::string name;
+    std::int64_t rows;
+  };
+  Slot& slot_to_load(const std::string& name);
+  const Slot& slot(const std::string& name) const;
+  /// Puts a tensor of the model's dtype, in host memory, where a streamed one lies.
+  void store(StreamedTensor& streamed, const at::Tensor& tensor);
   at::Tensor allocate(std::vector<std::int64_t> shape);
   LinearWeight allocate_linear(std::int64_t outputs, std::int64_t inputs);
-  Projection allocate_projection(std::int64_t outputs, std::int64_t inputs, bool has_bias);
+  /// One above the other: neighbours that have the same place are one part.
+  Projection allocate_projection(const std::vector<Matrix>& matrices,
+                                 std::int64_t inputs,
+                                 bool has_bias);
+  /// A matrix of the last layer so far, whose rows come to `rows` (meta) of a part that begins at
+  /// `part_offset`.
+  StreamedTensor& add_streamed(LayerMatrix matrix,
+                               const at::Tensor& rows,
+                               std::int64_t part_offset);
   void expect(const std::string& name, const at::Tensor& destination);
-  /// The tensors `name`.weight and, where there is one, `name`.bias of some rows of a projection.
-  void expect(const std::string& name, const Projection& rows);
   LayerWeights allocate_layer(const ModelConfig& config, const std::string& prefix);
 
   at::TensorOptions options_;
-  HostTensors host_tensors_;  ///< of a CPU device
+  WeightHomes homes_;
+  std::int64_t query_rows_;
+  StreamedLayers streamed_;
+  std::int64_t slot_end_ = 0;  ///< of the last layer so far
+  HostTensors host_tensors_;   ///< of a CPU device
   std::vector<std::string> order_;
   std::map<std::string, Slot> slots_;
   std::int64_t bytes_ = 0;

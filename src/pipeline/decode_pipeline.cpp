@@ -24,6 +24,7 @@ void clear_failed_rows(MicroBatch& batch) {
 }  // namespace
 
 DecodePipeline::DecodePipeline(const DecoderModel& model,
+                               WeightStore& weights,
                                const DeviceOps& ops,
                                const Method& method,
                                CpuStage* cpu_stage,
@@ -32,6 +33,7 @@ DecodePipeline::DecodePipeline(const DecoderModel& model,
                                PipelineStatistics& statistics,
                                PipelineProbe* probe)
     : model_(model),
+      weights_(weights),
       ops_(ops),
       method_(method),
       loop_{model,
@@ -61,6 +63,7 @@ void DecodePipeline::step(Batches batches) {
         request->end_reading();
       }
     }
+    leases_ = {};
     loop_.timer.reset();
     throw;
   }
@@ -83,9 +86,15 @@ void DecodePipeline::run_layers(Batches batches) {
   for (std::int64_t unit = 0; unit < num_units; ++unit) {
     // A micro-batch enters layer i+1 as soon as it has left layer i.
     for (; started < std::min(num_units, unit + lookahead); ++started) {
+      if (started % num_batches == 0) {
+        lease(started / num_batches) = weights_.lease(started / num_batches);
+      }
       start_layer(started / num_batches, batch_of(started));
     }
     finish_layer(unit / num_batches, batch_of(unit));
+    if ((unit + 1) % num_batches == 0) {
+      lease(unit / num_batches) = {};
+    }
   }
   for (const auto& batch : batches) {
     for (RequestState* request : batch->requests) {
@@ -113,7 +122,8 @@ void DecodePipeline::start_layer(std::int64_t layer, MicroBatch& batch) {
   if (guesses_first) {
     start_guessed(layer, batch);
   }
-  model_.attention_inputs(ops_, layer, batch.ws, method_.positions != PositionMode::kCacheIndex);
+  model_.attention_inputs(
+      ops_, *lease(layer), batch.ws, method_.positions != PositionMode::kCacheIndex);
   append_key_value(layer, batch);
   if (is_exact) {
     host_.start(layer, batch, batch.ws.query);
@@ -132,8 +142,8 @@ void DecodePipeline::finish_layer(std::int64_t layer, MicroBatch& batch) {
   merge(layer, batch);  // 5
   host_.release(layer, batch);
   give_feedback(loop_, layer, batch);
-  model_.attention_output(ops_, layer, batch.ws);
-  model_.feed_forward(ops_, layer, batch.ws);  // 5, 6
+  model_.attention_output(ops_, *lease(layer), batch.ws);
+  model_.feed_forward(ops_, *lease(layer), batch.ws);  // 5, 6
   loop_.timer.end();
 }
 
@@ -150,8 +160,9 @@ void DecodePipeline::start_guessed(std::int64_t layer, MicroBatch& batch) {
     host_.start(guessed, batch, batch.ws.query);
     return;
   }
-  const std::int64_t norm_of = method_.guess_norm == GuessNorm::kNext ? guessed : layer;
-  model_.project_query(ops_, guessed, norm_of, batch.ws);
+  const LayerWeights& query = weights_.query(guessed);
+  const LayerWeights& norm_of = method_.guess_norm == GuessNorm::kNext ? query : *lease(layer);
+  model_.project_query(ops_, query, norm_of, batch.ws);
   host_.start(guessed, batch, batch.ws.guess);
 }
 

@@ -18,10 +18,12 @@
 // the method's business.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <optional>
 #include <span>
 
+#include "models/weight_store.h"
 #include "pipeline/host_jobs.h"
 #include "pipeline/loop_context.h"
 #include "pipeline/micro_batch.h"
@@ -34,6 +36,7 @@ class DecodePipeline {
   /// `cpu_stage` may be null for methods that offload nothing; `pool` (may be null) helps with what
   /// the driver does between stages. All references must outlive this.
   DecodePipeline(const DecoderModel& model,
+                 WeightStore& weights,
                  const DeviceOps& ops,
                  const Method& method,
                  CpuStage* cpu_stage,
@@ -57,6 +60,9 @@ class DecodePipeline {
   void start_layer(std::int64_t layer, MicroBatch& batch);
   void finish_layer(std::int64_t layer, MicroBatch& batch);
 
+  /// The lease of a layer under way.
+  LayerLease& lease(std::int64_t layer) { return leases_[static_cast<std::size_t>(layer % 2)]; }
+
   /// Whether there is such a layer and its host job starts by such a query.
   bool starts_by(HostQuery query, std::int64_t layer) const;
   /// The host's job for which `layer` is early enough to guess a query, if any.
@@ -73,8 +79,10 @@ class DecodePipeline {
   void trace_decision(const RequestState& request) const;
 
   const DecoderModel& model_;
+  WeightStore& weights_;
   const DeviceOps& ops_;
   const Method& method_;
+  std::array<LayerLease, 2> leases_;  ///< of the layers under way, which alternate
   LoopContext loop_;
   HostJobs host_;
   std::optional<c10::Event> step_done_;  ///< all that the device does in a step

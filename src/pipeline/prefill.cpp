@@ -14,13 +14,16 @@
 #include "runtime/scoped_span.h"
 
 namespace hybridgen {
+
 Prefill::Prefill(const DecoderModel& model,
+                 WeightStore& weights,
                  const DeviceOps& ops,
                  const kernels::CpuKernels& kernels,
                  const Method& method,
                  TraceRecorder& trace,
                  PipelineStatistics& statistics)
     : model_(model),
+      weights_(weights),
       ops_(ops),
       kernels_(kernels),
       method_(method),
@@ -28,76 +31,112 @@ Prefill::Prefill(const DecoderModel& model,
       statistics_(statistics),
       link_(statistics.prefill_h2d_bytes, statistics.d2h_bytes, statistics.evicted_bytes) {}
 
-at::Tensor Prefill::run_chunk(RequestState& request,
-                              std::span<const std::int64_t> tokens,
-                              bool want_logits) {
+void Prefill::run(std::span<PrefillChunk> chunks) {
   const std::int64_t begin_ns = TraceRecorder::now_ns();
   const ScopedSpan span(trace_, "prefill chunk");
-  const ModelConfig& config = model_.config();
-  const auto count = static_cast<std::int64_t>(tokens.size());
-  if (ws_.rows != count) {
+  const auto for_each = [&](const auto& work) {
+    for (PrefillChunk& chunk : chunks) {
+      if (chunk.failure != nullptr) continue;
+      try {
+        work(chunk);
+      } catch (...) {
+        chunk.failure = std::current_exception();
+      }
+    }
+  };
+  std::int64_t rows = 0;
+  for (const PrefillChunk& chunk : chunks) {
+    rows = std::max(rows, std::ssize(chunk.tokens));
+  }
+  if (ws_.rows != rows) {
     ws_ = {};  // the old one's memory first
-    ws_ = BlockWorkspace(config, model_.dtype(), model_.device().device(), count);
+    ws_ = BlockWorkspace(model_.config(), model_.dtype(), model_.device().device(), rows);
   }
-  const std::int64_t first_position = request.tokens.num_tokens();
-  at::Tensor ids = at::empty({count}, at::kLong);
-  std::copy(tokens.begin(), tokens.end(), ids.mutable_data_ptr<std::int64_t>());
-  at::arange_out(ws_.positions, first_position, first_position + count, 1);
-  const std::int64_t keep = rows_to_keep(request, request.resident.size() + count);
-  const std::int64_t leaving = request.resident.size() + count - keep;
-  if (leaving > 0) {
-    grow_host(request, request.tokens.num_offloaded() + leaving);
+  for_each([&](PrefillChunk& chunk) {
+    chunk.ws = &chunk == chunks.data() ? ws_.first_rows(std::ssize(chunk.tokens))
+                                       : ws_.beside(std::ssize(chunk.tokens));
+    begin(chunk);
+  });
+  for (std::int64_t layer = 0; layer < model_.config().num_layers; ++layer) {
+    if (std::ranges::all_of(chunks, [](const auto& chunk) { return chunk.failure != nullptr; })) {
+      break;
+    }
+    const LayerLease lease = weights_.lease(layer);
+    for_each([&](PrefillChunk& chunk) { run_layer(layer, *lease, chunk); });
   }
-  model_.embed(ops_, ids.to(model_.device().device()), ws_);
-
-  for (std::int64_t layer = 0; layer < config.num_layers; ++layer) {
-    model_.attention_inputs(ops_, layer, ws_);
-    const at::Tensor keys = ws_.key.permute({1, 0, 2});      // [G, T, D]
-    const at::Tensor values = ws_.value.permute({1, 0, 2});  // [G, T, D]
-    read_ahead(request, layer);
-    ws_.attended_heads.copy_(attend(request, layer, keys, values).permute({1, 0, 2}));
-    if (KvDisk* disk = request.on_disk()) {
-      disk->release(layer);
-    }
-    place(request, layer, keys, values);
-    model_.attention_output(ops_, layer, ws_);
-    model_.feed_forward(ops_, layer, ws_);
-  }
-  // All layers hold the same rows now: record where the tokens are.
-  request.tokens.append(count);
-  request.tokens.offload(
-      {request.tokens.num_offloaded(), request.tokens.num_offloaded() + leaving});
-  request.resident.set_rows(keep);
-
-  at::Tensor logits;
-  if (want_logits) {
-    if (last_.rows == 0) {
-      last_ = BlockWorkspace(config, model_.dtype(), model_.device().device(), 1);
-    }
-    if (method_.residency == Residency::kWindow) {
-      send_leaving(method_, request);
-    }
-    last_.x.copy_(ws_.x.narrow(0, count - 1, 1));
-    logits = at::empty({1, config.vocab_size},
-                       at::TensorOptions().dtype(at::kFloat).device(model_.device().device()));
-    model_.head(ops_, last_, logits);
-    logits = logits.select(0, 0).cpu();
-    if (request.leaving) {
-      request.leaving->arrive();
-    }
-  }
-  statistics_.prefill_tokens += count;
+  for_each([&](PrefillChunk& chunk) { end(chunk); });
   statistics_.prefill_s += static_cast<double>(TraceRecorder::now_ns() - begin_ns) * 1e-9;
-  return logits;
 }
 
-at::Tensor Prefill::chunk_logits(std::int64_t first, std::int64_t count) const {
+void Prefill::begin(PrefillChunk& chunk) {
+  RequestState& request = *chunk.request;
+  const auto count = std::ssize(chunk.tokens);
+  const std::int64_t first_position = request.tokens.num_tokens();
+  at::Tensor ids = at::empty({count}, at::kLong);
+  std::ranges::copy(chunk.tokens, ids.mutable_data_ptr<std::int64_t>());
+  at::arange_out(chunk.ws.positions, first_position, first_position + count, 1);
+  chunk.keep = rows_to_keep(request, request.resident.size() + count);
+  chunk.leaving = request.resident.size() + count - chunk.keep;
+  if (chunk.leaving > 0) {
+    grow_host(request, request.tokens.num_offloaded() + chunk.leaving);
+  }
+  model_.embed(ops_, ids.to(model_.device().device()), chunk.ws);
+}
+
+void Prefill::run_layer(std::int64_t layer, const LayerWeights& weights, PrefillChunk& chunk) {
+  RequestState& request = *chunk.request;
+  BlockWorkspace& ws = chunk.ws;
+  model_.attention_inputs(ops_, weights, ws);
+  const at::Tensor keys = ws.key.permute({1, 0, 2});      // [G, T, D]
+  const at::Tensor values = ws.value.permute({1, 0, 2});  // [G, T, D]
+  read_ahead(request, layer);
+  ws.attended_heads.copy_(attend(request, ws.query, layer, keys, values).permute({1, 0, 2}));
+  if (KvDisk* disk = request.on_disk()) {
+    disk->release(layer);
+  }
+  place(request, layer, keys, values);
+  model_.attention_output(ops_, weights, ws);
+  model_.feed_forward(ops_, weights, ws);
+}
+
+// All layers hold the same rows now: records where the tokens are.
+void Prefill::end(PrefillChunk& chunk) {
+  RequestState& request = *chunk.request;
+  const auto count = std::ssize(chunk.tokens);
+  request.tokens.append(count);
+  request.tokens.offload(
+      {request.tokens.num_offloaded(), request.tokens.num_offloaded() + chunk.leaving});
+  request.resident.set_rows(chunk.keep);
+  statistics_.prefill_tokens += count;
+  if (!chunk.wants_logits) {
+    return;
+  }
+  if (last_.rows == 0) {
+    last_ = BlockWorkspace(model_.config(), model_.dtype(), model_.device().device(), 1);
+  }
+  if (method_.residency == Residency::kWindow) {
+    send_leaving(method_, request);
+  }
+  last_.x.copy_(chunk.ws.x.narrow(0, count - 1, 1));
+  at::Tensor logits =
+      at::empty({1, model_.config().vocab_size},
+                at::TensorOptions().dtype(at::kFloat).device(model_.device().device()));
+  model_.head(ops_, last_, logits);
+  chunk.logits = logits.select(0, 0).cpu();
+  if (request.leaving) {
+    request.leaving->arrive();
+  }
+}
+
+at::Tensor Prefill::chunk_logits(const PrefillChunk& chunk,
+                                 std::int64_t first,
+                                 std::int64_t count) const {
   BlockWorkspace rows;  // views of what the head reads and writes
   rows.rows = count;
-  rows.x = ws_.x.narrow(0, first, count);
-  rows.normed = ws_.normed.narrow(0, first, count);
+  rows.x = chunk.ws.x.narrow(0, first, count);
+  rows.normed = ws_.normed.narrow(0, 0, count);
   if (ws_.embedding.defined()) {
-    rows.embedding = ws_.embedding.narrow(0, first, count);
+    rows.embedding = ws_.embedding.narrow(0, 0, count);
   }
   at::Tensor logits =
       at::empty({count, model_.config().vocab_size},
@@ -125,27 +164,27 @@ std::int64_t Prefill::rows_to_keep(const RequestState& request, std::int64_t row
 }
 
 at::Tensor Prefill::attend(RequestState& request,
+                           const at::Tensor& query,
                            std::int64_t layer,
                            const at::Tensor& keys,
                            const at::Tensor& values) {
-  PartialAttention device = ops_.partial_attention(ws_.query, keys, values, /*causal=*/true);
+  PartialAttention device = ops_.partial_attention(query, keys, values, /*causal=*/true);
   if (request.resident.size() > 0) {
     ops_.add_partial(device,
-                     ops_.partial_attention(ws_.query,
+                     ops_.partial_attention(query,
                                             request.resident.resident_keys(layer),
                                             request.resident.resident_values(layer),
                                             /*causal=*/false));
   }
   PartialAttention offloaded;
   for_offloaded_blocks(request, layer, [&](const at::Tensor& block_keys, const at::Tensor& block) {
-    ops_.add_partial(offloaded,
-                     ops_.partial_attention(ws_.query, block_keys, block, /*causal=*/false));
+    ops_.add_partial(offloaded, ops_.partial_attention(query, block_keys, block, /*causal=*/false));
   });
   PartialAttention all = device;
   if (offloaded.out.defined()) {
     ops_.add_partial(all, offloaded);
   }
-  tell_parts(request, layer, keys, device, offloaded, all);
+  tell_parts(request, query, layer, keys, device, offloaded, all);
   return all.out;
 }
 
@@ -183,6 +222,7 @@ void Prefill::for_offloaded_blocks(
 }
 
 void Prefill::tell_parts(RequestState& request,
+                         const at::Tensor& query,
                          std::int64_t layer,
                          const at::Tensor& keys,
                          const PartialAttention& device,
@@ -195,7 +235,7 @@ void Prefill::tell_parts(RequestState& request,
       request.resident.size() > 0 ? request.resident.resident_keys(layer) : at::Tensor{};
   const PromptRows rows{.layer = layer,
                         .first_row = request.tokens.num_tokens(),
-                        .query = ws_.query,
+                        .query = query,
                         .keys = keys,
                         .resident_keys = resident,
                         .lse = all.lse};
@@ -220,7 +260,7 @@ void Prefill::give_weights(RequestState& request,
     seen.tokens = {begin, begin + sums.size(1)};
     seen.is_offloaded = is_offloaded;
     seen.num_queries = per_group;
-    seen.num_rows = ws_.rows;
+    seen.num_rows = rows.query.size(0);
     seen.stride = sums.size(1);
     for (std::int64_t g = 0; g < model_.config().num_kv_heads; ++g) {
       seen.sums = sums.const_data_ptr<float>() + g * per_group * seen.stride;

@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <span>
 
@@ -15,10 +16,23 @@
 #include "hybridgen/runtime/trace_recorder.h"
 #include "kernels/cpu_kernels.h"
 #include "models/decoder_model.h"
+#include "models/weight_store.h"
 #include "pipeline/request_state.h"
 #include "runtime/link_meter.h"
 
 namespace hybridgen {
+
+/// Tokens that follow those of a request that are there.
+struct PrefillChunk {
+  RequestState* request = nullptr;
+  std::span<const std::int64_t> tokens{};  ///< >= 1
+  bool wants_logits = false;
+  at::Tensor logits{};           ///< out: float32 [V] that follow the last one, on the host
+  std::exception_ptr failure{};  ///< out
+  BlockWorkspace ws{};           ///< of Prefill: views but for x and positions, where chunks differ
+  std::int64_t leaving = 0;      ///< of Prefill: rows that leave the device
+  std::int64_t keep = 0;         ///< of Prefill: rows that are on the device then
+};
 
 /// To be used with the compute stream current (DeviceContext::enter_compute).
 class Prefill {
@@ -27,27 +41,31 @@ class Prefill {
 
   /// All references must outlive this.
   Prefill(const DecoderModel& model,
+          WeightStore& weights,
           const DeviceOps& ops,
           const kernels::CpuKernels& kernels,
           const Method& method,
           TraceRecorder& trace,
           PipelineStatistics& statistics);
 
-  /// Appends `tokens` (>= 1) to the request's caches. With `want_logits` the float32 logits [V]
-  /// that follow the last of them, on the host; else an undefined tensor.
-  at::Tensor run_chunk(RequestState& request,
-                       std::span<const std::int64_t> tokens,
-                       bool want_logits);
+  /// Appends the tokens of each chunk to its request's caches. All of them pass through a layer
+  /// before the next layer's weights are needed, each by itself: its numbers are those that it has
+  /// alone. What fails for one request becomes its chunk's `failure`; throws what concerns all.
+  void run(std::span<PrefillChunk> chunks);
 
-  /// The float32 logits [count, V] that follow the last chunk's tokens from `first` on, on the
-  /// host.
-  at::Tensor chunk_logits(std::int64_t first, std::int64_t count) const;
+  /// The float32 logits [count, V] that follow a chunk's tokens from `first` on, on the host; of
+  /// the last run().
+  at::Tensor chunk_logits(const PrefillChunk& chunk, std::int64_t first, std::int64_t count) const;
 
   /// After the last chunk (or none): a retention policy chooses what stays; else nothing happens.
   void finish(RequestState& request);
 
  private:
+  void begin(PrefillChunk& chunk);
+  void run_layer(std::int64_t layer, const LayerWeights& weights, PrefillChunk& chunk);
+  void end(PrefillChunk& chunk);
   at::Tensor attend(RequestState& request,
+                    const at::Tensor& query,
                     std::int64_t layer,
                     const at::Tensor& keys,
                     const at::Tensor& values);
@@ -58,6 +76,7 @@ class Prefill {
   /// Of a chunk in one layer. `device`: attention over what is on the device, `offloaded` over the
   /// rest, `all` over both.
   void tell_parts(RequestState& request,
+                  const at::Tensor& query,
                   std::int64_t layer,
                   const at::Tensor& keys,
                   const PartialAttention& device,
@@ -78,13 +97,14 @@ class Prefill {
              const at::Tensor& values);
 
   const DecoderModel& model_;
+  WeightStore& weights_;
   const DeviceOps& ops_;
   const kernels::CpuKernels& kernels_;
   const Method& method_;
   TraceRecorder& trace_;
   PipelineStatistics& statistics_;
   LinkMeter link_;
-  BlockWorkspace ws_;                     ///< of the last chunk's size
+  BlockWorkspace ws_;                     ///< of the largest chunk's size
   BlockWorkspace last_;                   ///< one row, for the head
   at::Tensor block_keys_, block_values_;  ///< host staging of streamed blocks
 };

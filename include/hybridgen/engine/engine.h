@@ -24,6 +24,7 @@
 #include "hybridgen/memory/numa_part.h"
 #include "hybridgen/methods/method.h"
 #include "hybridgen/models/model.h"
+#include "hybridgen/models/weight_statistics.h"
 #include "hybridgen/pipeline/statistics.h"
 #include "hybridgen/runtime/trace_recorder.h"
 
@@ -71,6 +72,7 @@ struct RunStatistics {
   PipelineStatistics pipeline;
   TierStatistics tiers;
   DiskStatistics disk;
+  WeightStatistics weights;
   std::int64_t requests = 0;
   std::int64_t prompt_tokens = 0;
   std::int64_t generated_tokens = 0;

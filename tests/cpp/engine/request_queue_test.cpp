@@ -45,7 +45,8 @@ TEST_F(Queue, WhoCameFirstIsFirst) {
   add();
   EXPECT_EQ(queue_.first_waiting()->id, 0);
   queue_.start_prefill(*queue_.first_waiting());
-  EXPECT_EQ(queue_.prefilling()->id, 0);
+  ASSERT_EQ(queue_.prefilling().size(), 1U);
+  EXPECT_EQ(queue_.prefilling().front()->id, 0);
   EXPECT_EQ(queue_.first_waiting()->id, 1);
 }
 

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where a model's weights lie, and what of them came to the device while an engine ran. Bytes,
+// seconds.
+#pragma once
+
+#include <cstdint>
+
+namespace hybridgen {
+
+struct WeightStatistics {
+  std::int64_t device_bytes = 0;  ///< that are always there
+  std::int64_t host_bytes = 0;
+  std::int64_t disk_bytes = 0;
+  std::int64_t copied_bytes = 0;  ///< that came from host memory
+  std::int64_t read_bytes = 0;    ///< that came from a disk
+  double read_s = 0.0;            ///< while at least one read was under way
+  double wait_s = 0.0;            ///< while a layer was waited for that came from a disk
+
+  /// Share of the time of reads that nobody waited for; 1 without reads.
+  double hidden_share() const {
+    if (read_s <= 0.0) return 1.0;
+    return wait_s >= read_s ? 0.0 : 1.0 - wait_s / read_s;
+  }
+};
+
+}  // namespace hybridgen

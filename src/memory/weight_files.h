@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// The files that weights are streamed out of: a checkpoint's own, and one that holds what those
+// have in another form. Offsets count through all of them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "memory/disk_calls.h"
+#include "memory/disk_file.h"
+
+namespace hybridgen {
+
+/// Files are added by one thread; after that it is thread-safe.
+class WeightFiles final : public DiskTarget {
+ public:
+  /// `wants_direct`: reads past the page cache (O_DIRECT) where a file system takes that; else
+  /// through it, which is faster as long as it holds the files.
+  explicit WeightFiles(bool wants_direct, DiskCalls& calls = disk_calls())
+      : calls_(calls), wants_direct_(wants_direct) {}
+  ~WeightFiles() override;
+  WeightFiles(const WeightFiles&) = delete;
+  WeightFiles& operator=(const WeightFiles&) = delete;
+
+  /// Offset of the first byte of the file at `path`; the same for one that is known.
+  /// CheckpointError if it cannot be opened, or has fewer bytes than `end`.
+  std::int64_t add(const std::string& path, std::int64_t end);
+  /// Writes bytes into a file of our own in `folder`, which has no name and goes with the process;
+  /// returns their offset, that of a page. DeviceError, OutOfMemoryError for a full disk.
+  std::int64_t append(const std::string& folder, std::span<const std::byte> bytes);
+
+  /// DeviceError with path, place and the system's text.
+  void read(std::span<const DiskRange> ranges) override;
+  void write(std::span<const DiskRange> ranges) override;  ///< never called
+
+ private:
+  struct File {
+    std::string path;
+    int descriptor = -1;
+    std::int64_t begin = 0;  ///< offset of its first byte
+    std::int64_t bytes = 0;
+    bool is_direct = false;
+  };
+  /// Opens it for reading; -errno if that fails.
+  int open_packed(const std::string& folder);
+  int open_to_read(const std::string& path, bool& is_direct);
+  const File& file_of(std::int64_t offset) const;
+  void read_direct(const File& file, std::span<const DiskRange> ranges, std::int64_t bytes);
+  /// All of `memory` from `at` on; beyond the file's end nothing is read.
+  std::int64_t read_all(const File& file, std::span<iovec> memory, std::int64_t at);
+
+  DiskCalls& calls_;
+  std::vector<File> files_;     ///< by `begin`
+  std::optional<File> packed_;  ///< of our own, beyond all others
+  int packing_ = -1;            ///< the same file, to write to
+  bool wants_direct_;
+};
+
+}  // namespace hybridgen

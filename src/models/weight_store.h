@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// How an engine gets at the layers of a model, be they on the device all the time or not: by lease.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "hybridgen/models/weight_statistics.h"
+#include "models/layer_ring.h"
+#include "models/weights.h"
+
+namespace hybridgen {
+
+/// A layer's weights, which stay where they are for all that is queued while this lives. Movable;
+/// of the thread that took it.
+class LayerLease {
+ public:
+  LayerLease() = default;
+  LayerLease(LayerLease&& other) noexcept
+      : weights_(std::exchange(other.weights_, nullptr)),
+        ring_(std::exchange(other.ring_, nullptr)),
+        layer_(other.layer_) {}
+  LayerLease& operator=(LayerLease&& other) noexcept {
+    std::swap(weights_, other.weights_);
+    std::swap(ring_, other.ring_);
+    std::swap(layer_, other.layer_);
+    return *this;
+  }
+  ~LayerLease() {
+    if (ring_ != nullptr) ring_->give_back(layer_);
+  }
+
+  const LayerWeights& operator*() const { return *weights_; }
+  const LayerWeights* operator->() const { return weights_; }
+
+ private:
+  friend class WeightStore;
+  LayerLease(const LayerWeights& weights, LayerRing* ring, std::int64_t layer)
+      : weights_(&weights), ring_(ring), layer_(layer) {}
+  const LayerWeights* weights_ = nullptr;
+  LayerRing* ring_ = nullptr;  ///< null: they are on the device anyway
+  std::int64_t layer_ = 0;
+};
+
+/// Of one engine, whose driver thread alone uses it; engines share what is resident in a model.
+/// Must outlive its leases.
+class WeightStore {
+ public:
+  /// Layers that are there at a time where they are not always: one that is used and one that
+  /// comes; one more where queries are guessed for the layer after those under way.
+  static constexpr std::int64_t ring_layers(bool guesses) { return guesses ? 3 : 2; }
+
+  /// `weights` must outlive it. `trace` is told of what is read from a disk.
+  WeightStore(const Weights& weights,
+              const DeviceContext& device,
+              TraceRecorder& trace,
+              std::int64_t ring_layers);
+  WeightStore(const WeightStore&) = delete;
+  WeightStore& operator=(const WeightStore&) = delete;
+
+  /// Whether layers come to the device again for every pass.
+  bool streams() const { return ring_ != nullptr; }
+
+  /// Waits until the layer is there; layers after it come meanwhile. DeviceError if the disk fails.
+  LayerLease lease(std::int64_t layer) {
+    return {ring_ == nullptr ? resident(layer) : ring_->take(layer), ring_.get(), layer};
+  }
+  /// A layer of which nothing but the norms and the query's projection need be there: valid until
+  /// the layer has been leased and that lease has ended.
+  const LayerWeights& query(std::int64_t layer) {
+    return ring_ == nullptr ? resident(layer) : ring_->take_query(layer);
+  }
+
+  WeightStatistics statistics() const;
+  void reset_statistics();
+
+ private:
+  const LayerWeights& resident(std::int64_t layer) const {
+    return weights_.layers[static_cast<std::size_t>(layer)];
+  }
+
+  const Weights& weights_;
+  std::unique_ptr<LayerRing> ring_;  ///< null: all layers are resident
+};
+
+}  // namespace hybridgen

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+// Weights that are not on the device: wherever they lie and however they come, everybody gets what
+// resident weights give, bit by bit; and what a disk refuses ends the requests that need it.
+#include "models/weight_places.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/randn.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cerrno>
+#include <fstream>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cpp/memory/faulty_disk.h"
+#include "hybridgen/core/error.h"
+#include "support/method_settings.h"
+#include "support/run_to_end.h"
+#include "support/tiny_model.h"
+
+namespace hybridgen {
+namespace {
+
+using testing::Ended;
+using testing::Generated;
+using testing::message_of;
+using testing::run_to_end;
+
+// ------------------------------------------------------------------------------------- the rule
+
+std::string places_of(const std::vector<std::int64_t>& sizes, PlaceShares shares) {
+  std::string text;
+  for (const WeightPlace place : places_by_middle(sizes, shares)) {
+    text += place == WeightPlace::kDevice ? 'G' : place == WeightPlace::kHost ? 'C' : 'D';
+  }
+  return text;
+}
+
+// docs of FlexGen's real shares: which matrix is the next to be on the GPU at which percentage.
+TEST(PlacesByMiddle, AreFlexGensSteps) {
+  const std::vector<std::int64_t> attention(4, 100);  // q, k, v, output
+  const std::vector<std::int64_t> ffn(2, 400);
+  const auto gpu = [](double share) { return PlaceShares{.device = share, .host = 1.0 - share}; };
+  EXPECT_EQ(places_of(attention, gpu(0.12)), "CCCC");
+  EXPECT_EQ(places_of(attention, gpu(0.13)), "CCCG");
+  EXPECT_EQ(places_of(attention, gpu(0.38)), "CCGG");
+  EXPECT_EQ(places_of(attention, gpu(0.63)), "CGGG");
+  EXPECT_EQ(places_of(attention, gpu(0.88)), "GGGG");
+  EXPECT_EQ(places_of(ffn, gpu(0.24)), "CC");
+  EXPECT_EQ(places_of(ffn, gpu(0.26)), "CG");
+  EXPECT_EQ(places_of(ffn, gpu(0.76)), "GG");
+  EXPECT_EQ(places_of(attention, {.device = 0.5, .host = 0.1}), "DDGG");
+  EXPECT_EQ(places_of(attention, {.device = 0.25, .host = 0.5}), "DCCG");
+  EXPECT_EQ(places_of(attention, {.device = 0.0, .host = 0.0}), "DDDD");
+}
+
+TEST(PlaceLayer, HasAllOfItOnTheDeviceUnlessSomethingIsToLieElsewhere) {
+  ModelConfig config = testing::tiny_config();
+  for (const Activation activation : {Activation::kSiluGate, Activation::kRelu}) {
+    config.activation = activation;
+    EXPECT_TRUE(place_layer(config, {}, false).all_on_device());
+    EXPECT_TRUE(place_layer(config, {.device = 0.2, .host = 0.8}, true).all_on_device());
+    EXPECT_FALSE(place_layer(config, {.device = 0.2, .host = 0.8}, false).all_on_device());
+  }
+}
+
+TEST(ShareWithin, IsTheMostThatFits) {
+  const ModelConfig config = testing::tiny_config();
+  const auto sizes = matrix_sizes(config);
+  const auto on_device = [&](double share) {
+    const LayerPlaces places = place_layer(config, {.device = share, .host = 0.0}, false);
+    std::int64_t bytes = 0;
+    for (std::size_t i = 0; i < kLayerMatrices; ++i) {
+      if (places.places[i] == WeightPlace::kDevice) bytes += 4 * sizes[i] * config.num_layers;
+    }
+    return bytes;
+  };
+  const std::int64_t all = 4 * std::accumulate(sizes.begin(), sizes.end(), std::int64_t{}) * 4;
+  EXPECT_EQ(share_within(config, 4.0, all), 1.0);
+  for (std::int64_t bytes = 0; bytes < all; bytes += all / 50) {
+    const double share = share_within(config, 4.0, bytes);
+    EXPECT_LE(on_device(share), bytes);
+    EXPECT_GT(on_device(share + 1e-6), bytes) << "more would have fitted";
+  }
+  EXPECT_DOUBLE_EQ(share_within(config, 4.0, all, 0.25), 0.75);
+}
+
+// --------------------------------------------------------------------------------------- streams
+
+const TestFolder& folder() {
+  static const TestFolder shared;
+  return shared;
+}
+
+at::Tensor drawn(const std::string& name,
+                 const std::vector<std::int64_t>& shape,
+                 std::uint64_t seed) {
+  if (name.ends_with("norm.weight")) return at::ones(shape);
+  at::Generator generator = at::detail::createCPUGenerator(seed);
+  return at::randn(shape, generator).mul_(name.starts_with("embed") ? 0.4 : 0.25);
+}
+
+/// The same numbers wherever they lie.
+std::shared_ptr<DecoderModel> model_at(PlaceShares shares,
+                                       std::optional<bool> reads_direct = {},
+                                       const ModelConfig& config = testing::tiny_config()) {
+  WeightHomes homes{.layers = place_layer(config, shares, /*device_is_host=*/true),
+                    .folder = folder().string(),
+                    .reads_direct = reads_direct};
+  auto model = std::make_shared<DecoderModel>(config, DType::kFloat32, "cpu", std::move(homes));
+  std::uint64_t seed = 1;
+  for (const auto& [name, shape] : model->weights().expected_tensors()) {
+    model->weights().load_tensor(name, drawn(name, shape, ++seed));
+  }
+  return model;
+}
+
+std::vector<EngineOptions> settings() {
+  EngineOptions full = testing::options("full");
+  EngineOptions guessing =
+      testing::hybrid("", QueryMode::kSpeculative, testing::kPost, "topk", TokenCount::count(7))
+          .options;
+  EngineOptions in_batches = guessing;
+  in_batches.micro_batch = 2;  // layers overlap, and each is guessed for
+  EngineOptions chunks = full;
+  chunks.prefill_chunk = 16;
+  return {full, guessing, in_batches, chunks};
+}
+
+std::vector<Generated> run(const std::shared_ptr<DecoderModel>& model,
+                           const EngineOptions& options) {
+  Engine engine(model, options);
+  return testing::generate(engine, testing::ragged_prompts(), 6);
+}
+
+TEST(StreamedWeights, GiveTheBitsOfResidentOnesWhateverTheSplit) {
+  const auto resident = model_at({});
+  for (const EngineOptions& options : settings()) {
+    const auto expected = run(resident, options);
+    for (const double memory : {0.0, 0.2, 0.3, 0.45, 0.6, 0.8}) {
+      for (const bool direct : {false, true}) {
+        const auto model = model_at({.device = memory, .host = 0.0}, direct);
+        ASSERT_TRUE(model->weights().streamed().has_disk());
+        EXPECT_EQ(run(model, options), expected) << memory << ' ' << direct;
+      }
+    }
+  }
+}
+
+TEST(StreamedWeights, OfUngatedModelsWithBiasesDoToo) {
+  ModelConfig config = testing::tiny_config();
+  config.norm = NormKind::kLayer;
+  config.activation = Activation::kRelu;
+  config.position = PositionKind::kLearned;
+  config.qkv_bias = config.output_bias = config.ffn_bias = true;
+  const auto expected = run(model_at({}, {}, config), settings()[1]);
+  EXPECT_EQ(run(model_at({.device = 0.4, .host = 0.0}, {}, config), settings()[1]), expected);
+}
+
+TEST(StreamedWeights, AreCountedByPlaceAndAsTheyCome) {
+  const auto model = model_at({.device = 0.5, .host = 0.0});
+  const Weights& weights = model->weights();
+  EXPECT_EQ(weights.device_bytes() + weights.streamed().disk_bytes,
+            model_at({})->weights().bytes());
+  Engine engine(model, testing::options("full"));
+  EXPECT_EQ(engine.run_statistics().weights.disk_bytes, weights.streamed().disk_bytes);
+  EXPECT_EQ(engine.memory().front().used_bytes, 2 * weights.streamed().slot_bytes);
+  testing::generate(engine, {testing::prompt(30)}, 5);
+  const WeightStatistics statistics = engine.run_statistics().weights;
+  // One pass for the prompt and four steps, each of all layers; two of them may have come for the
+  // next one.
+  const std::int64_t pass = weights.streamed().disk_bytes;
+  EXPECT_GE(statistics.read_bytes, 5 * pass);
+  EXPECT_LE(statistics.read_bytes, 5 * pass + 2 * pass / 4);
+  EXPECT_GT(statistics.read_s, 0.0);
+  EXPECT_GE(statistics.hidden_share(), 0.0);
+  engine.reset_statistics();
+  EXPECT_EQ(engine.run_statistics().weights.read_bytes, 0);
+}
+
+TEST(StreamedWeights, ComeOnceForAllPromptsThatAreReadTogether) {
+  const auto model = model_at({.device = 0.0, .host = 0.0});
+  Engine engine(model, testing::options("full"));
+  SamplingOptions sampling;
+  sampling.max_tokens = 1;
+  for (const auto& prompt : testing::ragged_prompts()) engine.add(prompt, sampling);
+  Ended ended;
+  testing::step(engine, ended);
+  EXPECT_EQ(ended.generated.size(), testing::ragged_prompts().size());
+  const std::int64_t pass = model->weights().streamed().disk_bytes;
+  EXPECT_LE(engine.run_statistics().weights.read_bytes, pass + 2 * pass / 4);
+}
+
+TEST(StreamedWeights, AreReadOutOfAFileAsItIs) {
+  const ModelConfig config = testing::tiny_config();
+  const auto expected = run(model_at({}), settings()[1]);
+  for (const bool direct : {false, true}) {
+    auto streamed = std::make_shared<DecoderModel>(
+        config,
+        DType::kFloat32,
+        "cpu",
+        WeightHomes{.layers = place_layer(config, {.device = 0.3, .host = 0.0}, true),
+                    .folder = folder().string(),
+                    .reads_direct = direct});
+    Weights& weights = streamed->weights();
+    const std::string path = (folder().path() / "weights").string();
+    std::ofstream file(path, std::ios::binary);
+    file << "header of 17 bytes";
+    std::uint64_t seed = 1;
+    std::vector<std::pair<std::string, std::int64_t>> in_file;
+    for (const auto& [name, shape] : weights.expected_tensors()) {
+      const at::Tensor tensor = drawn(name, shape, ++seed);
+      if (!weights.is_on_disk(name)) {
+        weights.load_tensor(name, tensor);
+        continue;
+      }
+      in_file.emplace_back(name, file.tellp());
+      file.write(static_cast<const char*>(tensor.const_data_ptr()),
+                 static_cast<std::streamsize>(tensor.nbytes()));
+    }
+    file.close();
+    for (const auto& [name, offset] : in_file) weights.load_from_file(name, path, offset);
+    EXPECT_EQ(run(streamed, settings()[1]), expected);
+    EXPECT_THROW(weights.load_from_file(in_file[0].first, path, 0), CheckpointError);
+  }
+}
+
+TEST(StreamedWeights, OfOneModelServeTwoEnginesAtATime) {
+  const auto expected = run(model_at({}), settings()[1]);
+  const auto model = model_at({.device = 0.2, .host = 0.0});
+  std::vector<std::vector<Generated>> found(2);
+  std::vector<std::thread> threads;
+  for (auto& own : found) {
+    threads.emplace_back([&] { own = run(model, settings()[1]); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(found[0], expected);
+  EXPECT_EQ(found[1], expected);
+}
+
+TEST(StreamedWeights, EndWithTheDiskTheRequestsThatNeedThemAndNothingElse) {
+  FaultyDisk disk;
+  std::atomic<std::int64_t> healthy{1 << 20};
+  disk.answer = [&](DiskCall call, int) -> std::optional<std::int64_t> {
+    if (call == DiskCall::kRead && healthy.fetch_sub(1) <= 0) return -EIO;
+    return {};
+  };
+  const DiskCallsForTest instead(disk);
+  const auto model = model_at({.device = 0.0, .host = 0.0});
+  const auto expected = run(model, settings()[1]);
+  for (const std::int64_t reads : {0, 3, 40}) {
+    Engine engine(model, settings()[1]);
+    healthy = reads;
+    SamplingOptions sampling;
+    sampling.max_tokens = 6;
+    for (const auto& prompt : testing::ragged_prompts()) engine.add(prompt, sampling);
+    const Ended ended = run_to_end(engine);
+    EXPECT_EQ(ended.errors.size(), testing::ragged_prompts().size());
+    for (const auto& [id, error] : ended.errors) {
+      const std::string text = message_of<DeviceError>(error);
+      EXPECT_NE(text.find("[stream weights]"), std::string::npos) << text;
+      EXPECT_NE(text.find(folder().string()), std::string::npos) << text;
+    }
+    healthy = 1 << 20;
+    EXPECT_EQ(testing::generate(engine, testing::ragged_prompts(), 6), expected);
+  }
+}
+
+TEST(StreamedWeights, NeedAFolderForWhatNoFileHas) {
+  WeightHomes homes{.layers = place_layer(testing::tiny_config(), {0.0, 0.0}, true),
+                    .folder = "/nowhere/at/all"};
+  DecoderModel model(testing::tiny_config(), DType::kFloat32, "cpu", std::move(homes));
+  EXPECT_THROW(model.weights().load_dummy(1), ConfigError);
+}
+
+}  // namespace
+}  // namespace hybridgen
