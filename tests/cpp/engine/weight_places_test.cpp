@@ -3,9 +3,6 @@
 // resident weights give, bit by bit; and what a disk refuses ends the requests that need it.
 #include "models/weight_places.h"
 
-#include <ATen/CPUGeneratorImpl.h>
-#include <ATen/ops/ones.h>
-#include <ATen/ops/randn.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -20,13 +17,16 @@
 #include "cpp/memory/faulty_disk.h"
 #include "hybridgen/core/error.h"
 #include "support/method_settings.h"
+#include "support/placed_model.h"
 #include "support/run_to_end.h"
 #include "support/tiny_model.h"
 
 namespace hybridgen {
 namespace {
 
+using testing::drawn;
 using testing::Ended;
+using testing::folder;
 using testing::Generated;
 using testing::message_of;
 using testing::run_to_end;
@@ -92,34 +92,6 @@ TEST(ShareWithin, IsTheMostThatFits) {
 
 // --------------------------------------------------------------------------------------- streams
 
-const TestFolder& folder() {
-  static const TestFolder shared;
-  return shared;
-}
-
-at::Tensor drawn(const std::string& name,
-                 const std::vector<std::int64_t>& shape,
-                 std::uint64_t seed) {
-  if (name.ends_with("norm.weight")) return at::ones(shape);
-  at::Generator generator = at::detail::createCPUGenerator(seed);
-  return at::randn(shape, generator).mul_(name.starts_with("embed") ? 0.4 : 0.25);
-}
-
-/// The same numbers wherever they lie.
-std::shared_ptr<DecoderModel> model_at(PlaceShares shares,
-                                       std::optional<bool> reads_direct = {},
-                                       const ModelConfig& config = testing::tiny_config()) {
-  WeightHomes homes{.layers = place_layer(config, shares, /*device_is_host=*/true),
-                    .folder = folder().string(),
-                    .reads_direct = reads_direct};
-  auto model = std::make_shared<DecoderModel>(config, DType::kFloat32, "cpu", std::move(homes));
-  std::uint64_t seed = 1;
-  for (const auto& [name, shape] : model->weights().expected_tensors()) {
-    model->weights().load_tensor(name, drawn(name, shape, ++seed));
-  }
-  return model;
-}
-
 std::vector<EngineOptions> settings() {
   EngineOptions full = testing::options("full");
   EngineOptions guessing =
@@ -130,6 +102,12 @@ std::vector<EngineOptions> settings() {
   EngineOptions chunks = full;
   chunks.prefill_chunk = 16;
   return {full, guessing, in_batches, chunks};
+}
+
+std::shared_ptr<DecoderModel> model_at(PlaceShares shares,
+                                       std::optional<bool> reads_direct = {},
+                                       const ModelConfig& config = testing::tiny_config()) {
+  return testing::placed_model("cpu", shares, reads_direct, config);
 }
 
 std::vector<Generated> run(const std::shared_ptr<DecoderModel>& model,

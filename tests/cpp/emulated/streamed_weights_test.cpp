@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// Weights that come to a device of its own memory and streams from pinned host memory and from a
+// disk: the bits of those that are there all the time, whenever the device's operations run.
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "support/emulated_cuda.h"
+#include "support/method_settings.h"
+#include "support/order_checker.h"
+#include "support/placed_model.h"
+
+namespace hybridgen {
+namespace {
+
+using emulated::Mode;
+using testing::EmulatedCuda;
+using testing::Generated;
+using testing::OrderChecker;
+using testing::placed_model;
+
+EngineOptions guessing() {
+  EngineOptions options =
+      testing::hybrid("", QueryMode::kSpeculative, testing::kPost, "topk", TokenCount::count(7))
+          .options;
+  options.micro_batch = 2;  // layers overlap, and each is guessed for
+  return options;
+}
+
+std::vector<Generated> run(const std::string& device,
+                           PlaceShares shares,
+                           const EngineOptions& options) {
+  Engine engine(placed_model(device, shares), options);
+  return testing::generate(engine, testing::ragged_prompts(), 6);
+}
+
+const std::vector<PlaceShares> kSplits = {{.device = 0.4, .host = 0.6},
+                                          {.device = 0.0, .host = 1.0},
+                                          {.device = 0.4, .host = 0.3},
+                                          {.device = 0.0, .host = 0.0}};
+
+class StreamedOnDevice : public ::testing::TestWithParam<Mode> {
+ protected:
+  static emulated::DeviceOptions device_options() {
+    auto options = EmulatedCuda::options(GetParam());
+    options.uploads_wait = false;
+    return options;
+  }
+};
+
+TEST_P(StreamedOnDevice, WeightsGiveTheBitsOfThoseThatAreThere) {
+  EmulatedCuda device(device_options());
+  for (const EngineOptions& options : {testing::options("full"), guessing()}) {
+    const auto expected = run(device.name(), {}, options);
+    for (const PlaceShares& split : kSplits) {
+      EXPECT_EQ(run(device.name(), split, options), expected) << split.device << ' ' << split.host;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Modes,
+                         StreamedOnDevice,
+                         ::testing::Values(Mode::kEager, Mode::kLazy, Mode::kThreads));
+
+TEST(StreamedWeightsOnDevice, ComeInTheOrderOfEvents) {
+  auto options = EmulatedCuda::options(Mode::kEager);
+  options.uploads_wait = false;
+  EmulatedCuda device(options);
+  const OrderChecker checker(device.device());
+  run(device.name(), {.device = 0.4, .host = 0.3}, guessing());
+  EXPECT_EQ(checker.races(), std::vector<std::string>{});
+}
+
+TEST(StreamedWeightsOnDevice, AreCountedAsTheyCome) {
+  EmulatedCuda device(Mode::kEager);
+  const auto model = placed_model(device.name(), {.device = 0.4, .host = 0.6});
+  const Weights& weights = model->weights();
+  EXPECT_EQ(weights.device_bytes() + weights.streamed().host_bytes, weights.bytes());
+  EXPECT_GT(weights.streamed().host_bytes, 0);
+  Engine engine(model, testing::options("full"));
+  testing::generate(engine, {testing::prompt(30)}, 5);
+  const WeightStatistics statistics = engine.run_statistics().weights;
+  const std::int64_t pass = weights.streamed().host_bytes;
+  EXPECT_GE(statistics.copied_bytes, 5 * pass);
+  EXPECT_LE(statistics.copied_bytes, 5 * pass + 2 * pass / 4);
+  EXPECT_EQ(statistics.read_bytes, 0);
+}
+
+}  // namespace
+}  // namespace hybridgen
