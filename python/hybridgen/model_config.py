@@ -18,7 +18,6 @@ from .errors import CheckpointError, ConfigError, UnsupportedModelError
 
 DTYPES = ("float32", "bfloat16", "float16")
 _DTYPE_ALIASES = {"float": "float32", "half": "float16"}
-DEFAULT_ROPE_THETA = 10000.0
 _MISSING = object()
 
 # Far above any model's; the engine states the same limits and checks products of these too.
@@ -136,89 +135,19 @@ def require_whole_heads(hidden: int, heads: int) -> None:
         )
 
 
-def read_rope(reader: ConfigReader, max_positions: int) -> tuple[float, dict[str, Any] | None]:
-    """Return rotary base and scaling from the new spelling or the old one.
-
-    New files hold ``rope_parameters`` with everything in it; old ones ``rope_theta`` beside
-    ``rope_scaling``, whose kind is called ``rope_type`` or, before that, ``type``. As in
-    transformers, a ``rope_scaling`` that is not empty replaces ``rope_parameters`` altogether.
-    """
-    new, old = reader.get("rope_parameters"), reader.get("rope_scaling")
-    for name, value in (("rope_parameters", new), ("rope_scaling", old)):
-        if value is not None and not isinstance(value, dict):
-            raise CheckpointError(
-                f"[config.json] {name} is {brief(value)}; allowed: an object or null"
-            )
-    rope: dict[str, Any] = old or new or {}
-    if any(isinstance(value, dict) for value in rope.values()):
-        raise UnsupportedModelError(
-            "[config.json] rope_parameters differ between kinds of layers; allowed: one set for "
-            "all layers"
-        )
-    theta = rope.get("rope_theta")
-    if theta is None:
-        theta = reader.get("rope_theta")
-    theta = DEFAULT_ROPE_THETA if theta is None else positive_number("rope_theta", theta)
-    partial = rope.get("partial_rotary_factor", reader.get("partial_rotary_factor"))
-    if partial not in (None, 1, 1.0):
-        raise UnsupportedModelError(
-            f"[config.json] partial_rotary_factor is {brief(partial)}; allowed: 1.0, that is "
-            "rotation of whole heads"
-        )
-    return theta, _read_scaling(reader, rope, max_positions)
-
-
-def _read_scaling(
-    reader: ConfigReader, rope: dict[str, Any], max_positions: int
-) -> dict[str, Any] | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    # "dynamic" begins behind the model's positions, where this engine does not go.
-    if kind in ("default", "dynamic"):
-        return None
-    numbers_in = ConfigReader(rope)
-    if kind == "linear":
-        # Every wavelength is stretched: all of them are longer than one position.
-        return {
-            "factor": numbers_in.real("factor"),
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 2.0,
-            "original_max_positions": 1,
-        }
-    if kind != "llama3":
-        raise UnsupportedModelError(
-            f"[config.json] rope_type is {brief(kind)}; allowed: default, linear, dynamic, llama3; "
-            "if the scaling was added for longer contexts only, remove it from config.json"
-        )
-    # Beside the parameters the original length counts first; without any the length of today.
-    outside = reader.get("original_max_position_embeddings")
-    original = (
-        reader.integer("original_max_position_embeddings")
-        if outside is not None
-        else numbers_in.integer("original_max_position_embeddings", max_positions)
-    )
-    scaling = {
-        "factor": numbers_in.real("factor"),
-        "low_freq_factor": numbers_in.real("low_freq_factor"),
-        "high_freq_factor": numbers_in.real("high_freq_factor"),
-        "original_max_positions": original,
-    }
-    if scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
-        raise CheckpointError(
-            f"[config.json] high_freq_factor is {scaling['high_freq_factor']}; allowed: more than "
-            f"low_freq_factor, which is {scaling['low_freq_factor']}"
-        )
-    return scaling
-
-
-def reject_windows(reader: ConfigReader, num_layers: int, first_layer: int, sliding: bool) -> None:
+def reject_windows(
+    reader: ConfigReader, num_layers: int, max_positions: int, first_layer: int, sliding: bool
+) -> None:
     """Refuse models in which some layer sees less than the whole context.
 
     Parameters
     ----------
     reader : ConfigReader
-        For ``layer_types``, ``sliding_window`` and ``max_position_embeddings``.
+        For ``layer_types`` and ``sliding_window``.
     num_layers : int
         Layers of the model.
+    max_positions : int
+        Its positions: a window of as many is none.
     first_layer : int
         First layer with a window if ``layer_types`` does not say which have one.
     sliding : bool
@@ -240,19 +169,25 @@ def reject_windows(reader: ConfigReader, num_layers: int, first_layer: int, slid
     else:
         odd = {"sliding_attention"} if sliding and window and first_layer < num_layers else set()
     if odd == {"sliding_attention"} and sliding and window is not None:
-        # A window of all positions is none.
-        if reader.integer("sliding_window") >= reader.integer("max_position_embeddings"):
-            return
-        raise UnsupportedModelError(
-            f"[config.json] sliding_window is {brief(window)}, less than max_position_embeddings; "
-            "allowed: full attention in every layer; if texts stay shorter than the window, set "
-            "sliding_window to null"
-        )
+        require_no_window(reader, max_positions)
+        return
     if odd:
         raise UnsupportedModelError(
             f"[config.json] layer_types contains {brief(', '.join(sorted(odd)))}; allowed: "
             "full_attention"
         )
+
+
+def require_no_window(reader: ConfigReader, max_positions: int) -> None:
+    """Refuse a ``sliding_window`` of all layers that is shorter than the model's positions."""
+    window = reader.get("sliding_window")
+    if window is None or reader.integer("sliding_window") >= max_positions:
+        return
+    raise UnsupportedModelError(
+        f"[config.json] sliding_window is {brief(window)}, less than the model's {max_positions} "
+        "positions; allowed: full attention in every layer; if texts stay shorter than the "
+        "window, set sliding_window to null"
+    )
 
 
 def require_activation(reader: ConfigReader, name: str, allowed: tuple[str, ...]) -> None:

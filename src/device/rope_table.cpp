@@ -4,31 +4,31 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cos.h>
-#include <ATen/ops/logical_and.h>
-#include <ATen/ops/outer.h>
-#include <ATen/ops/pow.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/sin.h>
-#include <ATen/ops/where.h>
 
-#include <numbers>
+#include "device/rope_frequencies.h"
 
 namespace hybridgen {
 namespace {
 
-// Llama 3.x: long wavelengths are stretched by `factor`, short ones kept, those between blended.
-at::Tensor scale_llama3(const at::Tensor& inverse_frequencies, const RopeScaling& scaling) {
-  const double original = static_cast<double>(scaling.original_max_positions);
-  const double low_wavelength = original / scaling.low_freq_factor;
-  const double high_wavelength = original / scaling.high_freq_factor;
-  const at::Tensor wavelength = 2.0 * std::numbers::pi / inverse_frequencies;
-  const at::Tensor stretched = at::where(
-      wavelength > low_wavelength, inverse_frequencies / scaling.factor, inverse_frequencies);
-  const at::Tensor smooth = (original / wavelength - scaling.low_freq_factor) /
-                            (scaling.high_freq_factor - scaling.low_freq_factor);
-  const at::Tensor blended = (1.0 - smooth) * stretched / scaling.factor + smooth * stretched;
-  const at::Tensor is_medium =
-      at::logical_and(wavelength >= high_wavelength, wavelength <= low_wavelength);
-  return at::where(is_medium, blended, stretched);
+const at::TensorOptions kLengths = at::TensorOptions().dtype(at::kLong);
+
+/// Of positions [N] in passes of lengths [N], or of one length [1].
+RopeTable rope_table(const ModelConfig& config,
+                     const at::Tensor& positions,
+                     const at::Tensor& lengths,
+                     at::Device device) {
+  const at::Tensor angles =
+      positions.to(at::kFloat).unsqueeze(1) * inverse_frequencies(config, lengths);
+  RopeTable table{at::cos(angles), at::sin(angles)};
+  // Only where it is read: a number that nobody checked is to change nothing.
+  const RopeKind kind = config.rope_scaling.kind;
+  if (kind == RopeKind::kYarn || kind == RopeKind::kLongRope) {
+    table.cosines.mul_(config.rope_scaling.attention_factor);
+    table.sines.mul_(config.rope_scaling.attention_factor);
+  }
+  return {table.cosines.contiguous().to(device), table.sines.contiguous().to(device)};
 }
 
 }  // namespace
@@ -37,16 +37,29 @@ RopeTable build_rope_table(const ModelConfig& config, std::int64_t positions, at
   if (config.position != PositionKind::kRotary) {
     return {};
   }
-  const at::Tensor exponent =
-      at::arange(0, config.head_dim, 2, at::TensorOptions().dtype(at::kLong)).to(at::kFloat) /
-      static_cast<double>(config.head_dim);
-  at::Tensor inverse_frequencies = 1.0 / at::pow(config.rope_theta, exponent);
-  if (config.rope_scaling.factor != 1.0) {
-    inverse_frequencies = scale_llama3(inverse_frequencies, config.rope_scaling);
+  const at::Tensor each = at::arange(positions, kLengths);
+  return rope_table(config, each, each + 1, device);
+}
+
+RopeTable build_prompt_rope_table(const ModelConfig& config,
+                                  std::int64_t first,
+                                  std::int64_t count,
+                                  std::int64_t length,
+                                  at::Device device) {
+  if (config.position != PositionKind::kRotary) {
+    return {};
   }
-  const at::Tensor position = at::arange(positions, at::TensorOptions().dtype(at::kFloat));
-  const at::Tensor angles = at::outer(position, inverse_frequencies);
-  return {at::cos(angles).contiguous().to(device), at::sin(angles).contiguous().to(device)};
+  return rope_table(
+      config, at::arange(first, first + count, kLengths), at::full({1}, length, kLengths), device);
+}
+
+RopeTable inverse_of(const ModelConfig& config, const RopeTable& table) {
+  const RopeKind kind = config.rope_scaling.kind;
+  const bool is_scaled = kind == RopeKind::kYarn || kind == RopeKind::kLongRope;
+  const double factor = is_scaled ? config.rope_scaling.attention_factor : 1.0;
+  // The table is the rotation times the factor, and the inverse is its transpose over the factor.
+  const double scale = 1.0 / (factor * factor);
+  return {table.cosines * scale, table.sines * -scale};
 }
 
 }  // namespace hybridgen

@@ -213,6 +213,7 @@ bool Engine::Impl::admit_next(std::vector<TokenEvent>& events) {
                                                     options.numa_node,
                                                     machine.division().parts,
                                                     disk());
+    request->state->prefill_tokens = request->prefill_tokens;
     if (cpu_stage != nullptr) {
       cpu_stage->reserve(needed.max_offloaded, request->state->max_candidates());
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "models/decoder_model.h"
 
+#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
@@ -116,9 +117,31 @@ void DecoderModel::prepare_positions(std::int64_t positions) {
   }
 }
 
-RopeTable DecoderModel::rope() const {
+RopeTable DecoderModel::step_rope() const {
   const std::scoped_lock lock(rope_mutex_);
   return rope_;
+}
+
+RopeTable DecoderModel::prompt_rope(std::int64_t length) const {
+  return config_.rope_scaling.depends_on_length(length)
+             ? build_prompt_rope_table(config_, 0, length, length, device_.device())
+             : step_rope();
+}
+
+std::optional<Rotation> DecoderModel::prompt_rotation(std::int64_t first,
+                                                      std::int64_t count,
+                                                      std::int64_t length) const {
+  if (config_.position != PositionKind::kRotary ||
+      !config_.rope_scaling.depends_on_length(length)) {
+    return std::nullopt;
+  }
+  const at::TensorOptions options = at::TensorOptions().dtype(at::kLong).device(device_.device());
+  return Rotation{build_prompt_rope_table(config_, first, count, length, device_.device()),
+                  at::arange(count, options)};
+}
+
+Rotation DecoderModel::rotation_of(const BlockWorkspace& ws) const {
+  return ws.rotation ? *ws.rotation : Rotation{step_rope(), ws.positions};
 }
 
 void DecoderModel::embed(const DeviceOps& ops, const at::Tensor& tokens, BlockWorkspace& ws) const {
@@ -154,10 +177,10 @@ void DecoderModel::project(const DeviceOps& ops,
   if (config_.position != PositionKind::kRotary) {
     return;
   }
-  const RopeTable table = rope();
-  ops.rotate(table, ws.positions, heads.query);
+  const Rotation rotation = rotation_of(ws);
+  ops.rotate(rotation.table, rotation.rows, heads.query);
   if (heads.key != nullptr && rotate_key) {
-    ops.rotate(table, ws.positions, *heads.key);
+    ops.rotate(rotation.table, rotation.rows, *heads.key);
   }
 }
 
@@ -181,14 +204,10 @@ void DecoderModel::attention_inputs(const DeviceOps& ops,
       ops, layer, layer.qkv, {.all = ws.qkv, .query = ws.query, .key = &ws.key}, rotate_key, ws);
 }
 
-void DecoderModel::rotate_keys(const DeviceOps& ops,
-                               at::Tensor& keys,
-                               const at::Tensor& places,
-                               bool backwards) const {
-  RopeTable table = rope();
-  if (backwards) {
-    table.sines = table.sines.neg();
-  }
+void rotate_keys(const DeviceOps& ops,
+                 const RopeTable& table,
+                 const at::Tensor& places,
+                 at::Tensor& keys) {
   for (std::int64_t g = 0; g < keys.size(0); ++g) {
     at::Tensor rows = keys.select(0, g).narrow(0, 0, places.size(0)).unsqueeze(1);
     ops.rotate(table, places, rows);

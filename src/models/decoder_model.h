@@ -8,6 +8,7 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 
 #include "device/device_context.h"
@@ -17,6 +18,12 @@
 #include "models/weights.h"
 
 namespace hybridgen {
+
+/// What turns the rows of a pass: row r by row rows[r] (int64, on the device) of a table.
+struct Rotation {
+  RopeTable table;
+  at::Tensor rows;
+};
 
 /// Tensors of one pass over `rows` rows, allocated once and reused layer after layer, step after
 /// step.
@@ -30,7 +37,8 @@ struct BlockWorkspace {
   BlockWorkspace beside(std::int64_t count) const;
 
   std::int64_t rows = 0;
-  at::Tensor positions;       ///< [rows] int64
+  at::Tensor positions;              ///< [rows] int64
+  std::optional<Rotation> rotation;  ///< of the pass, where it is not that of single steps
   at::Tensor x;               ///< [rows, M] residual stream: the layer's input, later its output
   at::Tensor normed;          ///< [rows, M]
   at::Tensor embedding;       ///< [rows, E]; only where E != M
@@ -47,6 +55,13 @@ struct BlockWorkspace {
   at::Tensor gate_half, up_half;  ///< views of up
   at::Tensor ffn;                 ///< [rows, F]
 };
+
+/// Rotates the first `count` rows of keys [G, capacity, D] by the table's rows places [count]
+/// (int64, on the device).
+void rotate_keys(const DeviceOps& ops,
+                 const RopeTable& table,
+                 const at::Tensor& places,
+                 at::Tensor& keys);
 
 class DecoderModel {
  public:
@@ -85,12 +100,15 @@ class DecoderModel {
                         BlockWorkspace& ws,
                         bool rotate_key = true) const;
 
-  /// Rotates the first `count` rows of keys [G, capacity, D] by places [count] (int64, on the
-  /// device); backwards: undoes it. Only for rotary models.
-  void rotate_keys(const DeviceOps& ops,
-                   at::Tensor& keys,
-                   const at::Tensor& places,
-                   bool backwards = false) const;
+  /// Row p: what turns a token at position p in a decode step. Stays valid while the model's grows.
+  RopeTable step_rope() const;
+  /// Row p: what turned token p of a prompt of so many tokens, which were prefilled together.
+  RopeTable prompt_rope(std::int64_t length) const;
+  /// Of tokens [first, first + count) of such a prompt, if a step at their positions turns
+  /// otherwise.
+  std::optional<Rotation> prompt_rotation(std::int64_t first,
+                                          std::int64_t count,
+                                          std::int64_t length) const;
 
   /// Output projection of `layer` from ws.attended, added to ws.x.
   void attention_output(const DeviceOps& ops, const LayerWeights& layer, BlockWorkspace& ws) const;
@@ -123,8 +141,8 @@ class DecoderModel {
                                     const LayerWeights& weights,
                                     BlockWorkspace& ws) const;
 
-  /// The table as it is now; both its tensors stay valid while it grows.
-  RopeTable rope() const;
+  /// Of the rows of a pass.
+  Rotation rotation_of(const BlockWorkspace& ws) const;
 
   ModelConfig config_;
   DType dtype_;

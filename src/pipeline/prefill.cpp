@@ -80,6 +80,7 @@ void Prefill::begin(PrefillChunk& chunk) {
   if (chunk.leaving > 0) {
     grow_host(request, request.tokens.num_offloaded() + chunk.leaving);
   }
+  chunk.ws.rotation = model_.prompt_rotation(first_position, count, request.prefill_tokens);
   model_.embed(ops_, ids.to(model_.device().device()), chunk.ws);
 }
 
@@ -293,8 +294,12 @@ void Prefill::finish(RequestState& request) {
   const ModelConfig& config = model_.config();
   ResidentCache kept(
       config, request.resident.keys(0).options(), std::max<std::int64_t>(request.plan.window, 1));
+  RopeTable unrotation;
+  if (method_.positions == PositionMode::kCacheIndex) {
+    unrotation = inverse_of(config, model_.prompt_rope(request.tokens.num_tokens()));
+  }
   for (std::int64_t layer = 0; layer < config.num_layers; ++layer) {
-    keep_layer(request, layer, kept);
+    keep_layer(request, layer, unrotation, kept);
   }
   const std::int64_t total = request.tokens.num_tokens();
   const auto count = static_cast<std::int64_t>(request.parts.retention->positions(0, 0).size());
@@ -311,7 +316,10 @@ void Prefill::finish(RequestState& request) {
   request.prompt_reservation = {};
 }
 
-void Prefill::keep_layer(RequestState& request, std::int64_t layer, ResidentCache& kept) {
+void Prefill::keep_layer(RequestState& request,
+                         std::int64_t layer,
+                         const RopeTable& unrotation,
+                         ResidentCache& kept) {
   const std::int64_t total = request.tokens.num_tokens();
   for (std::int64_t g = 0; g < model_.config().num_kv_heads; ++g) {
     std::span<const float> sums;
@@ -331,8 +339,8 @@ void Prefill::keep_layer(RequestState& request, std::int64_t layer, ResidentCach
     };
     at::Tensor keys = rows_of(request.resident.resident_keys(layer));
     const at::Tensor values = rows_of(request.resident.resident_values(layer));
-    if (method_.positions == PositionMode::kCacheIndex) {
-      model_.rotate_keys(ops_, keys, where, /*backwards=*/true);
+    if (unrotation.cosines.defined()) {
+      rotate_keys(ops_, unrotation, where, keys);
     }
     if (request.host == nullptr) {
       kept.keys(layer).narrow(0, g, 1).narrow(1, 0, count).copy_(keys);

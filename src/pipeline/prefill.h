@@ -88,7 +88,11 @@ class Prefill {
                     const PromptRows& rows,
                     const at::Tensor& offloaded_lse,
                     const at::Tensor& device_lse);
-  void keep_layer(RequestState& request, std::int64_t layer, ResidentCache& kept);
+  /// `unrotation`: undoes the rotation of the prompt's keys; undefined: they stay rotated.
+  void keep_layer(RequestState& request,
+                  std::int64_t layer,
+                  const RopeTable& unrotation,
+                  ResidentCache& kept);
   void read_ahead(const RequestState& request, std::int64_t layer) const;
   std::int64_t rows_to_keep(const RequestState& request, std::int64_t rows) const;
   void place(RequestState& request,

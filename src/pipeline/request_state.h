@@ -79,6 +79,7 @@ struct RequestState {
   Reservation device_reservation;
   Reservation prompt_reservation;  ///< until a retention policy has chosen
   RequestPlan plan;
+  std::int64_t prefill_tokens = 0;  ///< of the prompt; the rest passes through decode steps
 
   TokenMapper tokens;
   EvictionEngine eviction;

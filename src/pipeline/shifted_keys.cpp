@@ -93,10 +93,11 @@ void ShiftedKeys::shift(const DecoderModel& model,
                         const RetentionPolicy& retention) {
   const std::int64_t count = resident.size();
   const at::Tensor& keys = resident.keys(layer);
+  const RopeTable table = model.step_rope();
   for (std::int64_t g = 0; g < num_kv_heads_; ++g) {
     at::Tensor shifted = keys_.narrow(0, g, 1);
     shifted.narrow(1, 0, count).copy_(keys.narrow(0, g, 1).narrow(1, 0, count));
-    model.rotate_keys(ops, shifted, places_of(layer, g, count, retention));
+    rotate_keys(ops, table, places_of(layer, g, count, retention), shifted);
   }
 }
 

@@ -79,12 +79,23 @@ std::int64_t ranking_bytes(const Sizes& s, const RequestPlan& plan) {
   return s.rows(tokens) * (s.widened + s.element) + s.heads * tokens * 4 * (kFloat + kLong);
 }
 
-// The window moves to its buffer's front, or is rotated to its places.
+// Tables of a prompt that turns otherwise than steps at its positions: of a chunk, with what its
+// angles are made of.
+std::int64_t prompt_rope_bytes(const ModelConfig& config, std::int64_t rows, std::int64_t prompt) {
+  const bool is_own =
+      config.position == PositionKind::kRotary && config.rope_scaling.depends_on_length(prompt);
+  return is_own ? 2 * rows * config.head_dim * kFloat : 0;
+}
+
+// The window moves to its buffer's front, or is rotated to its places; before that the prompt's
+// rotation is undone.
 std::int64_t window_bytes(const ModelConfig& config, const Sizes& s, const RequestPlan& plan) {
   const std::int64_t backwards = config.position == PositionKind::kRotary
-                                     ? config.max_positions * config.head_dim * kFloat / 2
+                                     ? config.max_positions * config.head_dim * kFloat
                                      : 0;
-  return s.rows(std::max(plan.window, plan.prompt_capacity)) * (s.element + 4 * kFloat) + backwards;
+  const std::int64_t prompt = plan.shape.prompt_tokens;
+  return s.rows(std::max(plan.window, plan.prompt_capacity)) * (s.element + 4 * kFloat) +
+         backwards + prompt_rope_bytes(config, prompt, prompt);
 }
 
 // partial_attention() for a block of keys: two tensors of logits and their mask; the block's keys
@@ -145,7 +156,8 @@ std::int64_t momentary_device_bytes(const ModelConfig& config,
   return std::max({merge_bytes(s, plan),
                    ranking_bytes(s, plan),
                    window_bytes(config, s, plan),
-                   prefill_bytes(s, method, plan, rows)});
+                   prefill_bytes(s, method, plan, rows) +
+                       prompt_rope_bytes(config, rows, plan.shape.prompt_tokens)});
 }
 
 std::int64_t host_working_bytes(const ModelConfig& config,
@@ -157,7 +169,8 @@ std::int64_t host_working_bytes(const ModelConfig& config,
   const bool is_rotary = config.position == PositionKind::kRotary;
   const std::int64_t positions = std::min(
       std::max(plan.shape.max_tokens, DecoderModel::kFirstPositions), config.max_positions);
-  const std::int64_t rope = is_rotary ? positions * config.head_dim * kFloat : 0;
+  const std::int64_t rope = (is_rotary ? positions * config.head_dim * kFloat : 0) +
+                            prompt_rope_bytes(config, rows.prefill, plan.shape.prompt_tokens);
   // Of the chunk itself; of what was there before it, and the sum with it, if it is not the first.
   const std::int64_t outputs = plan.shape.prompt_tokens > rows.prefill ? 3 : 1;
   const std::int64_t attended = outputs * s.heads * rows.prefill * (s.head_dim + 1) * kFloat;

@@ -82,6 +82,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "llama-wide-heads": lambda: transformers.LlamaConfig(**_ROTARY, head_dim=16),
     "llama3": lambda: transformers.LlamaConfig(**_ROTARY, rope_parameters=_LLAMA3_ROPE),
     "qwen2": lambda: transformers.Qwen2Config(**_ROTARY),
+    "mistral": lambda: transformers.MistralConfig(**_ROTARY, sliding_window=None, head_dim=12),
     "qwen2-tied": lambda: transformers.Qwen2Config(**_ROTARY, tie_word_embeddings=True),
 }
 
@@ -95,10 +96,15 @@ def make_config(name: str) -> Any:
 
 
 def make_model(name: str) -> Any:
+    """Return a random model of a name in CONFIGS."""
+    return random_model(make_config(name), seed=sum(map(ord, name)))
+
+
+def random_model(config: Any, *, seed: int) -> Any:
     """Return a random model whose every tensor matters, biases and norms included."""
-    config = make_config(name)
-    model = getattr(transformers, config.architectures[0])(config)
-    generator = torch.Generator().manual_seed(sum(map(ord, name)))
+    model_class = type(config).__name__.replace("Config", "ForCausalLM")
+    model = getattr(transformers, model_class)(config)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)

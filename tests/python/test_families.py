@@ -7,17 +7,32 @@ import json
 from typing import Any
 
 import pytest
+import transformers
 
 from conftest import CONFIGS, make_config, make_model
 from hybridgen import CheckpointError, ConfigError, UnsupportedModelError
+from hybridgen.config_fields import unknown_fields
 from hybridgen.families import FAMILIES, OPT, family_of, read_model_config
 from hybridgen.model_config import read_eos_ids, resolve_dtype
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [1.0, 2.0, 4.0, 8.0],
+    "original_max_position_embeddings": 64,
+}
 
 
 def saved(name: str) -> dict[str, Any]:
     """Return config.json as today's transformers writes it."""
     content: dict[str, Any] = json.loads(make_config(name).to_json_string())
     return content
+
+
+def changed(content: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """Return the content with other fields; those that are ... are absent."""
+    return {name: value for name, value in (content | change).items() if value is not ...}
 
 
 def old_spelling(content: dict[str, Any]) -> dict[str, Any]:
@@ -93,6 +108,7 @@ def test_a_head_may_be_wider_than_its_share_of_the_model() -> None:
 
 def test_llama3_scaling_is_read_in_full() -> None:
     assert read_model_config(saved("llama3"))["rope_scaling"] == {
+        "kind": "llama3",
         "factor": 8.0,
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
@@ -134,12 +150,28 @@ def test_llama_bias_flags_are_honoured() -> None:
         ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ("opt", {"activation_function": "gelu"}, "activation_function is 'gelu'"),
         ("opt", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine"),
-        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "allowed: default"),
+        ("llama", {"rope_parameters": {"rope_type": "proportional"}}, "allowed: default, linear"),
         (
             "llama",
-            {"rope_parameters": None, "rope_scaling": {"type": "longrope", "factor": 2.0}},
-            "rope_type is 'longrope'",
+            {"rope_parameters": None, "rope_scaling": {"type": "mrope", "factor": 2.0}},
+            "rope_type is 'mrope'",
         ),
+        (
+            "llama",
+            {"head_dim": 2, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+            "head_dim is 2",
+        ),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1.0}},
+            "rope_theta is 1",
+        ),
+        ("llama", {"residual_multiplier": 0.22}, "residual_multiplier is 0.22, which changes"),
+        ("qwen2", {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
+        ("llama", {"num_local_experts": 8}, "num_local_experts is 8, which changes"),
+        ("mistral", {"sliding_window": ..., "max_position_embeddings": 8192}, "window is 4096"),
+        ("mistral", {"sliding_window": 255}, "sliding_window is 255, less than the model's 256"),
+        ("mistral", {"layer_types": ["full_attention"] * 3, "sliding_window": 9}, "is 9, less"),
         ("llama", {"per_layer_config": {"0": {"hidden_size": 16}}}, "per_layer_config is set"),
         ("llama", {"quantization": {"bits": 4}}, "quantization is set"),
         ("llama", {"rope_parameters": {"a": {"rope_theta": 1.0}}}, "kinds of layers"),
@@ -166,7 +198,7 @@ def test_what_the_engine_has_no_code_for_is_refused(
     name: str, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
-        read_model_config(saved(name) | change)
+        read_model_config(changed(saved(name), change))
 
 
 def test_a_window_that_no_layer_uses_is_no_obstacle() -> None:
@@ -188,6 +220,21 @@ def test_a_window_that_no_layer_uses_is_no_obstacle() -> None:
         ({"hidden_size": 33, "head_dim": None}, "hidden_size is 33"),
         ({"rope_parameters": "fast"}, "rope_parameters is 'fast'"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "is missing"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "factor is missing"),
+        ({"rope_parameters": YARN | {"factor": -4.0}}, "factor is -4.0"),
+        ({"rope_parameters": YARN | {"attention_factor": 1e5}}, "attention_factor is 100000.0"),
+        ({"rope_parameters": YARN | {"beta_fast": "x"}}, "beta_fast is 'x'"),
+        ({"rope_parameters": YARN | {"truncate": 3}}, "truncate is 3"),
+        (
+            {"rope_parameters": YARN | {"mscale": float("nan"), "mscale_all_dim": 1}},
+            "mscale is nan",
+        ),
+        ({"rope_parameters": LONGROPE | {"short_factor": [1.0]}}, "a list of 4 numbers"),
+        ({"rope_parameters": LONGROPE | {"long_factor": [1.0, 0.0, 1.0, 1.0]}}, "long_factor is 0"),
+        (
+            {"rope_parameters": LONGROPE | {"original_max_position_embeddings": 1}},
+            "original_max_position_embeddings is 1",
+        ),
         ({"layer_types": ["full_attention"]}, "layer_types is"),
         ({"architectures": "LlamaForCausalLM"}, "architectures is"),
     ],
@@ -199,10 +246,35 @@ def test_a_malformed_field_is_named(change: dict[str, Any], message: str) -> Non
 
 def test_an_unsupported_architecture_is_answered_with_the_supported_ones() -> None:
     with pytest.raises(UnsupportedModelError) as caught:
-        family_of({"architectures": ["Qwen3ForCausalLM"]})
+        family_of({"architectures": ["Qwen2MoeForCausalLM"]})
     for family in FAMILIES:
         assert family.architecture in str(caught.value)
     assert "did you mean 'Qwen2ForCausalLM'" in str(caught.value)
+
+
+def test_an_unknown_family_is_told_which_of_its_fields_nobody_here_has() -> None:
+    content = json.loads(transformers.Gemma2Config().to_json_string())
+    with pytest.raises(UnsupportedModelError) as caught:
+        family_of(content)
+    message = str(caught.value)
+    assert "model_type 'gemma2'" in message
+    assert "no known family has" in message
+    assert "'attn_logit_softcapping', 'final_logit_softcapping'" in message
+    assert "hidden_size" not in message
+    many = {f"field_{i}": 1 for i in range(1000)} | {"model_type": "x" * 5000}
+    with pytest.raises(UnsupportedModelError, match="and 992 more") as caught:
+        family_of(many)
+    assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_field_that_transformers_writes_is_read_or_changes_nothing(name: str) -> None:
+    assert unknown_fields(saved(name)) == ""
+
+
+def test_a_field_that_changes_results_is_welcome_with_the_value_that_changes_nothing() -> None:
+    neutral = {"residual_multiplier": 1.0, "num_experts": 0, "clip_qkv": None, "alibi": False}
+    assert read_model_config(saved("llama") | neutral) == read_model_config(saved("llama"))
 
 
 def test_a_file_without_architectures_is_known_by_its_model_type() -> None:

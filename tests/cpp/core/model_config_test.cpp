@@ -84,10 +84,43 @@ const BadField kBadFields[] = {
     {"position_offset", [](ModelConfig& c) { c.position_offset = -1; }},
     {"rope_theta", [](ModelConfig& c) { c.rope_theta = 0; }},
     {"rope_scaling] factor", [](ModelConfig& c) { c.rope_scaling.factor = 0; }},
+    {"rope_scaling] attention_factor",
+     [](ModelConfig& c) { c.rope_scaling.attention_factor = -1.0; }},
     {"rope_scaling.high_freq_factor",
-     [](ModelConfig& c) { c.rope_scaling = {8.0, 4.0, 1.0, 8192}; }},
+     [](ModelConfig& c) {
+       c.rope_scaling = {.kind = RopeKind::kLlama3, .low_freq_factor = 4.0, .high_freq_factor = 1};
+     }},
     {"rope_scaling] original_max_positions",
-     [](ModelConfig& c) { c.rope_scaling = {8.0, 1.0, 4.0, 0}; }},
+     [](ModelConfig& c) { c.rope_scaling.original_max_positions = 0; }},
+    {"rope_scaling] beta_slow",
+     [](ModelConfig& c) { c.rope_scaling = {.kind = RopeKind::kYarn, .beta_slow = 0.0}; }},
+    {"rope_theta",
+     [](ModelConfig& c) {
+       c.rope_scaling.kind = RopeKind::kYarn;
+       c.rope_theta = 1.0;
+     }},
+    {"head_dim",
+     [](ModelConfig& c) {
+       c.rope_scaling.kind = RopeKind::kDynamic;
+       c.head_dim = 2;
+     }},
+    {"rope_scaling.long_factors",
+     [](ModelConfig& c) {
+       c.rope_scaling.kind = RopeKind::kLongRope;
+       c.rope_scaling.short_factors.resize(8, 1.0);
+       c.rope_scaling.long_factors.resize(7, 1.0);
+     }},
+    {"rope_scaling] short_factors",
+     [](ModelConfig& c) {
+       c.rope_scaling.kind = RopeKind::kLongRope;
+       c.rope_scaling.short_factors.resize(8, 0.0);
+       c.rope_scaling.long_factors.resize(8, 1.0);
+     }},
+    {"qk_norm",
+     [](ModelConfig& c) {
+       c.qk_norm = true;
+       c.norm = NormKind::kLayer;
+     }},
 };
 
 INSTANTIATE_TEST_SUITE_P(EveryField, ModelConfigRejects, testing::ValuesIn(kBadFields));
