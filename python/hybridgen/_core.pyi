@@ -87,6 +87,7 @@ class ModelConfig:
         position_offset: int = 0,
         rope_theta: float = 10000.0,
         rope_scaling: dict[str, typing.Any] | None = None,
+        qk_norm: bool = False,
         qkv_bias: bool = False,
         output_bias: bool = False,
         ffn_bias: bool = False,
@@ -136,6 +137,8 @@ class ModelConfig:
     def position_offset(self) -> typing.Any: ...
     @property
     def pre_norm(self) -> typing.Any: ...
+    @property
+    def qk_norm(self) -> typing.Any: ...
     @property
     def qkv_bias(self) -> typing.Any: ...
     @property

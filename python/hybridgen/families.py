@@ -14,10 +14,11 @@ from .family.llama import LLAMA
 from .family.mistral import MISTRAL
 from .family.opt import OPT
 from .family.qwen2 import QWEN2
+from .family.qwen3 import QWEN3
 
 __all__ = ["FAMILIES", "IGNORED_TENSORS", "OPT", "Family", "family_of", "read_model_config"]
 
-FAMILIES = (OPT, LLAMA, MISTRAL, QWEN2)
+FAMILIES = (OPT, LLAMA, MISTRAL, QWEN2, QWEN3)
 
 IGNORED_TENSORS = (
     r"(.*\.)?rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)",

@@ -134,18 +134,24 @@ void CpuOps::norm(const ModelConfig& config,
   args.weight = weight.const_data_ptr();
   args.bias = bias.defined() ? bias.const_data_ptr() : nullptr;
   args.y = y.mutable_data_ptr();
-  args.dim = x.size(1);
-  args.x_stride = x.stride(0);
-  args.y_stride = y.stride(0);
+  const bool has_heads = x.dim() == 3;
+  const std::int64_t heads = has_heads ? x.size(1) : 1;
+  args.dim = x.size(-1);
   args.eps = static_cast<float>(config.norm_eps);
   const auto apply = config.norm == NormKind::kRms ? kernels_.rms_norm : kernels_.layer_norm;
   const std::int64_t element = x.element_size();
-  for_rows(x.size(0), args.dim, [&](std::int64_t begin, std::int64_t end) {
-    kernels::NormArgs part = args;
-    part.x = offset(args.x, begin * args.x_stride, element);
-    part.y = offset(args.y, begin * args.y_stride, element);
-    part.rows = end - begin;
-    apply(part);
+  // The rows of one call lie evenly: all of a matrix, or the heads of one row.
+  args.x_stride = has_heads ? args.dim : x.stride(0);
+  args.y_stride = has_heads ? args.dim : y.stride(0);
+  const std::int64_t rows_per_call = has_heads ? 1 : x.size(0);
+  for_rows(x.size(0), heads * args.dim, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; row += rows_per_call) {
+      kernels::NormArgs part = args;
+      part.x = offset(args.x, row * x.stride(0), element);
+      part.y = offset(args.y, row * y.stride(0), element);
+      part.rows = heads * std::min(rows_per_call, end - row);
+      apply(part);
+    }
   });
 }
 

@@ -93,7 +93,8 @@ class DeviceOps {
                            const at::Tensor& ids,
                            std::int64_t offset,
                            at::Tensor& y) const = 0;
-  /// RMS or layer norm over the last dimension; y may be x.
+  /// RMS or layer norm over the last dimension of x [rows, dim], or [rows, heads, dim] where heads
+  /// lie side by side; y may be x.
   virtual void norm(const ModelConfig& config,
                     const at::Tensor& x,
                     const at::Tensor& weight,

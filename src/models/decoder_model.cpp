@@ -169,11 +169,18 @@ const at::Tensor& DecoderModel::attention_input(const DeviceOps& ops,
 
 void DecoderModel::project(const DeviceOps& ops,
                            const LayerWeights& norm_of,
-                           const Projection& projection,
+                           const LayerWeights& weights,
                            const Heads& heads,
                            bool rotate_key,
                            BlockWorkspace& ws) const {
+  const Projection& projection = heads.key == nullptr ? weights.query : weights.qkv;
   ops.project(attention_input(ops, norm_of, ws), projection, heads.all);
+  if (config_.qk_norm) {
+    ops.norm(config_, heads.query, weights.query_norm_weight, {}, heads.query);
+    if (heads.key != nullptr) {
+      ops.norm(config_, *heads.key, weights.key_norm_weight, {}, *heads.key);
+    }
+  }
   if (config_.position != PositionKind::kRotary) {
     return;
   }
@@ -190,7 +197,7 @@ void DecoderModel::project_query(const DeviceOps& ops,
                                  BlockWorkspace& ws) const {
   project(ops,
           norm_layer,
-          layer.query,
+          layer,
           {.all = ws.guess, .query = ws.guess_heads, .key = nullptr},
           /*rotate_key=*/false,
           ws);
@@ -200,8 +207,7 @@ void DecoderModel::attention_inputs(const DeviceOps& ops,
                                     const LayerWeights& layer,
                                     BlockWorkspace& ws,
                                     bool rotate_key) const {
-  project(
-      ops, layer, layer.qkv, {.all = ws.qkv, .query = ws.query, .key = &ws.key}, rotate_key, ws);
+  project(ops, layer, layer, {.all = ws.qkv, .query = ws.query, .key = &ws.key}, rotate_key, ws);
 }
 
 void rotate_keys(const DeviceOps& ops,

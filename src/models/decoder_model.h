@@ -94,7 +94,7 @@ class DecoderModel {
                      BlockWorkspace& ws) const;
 
   /// Norm, query, key and value projections and rotation of `layer`: into ws.query, key, value.
-  /// Without `rotate_key` the key stays as projected.
+  /// Without `rotate_key` the key stays as it was before its rotation.
   void attention_inputs(const DeviceOps& ops,
                         const LayerWeights& layer,
                         BlockWorkspace& ws,
@@ -124,13 +124,13 @@ class DecoderModel {
   struct Heads {
     at::Tensor& all;    ///< [rows, outputs of the projection]
     at::Tensor& query;  ///< [rows, H, D]
-    at::Tensor* key;    ///< [rows, G, D]; null: the projection makes none
+    at::Tensor* key;    ///< [rows, G, D]; null: queries alone
   };
-  /// `projection` of ws.x as `norm_of` norms it, and what is done to queries and keys before they
-  /// meet. Without `rotate_key` the key stays as projected.
+  /// Heads that the layer of `weights` makes of ws.x as `norm_of` norms it, and what is done to
+  /// queries and keys before they meet: their own norms and rotation, the key's with `rotate_key`.
   void project(const DeviceOps& ops,
                const LayerWeights& norm_of,
-               const Projection& projection,
+               const LayerWeights& weights,
                const Heads& heads,
                bool rotate_key,
                BlockWorkspace& ws) const;

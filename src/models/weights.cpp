@@ -126,6 +126,12 @@ LayerWeights Weights::allocate_layer(const ModelConfig& config, const std::strin
                                   hidden,
                                   config.qkv_bias);
   layer.query = layer.qkv.rows(0, query_rows_);
+  if (config.qk_norm) {
+    layer.query_norm_weight = allocate({config.head_dim});
+    layer.key_norm_weight = allocate({config.head_dim});
+    expect(prefix + "q_norm.weight", layer.query_norm_weight);
+    expect(prefix + "k_norm.weight", layer.key_norm_weight);
+  }
   layer.output = allocate_projection(
       {{LayerMatrix::kOutput, prefix + "o_proj", hidden}}, query_rows_, config.output_bias);
   norm("ffn_norm", layer.ffn_norm_weight, layer.ffn_norm_bias);

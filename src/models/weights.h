@@ -28,6 +28,7 @@ struct LayerWeights {
   at::Tensor attention_norm_weight, attention_norm_bias;  ///< [M]
   Projection qkv;                                         ///< [(H + 2 G) D, M]
   Projection query;                                       ///< a view of its first H D rows
+  at::Tensor query_norm_weight, key_norm_weight;          ///< [D]; only with qk_norm
   Projection output;                                      ///< [M, H D]
   at::Tensor ffn_norm_weight, ffn_norm_bias;              ///< [M]
   Projection up;    ///< [F, M], or gate above up [2 F, M] for gated FFNs

@@ -48,7 +48,9 @@ std::int64_t momentary_row_bytes(const ModelConfig& config, DType dtype) {
                                         config.hidden_size,
                                         config.embedding_size});
   const std::int64_t product = widest * s.element;
-  const std::int64_t norm = config.hidden_size * (4 * kFloat + 2 * s.element);
+  const std::int64_t normed =
+      std::max(config.hidden_size, config.qk_norm ? s.heads * s.head_dim : 0);
+  const std::int64_t norm = normed * (4 * kFloat + 2 * s.element);
   const std::int64_t rotated = s.head_dim * kFloat * (1 + 3 * s.heads);
   return std::max({product, norm, rotated});
 }

@@ -83,6 +83,10 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "llama3": lambda: transformers.LlamaConfig(**_ROTARY, rope_parameters=_LLAMA3_ROPE),
     "qwen2": lambda: transformers.Qwen2Config(**_ROTARY),
     "mistral": lambda: transformers.MistralConfig(**_ROTARY, sliding_window=None, head_dim=12),
+    "qwen3": lambda: transformers.Qwen3Config(**_ROTARY, head_dim=12),
+    "qwen3-biased": lambda: transformers.Qwen3Config(
+        **_ROTARY, head_dim=10, attention_bias=True, tie_word_embeddings=True
+    ),
     "qwen2-tied": lambda: transformers.Qwen2Config(**_ROTARY, tie_word_embeddings=True),
 }
 

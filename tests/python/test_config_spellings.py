@@ -16,10 +16,12 @@ from transformers import (
     MistralConfig,
     OPTConfig,
     Qwen2Config,
+    Qwen3Config,
 )
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from hybridgen import LLM, SamplingParams, UnsupportedModelError
 from hybridgen.families import family_of, read_model_config
@@ -90,6 +92,7 @@ QWEN2 = ROTARY | {
     "sliding_window": [ABSENT, None, 64, 128],
     "max_window_layers": [ABSENT, 1, 2],
 }
+QWEN3 = QWEN2 | {"attention_bias": [ABSENT, False, True], "head_dim": [8, 16]}
 MISTRAL = ROTARY | {
     "num_key_value_heads": [2, 4],
     "sliding_window": [None, None, 128, 64, ABSENT],
@@ -110,6 +113,7 @@ OPT: dict[str, list[Any]] = {
 FAMILIES: dict[str, tuple[dict[str, list[Any]], Any, Any]] = {
     "llama": (LLAMA, LlamaConfig, LlamaRotaryEmbedding),
     "qwen2": (QWEN2, Qwen2Config, Qwen2RotaryEmbedding),
+    "qwen3": (QWEN3, Qwen3Config, Qwen3RotaryEmbedding),
     "mistral": (MISTRAL, MistralConfig, MistralRotaryEmbedding),
     "opt": (OPT, OPTConfig, None),
 }
@@ -122,7 +126,7 @@ def drawn(choices: dict[str, list[Any]], seed: int) -> dict[str, Any]:
     for rope in (content.get("rope_parameters"), content.get("rope_scaling")):
         for factors in ("short_factor", "long_factor"):
             if factors in (rope or {}):
-                rope[factors] *= 2 if content.get("head_dim") else 1
+                rope[factors] *= 2 if content.get("head_dim") == 16 else 1
     kind = str(content.get("rope_scaling") or content.get("rope_parameters"))
     if content.get("head_dim", 0) is None and any(k in kind for k in ("dyn", "yarn", "long")):
         del content["head_dim"]  # transformers multiplies None there
@@ -188,6 +192,7 @@ def test_mixed_spellings_mean_what_they_mean_in_transformers(name: str, seed: in
         return
     assert config["num_kv_heads"] == oracle.num_key_value_heads
     assert config["norm_eps"] == oracle.rms_norm_eps
+    assert config["qk_norm"] == (name == "qwen3")
     scaling = config["rope_scaling"] or {"kind": "default"}
     theirs = oracle.rope_parameters
     assert scaling["kind"] == theirs["rope_type"]

@@ -132,9 +132,15 @@ def test_opt_positions_begin_at_row_two() -> None:
 
 
 def test_only_qwen2_has_biases_without_being_asked() -> None:
-    for name, biased in (("llama", False), ("qwen2", True)):
+    for name, biased in (("llama", False), ("qwen2", True), ("qwen3", False), ("mistral", False)):
         config = read_model_config(saved(name))
         assert (config["qkv_bias"], config["output_bias"]) == (biased, False)
+
+
+def test_qwen3_norms_queries_and_keys_and_may_have_biases() -> None:
+    assert read_model_config(saved("qwen3"))["qk_norm"]
+    config = read_model_config(saved("qwen3-biased"))
+    assert (config["qkv_bias"], config["output_bias"], config["ffn_bias"]) == (True, True, False)
 
 
 def test_llama_bias_flags_are_honoured() -> None:
@@ -176,7 +182,6 @@ def test_llama_bias_flags_are_honoured() -> None:
         ("llama", {"quantization": {"bits": 4}}, "quantization is set"),
         ("llama", {"rope_parameters": {"a": {"rope_theta": 1.0}}}, "kinds of layers"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
-        ("llama", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
         (
             "qwen2",
             {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},

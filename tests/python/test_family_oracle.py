@@ -18,8 +18,11 @@ import torch
 import transformers
 
 import conftest
+import hybridgen as hg
 from hybridgen import LLM, CpuConfig, KVConfig, SamplingParams, SchedulerConfig
-from test_equivalence import ids_of, row_of, worst
+from test_equivalence import ids_of, worst
+from test_methods import EXACT
+from trained import variant
 
 CPU = CpuConfig(threads=1, device_threads=1)
 LIMIT = 20
@@ -42,7 +45,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 5,
         "num_key_value_heads": 5,
         "head_dim": 12,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 2,
         "intermediate_size": 28,
     },
     "one layer of wide heads": {
@@ -58,7 +61,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 14,
         "num_key_value_heads": 2,
         "head_dim": 6,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 3,
         "intermediate_size": 33,
     },
 }
@@ -80,6 +83,7 @@ CONFIGS: dict[str, Any] = {
     "llama": transformers.LlamaConfig,
     "mistral": transformers.MistralConfig,
     "qwen2": transformers.Qwen2Config,
+    "qwen3": transformers.Qwen3Config,
 }
 
 
@@ -122,7 +126,7 @@ def cases() -> Iterator[tuple[str, str, str]]:
 def model_of(family: str, shape: str, kind: str) -> Any:
     """Return a random model whose every tensor matters."""
     if family == "opt":
-        sizes = {"ffn_dim": 22, "num_hidden_layers": 3, "max_position_embeddings": 128}
+        sizes = {"ffn_dim": 22, "num_hidden_layers": 2, "max_position_embeddings": 128}
         sizes |= {"word_embed_proj_dim": OPT_SHAPES[shape]["hidden_size"]} | OPT_SHAPES[shape]
         return conftest.random_model(transformers.OPTConfig(**COMMON, **sizes), seed=len(shape))
     # What dynamic scaling calls original is the number of positions.
@@ -153,18 +157,27 @@ def greedy(model: Any, prompt: list[int], count: int) -> tuple[list[int], Any]:
     return tokens, torch.cat(rows)
 
 
-def generated(llm: LLM, prompts: list[list[int]], count: int) -> list[tuple[list[int], Any]]:
+# Steps that cross the limit, and a prompt beyond it.
+PROMPTS = [ids_of(LIMIT - 8, VOCABULARY, seed=1), ids_of(LIMIT + 7, VOCABULARY, seed=2)]
+COUNTS = [64, 10]
+
+
+def generated(llm: LLM) -> list[tuple[list[int], Any]]:
     """Return the same from the engine, with log-probabilities in place of logits."""
-    params = SamplingParams(
-        max_tokens=count, ignore_eos=True, logprobs=VOCABULARY, prompt_logprobs=VOCABULARY
-    )
+    params = [
+        SamplingParams(
+            max_tokens=count, ignore_eos=True, logprobs=VOCABULARY, prompt_logprobs=VOCABULARY
+        )
+        for count in COUNTS
+    ]
     found = []
-    for output in llm.generate(prompts, params):
+    for output in llm.generate(PROMPTS, params):
         sequence = output.outputs[0]
         assert output.prompt_logprobs is not None
         assert sequence.logprobs is not None
         rows = [*output.prompt_logprobs[1:], *sequence.logprobs]
-        found.append((list(sequence.token_ids), torch.stack([row_of(r, VOCABULARY) for r in rows])))
+        logprobs = [[(row or {})[token] for token in range(VOCABULARY)] for row in rows]
+        found.append((list(sequence.token_ids), torch.tensor(logprobs)))
     return found
 
 
@@ -182,13 +195,72 @@ def test_logits_and_tokens_are_those_of_transformers_with_a_cache(
 ) -> None:
     model = model_of(family, shape, kind)
     model.save_pretrained(tmp_path)
-    # Steps that cross the limit, and a prompt beyond it.
-    prompts = [ids_of(LIMIT - 8, VOCABULARY, seed=1), ids_of(LIMIT + 7, VOCABULARY, seed=2)]
-    expected = [greedy(model, prompt, 64) for prompt in prompts]
+    expected = [greedy(model, text, count) for text, count in zip(PROMPTS, COUNTS, strict=True)]
     for options in SETTINGS.values():
         with LLM(tmp_path, dtype="float32", device="cpu", cpu=CPU, **options) as llm:
-            found = generated(llm, prompts, 64)
-            for (tokens, logprobs), (their_tokens, logits) in zip(found, expected, strict=True):
+            both = zip(generated(llm), expected, strict=True)
+            for (tokens, logprobs), (their_tokens, logits) in both:
                 assert tokens == their_tokens
                 assert worst(logprobs, logits) < 1e-4
             assert (llm.stats.evicted_bytes > 0) == (options.get("method") != "full")
+
+
+def exact_settings() -> list[Any]:
+    """Return settings of every method with which it is exact, on models with rotary positions."""
+    chosen = []
+    for name, options in EXACT.items():
+        settings = {key: value for key, value in options.items() if key != "pre"}
+        if "pre" in options:
+            settings["scheduler"] = SchedulerConfig(k="all", strategy="pre")
+        if name != "streaming_llm-clamp":
+            chosen.append(pytest.param(settings, id=name))
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    """Normed queries and keys, and cosines and sines that are multiplied by a factor."""
+    folder = tmp_path_factory.mktemp("qwen3")
+    sizes = SHAPES["three heads share one"] | {"max_position_embeddings": 1024}
+    rope = rope_of("yarn", sizes["head_dim"])
+    config = transformers.Qwen3Config(**COMMON, **sizes, rope_parameters=rope)
+    conftest.random_model(config, seed=3).save_pretrained(folder)
+    with LLM(folder, dtype="float32", device="cpu", cpu=CPU, method="full") as llm:
+        yield llm
+
+
+TEXTS = [ids_of(90, VOCABULARY, seed=4), ids_of(31, VOCABULARY, seed=5)]
+FEW = SamplingParams(max_tokens=12, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def tokens_of_full(qwen3: LLM) -> list[list[int]]:
+    """What full attention says."""
+    return qwen3.generate_ids(TEXTS, FEW)
+
+
+@pytest.mark.parametrize("options", exact_settings())
+def test_exact_settings_of_every_method_are_exact_on_qwen3_with_yarn(
+    qwen3: LLM, tokens_of_full: list[list[int]], options: dict[str, Any]
+) -> None:
+    with variant(qwen3, **options) as llm:
+        assert llm.generate_ids(TEXTS, FEW) == tokens_of_full
+
+
+@pytest.mark.parametrize("method", hg.methods.names()[:9])
+def test_every_method_runs_on_qwen3_with_yarn(qwen3: LLM, method: str) -> None:
+    with variant(qwen3, method=method) as llm:
+        assert [len(tokens) for tokens in llm.generate_ids(TEXTS, FEW)] == [12, 12]
+
+
+@pytest.mark.parametrize("kind", ["yarn", "dynamic", "longrope"])
+def test_an_emulated_device_turns_tokens_as_the_cpu_does(tmp_path: Path, kind: str) -> None:
+    model_of("qwen3", "three heads share one", kind).save_pretrained(tmp_path)
+    texts = [ids_of(50, VOCABULARY, seed=6), ids_of(12, VOCABULARY, seed=7)]
+    shift = hg.methods.StreamingLLM(sinks=4, window=20, positions="shift")
+    for options in (HYBRID, {"method": "full"}, {"method": shift}):
+        tokens = []
+        for device in ("cpu", "emulated"):
+            with LLM(tmp_path, dtype="float32", device=device, cpu=CPU, **options) as llm:
+                tokens.append(llm.generate_ids(texts, FEW))
+        assert tokens[0] == tokens[1]

@@ -23,11 +23,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from checkpoint_mutations import mutate
@@ -50,6 +54,24 @@ SIZES = {
 }
 
 
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0}
+YARN = {
+    "rope_type": "yarn",
+    "factor": 2.0,
+    "original_max_position_embeddings": 2,
+    "attention_factor": 1.1,
+    "beta_fast": 4.0,
+    "mscale": 1.0,
+}
+# Two tokens of a prompt of three lie behind the original positions.
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [1.0, 2.0, 3.0, 4.0],
+    "original_max_position_embeddings": 2,
+}
+
+
 def _tokenizer() -> PreTrainedTokenizerFast:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE({c: i for i, c in enumerate(letters[33:93])} | {"<s>": 60}, []))
@@ -60,12 +82,16 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Return sound folders: three families; one file, shards, pickles, and with a tokenizer."""
+    """Return sound folders: every family; one file, shards, pickles, and with a tokenizer."""
     torch.manual_seed(0)
     rotary = SIZES | {"intermediate_size": 16, "num_key_value_heads": 1}
     made: dict[str, Any] = {
-        "llama": LlamaForCausalLM(LlamaConfig(**rotary)),
+        "llama": LlamaForCausalLM(LlamaConfig(**rotary, rope_parameters=DYNAMIC)),
         "qwen2": Qwen2ForCausalLM(Qwen2Config(**rotary, tie_word_embeddings=True)),
+        "qwen3": Qwen3ForCausalLM(Qwen3Config(**rotary, head_dim=6, rope_parameters=YARN)),
+        "mistral": MistralForCausalLM(
+            MistralConfig(**rotary, sliding_window=None, rope_parameters=LONGROPE)
+        ),
         "opt": OPTForCausalLM(OPTConfig(**SIZES, ffn_dim=16, word_embed_proj_dim=8)),
     }
     folders = []

@@ -3,6 +3,7 @@
 // compute is the business of the kernels' tests and of the examples that both implementations
 // share.
 #include <ATen/Context.h>
+#include <ATen/ops/allclose.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/equal.h>
@@ -147,6 +148,35 @@ TEST_P(CpuOpsOnAPool, ElementwiseOperationsAreTheSameBitByBit) {
   alone_->relu(expected);
   spread_->relu(y);
   EXPECT_TRUE(at::equal(y, expected));
+}
+
+TEST_P(CpuOpsOnAPool, HeadsThatLieSideBySideAreNormedEachByItself) {
+  ModelConfig config;
+  config.norm_eps = 1e-3;
+  const at::Tensor weight = at::randn({10});
+  const std::unique_ptr<DeviceOps> aten = make_aten_ops();
+  for (const std::int64_t rows : {1, 5, 700}) {
+    // Three heads of ten, with others beside them.
+    const at::Tensor wide = at::randn({rows, 70});
+    const auto heads = [](const at::Tensor& all) {
+      return all.narrow(1, 20, 30).unflatten(1, {3, 10});
+    };
+    at::Tensor expected = wide.clone();
+    for (std::int64_t head = 0; head < 3; ++head) {
+      at::Tensor one = expected.narrow(1, 20 + 10 * head, 10);
+      alone_->norm(config, one, weight, {}, one);
+    }
+    for (const DeviceOps* ops : {alone_.get(), spread_.get(), prompt_.get()}) {
+      at::Tensor normed = wide.clone();
+      at::Tensor view = heads(normed);
+      ops->norm(config, view, weight, {}, view);
+      EXPECT_TRUE(at::equal(normed, expected)) << rows;
+    }
+    at::Tensor normed = wide.clone();
+    at::Tensor view = heads(normed);
+    aten->norm(config, view, weight, {}, view);
+    EXPECT_TRUE(at::allclose(normed, expected, 1e-5, 1e-6)) << rows;
+  }
 }
 
 TEST_P(CpuOpsOnAPool, AttentionOverResidentTokensIsTheSameBitByBit) {
