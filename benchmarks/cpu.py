@@ -53,6 +53,8 @@ TORCH_EXECUTABLE = "torch_benchmarks"
 """Beside the other; built with the engine."""
 
 BARS: dict[tuple[str, str], float] = {
+    ("linear/int8/*/m1", "share"): 0.85,
+    ("linear/int4/*/m1", "share"): 0.75,
     ("linear/*/2048x*/m1", "share"): 0.9,
     ("linear/*/8192x*/m1", "share"): 0.9,
     ("linear/*/m1", "share"): 0.85,

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "device/cpu_ops.h"
 
-#include <ATen/TensorOperators.h>
-
 #include <cstring>
 
+#include "device/kept_room.h"
 #include "hybridgen/core/error.h"
-#include "memory/host_buffer.h"
 
 namespace hybridgen {
 namespace {
@@ -21,27 +19,20 @@ constexpr std::int64_t kPiecesPerThread = 8;
 constexpr std::int64_t kPreparedBytes = std::int64_t{8} << 20;
 constexpr std::int64_t kLeastRowsAtATime = 64;
 
-/// Room for `bytes` in what the calling thread keeps for the next time.
-void* room_in(HostBuffer& kept, std::int64_t bytes) {
-  const auto wanted = static_cast<std::size_t>(bytes);
-  if (kept.size_bytes() < wanted) {
-    kept = {};  // the old one's memory first
-    kept = HostBuffer(wanted);
-  }
-  return kept.data();
-}
-
 }  // namespace
 
 CpuOps::CpuOps(std::string_view isa, WorkerPool* pool, RowsOf rows_of)
-    : kernels_(kernels::cpu_kernels(kernels::resolve_isa(isa))), pool_(pool), rows_of_(rows_of) {}
+    : kernels_(kernels::cpu_kernels(kernels::resolve_isa(isa))),
+      coded_kernels_(kernels::coded_kernels(kernels_.isa)),
+      pool_(pool),
+      rows_of_(rows_of) {}
 
 void CpuOps::linear(const at::Tensor& x,
                     const LinearWeight& linear_weight,
                     const at::Tensor& bias,
                     at::Tensor& y) const {
   if (linear_weight.is_coded()) {
-    linear_restored(x, linear_weight, bias, y);
+    coded_linear(x, linear_weight, bias, y);
     return;
   }
   const at::Tensor& weight = linear_weight.dense;
@@ -63,10 +54,10 @@ void CpuOps::linear(const at::Tensor& x,
   } else if (form != LinearForm::kStreamed) {
     if (library_linear(form, x, weight, bias, y, args)) return;
   }
-  for_ranges(
-      rows, weight.size(0), outputs_per_piece(weight), [&](std::int64_t begin, std::int64_t end) {
-        kernels_.linear(args, begin, end);
-      });
+  for_ranges(rows,
+             weight.size(0),
+             outputs_per_piece(linear_weight),
+             [&](std::int64_t begin, std::int64_t end) { kernels_.linear(args, begin, end); });
 }
 
 bool CpuOps::prepared_linear(const kernels::LinearArgs& args, std::int64_t outputs) const {
@@ -110,7 +101,7 @@ void CpuOps::select_rows(const LinearWeight& rows,
                          std::int64_t offset_rows,
                          at::Tensor& y) const {
   if (rows.is_coded()) {
-    y.copy_(rows.select(ids + offset_rows).restored(y.scalar_type()));
+    select_coded_rows(rows, ids, offset_rows, y);
     return;
   }
   const at::Tensor& table = rows.dense;
@@ -228,12 +219,12 @@ void CpuOps::append_row(const at::Tensor& rows,
   }
 }
 
-std::int64_t CpuOps::outputs_per_piece(const at::Tensor& weight) const {
-  const auto bytes = static_cast<std::int64_t>(weight.nbytes());
+std::int64_t CpuOps::outputs_per_piece(const LinearWeight& weight) const {
+  const std::int64_t bytes = weight.bytes();
   const std::int64_t threads = pool_ == nullptr ? at::get_num_threads() : pool_->size() + 1;
   const std::int64_t piece =
       std::clamp(bytes / (threads * kPiecesPerThread), kLeastPieceBytes, kMostPieceBytes);
-  return std::max<std::int64_t>(1, piece * weight.size(0) / bytes);
+  return std::max<std::int64_t>(1, piece * weight.outputs() / bytes);
 }
 
 std::unique_ptr<DeviceOps> make_cpu_ops(std::string_view isa, WorkerPool* pool, RowsOf rows_of) {

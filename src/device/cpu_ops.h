@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operations of a CPU device, by the kernels: cpu_ops.cpp has the dense ones,
-// cpu_attention_ops.cpp those of a decode step over keys and values, cpu_prefill_ops.cpp a
-// prompt's.
+// The operations of a CPU device, by the kernels: cpu_ops.cpp has the dense ones, cpu_coded_ops.cpp
+// those of coded weights, cpu_attention_ops.cpp those of a decode step over keys and values,
+// cpu_prefill_ops.cpp a prompt's.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -17,6 +17,7 @@
 #include "device/device_ops.h"
 #include "device/linear_form.h"
 #include "device/torch_types.h"
+#include "kernels/coded_linear.h"
 #include "kernels/cpu_kernels.h"
 #include "runtime/worker_pool.h"
 
@@ -115,7 +116,25 @@ class CpuOps final : public DeviceOps {
   bool prepared_linear(const kernels::LinearArgs& args, std::int64_t outputs) const;
 
   /// Weight rows that a thread takes of a streamed weight at a time.
-  std::int64_t outputs_per_piece(const at::Tensor& weight) const;
+  std::int64_t outputs_per_piece(const LinearWeight& weight) const;
+
+  /// linear() of a coded weight: up to 64 rows read the codes, more of them restored rows.
+  void coded_linear(const at::Tensor& x,
+                    const LinearWeight& weight,
+                    const at::Tensor& bias,
+                    at::Tensor& y) const;
+  void stream_codes(const at::Tensor& x,
+                    const LinearWeight& weight,
+                    const at::Tensor& bias,
+                    at::Tensor& y) const;
+  void restore_in_pieces(const at::Tensor& x,
+                         const LinearWeight& weight,
+                         const at::Tensor& bias,
+                         at::Tensor& y) const;
+  void select_coded_rows(const LinearWeight& table,
+                         const at::Tensor& ids,
+                         std::int64_t offset_rows,
+                         at::Tensor& y) const;
 
   template <typename Function>
   void for_rows(std::int64_t rows, std::int64_t row_elements, const Function& function) const {
@@ -230,6 +249,7 @@ class CpuOps final : public DeviceOps {
   void write_weights(const AttentionItem& item, const Group& group, const float* lse) const;
 
   const kernels::CpuKernels& kernels_;
+  const kernels::CodedKernels& coded_kernels_;
   WorkerPool* pool_;
   RowsOf rows_of_;
 };

@@ -2,6 +2,7 @@
 #include "kernels/coded_rows.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -39,16 +40,32 @@ struct Steps {
 };
 
 Steps steps_of(const CodedFormat& format, const float* values, std::int64_t count) {
-  const auto [least, most] = std::minmax_element(values, values + count);
+  float least = values[0];
+  float most = values[0];
+  for (std::int64_t i = 1; i < count; ++i) {
+    least = std::min(least, values[i]);
+    most = std::max(most, values[i]);
+  }
   if (format.has_minima) {
     // Divided first: the range of two large numbers may exceed float32.
-    return {.scale = *most / 15 - *least / 15, .minimum = *least, .least = 0, .most = 15};
+    return {.scale = most / 15 - least / 15, .minimum = least, .least = 0, .most = 15};
   }
   if (format.bits == 8) {
-    return {.scale = std::max(*most, -*least) / 127, .least = -127, .most = 127};
+    return {.scale = std::max(most, -least) / 127, .least = -127, .most = 127};
   }
-  return {.scale = (*most > -*least ? *most : *least) / -8, .least = -8, .most = 7};
+  return {.scale = (most > -least ? most : least) / -8, .least = -8, .most = 7};
 }
+
+bool are_finite(const float* values, std::int64_t count) {
+  std::uint32_t peak = 0;  // bits of magnitudes order as they do
+  for (std::int64_t i = 0; i < count; ++i) {
+    peak = std::max(peak, std::bit_cast<std::uint32_t>(values[i]) & 0x7fffffffU);
+  }
+  return peak < 0x7f800000U;
+}
+
+/// To the nearest whole number, ties to even; below 2^22.
+float rounded(float value) { return (value + 12582912.0F) - 12582912.0F; }
 
 }  // namespace
 
@@ -68,10 +85,14 @@ void pack_row(int bits, const std::int8_t* codes, std::int64_t inputs, std::uint
     std::memcpy(row, codes, static_cast<std::size_t>(inputs));
     return;
   }
-  for (std::int64_t i = 0; i < inputs; ++i) {
-    const int code = codes[i] & 0xf;
-    std::uint8_t& byte = row[i / 32 * 16 + i % 16];
-    byte = static_cast<std::uint8_t>(byte | (i % 32 < 16 ? code : code << 4));
+  for (std::int64_t first = 0; first < inputs; first += 32) {
+    std::uint8_t* block = row + first / 2;
+    for (std::int64_t j = 0; j < std::min<std::int64_t>(16, inputs - first); ++j) {
+      block[j] = static_cast<std::uint8_t>(codes[first + j] & 0xf);
+    }
+    for (std::int64_t j = 0; j < std::min<std::int64_t>(16, inputs - first - 16); ++j) {
+      block[j] = static_cast<std::uint8_t>(block[j] | (codes[first + 16 + j] & 0xf) << 4);
+    }
   }
 }
 
@@ -106,9 +127,7 @@ bool quantise_row(const CodedFormat& format,
                   std::uint8_t* codes,
                   void* scales,
                   void* minima) {
-  if (!std::all_of(row, row + inputs, [](float value) { return std::isfinite(value); })) {
-    return false;
-  }
+  if (!are_finite(row, inputs)) return false;
   std::vector<std::int8_t> codes_of_row(static_cast<std::size_t>(inputs));
   for (std::int64_t first = 0; first < inputs; first += format.group) {
     const std::int64_t g = first / format.group;
@@ -118,10 +137,11 @@ bool quantise_row(const CodedFormat& format,
     const float minimum =
         format.has_minima ? write_scale(format.scale_dtype, minima, g, steps.minimum) : 0.0F;
     if (!std::isfinite(scale) || !std::isfinite(minimum)) return false;
+    const auto least = static_cast<float>(steps.least);
+    const auto most = static_cast<float>(steps.most);
     for (std::int64_t i = first; i < first + count; ++i) {
       const float number = scale == 0.0F ? 0.0F : (row[i] - minimum) / scale;
-      const float nearest = std::nearbyint(
-          std::clamp(number, static_cast<float>(steps.least), static_cast<float>(steps.most)));
+      const float nearest = rounded(std::clamp(number, least, most));
       codes_of_row[static_cast<std::size_t>(i)] =
           static_cast<std::int8_t>(static_cast<int>(nearest) + zero_of(format.bits, minima));
     }

@@ -70,6 +70,7 @@ struct CodedFormat {
   std::int64_t group = 0;   ///< see is_coded_shape
   bool has_minima = false;  ///< of 4 bits
   DType scale_dtype = DType::kFloat32;
+  friend bool operator==(const CodedFormat&, const CodedFormat&) = default;
 };
 
 /// Codes a row [inputs] into coded_row_bytes of codes, and its groups' scales (and minima).

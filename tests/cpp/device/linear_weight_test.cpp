@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "device/device_ops.h"
+#include "kernels/cpu_kernels.h"
+#include "runtime/worker_pool.h"
 
 namespace hybridgen {
 namespace {
@@ -94,8 +96,45 @@ TEST_P(CodedWeights, MultiplyAsWhatTheyStandFor) {
       at::Tensor expected = at::empty({2, 70});
       ops->linear(x, coded, added, y);
       ops->linear(x, LinearWeight(coded.restored(at::kFloat)), added, expected);
-      EXPECT_TRUE(y.allclose(expected, 1e-4, 1e-1)) << ops->name();
+      // Kernels round an element of x by at most half of 1 / 32767 of the largest in its block.
+      const at::Tensor rounding =
+          coded.restored(at::kFloat).abs().sum(1) * (x.abs().max() / 65534.0);
+      const at::Tensor most = rounding + 1e-4 * expected.abs() + 1e-1;
+      EXPECT_TRUE((y - expected).abs().le(most).all().item<bool>()) << ops->name();
     }
+  }
+}
+
+TEST_P(CodedWeights, AreRestoredPieceByPieceForManyRowsWithTheBitsOfTheWholeMatrix) {
+  at::manual_seed(5);
+  const LinearWeight coded = draw_coded(GetParam(), 300, 4096, 64);
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    const at::Tensor x = at::randn({70, 4096}).to(type);
+    const at::Tensor bias = at::randn({300}).to(type);
+    const auto ops = make_cpu_ops("auto");
+    at::Tensor y = at::empty({70, 300}, x.options());
+    at::Tensor expected = at::empty({70, 300}, x.options());
+    ops->linear(x, coded, bias, y);
+    ops->linear(x, LinearWeight(coded.restored(type)), bias, expected);
+    // Of libraries' products the split may change how sums round.
+    EXPECT_TRUE(y.allclose(expected, type == at::kFloat ? 1e-4 : 1e-2, 1e-2));
+    if (type == at::kBFloat16 && kernels::resolve_isa("auto") == kernels::Isa::kAvx2) {
+      EXPECT_TRUE(at::equal(y, expected));
+    }
+  }
+}
+
+TEST_P(CodedWeights, GiveTheSameBitsWithAndWithoutAPoolAndBesideOtherRows) {
+  at::manual_seed(6);
+  WorkerPool pool({.cpus = {-1, -1}});
+  const LinearWeight coded = draw_coded(GetParam(), 333, 512, 64);
+  const at::Tensor x = at::randn({64, 512});
+  at::Tensor together = at::empty({64, 333});
+  make_cpu_ops("auto")->linear(x, coded, {}, together);
+  for (const std::int64_t rows : {1, 2, 5, 17, 64}) {
+    at::Tensor some = at::empty({rows, 333});
+    make_cpu_ops("auto", &pool)->linear(x.narrow(0, 0, rows), coded, {}, some);
+    EXPECT_TRUE(at::equal(some, together.narrow(0, 0, rows))) << rows;
   }
 }
 
@@ -126,11 +165,14 @@ TEST(Projections, OfSeveralPartsAreOneMatrix) {
     at::Tensor expected = at::empty({3, 11});
     ops->project(x, projection, y);
     ops->linear(x, LinearWeight(whole), projection.bias, expected);
-    EXPECT_TRUE(y.allclose(expected, 1e-5, 1e-4)) << ops->name();
+    const at::Tensor rounding = whole.abs().sum(1) * (x.abs().max() / 65534.0);  // of x, in codes
+    const at::Tensor most = rounding + 1e-5 * expected.abs() + 1e-4;
+    EXPECT_TRUE((y - expected).abs().le(most).all().item<bool>()) << ops->name();
     // Rows that begin in one part and end in another.
     at::Tensor cut = at::empty({3, 4});
     ops->project(x, projection.rows(3, 4), cut);
-    EXPECT_TRUE(cut.allclose(expected.narrow(1, 3, 4), 1e-5, 1e-4)) << ops->name();
+    const at::Tensor off = (cut - expected.narrow(1, 3, 4)).abs();
+    EXPECT_TRUE(off.le(most.narrow(1, 3, 4)).all().item<bool>()) << ops->name();
   }
 }
 
