@@ -43,8 +43,8 @@ DOCUMENT_HEAD = """<!-- Made by scripts/build_stubs.sh; not to be edited. -->
 
 Everything below is `hybridgen.NAME`, made from the code: signatures, first paragraphs of docstrings
 (`help(...)` has all of each), and the tables that options are checked by. The command line has a
-flag for every option of `CpuConfig`, `KVConfig`, `SchedulerConfig` and `QueryConfig`, and for the
-limits of an engine.
+flag for every option of `CpuConfig`, `WeightConfig`, `KVConfig`, `SchedulerConfig` and
+`QueryConfig`, and for the limits of an engine.
 """
 
 

@@ -135,14 +135,16 @@ void register_plan(py::module_& module) {
          bool are_loaded,
          std::int64_t batch_size,
          std::int64_t prompt_tokens,
-         std::int64_t new_tokens) {
+         std::int64_t new_tokens,
+         const py::dict& weights) {
         return to_dict(plan_run(config,
                                 dtype_from_name(dtype),
                                 DeviceContext(device),
                                 are_loaded,
                                 options,
                                 std::move(composition),
-                                {batch_size, prompt_tokens, new_tokens}));
+                                {batch_size, prompt_tokens, new_tokens},
+                                weight_table().read("plan, weights", map_from_python(weights))));
       },
       py::arg("config"),
       py::arg("options"),
@@ -154,6 +156,7 @@ void register_plan(py::module_& module) {
       py::arg("batch_size"),
       py::arg("prompt_tokens"),
       py::arg("new_tokens"),
+      py::arg("weights") = py::dict(),
       "What a batch of equal requests takes of every tier, in bytes.");
   module.def(
       "process_memory",

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // ModelConfig and Model.
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <pybind11/stl.h>
+
+#include <optional>
 
 #include "alone_if_forked.h"
 #include "bind_options.h"
@@ -28,22 +31,124 @@ void register_config(py::module_& module) {
   bound.def("validate", &ModelConfig::validate, "Raises ConfigError for an inconsistent field.");
 }
 
+kernels::CodedFormat format_from(const py::dict& fields) {
+  return {.bits = fields["bits"].cast<int>(),
+          .group = fields["group"].cast<std::int64_t>(),
+          .has_minima = fields["minima"].cast<bool>(),
+          .scale_dtype = dtype_from_name(fields["scales"].cast<std::string>())};
+}
+
+py::dict to_dict(const kernels::CodedFormat& format) {
+  py::dict fields;
+  fields["bits"] = format.bits;
+  fields["group"] = format.group;
+  fields["minima"] = format.has_minima;
+  fields["scales"] = std::string(name_of(format.scale_dtype));
+  return fields;
+}
+
+StoredFormats formats_from(const py::dict& formats) {
+  StoredFormats stored;
+  for (const auto& [name, format] : formats) {
+    stored[name.cast<std::string>()] =
+        format_from(py::dict(py::reinterpret_borrow<py::object>(format)));
+  }
+  return stored;
+}
+
+WeightOptions weight_options_from(const py::dict& weights) {
+  return weight_table().read("weights", map_from_python(weights));
+}
+
+/// Formats of the matrices that such options code in such a model.
+py::dict weight_formats(const ModelConfig& config, const py::dict& weights) {
+  const WeightFormats made = {.made = weight_options_from(weights)};
+  py::dict formats;
+  const Weights model(config, DType::kFloat32, at::kMeta, {}, made);
+  for (const auto& [name, shape] : model.expected_tensors()) {
+    if (shape.size() != 2) continue;
+    const auto format = coded_format(made, name, shape[1]);
+    if (format) formats[py::str(name)] = to_dict(*format);
+  }
+  return formats;
+}
+
+py::dict code_tensor(const at::Tensor& tensor, const py::dict& fields) {
+  const kernels::CodedFormat format = format_from(fields);
+  LinearWeight coded;
+  {
+    const py::gil_scoped_release release;
+    const at::NoGradGuard no_grad;
+    const AloneIfForked alone;
+    coded = allocate_coded(format,
+                           tensor.size(0),
+                           tensor.size(1),
+                           [](const std::vector<std::int64_t>& shape, at::ScalarType type) {
+                             return at::empty(shape, type);
+                           });
+    if (!code_matrix(tensor, coded)) {
+      throw CheckpointError(
+          "[quantize] a tensor holds NaN, infinity, or numbers too large for its scales; allowed: "
+          "finite numbers; the file is damaged, or needs another format of weights");
+    }
+  }
+  py::dict parts;
+  parts["codes"] = coded.codes;
+  parts["scales"] = coded.scales;
+  if (coded.minima.defined()) parts["minima"] = coded.minima;
+  return parts;
+}
+
 }  // namespace
 
 void register_model(py::module_& module) {
   register_config(module);
+  module.def(
+      "weight_formats",
+      weight_formats,
+      py::arg("config"),
+      py::arg("weights"),
+      "Of each matrix that such options of a WeightConfig code in such a model: bits, group, "
+      "minima and scales, as Model takes them.");
+  module.def(
+      "tensor_shapes",
+      [](const ModelConfig& config) {
+        return Weights(config, DType::kFloat32, at::kMeta).expected_tensors();
+      },
+      py::arg("config"),
+      "Names and shapes of all tensors that such a model loads.");
+  module.def("code_matrix",
+             code_tensor,
+             py::arg("tensor"),
+             py::arg("format"),
+             "A matrix [outputs, inputs] of any floating dtype as codes, scales and, where the "
+             "format has them, minima: those that loading makes.");
   py::class_<DecoderModel, std::shared_ptr<DecoderModel>>(
       module, "Model", "Weights of one model on one device.")
-      .def(py::init(
-               [](const ModelConfig& config, const std::string& dtype, const std::string& device) {
-                 // LibTorch copies weights with OpenMP, in the calling thread's team.
-                 check_threads_can_start(default_intra_op_threads() - 1, "load model");
-                 return std::make_shared<DecoderModel>(config, dtype_from_name(dtype), device);
-               }),
-           py::arg("config"),
-           py::kw_only(),
-           py::arg("dtype"),
-           py::arg("device"))
+      .def(
+          py::init([](const ModelConfig& config,
+                      const std::string& dtype,
+                      const std::string& device,
+                      const py::dict& weights,
+                      const py::dict& formats) {
+            // LibTorch copies weights with OpenMP, in the calling thread's team.
+            check_threads_can_start(default_intra_op_threads() - 1, "load model");
+            return std::make_shared<DecoderModel>(
+                config,
+                dtype_from_name(dtype),
+                device,
+                WeightHomes{},
+                WeightFormats{weight_options_from(weights), formats_from(formats)});
+          }),
+          py::arg("config"),
+          py::kw_only(),
+          py::arg("dtype"),
+          py::arg("device"),
+          py::arg("weights") = py::dict(),
+          py::arg("formats") = py::dict(),
+          "`weights`: options of a WeightConfig. `formats`: of each matrix that the checkpoint has "
+          "codes of, by its name here, bits, group (inputs), scales (\"float16\" or \"float32\") "
+          "and minima (whether there are any); it comes before `weights`.")
       .def(
           "expected_tensors",
           [](const DecoderModel& model) {
@@ -65,6 +170,35 @@ void register_model(py::module_& module) {
           py::arg("name"),
           py::arg("tensor"),
           "Copies one tensor into the model; CheckpointError for a wrong name, shape or value.")
+      .def(
+          "load_coded",
+          [](DecoderModel& model,
+             const std::string& name,
+             const at::Tensor& codes,
+             const at::Tensor& scales,
+             const std::optional<at::Tensor>& minima,
+             int bits,
+             std::int64_t group) {
+            const py::gil_scoped_release release;
+            const at::NoGradGuard no_grad;
+            const AloneIfForked alone;
+            LinearWeight coded;
+            coded.codes = codes;
+            coded.scales = scales;
+            if (minima) coded.minima = *minima;
+            coded.bits = bits;
+            coded.group = group;
+            model.weights().load_coded(name, coded);
+          },
+          py::arg("name"),
+          py::kw_only(),
+          py::arg("codes"),
+          py::arg("scales"),
+          py::arg("minima") = py::none(),
+          py::arg("bits"),
+          py::arg("group"),
+          "Copies one matrix that is coded already (src/kernels/coded_rows.h says how codes lie) "
+          "into the model; CheckpointError for another format than the model was made for.")
       .def(
           "load_dummy",
           [](DecoderModel& model, std::uint64_t seed) {

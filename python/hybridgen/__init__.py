@@ -30,7 +30,7 @@ if _built_for.split(".")[:2] != str(_torch.__version__).split(".")[:2]:
     )
 
 from . import methods, selectors  # noqa: E402
-from .config import CpuConfig, KVConfig, QueryConfig, SchedulerConfig  # noqa: E402
+from .config import CpuConfig, KVConfig, QueryConfig, SchedulerConfig, WeightConfig  # noqa: E402
 from .disk import Disk  # noqa: E402
 from .errors import (  # noqa: E402
     CheckpointError,
@@ -56,6 +56,7 @@ from .outputs import (  # noqa: E402
     StreamChunk,
 )
 from .plan import MemoryPlan, plan  # noqa: E402
+from .quantize import quantize  # noqa: E402
 from .sampling import SamplingParams  # noqa: E402
 from .selectors import register as register_selector  # noqa: E402
 
@@ -87,11 +88,13 @@ __all__ = [
     "SchedulerConfig",
     "StreamChunk",
     "UnsupportedModelError",
+    "WeightConfig",
     "__version__",
     "calibrate",
     "info",
     "methods",
     "plan",
+    "quantize",
     "register_selector",
     "selectors",
 ]

@@ -24,6 +24,7 @@ __all__: list[str] = [
     "available_parallelism",
     "build_info",
     "checked_options",
+    "code_matrix",
     "device_window",
     "gguf_formats",
     "host_tiers",
@@ -54,6 +55,8 @@ __all__: list[str] = [
     "shadow_scores",
     "split_gguf",
     "split_packed",
+    "tensor_shapes",
+    "weight_formats",
 ]
 
 class ModelConfig:
@@ -154,7 +157,18 @@ class Model:
     """
     Weights of one model on one device.
     """
-    def __init__(self, config: ModelConfig, *, dtype: str, device: str) -> None: ...
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: str,
+        device: str,
+        weights: dict = {},
+        formats: dict = {},
+    ) -> None:
+        """
+        `weights`: options of a WeightConfig. `formats`: of each matrix that the checkpoint has codes of, by its name here, bits, group (inputs), scales ("float16" or "float32") and minima (whether there are any); it comes before `weights`.
+        """
     def expected_tensors(self) -> list:
         """
         Names and shapes of all tensors to load.
@@ -162,6 +176,19 @@ class Model:
     def finish(self) -> None:
         """
         Raises CheckpointError naming the tensors that were not loaded.
+        """
+    def load_coded(
+        self,
+        name: str,
+        *,
+        codes: torch.Tensor,
+        scales: torch.Tensor,
+        minima: torch.Tensor | None = None,
+        bits: typing.SupportsInt | typing.SupportsIndex,
+        group: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """
+        Copies one matrix that is coded already (src/kernels/coded_rows.h says how codes lie) into the model; CheckpointError for another format than the model was made for.
         """
     def load_dummy(self, seed: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
         """
@@ -508,6 +535,11 @@ def checked_options(name: str, options: dict) -> typing.Any:
     The options of a class as they are kept; ConfigError unless they are allowed.
     """
 
+def code_matrix(tensor: torch.Tensor, format: dict) -> dict:
+    """
+    A matrix [outputs, inputs] of any floating dtype as codes, scales and, where the format has them, minima: those that loading makes.
+    """
+
 def device_window(
     device_tokens: typing.Any, prompt_tokens: typing.SupportsInt | typing.SupportsIndex
 ) -> int | None:
@@ -618,6 +650,7 @@ def plan_run(
     batch_size: typing.SupportsInt | typing.SupportsIndex,
     prompt_tokens: typing.SupportsInt | typing.SupportsIndex,
     new_tokens: typing.SupportsInt | typing.SupportsIndex,
+    weights: dict = {},
 ) -> dict:
     """
     What a batch of equal requests takes of every tier, in bytes.
@@ -720,4 +753,14 @@ def split_packed(
 ) -> dict:
     """
     The same as codes, scales, minima, bits and group.
+    """
+
+def tensor_shapes(config: ModelConfig) -> list[tuple[str, list[int]]]:
+    """
+    Names and shapes of all tensors that such a model loads.
+    """
+
+def weight_formats(config: ModelConfig, weights: dict) -> dict:
+    """
+    Of each matrix that such options of a WeightConfig code in such a model: bits, group, minima and scales, as Model takes them.
     """

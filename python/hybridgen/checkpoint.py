@@ -12,6 +12,9 @@ from typing import Any
 
 from . import _core
 from ._checks import brief
+from ._options import fields_of
+from .coded_checkpoint import CodedMatrices, held_weights, read_quantization
+from .config import WeightConfig
 from .errors import ConfigError, OutOfMemoryError, UnsupportedModelError
 from .families import Family, family_of
 from .foreign_formats import adapter_file
@@ -45,6 +48,8 @@ class LoadedModel:
         Union of those in config.json and generation_config.json.
     generation_config : dict
         The parsed generation_config.json, empty without one.
+    weights : WeightConfig
+        In which format weights are held.
     """
 
     model: Any
@@ -53,6 +58,7 @@ class LoadedModel:
     path: Path | None
     eos_token_ids: tuple[int, ...]
     generation_config: dict[str, Any] = field(default_factory=dict)
+    weights: WeightConfig = field(default_factory=WeightConfig)
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ def describe_model(
         hf_config, generation = _read_configs(path_or_id, path, load_format)
     family = family_of(hf_config)
     config = family.read(hf_config)
-    packing = read_packing(hf_config)
+    packing = None if read_quantization(hf_config) else read_packing(hf_config)
     shards: list[Shard] = []
     if path is not None and gguf is None and load_format != "dummy":
         shards = find_shards(path, load_format)
@@ -139,6 +145,7 @@ def load_model(
     revision: str | None = None,
     seed: int = 0,
     is_timed: bool = False,
+    weights: WeightConfig | None = None,
 ) -> LoadedModel:
     """Load a model.
 
@@ -161,6 +168,8 @@ def load_model(
     is_timed : bool
         Whether the device is an emulated one that computes nothing: weights then only take room
         there and time, and none are read.
+    weights : WeightConfig, optional
+        In which format weights are held; by default that of the checkpoint.
 
     Raises
     ------
@@ -173,23 +182,35 @@ def load_model(
     """
     found = describe_model(path_or_id, dtype=dtype, load_format=load_format, revision=revision)
     eos_token_ids = read_eos_ids(found.hf_config, found.generation_config)
-    model = _core.Model(_core.ModelConfig(**found.config), dtype=found.dtype, device=device)
+    held = held_weights(found.hf_config, weights or WeightConfig())
+    core_config = _core.ModelConfig(**found.config)
+    model = _core.Model(core_config, dtype=found.dtype, device=device, weights=fields_of(held))
     if not is_timed:
         _require_memory(model)
     if load_format == "dummy" or is_timed:
         model.load_dummy(seed)
+    elif read_quantization(found.hf_config) is not None:
+        matrices = CodedMatrices.of(core_config, held, found.family.source_name)
+        matrices.load(model, [shard.file for shard in found.shards])
     else:
-        tied = bool(found.config["tie_embeddings"])
-        source: WeightSource = (
-            ShardSource(found.shards, tied, found.packing)
-            if found.gguf is None
-            else GgufSource(found.gguf)
-        )
-        load_weights(model, found.family, found.config, source)
+        load_weights(model, found.family, found.config, weight_source(found))
     model.finish()
     return LoadedModel(
-        model, found.config, found.hf_config, found.path, eos_token_ids, found.generation_config
+        model,
+        found.config,
+        found.hf_config,
+        found.path,
+        eos_token_ids,
+        found.generation_config,
+        held,
     )
+
+
+def weight_source(found: Description) -> WeightSource:
+    """Return where the tensors of a checkpoint come from."""
+    if found.gguf is not None:
+        return GgufSource(found.gguf)
+    return ShardSource(found.shards, bool(found.config["tie_embeddings"]), found.packing)
 
 
 def _read_configs(
@@ -217,8 +238,8 @@ def _require_memory(model: _core.Model) -> None:
     if not model.device.startswith("cuda") and model.weight_bytes > available:
         raise OutOfMemoryError(
             f"[load_model] the weights take {model.weight_bytes / 1e9:.1f} GB in {model.dtype}; "
-            f"the host has {available / 1e9:.1f} GB left; free memory, or pass dtype='bfloat16' or "
-            "a smaller model"
+            f"the host has {available / 1e9:.1f} GB left; free memory, or pass "
+            "dtype='bfloat16', weights=WeightConfig(format='int8') or a smaller model"
         )
 
 

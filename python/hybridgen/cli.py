@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``python -m hybridgen generate|plan|calibrate|profile|info|methods``.
+"""The command line: ``python -m hybridgen generate|plan|quantize|calibrate|profile|info|methods``.
 
 Exit codes: 0 done, 1 the model or the machine failed, 2 a wrong option. Errors are one line on
 stderr. Characters that standard output has no code for are printed as escapes.
@@ -19,7 +19,7 @@ from typing import Any
 
 from . import _core, methods, selectors
 from ._files import check_writable, unwound_by_sigterm
-from .config import CpuConfig, KVConfig, QueryConfig, SchedulerConfig
+from .config import CpuConfig, KVConfig, QueryConfig, SchedulerConfig, WeightConfig
 from .disk import Disk
 from .errors import ConfigError, GenerationError, HybridGenError, OutOfMemoryError
 from .info import info, to_json
@@ -31,6 +31,7 @@ from .machine_profile import MachineProfile
 from .machine_rates import field_table
 from .outputs import RequestOutput
 from .plan import plan
+from .quantize import quantize
 from .sampling import SamplingParams
 
 
@@ -139,6 +140,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, comes_first: bool = 
     parser.add_argument("--load-format", default="auto", help="auto, safetensors, bin, dummy")
     _add_options(parser, _rows("LLM"))
     _add_options(parser, _rows("CpuConfig"))
+    _add_options(parser, _rows("WeightConfig"), prefix="weight_")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -169,6 +171,7 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "load_format": arguments.load_format,
         "seed": arguments.seed,
         "cpu": CpuConfig(**_given(arguments, "CpuConfig")),
+        "weights": WeightConfig(**_given(arguments, "WeightConfig", "weight_")),
         **_given(arguments, "LLM"),
     }
 
@@ -237,6 +240,14 @@ def _parser() -> argparse.ArgumentParser:
     planned.add_argument("--new-tokens", type=int, default=16)
     planned.add_argument("--json", action="store_true")
     planned.set_defaults(run=_plan)
+
+    quantized = commands.add_parser("quantize", help="save a checkpoint with weights as codes")
+    quantized.add_argument("model", help="folder or hub id")
+    quantized.add_argument("out", help="folder to make")
+    _add_options(quantized, _rows("WeightConfig"))
+    quantized.add_argument("--revision", help="branch, tag or commit of a hub id")
+    quantized.add_argument("--load-format", default="auto", help="auto, safetensors, bin")
+    quantized.set_defaults(run=_quantize)
 
     about = commands.add_parser("info", help="versions, processor, memory nodes, device, build")
     about.add_argument("--json", action="store_true")
@@ -350,6 +361,18 @@ def _read_standard_input() -> str:
             f"[generate] standard input is no {error.encoding} text: {error.reason} at byte "
             f"{error.start}; convert it, or set PYTHONIOENCODING to its encoding"
         ) from error
+
+
+def _quantize(arguments: argparse.Namespace) -> None:
+    made = quantize(
+        arguments.model,
+        arguments.out,
+        weights=WeightConfig(**_given(arguments, "WeightConfig")),
+        revision=arguments.revision,
+        load_format=arguments.load_format,
+        progress=sys.stderr.isatty(),
+    )
+    print(made)
 
 
 def _plan(arguments: argparse.Namespace) -> None:

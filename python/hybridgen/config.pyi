@@ -173,6 +173,34 @@ class QueryConfig(Options):
     source: str = "next_weights"
 
 @dataclass(frozen=True, kw_only=True)
+class WeightConfig(Options):
+    """How weights are held: norms, biases and learned positions always keep their dtype.
+
+    Parameters
+    ----------
+    format : str, default 'auto'
+        How the matrices of the layers are held: as the checkpoint has them, in 8 bits with a
+        scale per output channel, or in 4 bits with one per group; allowed: 'auto', 'int8' or
+        'int4'.
+    group : int, default 64
+        Inputs that share a scale, in 4 bits; allowed: 32, 64 or 128.
+    min_max : bool, default False
+        In 4 bits, steps from a group's smallest weight to its largest (FlexGen's); else
+        symmetric ones; allowed: True or False.
+    head : str, default 'auto'
+        How the output head is held. Where it is the token table too, embeddings has to say the
+        same; allowed: 'auto', 'int8' or 'int4'.
+    embeddings : str, default 'auto'
+        How the token table is held; allowed: 'auto', 'int8' or 'int4'.
+    """
+
+    format: str = "auto"
+    group: int = 64
+    min_max: bool = False
+    head: str = "auto"
+    embeddings: str = "auto"
+
+@dataclass(frozen=True, kw_only=True)
 class CpuConfig(Options):
     """Threads, memory node and instruction set of the host's part.
 

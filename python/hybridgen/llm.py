@@ -12,7 +12,14 @@ from typing import Any, Literal, TypeVar, overload
 from ._checks import MAX_INT64, as_bool, as_int, checked_keywords, items_of
 from ._lifetime import guarded
 from .chat import Messages, chat_prompts
-from .config import CpuConfig, KVConfig, MethodOptions, QueryConfig, SchedulerConfig
+from .config import (
+    CpuConfig,
+    KVConfig,
+    MethodOptions,
+    QueryConfig,
+    SchedulerConfig,
+    WeightConfig,
+)
 from .engine_handle import EngineHandle
 from .engine_options import EngineSetup
 from .engine_steps import EngineSteps
@@ -53,7 +60,7 @@ class LLM(EngineSteps):
     model : str, Path, dict, Model or LLM
         What `Model` loads. A Model or another LLM shares its weights and tokenizer: the way to
         compare methods on one model. Each is closed for itself, and the weights go with the last.
-    tokenizer, revision, dtype, device, load_format
+    tokenizer, revision, dtype, device, load_format, weights
         As for `Model`; of one that is loaded already only the tokenizer can be another.
     max_model_len : int, optional
         Prompt and new tokens of a request at most, of a score context and continuation; by default
@@ -109,6 +116,7 @@ class LLM(EngineSteps):
         max_num_batched_tokens: int = 1024,
         seed: int = 0,
         load_format: str = "auto",
+        weights: WeightConfig | None = None,
         method: str | MethodOptions | None = None,
         method_config: MethodOptions | Mapping[str, Any] | None = None,
         kv: KVConfig | None = None,
@@ -132,7 +140,12 @@ class LLM(EngineSteps):
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
         )
-        loading: dict[str, Any] = {"dtype": dtype, "device": device, "load_format": load_format}
+        loading: dict[str, Any] = {
+            "dtype": dtype,
+            "device": device,
+            "load_format": load_format,
+            "weights": weights,
+        }
         source = model.open_model if isinstance(model, EngineHandle) else model
         if isinstance(source, Model):
             opened = source._share(tokenizer=tokenizer, revision=revision, **loading)

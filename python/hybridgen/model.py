@@ -12,6 +12,7 @@ from ._checks import MAX_INT64, as_bool, as_int, brief, checked_keywords, is_aut
 from ._lifetime import Closable, Guard, guarded
 from .checkpoint import LOAD_FORMATS, LoadedModel, load_model
 from .codec import Codec
+from .config import WeightConfig
 from .devices import resolve_device
 from .errors import ConfigError, own_errors
 from .machine_profile import MachineProfile
@@ -46,6 +47,8 @@ class Model(Closable):
         "auto", "safetensors", "bin", "gguf" or "dummy".
     seed : int
         Of dummy weights.
+    weights : WeightConfig, optional
+        In which format weights are held; by default that of the checkpoint.
 
     Raises
     ------
@@ -74,6 +77,8 @@ class Model(Closable):
     """The ending tokens of checkpoint and tokenizer."""
     dtype: str
     device: str
+    weight_config: WeightConfig
+    """In which format weights are held."""
 
     @guarded
     @checked_keywords("Model")
@@ -87,8 +92,15 @@ class Model(Closable):
         device: str = "auto",
         load_format: str = "auto",
         seed: int = 0,
+        weights: WeightConfig | None = None,
     ) -> None:
-        loading = {"dtype": dtype, "device": device, "load_format": load_format, "seed": seed}
+        loading = {
+            "dtype": dtype,
+            "device": device,
+            "load_format": load_format,
+            "seed": seed,
+            "weights": weights,
+        }
         self._load("Model", model, tokenizer, revision, loading)
 
     @classmethod
@@ -112,6 +124,7 @@ class Model(Closable):
         one_of(operation, "load_format", loading["load_format"], LOAD_FORMATS)
         codec = None if _is_place(tokenizer) else checked_codec(tokenizer, operation)
         _refuse_idle_revision(operation, revision, model, tokenizer)
+        loading["weights"] = weight_config(operation, loading["weights"])
         device = resolve_device(operation, loading["device"])
         loading["device"] = device.engine_name
         with own_errors("load_model"):
@@ -131,6 +144,7 @@ class Model(Closable):
         self.generation_config = loaded.generation_config
         self.eos_token_ids = loaded.eos_token_ids
         self.dtype, self.device = loaded.model.dtype, self._device.name
+        self.weight_config = loaded.weights
         self.tokenizer = None if codec is None else codec.tokenizer
         self.valid_vocab = 0
         """Token ids from here on are padding of the embedding; 0 for none."""
@@ -153,10 +167,10 @@ class Model(Closable):
             Options that only loading reads: anything but "auto" is refused.
         """
         for name, value in loading.items():
-            if not is_auto(value):
+            if value is not None and not is_auto(value):
                 raise ConfigError(
                     f"[LLM] {name} is {brief(value)} for a model that is loaded already; allowed: "
-                    "'auto'; pass its path to load it again"
+                    "'auto' (weights: None); pass its path to load it again"
                 )
         _refuse_idle_revision("LLM", revision, tokenizer)
         weights = self.weights  # refuses one that is closed
@@ -266,6 +280,18 @@ class Model(Closable):
             f"{config['hidden_size']}, {config['num_heads']} heads on {config['num_kv_heads']} "
             "key/value heads"
         )
+
+
+def weight_config(operation: str, weights: object) -> WeightConfig:
+    """Return how weights are to be held, the default for None; ConfigError for anything else."""
+    if weights is None:
+        return WeightConfig()
+    if not isinstance(weights, WeightConfig):
+        raise ConfigError(
+            f"[{operation}] weights is {brief(weights)}; allowed: a WeightConfig, for example "
+            "weights=WeightConfig(format='int8')"
+        )
+    return weights
 
 
 def _is_place(value: object) -> bool:

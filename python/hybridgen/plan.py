@@ -13,15 +13,17 @@ from typing import Any
 from . import _core
 from ._checks import as_int, brief, did_you_mean, is_auto
 from ._lifetime import guarded
+from ._options import fields_of
 from .checkpoint import describe_model
+from .coded_checkpoint import held_weights
 from .devices import resolve_device
 from .engine_handle import EngineHandle
 from .engine_options import EngineSetup
 from .errors import ConfigError, own_errors
 from .llm import LLM
-from .model import Model
+from .model import Model, weight_config
 
-_OF_LOADING = ("dtype", "device", "load_format", "revision", "tokenizer", "seed")
+_OF_LOADING = ("dtype", "device", "load_format", "revision", "tokenizer", "seed", "weights")
 _COLUMNS = ("weights", "keys", "values", "staging", "workspaces", "engine", "total", "capacity")
 
 
@@ -154,15 +156,17 @@ def plan(
     source = model.open_model if isinstance(model, EngineHandle) else model
     if isinstance(source, Model):
         for name, value in loading.items():
-            if name in ("dtype", "device", "load_format") and not is_auto(value):
+            is_said = value is not None and not is_auto(value)
+            if name in ("dtype", "device", "load_format", "weights") and is_said:
                 raise ConfigError(
                     f"[plan] {name} is {brief(value)} for a model that is loaded already; allowed: "
                     "'auto'; pass its path"
                 )
-        weights = source.weights
-        path, config, dtype = source.path, weights.config, source.dtype
+        held = source.weight_config
+        path, config, dtype = source.path, source.weights.config, source.dtype
         name, engine_device = source.device, source.engine_device
     else:
+        held = weight_config("plan", loading.get("weights"))
         device = resolve_device("plan", loading.get("device", "auto"))
         name, engine_device = device.name, device.engine_name
         with own_errors("plan"):
@@ -173,10 +177,17 @@ def plan(
                 revision=loading.get("revision"),
                 needs_weights=False,
             )
+            held = held_weights(found.hf_config, held)
         path, dtype = found.path, found.dtype
         config = _core.ModelConfig(**found.config)
     result = setup.plan(
-        config, dtype=dtype, device=engine_device, path=path, are_loaded=source is not model, **run
+        config,
+        dtype=dtype,
+        device=engine_device,
+        path=path,
+        are_loaded=source is not model,
+        weights=fields_of(held),
+        **run,
     )
     return MemoryPlan(
         model="config.json" if path is None else str(path),

@@ -286,6 +286,7 @@ std::vector<OptionClass> core_option_classes() {
                     "candidates_per_k"}),
           scheduler_class(),
           query_class(),
+          weight_class(),
           class_of("CpuConfig",
                    "Threads, memory node and instruction set of the host's part.",
                    {"threads", "device_threads", "numa", "isa"}),

@@ -9,6 +9,7 @@
 #include "core/option_table.h"
 #include "hybridgen/core/engine_options.h"
 #include "hybridgen/core/model_config.h"
+#include "hybridgen/core/weight_options.h"
 
 namespace hybridgen {
 
@@ -18,6 +19,7 @@ const OptionTable<HybridGenOptions>& hybridgen_table();
 /// With the rows of hybridgen_table, which set EngineOptions::hybridgen.
 const OptionTable<EngineOptions>& engine_table();
 const OptionTable<ModelConfig>& model_table();
+const OptionTable<WeightOptions>& weight_table();
 /// Folder and size of LowerTierOptions, which one option has together.
 const OptionTable<LowerTierOptions>& disk_table();
 
@@ -40,7 +42,8 @@ void check_together(std::string_view operation, const HybridGenOptions& options)
 
 OptionClass scheduler_class();
 OptionClass query_class();
-/// KVConfig, SchedulerConfig, QueryConfig, CpuConfig, Disk and LLM.
+OptionClass weight_class();
+/// KVConfig, SchedulerConfig, QueryConfig, WeightConfig, CpuConfig, Disk and LLM.
 std::vector<OptionClass> core_option_classes();
 
 }  // namespace hybridgen

@@ -27,11 +27,12 @@ struct Rules {
         const DeviceContext& device_,
         bool are_loaded,
         const EngineOptions& asked,
-        std::optional<Method> composition)
+        std::optional<Method> composition,
+        const WeightOptions& weight_options)
       : config(config_),
         dtype(dtype_),
         device(device_),
-        weights(Weights(config_, dtype_, at::kMeta).bytes()),
+        weights(Weights(config_, dtype_, at::kMeta, {}, {.made = weight_options}).bytes()),
         options(asked),
         method(checked_method(asked, std::move(composition), config_)),
         attended{hybridgen_options(asked).k,
@@ -214,8 +215,9 @@ RunPlan plan_run(const ModelConfig& config,
                  bool are_loaded,
                  const EngineOptions& asked,
                  std::optional<Method> composition,
-                 const RunShape& shape) {
-  Rules rules(config, dtype, device, are_loaded, asked, std::move(composition));
+                 const RunShape& shape,
+                 const WeightOptions& weights) {
+  Rules rules(config, dtype, device, are_loaded, asked, std::move(composition), weights);
   check_length(shape.prompt_tokens, 0, rules.options.max_model_len);
   const RequestShape request = request_shape(rules, shape.prompt_tokens, shape.new_tokens);
   RunPlan run;

@@ -11,6 +11,7 @@
 #include "device/device_context.h"
 #include "hybridgen/core/engine_options.h"
 #include "hybridgen/core/model_config.h"
+#include "hybridgen/core/weight_options.h"
 #include "hybridgen/methods/method.h"
 
 namespace hybridgen {
@@ -63,6 +64,7 @@ RunPlan plan_run(const ModelConfig& config,
                  bool are_loaded,
                  const EngineOptions& asked,
                  std::optional<Method> composition,
-                 const RunShape& shape);
+                 const RunShape& shape,
+                 const WeightOptions& weights = {});
 
 }  // namespace hybridgen

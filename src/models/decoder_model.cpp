@@ -96,11 +96,12 @@ BlockWorkspace BlockWorkspace::beside(std::int64_t count) const {
 DecoderModel::DecoderModel(const ModelConfig& config,
                            DType dtype,
                            const std::string& device,
-                           WeightHomes homes)
+                           WeightHomes homes,
+                           WeightFormats formats)
     : config_(config),
       dtype_(dtype),
       device_(device),
-      weights_(config_, dtype, device_.device(), std::move(homes)) {}
+      weights_(config_, dtype, device_.device(), std::move(homes), std::move(formats)) {}
 
 void DecoderModel::prepare_positions(std::int64_t positions) {
   const std::int64_t wanted = std::min(positions, config_.max_positions);

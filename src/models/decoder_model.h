@@ -71,7 +71,8 @@ class DecoderModel {
   DecoderModel(const ModelConfig& config,
                DType dtype,
                const std::string& device,
-               WeightHomes homes = {});
+               WeightHomes homes = {},
+               WeightFormats formats = {});
 
   const ModelConfig& config() const { return config_; }
   DType dtype() const { return dtype_; }

@@ -44,6 +44,48 @@ bool is_finite(const at::Tensor& tensor) {
   return true;
 }
 
+/// The tensors that it has, in a fixed order.
+std::vector<at::Tensor*> tensors_of(LinearWeight& weight) {
+  std::vector<at::Tensor*> tensors;
+  for (at::Tensor* tensor : {&weight.dense, &weight.codes, &weight.scales, &weight.minima}) {
+    if (tensor->defined()) tensors.push_back(tensor);
+  }
+  return tensors;
+}
+
+/// CheckpointError unless `from` can be copied to `to`: both or none are there, of one shape and
+/// dtype, and finite.
+void check_same(const char* part,
+                const std::string& name,
+                const at::Tensor& from,
+                const at::Tensor& to) {
+  const auto text = [](const at::Tensor& tensor) {
+    return tensor.defined()
+               ? message(c10::toString(tensor.scalar_type()), " ", shape_text(tensor.sizes()))
+               : std::string("none");
+  };
+  const bool are_there = from.defined() && to.defined();
+  if (from.defined() != to.defined() ||
+      (are_there && (from.sizes() != to.sizes() || from.scalar_type() != to.scalar_type()))) {
+    throw CheckpointError(message("[load weights] ",
+                                  part,
+                                  " of tensor '",
+                                  name,
+                                  "' are ",
+                                  text(from),
+                                  "; the configuration asks for ",
+                                  text(to),
+                                  "; check that config.json belongs to these weights"));
+  }
+  if (are_there && from.is_floating_point() && !is_finite(from.contiguous())) {
+    throw CheckpointError(message("[load weights] ",
+                                  part,
+                                  " of tensor '",
+                                  name,
+                                  "' hold NaN or infinity; the file is damaged"));
+  }
+}
+
 // A pool of normal numbers, laid out again and again from shifting offsets: drawing each number of
 // a large model would take minutes and nothing depends on their independence.
 void fill_dummy(const at::Tensor& destination, const at::Tensor& pool, std::int64_t& offset) {
@@ -59,25 +101,28 @@ void fill_dummy(const at::Tensor& destination, const at::Tensor& pool, std::int6
 
 }  // namespace
 
-Weights::Weights(const ModelConfig& config, DType dtype, at::Device device, WeightHomes homes)
+Weights::Weights(const ModelConfig& config,
+                 DType dtype,
+                 at::Device device,
+                 WeightHomes homes,
+                 WeightFormats formats)
     : options_(at::TensorOptions().dtype(to_scalar_type(dtype)).device(device)),
       homes_(std::move(homes)),
+      formats_(std::move(formats)),
       query_rows_(config.num_heads * config.head_dim) {
   config.validate();
+  check_formats(formats_.made, config);
   const std::int64_t hidden = config.hidden_size;
   const std::int64_t embedding = config.embedding_size;
 
-  embed_tokens = allocate_linear(config.vocab_size, embedding);
-  expect("embed_tokens.weight", embed_tokens.dense);
+  embed_tokens = allocate_linear("embed_tokens.weight", config.vocab_size, embedding);
   if (config.position == PositionKind::kLearned) {
-    embed_positions = allocate_linear(config.max_positions + config.position_offset, hidden);
-    expect("embed_positions.weight", embed_positions.dense);
+    embed_positions = allocate_linear(
+        "embed_positions.weight", config.max_positions + config.position_offset, hidden);
   }
   if (embedding != hidden) {
-    project_in = allocate_linear(hidden, embedding);
-    project_out = allocate_linear(embedding, hidden);
-    expect("project_in.weight", project_in.dense);
-    expect("project_out.weight", project_out.dense);
+    project_in = allocate_linear("project_in.weight", hidden, embedding);
+    project_out = allocate_linear("project_out.weight", embedding, hidden);
   }
   for (std::int64_t i = 0; i < config.num_layers; ++i) {
     layers.push_back(allocate_layer(config, "layers." + std::to_string(i) + "."));
@@ -93,8 +138,7 @@ Weights::Weights(const ModelConfig& config, DType dtype, at::Device device, Weig
   if (config.tie_embeddings) {
     lm_head = embed_tokens;
   } else {
-    lm_head = allocate_linear(config.vocab_size, embedding);
-    expect("lm_head.weight", lm_head.dense);
+    lm_head = allocate_linear("lm_head.weight", config.vocab_size, embedding);
   }
   const std::int64_t in_memory = (device.is_cpu() ? bytes_ : 0) + streamed_.host_bytes;
   if (streamed_.has_disk() && !device.is_meta()) {
@@ -146,6 +190,11 @@ LayerWeights Weights::allocate_layer(const ModelConfig& config, const std::strin
 }
 
 at::Tensor Weights::allocate(std::vector<std::int64_t> shape) {
+  return allocate(std::move(shape), options_.dtype().toScalarType());
+}
+
+at::Tensor Weights::allocate(std::vector<std::int64_t> shape, at::ScalarType type) {
+  const at::TensorOptions options = options_.dtype(type);
   const auto refused = [&](const char* why) {
     return OutOfMemoryError(message("[load weights] a tensor of shape ",
                                     shape_text(shape),
@@ -153,11 +202,12 @@ at::Tensor Weights::allocate(std::vector<std::int64_t> shape) {
                                     human_bytes(static_cast<double>(bytes_)),
                                     " of weights: ",
                                     why,
-                                    "; use a smaller model or dtype='bfloat16'"));
+                                    "; use a smaller model, dtype='bfloat16' or "
+                                    "weights=WeightConfig(format='int8')"));
   };
   try {
-    at::Tensor tensor = options_.device().is_cpu() ? host_tensors_.allocate(shape, options_)
-                                                   : at::empty(shape, options_);
+    at::Tensor tensor = options_.device().is_cpu() ? host_tensors_.allocate(shape, options)
+                                                   : at::empty(shape, options);
     bytes_ += static_cast<std::int64_t>(tensor.nbytes());
     return tensor;
   } catch (const c10::Error& error) {
@@ -167,8 +217,25 @@ at::Tensor Weights::allocate(std::vector<std::int64_t> shape) {
   }
 }
 
-LinearWeight Weights::allocate_linear(std::int64_t outputs, std::int64_t inputs) {
-  return LinearWeight(allocate({outputs, inputs}));
+LinearWeight Weights::allocate_rows(const std::optional<kernels::CodedFormat>& format,
+                                    std::int64_t outputs,
+                                    std::int64_t inputs,
+                                    bool resident) {
+  const auto allocated = [&](std::vector<std::int64_t> shape, at::ScalarType type) {
+    return resident ? allocate(std::move(shape), type)
+                    : at::empty(shape, options_.device(at::kMeta).dtype(type));
+  };
+  if (format) return allocate_coded(*format, outputs, inputs, allocated);
+  return LinearWeight(allocated({outputs, inputs}, options_.dtype().toScalarType()));
+}
+
+LinearWeight Weights::allocate_linear(const std::string& name,
+                                      std::int64_t outputs,
+                                      std::int64_t inputs) {
+  LinearWeight weight =
+      allocate_rows(coded_format(formats_, name, inputs), outputs, inputs, /*resident=*/true);
+  expect(name, weight);
+  return weight;
 }
 
 Projection Weights::allocate_projection(const std::vector<Matrix>& matrices,
@@ -177,26 +244,34 @@ Projection Weights::allocate_projection(const std::vector<Matrix>& matrices,
   const auto is_resident = [this](const Matrix& matrix) {
     return homes_.layers[matrix.matrix] == WeightPlace::kDevice;
   };
+  const auto format_of = [&](const Matrix& matrix) {
+    return coded_format(formats_, matrix.name + ".weight", inputs);
+  };
   Projection projection;
   std::int64_t outputs = 0;
   for (auto first = matrices.begin(); first != matrices.end();) {
     const bool resident = is_resident(*first);
+    const std::optional<kernels::CodedFormat> format = format_of(*first);
     const auto last = std::find_if(first, matrices.end(), [&](const Matrix& matrix) {
-      return is_resident(matrix) != resident;
+      return is_resident(matrix) != resident || format_of(matrix) != format;
     });
     std::int64_t rows = 0;
     for (auto matrix = first; matrix != last; ++matrix) rows += matrix->rows;
-    const at::Tensor part =
-        resident ? allocate({rows, inputs}) : at::empty({rows, inputs}, options_.device(at::kMeta));
-    const std::int64_t offset = round_up_to_line(slot_end_);
-    if (!resident) slot_end_ = offset + static_cast<std::int64_t>(part.nbytes());
-    projection.parts.emplace_back(part);
+    LinearWeight part = allocate_rows(format, rows, inputs, resident);
+    std::vector<std::int64_t> offsets;  // of a streamed part's tensors in its layer's memory
+    for (const at::Tensor* tensor : tensors_of(part)) {
+      if (resident) continue;
+      offsets.push_back(round_up_to_line(slot_end_));
+      slot_end_ = offsets.back() + static_cast<std::int64_t>(tensor->nbytes());
+    }
+    projection.parts.push_back(part);
     outputs += rows;
     for (std::int64_t row = 0; first != last; ++first) {
-      const at::Tensor own = part.narrow(0, row, first->rows);
+      LinearWeight own = part.rows(row, first->rows);
       expect(first->name + ".weight", own);
-      if (!resident) {
-        slots_.at(first->name + ".weight").streamed = &add_streamed(first->matrix, own, offset);
+      Slot& slot = slots_.at(first->name + ".weight");
+      for (std::size_t i = 0; i < offsets.size(); ++i) {
+        slot.streamed.push_back(&add_streamed(first->matrix, *tensors_of(own)[i], offsets[i]));
       }
       row += first->rows;
     }
@@ -237,19 +312,31 @@ LayerWeights Weights::layer_in(std::int64_t layer, const at::Tensor& memory) con
   std::int64_t end = 0;
   for (Projection* projection : {&weights.qkv, &weights.output, &weights.up, &weights.down}) {
     for (LinearWeight& part : projection->parts) {
-      if (!part.dense.is_meta()) continue;
-      const std::int64_t begin = round_up_to_line(end);
-      const auto bytes = static_cast<std::int64_t>(part.dense.nbytes());
-      part.dense =
-          memory.narrow(0, begin, bytes).view(part.dense.scalar_type()).view(part.dense.sizes());
-      end = begin + bytes;
+      for (at::Tensor* tensor : tensors_of(part)) {
+        if (!tensor->is_meta()) continue;
+        const std::int64_t begin = round_up_to_line(end);
+        const auto bytes = static_cast<std::int64_t>(tensor->nbytes());
+        *tensor = memory.narrow(0, begin, bytes).view(tensor->scalar_type()).view(tensor->sizes());
+        end = begin + bytes;
+      }
     }
   }
   weights.query = weights.qkv.rows(0, query_rows_);
   return weights;
 }
 
+std::vector<std::int64_t> Weights::Slot::shape() const {
+  if (!destination.is_coded()) return destination.dense.sizes().vec();
+  return {destination.outputs(), destination.inputs};
+}
+
 void Weights::expect(const std::string& name, const at::Tensor& destination) {
+  LinearWeight dense;
+  dense.dense = destination;
+  expect(name, dense);
+}
+
+void Weights::expect(const std::string& name, const LinearWeight& destination) {
   order_.push_back(name);
   slots_[name] = Slot{.destination = destination};
 }
@@ -258,7 +345,7 @@ std::vector<std::pair<std::string, std::vector<std::int64_t>>> Weights::expected
   std::vector<std::pair<std::string, std::vector<std::int64_t>>> result;
   result.reserve(order_.size());
   for (const std::string& name : order_) {
-    result.emplace_back(name, slots_.at(name).destination.sizes().vec());
+    result.emplace_back(name, slots_.at(name).shape());
   }
   return result;
 }
@@ -292,17 +379,22 @@ void Weights::load_tensor(const std::string& name, const at::Tensor& tensor) {
                                   c10::toString(tensor.scalar_type()),
                                   "; allowed: float32, float16, bfloat16, float64"));
   }
-  if (tensor.sizes() != slot.destination.sizes()) {
+  if (tensor.sizes() != at::IntArrayRef(slot.shape())) {
     throw CheckpointError(message("[load weights] tensor '",
                                   name,
                                   "' has shape ",
                                   shape_text(tensor.sizes()),
                                   "; the configuration asks for ",
-                                  shape_text(slot.destination.sizes()),
+                                  shape_text(slot.shape()),
                                   "; check that config.json belongs to these weights"));
   }
-  at::Tensor loaded = slot.destination;
-  if (slot.streamed == nullptr) {
+  if (slot.destination.is_coded()) {
+    code(name, slot, tensor);
+    slot.loaded = true;
+    return;
+  }
+  at::Tensor loaded = slot.destination.dense;
+  if (slot.streamed.empty()) {
     loaded.copy_(tensor);
   } else {
     loaded = tensor.to(at::kCPU, options_.dtype().toScalarType()).contiguous();
@@ -315,20 +407,71 @@ void Weights::load_tensor(const std::string& name, const at::Tensor& tensor) {
                                   c10::toString(loaded.scalar_type()),
                                   "; the file is damaged, or needs dtype='float32' or 'bfloat16'"));
   }
-  if (slot.streamed != nullptr) store(*slot.streamed, loaded);
+  if (!slot.streamed.empty()) store(*slot.streamed.front(), loaded);
+  slot.loaded = true;
+}
+
+void Weights::code(const std::string& name, Slot& slot, const at::Tensor& tensor) {
+  LinearWeight coded = slot.destination;
+  if (!slot.streamed.empty()) {
+    for (at::Tensor* part : tensors_of(coded)) {
+      *part = at::empty(part->sizes(), part->options().device(at::kCPU));
+    }
+  }
+  if (!code_matrix(tensor, coded)) {
+    throw CheckpointError(message("[load weights] tensor '",
+                                  name,
+                                  "' holds NaN, infinity, or numbers too large for scales of ",
+                                  c10::toString(coded.scales.scalar_type()),
+                                  "; the file is damaged, or needs another format of weights"));
+  }
+  for (std::size_t i = 0; i < slot.streamed.size(); ++i) {
+    store(*slot.streamed[i], *tensors_of(coded)[i]);
+  }
+}
+
+void Weights::load_coded(const std::string& name, const LinearWeight& coded) {
+  Slot& slot = slot_to_load(name);
+  const LinearWeight& own = slot.destination;
+  if (!own.is_coded() || own.bits != coded.bits || own.group != coded.group) {
+    throw CheckpointError(message(
+        "[load weights] tensor '",
+        name,
+        "' has ",
+        coded.bits,
+        " bits in groups of ",
+        coded.group,
+        "; the model was made to hold ",
+        own.is_coded() ? message(own.bits, " in groups of ", own.group) : std::string("numbers"),
+        " there"));
+  }
+  check_same("codes", name, coded.codes, own.codes);
+  check_same("scales", name, coded.scales, own.scales);
+  check_same("minima", name, coded.minima, own.minima);
+  LinearWeight from = coded;
+  LinearWeight to = own;
+  for (std::size_t i = 0; i < tensors_of(to).size(); ++i) {
+    at::Tensor& tensor = *tensors_of(from)[i];
+    if (slot.streamed.empty()) {
+      tensors_of(to)[i]->copy_(tensor);
+    } else {
+      store(*slot.streamed[i], tensor.to(at::kCPU).contiguous());
+    }
+  }
   slot.loaded = true;
 }
 
 bool Weights::is_on_disk(const std::string& name) const {
-  const StreamedTensor* const streamed = slot(name).streamed;
-  return streamed != nullptr && !streamed->host.defined();
+  const Slot& found = slot(name);
+  return !found.streamed.empty() && !found.destination.is_coded() &&
+         !found.streamed.front()->host.defined();
 }
 
 void Weights::load_from_file(const std::string& name,
                              const std::string& path,
                              std::int64_t offset) {
   Slot& slot = slot_to_load(name);
-  StreamedTensor& streamed = *slot.streamed;
+  StreamedTensor& streamed = *slot.streamed.front();
   streamed.file_offset = streamed_.files->add(path, offset + streamed.bytes) + offset;
   slot.loaded = true;
 }
@@ -354,15 +497,19 @@ void Weights::load_dummy(std::uint64_t seed) {
   for (const std::string& name : order_) {
     Slot& slot = slots_.at(name);
     if (name.ends_with("norm.weight")) {
-      slot.destination.fill_(1.0);
+      slot.destination.dense.fill_(1.0);
     } else if (name.ends_with(".bias")) {
-      slot.destination.zero_();
-    } else if (slot.streamed == nullptr) {
-      fill_dummy(slot.destination, pool, offset);
+      slot.destination.dense.zero_();
+    } else if (slot.streamed.empty() && !slot.destination.is_coded()) {
+      fill_dummy(slot.destination.dense, pool, offset);
     } else {
-      const at::Tensor dummy = at::empty(slot.destination.sizes(), options_.device(at::kCPU));
+      const at::Tensor dummy = at::empty(slot.shape(), options_.device(at::kCPU));
       fill_dummy(dummy, pool, offset);
-      store(*slot.streamed, dummy);
+      if (slot.destination.is_coded()) {
+        code(name, slot, dummy);
+      } else {
+        store(*slot.streamed.front(), dummy);
+      }
     }
     slot.loaded = true;
   }

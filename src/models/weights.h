@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Weights of one decoder on its device. Projections that read the same input (q, k, v; gate, up)
 // are one matrix where they can be, so that a decode step streams each layer in five passes. A
-// checkpoint's tensors are copied into their slice one by one: nothing is held twice.
+// checkpoint's tensors are copied, or coded (weight_coding.h), into their slice one by one: nothing
+// is held twice.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -20,6 +21,7 @@
 #include "hybridgen/core/model_config.h"
 #include "memory/process_memory.h"
 #include "memory/weight_files.h"
+#include "models/weight_coding.h"
 #include "models/weight_places.h"
 
 namespace hybridgen {
@@ -66,18 +68,28 @@ struct WeightHomes {
 class Weights {
  public:
   /// Allocates everything that lies in memory, uninitialised. Throws OutOfMemoryError naming the
-  /// bytes needed.
-  Weights(const ModelConfig& config, DType dtype, at::Device device, WeightHomes homes = {});
+  /// bytes needed, ConfigError for formats that do not go together (check_formats).
+  Weights(const ModelConfig& config,
+          DType dtype,
+          at::Device device,
+          WeightHomes homes = {},
+          WeightFormats formats = {});
 
   /// Canonical names and shapes, in a fixed order. Weights with bias flags off have no bias entry.
   std::vector<std::pair<std::string, std::vector<std::int64_t>>> expected_tensors() const;
 
-  /// Copies one tensor (any floating dtype, any device) into its place. CheckpointError for an
-  /// unknown name, a wrong shape, NaN or infinity, a non-floating dtype, or a second load.
+  /// Copies one tensor (any floating dtype, any device) into its place, as codes if that holds
+  /// codes. CheckpointError for an unknown name, a wrong shape, NaN or infinity, a non-floating
+  /// dtype, or a second load.
   void load_tensor(const std::string& name, const at::Tensor& tensor);
 
-  /// Whether this tensor is to lie on disk, where load_from_file() takes it as it is if a file has
-  /// it in the model's dtype.
+  /// Copies one matrix that is coded already into its place, which is to have its format.
+  /// CheckpointError for an unknown name, another format, shape or dtype, scales or minima that are
+  /// NaN or infinite, or a second load.
+  void load_coded(const std::string& name, const LinearWeight& coded);
+
+  /// Whether this tensor is to lie on disk, and not as codes, where load_from_file() takes it as it
+  /// is if a file has it in the model's dtype.
   bool is_on_disk(const std::string& name) const;
   /// The tensor is `offset` bytes into the file at `path`, which is to stay as it is. Errors as
   /// load_tensor(); its numbers are not looked at.
@@ -109,9 +121,12 @@ class Weights {
 
  private:
   struct Slot {
-    at::Tensor destination;              ///< of no memory (meta) if it is streamed
-    StreamedTensor* streamed = nullptr;  ///< null: it is on the device
+    /// A dense one, or codes; or dense of any shape, as norms and biases are. Of no memory (meta)
+    /// if it is streamed.
+    LinearWeight destination;
+    std::vector<StreamedTensor*> streamed{};  ///< one for each of its tensors; empty: on the device
     bool loaded = false;
+    std::vector<std::int64_t> shape() const;
   };
   /// Rows of a projection that are a matrix of the checkpoint.
   struct Matrix {
@@ -123,9 +138,16 @@ class Weights {
   const Slot& slot(const std::string& name) const;
   /// Puts a tensor of the model's dtype, in host memory, where a streamed one lies.
   void store(StreamedTensor& streamed, const at::Tensor& tensor);
+  void code(const std::string& name, Slot& slot, const at::Tensor& tensor);
   at::Tensor allocate(std::vector<std::int64_t> shape);
-  LinearWeight allocate_linear(std::int64_t outputs, std::int64_t inputs);
-  /// One above the other: neighbours that have the same place are one part.
+  at::Tensor allocate(std::vector<std::int64_t> shape, at::ScalarType type);
+  LinearWeight allocate_rows(const std::optional<kernels::CodedFormat>& format,
+                             std::int64_t outputs,
+                             std::int64_t inputs,
+                             bool resident);
+  /// A matrix of the checkpoint by itself, on the device.
+  LinearWeight allocate_linear(const std::string& name, std::int64_t outputs, std::int64_t inputs);
+  /// One above the other: neighbours that have the same place and format are one part.
   Projection allocate_projection(const std::vector<Matrix>& matrices,
                                  std::int64_t inputs,
                                  bool has_bias);
@@ -135,10 +157,12 @@ class Weights {
                                const at::Tensor& rows,
                                std::int64_t part_offset);
   void expect(const std::string& name, const at::Tensor& destination);
+  void expect(const std::string& name, const LinearWeight& destination);
   LayerWeights allocate_layer(const ModelConfig& config, const std::string& prefix);
 
   at::TensorOptions options_;
   WeightHomes homes_;
+  WeightFormats formats_;
   std::int64_t query_rows_;
   StreamedLayers streamed_;
   std::int64_t slot_end_ = 0;  ///< of the last layer so far

@@ -369,4 +369,3 @@ def test_names_of_other_libraries_are_refused_with_what_to_write(name: str, hint
 def test_an_option_that_had_one_legal_value_is_unknown_and_the_others_named() -> None:
     with pytest.raises(ConfigError, match=r"unknown option 'pin'.*options: device_tokens, dram"):
         KVConfig(**{"pin": None})
-    assert not hasattr(hybridgen, "WeightConfig")

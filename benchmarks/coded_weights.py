@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights made at load in 8 and 4 bits against the same model in bfloat16, by turns.
+
+    python benchmarks/coded_weights.py [--quick] [--no-1b] [--json results/coded_weights.json]
+
+Decode steps at 1,000 tokens of SmolLM2 with the head in the same format and with it kept, of a 1B
+shape with random weights, and prefill. A ratio is bfloat16's time over that of codes, the median of
+turns. The products themselves against the read ceiling: benchmarks/cpu.py, ``linear/int8|int4``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "scripts")]
+
+import hybridgen as hg  # noqa: E402
+from decode import smollm2  # noqa: E402
+from report import Report  # noqa: E402
+
+SHAPE_1B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+}
+TOKENS = 1000
+HEAD_BARS = {"int8": 1.5, "int4": 1.9}
+KEPT_BAR = 0.85
+BAR_1B = 2.5
+PREFILL_BAR = 0.9
+
+
+def config_of(name: str, *, head: bool) -> hg.WeightConfig | None:
+    """Return options of a format; None for the checkpoint's own."""
+    if name == "bfloat16":
+        return None
+    also = {"head": name, "embeddings": name} if head else {}
+    return hg.WeightConfig(format=name, **also)
+
+
+def prompt(tokens: int, vocabulary: int) -> list[int]:
+    """Return token ids that repeat late."""
+    return [(7919 * i) % (vocabulary - 3) + 3 for i in range(tokens)]
+
+
+class Turns:
+    """One engine whose steps and prefills are timed by turns with others'."""
+
+    def __init__(self, model: Any, weights: hg.WeightConfig | None, **options: Any) -> None:
+        self.llm = hg.LLM(
+            model, dtype="bfloat16", method="full", weights=weights, max_num_seqs=1, **options
+        )
+        self.ids = prompt(TOKENS, self.llm.model.config["vocab_size"])
+        self.bytes = self.llm.model.weights.weight_bytes
+        params = hg.SamplingParams(max_tokens=2000, ignore_eos=True)
+        self._stream = self.llm.stream(self.ids, params, decode_prompt_tokens=1)
+        next(self._stream)
+
+    def step(self, steps: int) -> float:
+        """Return the seconds of a decode step."""
+        begin = time.perf_counter()
+        for _ in range(steps):
+            next(self._stream)
+        return (time.perf_counter() - begin) / steps
+
+    def prefill(self) -> float:
+        """Return the seconds of a prompt and one token."""
+        begin = time.perf_counter()
+        self.llm.generate_ids([self.ids], hg.SamplingParams(max_tokens=1, ignore_eos=True))
+        return time.perf_counter() - begin
+
+
+def median_ratio(own: list[float], coded: list[float]) -> float:
+    """Return the median over turns of own time over that of codes."""
+    return statistics.median(a / b for a, b in zip(own, coded, strict=True))
+
+
+def compare(
+    report: Report, label: str, own: Turns, coded: Turns, bar: float, turns: int, steps: int
+) -> None:
+    """Report decode steps of one pair."""
+    times: dict[str, list[float]] = {"own": [], "coded": []}
+    for _ in range(turns):
+        times["own"].append(own.step(steps))
+        times["coded"].append(coded.step(steps))
+    ratio = median_ratio(times["own"], times["coded"])
+    report.add(f"decode, {label}: weights' bytes", coded.bytes / own.bytes, "x own")
+    report.add(f"decode, {label}: own bf16's step", 1e3 * statistics.median(times["own"]), "ms")
+    report.add(f"decode, {label}: speed over own bf16", ratio, "x", bar)
+
+
+def prefills(report: Report, label: str, own: Turns, coded: Turns, turns: int) -> None:
+    """Report prefill of one pair."""
+    times = [(own.prefill(), coded.prefill()) for _ in range(turns)]
+    ratio = median_ratio([t[0] for t in times], [t[1] for t in times])
+    report.add(f"prefill, {label}: speed over own bf16", ratio, "x", PREFILL_BAR)
+
+
+def main() -> None:
+    """Measure everything and say whether the bars are met."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer turns")
+    parser.add_argument("--no-1b", action="store_true", help="without the 1B shape")
+    parser.add_argument("--json", help="file to write")
+    arguments = parser.parse_args()
+    turns, steps = (7, 8) if arguments.quick else (21, 16)
+    report = Report()
+    folder = smollm2()
+    own = Turns(folder, None)
+    for name in ("int8", "int4"):
+        with_head = Turns(folder, config_of(name, head=True))
+        compare(report, f"SmolLM2, {name} with head", own, with_head, HEAD_BARS[name], turns, steps)
+        prefills(report, f"SmolLM2, {name} with head", own, with_head, max(3, turns // 5))
+        with_head.llm.close()
+        kept = Turns(folder, config_of(name, head=False))
+        compare(
+            report,
+            f"SmolLM2, {name}, head kept",
+            own,
+            kept,
+            KEPT_BAR * own.bytes / kept.bytes,
+            turns,
+            steps,
+        )
+        kept.llm.close()
+    own.llm.close()
+    if not arguments.no_1b:
+        own = Turns(SHAPE_1B, None, load_format="dummy")
+        coded = Turns(SHAPE_1B, config_of("int4", head=True), load_format="dummy")
+        compare(report, "1B shape, int4 with head", own, coded, BAR_1B, turns, max(2, steps // 4))
+        prefills(report, "1B shape, int4 with head", own, coded, 3)
+    report.write(arguments.json)
+    sys.exit(any(result.met is False for result in report.results))
+
+
+if __name__ == "__main__":
+    main()
