@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/notebooks/first_steps.ipynb runs in a real kernel, in which cells may be interrupted."""
+"""The notebooks of docs/notebooks run in real kernels, in which cells may be interrupted."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning:zmq.*"),
 ]
 
-NOTEBOOK = ROOT / "docs" / "notebooks" / "first_steps.ipynb"
+NOTEBOOKS = ROOT / "docs" / "notebooks"
 
 
 class Notebook:
@@ -69,14 +70,33 @@ def printed(cell: Any) -> str:
     return "".join(o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stdout")
 
 
-@pytest.fixture(scope="module")
-def notebook() -> Iterator[Notebook]:
-    content = nbformat.read(NOTEBOOK, as_version=4)
+@contextmanager
+def kernel_of(name: str) -> Iterator[Notebook]:
+    content = nbformat.read(NOTEBOOKS / name, as_version=4)
     nbformat.validate(content)
-    folder = str(NOTEBOOK.parent)
-    client = nbclient.NotebookClient(content, timeout=240, resources={"metadata": {"path": folder}})
+    metadata = {"path": str(NOTEBOOKS)}
+    client = nbclient.NotebookClient(content, timeout=240, resources={"metadata": metadata})
     with client.setup_kernel():
         yield Notebook(client)
+
+
+@pytest.fixture(scope="module")
+def notebook() -> Iterator[Notebook]:
+    with kernel_of("first_steps.ipynb") as opened:
+        yield opened
+
+
+def test_every_cell_of_from_flexgen_runs_and_shows_what_the_text_says() -> None:
+    with kernel_of("from_flexgen.ipynb") as opened:
+        text = "".join(printed(cell) for cell in opened.run_own())
+    assert "68 tensors\n" in text
+    assert "exit code 0\n" in text
+    assert "fo-opt-gbs2-ngbs2-prompt64-gen8-percent-100-0-0-100-100-0-cpu-cache.log\nTrue" in text
+    assert "int32 (4, 33) 8 costs" in text
+    for placement in ("on the CPU", "attention there, too", "in four batches"):
+        assert f"{placement.ljust(22)} True\n" in text
+    assert "Q k182 ->  v10" in text
+    assert "tokens went to the host: True" in text
 
 
 def test_every_cell_runs_and_shows_what_the_text_says(notebook: Notebook) -> None:
