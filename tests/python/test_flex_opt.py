@@ -165,13 +165,14 @@ def test_a_cut_run_is_projected_with_finite_numbers_however_short(run: Run) -> N
 def test_7_dummy_weights_need_no_tokenizer_and_print_no_text(run: Run) -> None:
     code, out, err = run.ends(
         "--model facebook/opt-125m --path _DUMMY_ --prompt-len 24 --gen-len 4 "
-        "--percent 100 0 100 0 100 0 --gpu-batch-size 6 --overlap False --compress-cache"
+        "--percent 100 0 100 0 100 0 --gpu-batch-size 6 --overlap False "
+        "--compress-weight --compress-cache"
     )
     assert code == 0, err
     assert "Outputs:" not in out
     (record,) = records_of(out)
     assert record[-1] == "24"
-    name = "fo-125m-gbs6-ngbs1-prompt24-gen4-percent-100-0-100-0-100-0-gpu-cache-compc.log"
+    name = "fo-125m-gbs6-ngbs1-prompt24-gen4-percent-100-0-100-0-100-0-gpu-cache-compw-compc.log"
     assert (run.folder / name).exists()
     assert "a cache in 4 bits lies in DRAM" in out
 

@@ -188,6 +188,13 @@ def test_a_cache_in_4_bits_lies_on_the_host_and_says_so() -> None:
     assert any("lies in DRAM, not on the GPU" in note for note in found.notes)
 
 
+def test_weights_in_4_bits_have_flexgens_groups() -> None:
+    assert placed().weights == {}
+    found = placed(compress_weight=True).weights
+    four_bits = {"format": "int4", "head": "int4", "embeddings": "int4"}
+    assert found == four_bits | {"group": 64, "min_max": True}
+
+
 def test_what_is_done_elsewhere_than_asked_is_said() -> None:
     assert placed().notes == ()
     assert any("activations" in note for note in placed(100, 0, 100, 0, 0, 0).notes)

@@ -16,6 +16,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hybridgen as hg
 from flexgen_runs import ALL_GPU, PAD, different_rows, opt_lm, policy
 from hybridgen.errors import ConfigError, DeviceError
 from hybridgen.flexgen import flex_opt
@@ -172,6 +173,19 @@ def test_a_cache_in_4_bits_takes_a_third_of_the_bytes(made: Callable[..., OptLM]
         read[compressed] = model.llm.stats.host_key_bytes_read
         assert found.shape == (4, 200 + NEW)
     assert read[True] < read[False] / 3
+
+
+def test_weights_in_4_bits_are_the_engines_own(made: Callable[..., OptLM]) -> None:
+    rows = different_rows()
+    plain, model = made(), made(compress_weight=True)
+    plain.generate(rows, NEW)
+    found = model.generate(rows, NEW)
+    held = hg.WeightConfig(format="int4", head="int4", embeddings="int4", group=64, min_max=True)
+    options = hg.SamplingParams(max_tokens=NEW, ignore_eos=True)
+    prompts = [[int(token) for token in row if token != PAD] for row in rows]
+    with hg.LLM(folder_of("tiny-opt"), dtype="float32", device="cpu", weights=held) as llm:
+        assert found[:, 40:].tolist() == llm.generate_ids(prompts, options)
+    assert model.device_peak_bytes < plain.device_peak_bytes
 
 
 # ------------------------------------------------------------------------------- pads and endings

@@ -14,7 +14,7 @@ import torch
 
 from .. import methods
 from .._checks import as_int, brief
-from ..config import CpuConfig, KVConfig
+from ..config import CpuConfig, KVConfig, WeightConfig
 from ..errors import ConfigError
 from ..failures import reported
 from ..generation import Call
@@ -126,6 +126,7 @@ class OptLM:
             dtype=self._dtype(),
             device=self.env.gpu.engine_device,
             load_format="dummy" if self.is_dummy else "auto",
+            weights=WeightConfig(**self.placement.weights),
             seed=self.engine.seed,
         )
         try:
@@ -400,7 +401,6 @@ def _refuse_what_is_missing(policy: Policy, placement: Placement) -> None:
     """Refuse what the engine does not do yet."""
     missing = {
         "weights on the disk": policy.w_disk_percent > 0,
-        "weights in 4 bits": policy.compress_weight,
         "a cache on the disk": DISK in placement.rows,
         "a cache with some rows on the GPU and some on the CPU": len(set(placement.rows)) > 1,
     }

@@ -9,7 +9,7 @@ said in `Placement.notes`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigError
@@ -49,6 +49,8 @@ class Placement:
     device_tokens : float or None
         Newest tokens of every row on the device, as a share of its prompt, where a cache is divided
         by tokens; None: rows are whole.
+    weights : dict
+        Options of a `hybridgen.WeightConfig`.
     micro_batch : int
         Rows that pass through a layer together.
     notes : tuple of str
@@ -59,6 +61,7 @@ class Placement:
     rows: tuple[str, ...]
     precision: str = "full"
     device_tokens: float | None = None
+    weights: dict[str, Any] = field(default_factory=dict)
     micro_batch: int = 1
     notes: tuple[str, ...] = ()
 
@@ -198,9 +201,18 @@ def place(
         rows=rows,
         precision="int4" if policy.compress_cache else "full",
         device_tokens=device_tokens,
+        weights=weight_options(policy),
         micro_batch=policy.gpu_batch_size,
         notes=tuple(notes),
     )
+
+
+def weight_options(policy: Policy) -> dict[str, Any]:
+    """Return how weights are held, as a `hybridgen.WeightConfig` has it; empty: as they are."""
+    if not policy.compress_weight:
+        return {}
+    four_bits = dict.fromkeys(("format", "head", "embeddings"), "int4")
+    return four_bits | {"group": policy.comp_weight_config.group_size, "min_max": True}
 
 
 def _method(
