@@ -14,6 +14,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -117,7 +118,10 @@ def check_python(words: list[str]) -> None:
     """``python -m hybridgen`` and ``hybridgen.sim`` run; of others only their flags are read."""
     if words[1] == "-m" and words[2] in ("hybridgen", "hybridgen.sim"):
         command = [sys.executable, *words[1:]]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        with tempfile.TemporaryDirectory() as folder:  # for what a command writes
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=120, check=False, cwd=folder
+            )
         require(done.returncode == 0, done.stderr)
         return
     if words[1] == "-m":
