@@ -62,12 +62,14 @@ void register_gguf(py::module_& module) {
           d["block_values"] = format.block_values;
           d["block_bytes"] = format.block_bytes;
           d["bits"] = format.bits;
+          d["group"] = format.group;
+          d["has_minima"] = format.has_minima;
           formats.append(d);
         }
         return formats;
       },
-      "Types of GGUF tensors that are read: values and bytes of a block, and bits of a code (0: "
-      "plain numbers).");
+      "Types of GGUF tensors that are read: values and bytes of a block, bits of a code (0: plain "
+      "numbers), values of a scale, and whether there are minima.");
   module.def(
       "restore_gguf",
       [](std::uint32_t format, const at::Tensor& rows, const std::string& dtype) {

@@ -81,6 +81,10 @@ class TensorType:
     block_bytes: int
     bits: int
     """Of a code; 0 for plain numbers."""
+    group: int
+    """Values of a scale."""
+    has_minima: bool
+    """Whether a value is scale * code + minimum."""
 
 
 _TYPES = {entry["id"]: TensorType(**entry) for entry in _core.gguf_formats()}

@@ -20,6 +20,7 @@ from . import _core
 from ._checks import brief, plain
 from .errors import CheckpointError, UnsupportedModelError
 from .gguf_file import GgufFile, GgufTensor
+from .packed_weights import CodedFormat
 
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -271,6 +272,22 @@ class GgufWeight:
 
     tensor: GgufTensor
     heads: int = 0
+
+    @property
+    def coded_format(self) -> CodedFormat | None:
+        """How it is held as codes; None for plain numbers."""
+        kind = self.tensor.type
+        if not kind.bits or len(self.tensor.shape) != 2:
+            return None
+        # A block of several scales has these in few bits, over a common one.
+        scales = "float16" if kind.group == kind.block_values else "float32"
+        return CodedFormat(kind.bits, kind.group, kind.has_minima, scales)
+
+    def coded(self) -> dict[str, Any]:
+        """Return its codes, scales and minima, as ``_core.Model.load_coded`` takes them."""
+        parts = _core.split_gguf(self.tensor.type.id, self.tensor.rows())
+        ordered = ("codes", "scales", "minima")
+        return parts | {p: self._ordered(parts[p]) for p in ordered if parts[p] is not None}
 
     def restored(self, dtype: str) -> torch.Tensor:
         """Return its numbers."""

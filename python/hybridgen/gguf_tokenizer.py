@@ -62,6 +62,7 @@ _PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
 _KEEPS_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 _SPACE = "\u2581"
+_MAX_PIECE = 1024  # characters; far above any vocabulary's, and all ways to cut it are tried
 
 
 def gguf_tokenizer(gguf: GgufFile) -> Any:
@@ -98,8 +99,6 @@ class _Fields:
         self._gguf = gguf
         self.metadata: Mapping[str, Any] = gguf.metadata
         self.tokens = self.texts("tokens")
-        if len(set(self.tokens)) != len(self.tokens):
-            raise self.refusal("has a token twice")
         kinds = self.get("token_type")
         if kinds is None:
             kinds = np.ones(len(self.tokens), np.int32)
@@ -215,6 +214,8 @@ def _merges_by_score(
     joined = []
     for i in texts:
         token = fields.tokens[i]
+        if len(token) > _MAX_PIECE:
+            raise fields.refusal(f"has a token of {len(token)} characters")
         for cut in range(1, len(token)):
             left, right = vocabulary.get(token[:cut]), vocabulary.get(token[cut:])
             if left is not None and right is not None:

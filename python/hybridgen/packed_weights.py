@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -22,8 +22,21 @@ _WAY_OUT = "take the unquantized checkpoint that this one was made from"
 _ROWS_AT_ONCE = 256
 
 
+class CodedFormat(NamedTuple):
+    """How a matrix is held as codes; src/kernels/coded_rows.h says what that means."""
+
+    bits: int
+    group: int
+    minima: bool
+    scales: str
+    """Dtype of scales and minima: "float16" or "float32"."""
+
+
 class PackedWeights(Protocol):
     """How the layers of a checkpoint are quantised."""
+
+    def coded_format(self, inputs: int) -> CodedFormat | None:
+        """Return how a matrix of so many inputs is held as codes; None if it has to be restored."""
 
     def layers(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
         """Return, for the name of each matrix, its tensors by their part."""
@@ -49,12 +62,37 @@ class PackedIntegers:
         Inputs of a group; -1 for all.
     zero_offset : int
         Added to each stored zero point.
+    is_in_order : bool
+        Whether the inputs of a group stand together.
     """
 
     layout: str
     bits: int
     group_size: int
     zero_offset: int
+    is_in_order: bool = True
+
+    def coded_format(self, inputs: int) -> CodedFormat | None:
+        """Codes with minima, where groups are whole blocks of codes that stand together."""
+        size = inputs if self.group_size == -1 else self.group_size
+        is_whole = size == inputs or size % (128 // self.bits) == 0
+        if not (self.is_in_order and is_whole):
+            return None
+        return CodedFormat(self.bits, size, True, "float32")
+
+    def coded(self, parts: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """Return codes, scales, and the minima that zero points make."""
+        groups = self._groups(parts)
+        return _core.split_packed(
+            self.layout,
+            bits=self.bits,
+            zero_offset=self.zero_offset,
+            codes=parts["qweight"],
+            zeros=parts["qzeros"],
+            scales=parts["scales"],
+            group_of_input=groups,
+            group=len(groups) if self.group_size == -1 else self.group_size,
+        )
 
     def layers(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
         """Find layers by their ``qweight``."""
@@ -124,6 +162,10 @@ class Float8:
     """
 
     block: tuple[int, int] | None
+
+    def coded_format(self, _inputs: int) -> None:
+        """Numbers of 8 bits are no integers with a scale: they are restored."""
+        return
 
     def layers(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
         """Find layers by the scales of their weights."""
@@ -272,13 +314,15 @@ def _read_gptq(settings: _Settings) -> PackedWeights:
     settings.one_of("pack_dtype", "int32", ("int32",))
     settings.ignore(
         *("act_group_aware adapter backend batch_size block_name_to_quantize cache_block_outputs "
-          "damp_auto_increment damp_percent dataset desc_act exllama_config hyb_act lm_head "
+          "damp_auto_increment damp_percent dataset exllama_config hyb_act lm_head "
           "max_input_length meta method model_file_base_name model_name_or_path model_seqlen "
           "module_name_preceding_first_block modules_in_block_to_quantize mse offload_to_disk "
           "offload_to_disk_path pad_token_id quantizer static_groups sym tokenizer true_sequential "
           "use_cuda_fp16 use_exllama version").split()
     )  # fmt: skip
-    made = PackedIntegers("gptq", bits, settings.group_size(-1), 0 if written == "gptq_v2" else 1)
+    in_order = not settings.one_of("desc_act", False, (True, False))
+    size, offset = settings.group_size(-1), 0 if written == "gptq_v2" else 1
+    made = PackedIntegers("gptq", bits, size, offset, in_order)
     settings.finish()
     return made
 

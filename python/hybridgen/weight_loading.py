@@ -46,6 +46,9 @@ class WeightSource(Protocol):
     def read(self, wanted: Iterable[str], dtype: str) -> Iterator[ReadTensor]:
         """Yield tensors; those that have to be restored come in ``dtype``."""
 
+    def adds_nothing(self, name: str) -> bool:
+        """Say whether a tensor that the model has no place for changes nothing."""
+
 
 class ShardSource:
     """Tensors of safetensors files or pickled ones.
@@ -108,6 +111,13 @@ class ShardSource:
                     )
                     yield ReadTensor(name, shard.file, numbers)
 
+    def adds_nothing(self, name: str) -> bool:
+        """Say so of zeros: some writers of GPTQ give every layer a bias."""
+        if not name.endswith(".bias") or f"{name.removesuffix('bias')}weight" not in self._layers:
+            return False
+        with open_weights(self._files[name]) as opened:
+            return not _read(opened.read, name, self._files[name]).any()
+
     def _file_of(self, name: str) -> Path:
         """Return where a tensor lies, or the first part of a layer."""
         return self._files[next(iter(self._layers.get(name, {}).values()), name)]
@@ -155,13 +165,17 @@ class GgufSource:
             if name in chosen:
                 yield ReadTensor(name, weight.tensor.file, weight.restored(dtype))
 
+    def adds_nothing(self, _name: str) -> bool:
+        """Nothing does."""
+        return False
+
 
 def load_weights(model: Any, family: Family, config: dict[str, Any], source: WeightSource) -> None:
     """Copy every tensor into the model, after checking that names in source and model agree."""
     shapes: dict[str, tuple[int, ...]] = {
         name: tuple(shape) for name, shape in model.expected_tensors()
     }
-    plan = _match_names(family, list(shapes), set(source.names), bool(config["tie_embeddings"]))
+    plan = _match_names(family, list(shapes), source, bool(config["tie_embeddings"]))
     for tensor in source.read(plan, model.dtype):
         rest()  # the interpreter's end does not wait for all of them
         _load_tensor(model, plan[tensor.name], shapes, tensor)
@@ -189,9 +203,10 @@ def follows(name: str, tied: bool) -> bool:
 
 
 def _match_names(
-    family: Family, expected: list[str], present: set[str], tied: bool
+    family: Family, expected: list[str], source: WeightSource, tied: bool
 ) -> dict[str, str]:
     """Return checkpoint name -> engine name; CheckpointError lists all that do not fit."""
+    present = source.names
     plan: dict[str, str] = {}
     missing: list[str] = []
     for name in expected:
@@ -204,7 +219,11 @@ def _match_names(
             plan[found[0]] = name
         else:
             missing.append(spellings[0])
-    extra = [name for name in present - set(plan) if not follows(name, tied)]
+    extra = [
+        name
+        for name in present - set(plan)
+        if not follows(name, tied) and not source.adds_nothing(name)
+    ]
     quantized = quantized_tensors(extra)
     if missing and quantized:
         raise UnsupportedModelError(

@@ -51,6 +51,7 @@ def write_gguf(
     tokenizer: Any = None,
     kind: Type = Type.F32,
     change: Callable[[gguf.GGUFWriter], None] | None = None,
+    more: dict[str, np.ndarray] | None = None,
     **options: Any,
 ) -> dict[str, np.ndarray]:
     """Write a model of transformers; matrices in ``kind``, other tensors in float32.
@@ -65,6 +66,8 @@ def write_gguf(
         Of matrices whose rows are whole blocks of it.
     change : callable
         Adds more metadata.
+    more : dict
+        Float32 tensors beside the model's.
     **options
         Of gguf's writer, such as ``split_max_tensors``.
 
@@ -93,6 +96,8 @@ def write_gguf(
         add_byte_level(writer, tokenizer, config.vocab_size)
     if change is not None:
         change(writer)
+    for name, values in (more or {}).items():
+        writer.add_tensor(name, values)
     restored = {}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:

@@ -194,6 +194,16 @@ def test_linear_and_yarn_scalings_become_those_of_config_json(tmp_path: Path) ->
     assert found["attention_factor"] == pytest.approx(0.1 * np.log(4.0) + 1.0)
 
 
+def test_the_factors_of_llama3_are_read_from_their_tensor(
+    tmp_path: Path, reference: Callable[[str], Any]
+) -> None:
+    model = reference("llama3")
+    scaled = model.model.rotary_emb.inv_freq
+    plain = 50000.0 ** -(torch.arange(0, 8, 2) / 8)
+    write_gguf(tmp_path / "model.gguf", model, more={"rope_freqs.weight": (plain / scaled).numpy()})
+    assert our_tokens(tmp_path / "model.gguf") == tokens_of(model)
+
+
 # ----------------------------------------------------------------------------------------- folders
 
 

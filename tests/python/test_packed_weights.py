@@ -317,6 +317,17 @@ def test_a_layer_may_be_cut_off_by_the_end_of_a_shard(tmp_path: Path) -> None:
     assert our_tokens(tmp_path) == expected
 
 
+def test_biases_of_zeros_that_the_model_has_no_place_for_change_nothing(tmp_path: Path) -> None:
+    write(tmp_path, "gptq", GPTQ, bits=4, group_size=32, stored_less=1)
+    expected, file = our_tokens(tmp_path), tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {Q + "bias": torch.zeros(128)}, file)
+    assert our_tokens(tmp_path) == expected
+    save_file(tensors | {Q + "bias": torch.ones(128)}, file)
+    with pytest.raises(CheckpointError, match=r"unexpected: .*q_proj\.bias"):
+        LLM(tmp_path, device="cpu", cpu=CPU)
+
+
 # ---------------------------------------------------------------------------------------- refusals
 
 
