@@ -549,7 +549,7 @@ def device_window(
 
 def gguf_formats() -> list:
     """
-    Types of GGUF tensors that are read: values and bytes of a block, and bits of a code (0: plain numbers).
+    Types of GGUF tensors that are read: values and bytes of a block, bits of a code (0: plain numbers), values of a scale, and whether there are minima.
     """
 
 def host_tiers() -> list:

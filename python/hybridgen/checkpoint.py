@@ -24,7 +24,7 @@ from .model_config import read_eos_ids, resolve_dtype
 from .model_folder import local_path, read_json, resolve_model
 from .np_weights import is_np_folder, np_config
 from .packed_weights import PackedWeights, read_packing
-from .weight_loading import GgufSource, ShardSource, WeightSource, load_weights
+from .weight_loading import GgufSource, ShardSource, WeightSource, load_weights, stored_formats
 from .weight_shards import Shard, dtype_of_weights, find_shards
 
 LOAD_FORMATS = ("auto", "safetensors", "bin", "gguf", "dummy")
@@ -184,16 +184,24 @@ def load_model(
     eos_token_ids = read_eos_ids(found.hf_config, found.generation_config)
     held = held_weights(found.hf_config, weights or WeightConfig())
     core_config = _core.ModelConfig(**found.config)
-    model = _core.Model(core_config, dtype=found.dtype, device=device, weights=fields_of(held))
+    coded = read_quantization(found.hf_config) is not None
+    source = None if coded or load_format == "dummy" else weight_source(found)
+    model = _core.Model(
+        core_config,
+        dtype=found.dtype,
+        device=device,
+        weights=fields_of(held),
+        formats={} if source is None else stored_formats(found.family, found.config, source),
+    )
     if not is_timed:
         _require_memory(model)
     if load_format == "dummy" or is_timed:
         model.load_dummy(seed)
-    elif read_quantization(found.hf_config) is not None:
+    elif source is None:
         matrices = CodedMatrices.of(core_config, held, found.family.source_name)
         matrices.load(model, [shard.file for shard in found.shards])
     else:
-        load_weights(model, found.family, found.config, weight_source(found))
+        load_weights(model, found.family, found.config, source, as_codes=True)
     model.finish()
     return LoadedModel(
         model,

@@ -8,7 +8,7 @@ activations or caches were meant to be quantised changes no weight and is not fo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -35,8 +35,11 @@ class CodedFormat(NamedTuple):
 class PackedWeights(Protocol):
     """How the layers of a checkpoint are quantised."""
 
-    def coded_format(self, inputs: int) -> CodedFormat | None:
-        """Return how a matrix of so many inputs is held as codes; None if it has to be restored."""
+    def coded_format(self, shapes: Mapping[str, tuple[int, ...]]) -> CodedFormat | None:
+        """Return how a matrix with parts of such shapes is held as codes; None if restored."""
+
+    def coded(self, parts: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """Return a matrix that has such a format as ``_core.Model.load_coded`` takes it."""
 
     def layers(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
         """Return, for the name of each matrix, its tensors by their part."""
@@ -72,18 +75,19 @@ class PackedIntegers:
     zero_offset: int
     is_in_order: bool = True
 
-    def coded_format(self, inputs: int) -> CodedFormat | None:
+    def coded_format(self, shapes: Mapping[str, tuple[int, ...]]) -> CodedFormat | None:
         """Codes with minima, where groups are whole blocks of codes that stand together."""
+        inputs = self._inputs(shapes["qweight"][0]) if len(shapes["qweight"]) == 2 else 0
         size = inputs if self.group_size == -1 else self.group_size
         is_whole = size == inputs or size % (128 // self.bits) == 0
-        if not (self.is_in_order and is_whole):
+        if not (self.is_in_order and inputs and is_whole):
             return None
         return CodedFormat(self.bits, size, True, "float32")
 
     def coded(self, parts: dict[str, torch.Tensor]) -> dict[str, Any]:
         """Return codes, scales, and the minima that zero points make."""
         groups = self._groups(parts)
-        return _core.split_packed(
+        parts_of_model: dict[str, Any] = _core.split_packed(
             self.layout,
             bits=self.bits,
             zero_offset=self.zero_offset,
@@ -93,6 +97,11 @@ class PackedIntegers:
             group_of_input=groups,
             group=len(groups) if self.group_size == -1 else self.group_size,
         )
+        return parts_of_model
+
+    def _inputs(self, rows: int) -> int:
+        """Return the inputs that so many rows of words hold."""
+        return rows * (32 // self.bits if self.layout == "gptq" else 1)
 
     def layers(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
         """Find layers by their ``qweight``."""
@@ -138,7 +147,7 @@ class PackedIntegers:
                 f"[load_model] qweight and scales have the shapes {list(parts['qweight'].shape)} "
                 f"and {list(parts['scales'].shape)}; allowed: matrices"
             )
-        inputs = parts["qweight"].shape[0] * (32 // self.bits if self.layout == "gptq" else 1)
+        inputs = self._inputs(parts["qweight"].shape[0])
         size = inputs if self.group_size == -1 else self.group_size
         groups = parts["scales"].shape[0]
         if groups != -(-inputs // size):
@@ -163,9 +172,13 @@ class Float8:
 
     block: tuple[int, int] | None
 
-    def coded_format(self, _inputs: int) -> None:
-        """Numbers of 8 bits are no integers with a scale: they are restored."""
-        return
+    def coded_format(self, _shapes: Mapping[str, tuple[int, ...]]) -> CodedFormat | None:
+        """None: such numbers are no integers with a scale."""
+        return None
+
+    def coded(self, parts: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """Refuse: nothing has such a format."""
+        raise CheckpointError(f"[load_model] {', '.join(parts)} are numbers of 8 bits, no codes")
 
     def layers(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
         """Find layers by the scales of their weights."""

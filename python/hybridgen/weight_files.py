@@ -42,6 +42,8 @@ class OpenFile:
     """Returns a tensor of numbers."""
     read_packed: Callable[[str], torch.Tensor]
     """Returns a tensor of any dtype, for layers whose numbers are packed."""
+    shape: Callable[[str], tuple[int, ...]]
+    """Returns a tensor's shape, without its data."""
 
 
 @contextmanager
@@ -52,7 +54,13 @@ def open_weights(file: Path) -> Iterator[OpenFile]:
     """
     if file.is_dir():
         folder = NpFolder(file)
-        yield OpenFile(folder.names, folder.dtype, folder.read, folder.read)
+        yield OpenFile(
+            folder.names,
+            folder.dtype,
+            folder.read,
+            folder.read,
+            lambda name: tuple(folder.read(name).shape),
+        )
         return
     if file.suffix == ".bin":
         tensors = _open_pickle(file)
@@ -61,6 +69,7 @@ def open_weights(file: Path) -> Iterator[OpenFile]:
             lambda name: _stored_dtype(tensors[name]),
             lambda name: _checked(file, name, tensors[name], READABLE),
             lambda name: _checked(file, name, tensors[name], READABLE | PACKED),
+            lambda name: tuple(getattr(tensors[name], "shape", ())),
         )
         return
     try:
@@ -81,7 +90,13 @@ def open_weights(file: Path) -> Iterator[OpenFile]:
 
     with handle:
         names = tuple(handle.keys())
-        yield OpenFile(names, dtype, read, lambda name: read(name, READABLE | PACKED))
+        yield OpenFile(
+            names,
+            dtype,
+            read,
+            lambda name: read(name, READABLE | PACKED),
+            lambda name: tuple(handle.get_slice(name).get_shape()),
+        )
 
 
 def _open_pickle(file: Path) -> dict[str, Any]:

@@ -22,18 +22,20 @@ from .families import IGNORED_TENSORS, Family
 from .foreign_formats import quantized_tensors
 from .gguf_file import GgufFile
 from .gguf_model import weights_of
-from .packed_weights import PackedWeights
+from .packed_weights import CodedFormat, PackedWeights
 from .weight_files import OpenFile, open_weights
 from .weight_shards import Shard
 
 
 @dataclass(frozen=True)
 class ReadTensor:
-    """One tensor of a checkpoint: its name there, where it lies, its numbers."""
+    """One tensor of a checkpoint: its name there, where it lies, and its numbers or its codes."""
 
     name: str
     file: Path
-    numbers: torch.Tensor
+    numbers: torch.Tensor | None = None
+    coded: dict[str, Any] | None = None
+    """As ``_core.Model.load_coded`` takes it."""
 
 
 class WeightSource(Protocol):
@@ -43,8 +45,11 @@ class WeightSource(Protocol):
     def names(self) -> frozenset[str]:
         """As transformers calls them."""
 
-    def read(self, wanted: Iterable[str], dtype: str) -> Iterator[ReadTensor]:
-        """Yield tensors; those that have to be restored come in ``dtype``."""
+    def coded_formats(self) -> dict[str, CodedFormat]:
+        """Return of which matrices there are codes."""
+
+    def read(self, wanted: Iterable[str], dtype: str, *, as_codes: bool) -> Iterator[ReadTensor]:
+        """Yield tensors: those with codes as these, or restored to ``dtype``."""
 
     def adds_nothing(self, name: str) -> bool:
         """Say whether a tensor that the model has no place for changes nothing."""
@@ -96,20 +101,35 @@ class ShardSource:
         idle = () if self._packing is None else filter(self._packing.is_idle, self._files)
         return frozenset((self._files.keys() - parts - set(idle)) | self._layers.keys())
 
-    def read(self, wanted: Iterable[str], dtype: str) -> Iterator[ReadTensor]:
+    def coded_formats(self) -> dict[str, CodedFormat]:
+        """Return of which matrices there are codes."""
+        formats = {}
+        for shard in self._shards if self._layers else ():
+            with open_weights(shard.file) as opened:
+                for name, parts in self._layers.items():
+                    if self._file_of(name) != shard.file:
+                        continue
+                    assert self._packing is not None
+                    first = next(iter(parts))
+                    found = self._packing.coded_format({first: opened.shape(parts[first])})
+                    if found is not None:
+                        formats[name] = found
+        return formats
+
+    def read(self, wanted: Iterable[str], dtype: str, *, as_codes: bool) -> Iterator[ReadTensor]:
         """Yield tensors file by file."""
+        coded = self.coded_formats() if as_codes else {}
         for shard in self._shards:
             here = sorted(name for name in wanted if self._file_of(name) == shard.file)
             if not here:
                 continue
             with open_weights(shard.file) as opened:
                 for name in here:
-                    numbers = (
-                        self._restored(name, dtype, shard.file, opened)
-                        if name in self._layers
-                        else _read(opened.read, name, shard.file)
-                    )
-                    yield ReadTensor(name, shard.file, numbers)
+                    if name in self._layers:
+                        dtype_of_it = None if name in coded else dtype
+                        yield self._unpacked(name, dtype_of_it, shard.file, opened)
+                    else:
+                        yield ReadTensor(name, shard.file, _read(opened.read, name, shard.file))
 
     def adds_nothing(self, name: str) -> bool:
         """Say so of zeros: some writers of GPTQ give every layer a bias."""
@@ -122,7 +142,8 @@ class ShardSource:
         """Return where a tensor lies, or the first part of a layer."""
         return self._files[next(iter(self._layers.get(name, {}).values()), name)]
 
-    def _restored(self, name: str, dtype: str, file: Path, opened: OpenFile) -> torch.Tensor:
+    def _unpacked(self, name: str, dtype: str | None, file: Path, opened: OpenFile) -> ReadTensor:
+        """Return a layer restored to a dtype; its codes, if that is None."""
         assert self._packing is not None
         parts = {}
         for part, source in self._layers[name].items():
@@ -132,7 +153,9 @@ class ShardSource:
                 with open_weights(self._files[source]) as other:
                     parts[part] = _read(other.read_packed, source, self._files[source]).clone()
         try:
-            return self._packing.restore(parts, dtype)
+            if dtype is None:
+                return ReadTensor(name, file, coded=self._packing.coded(parts))
+            return ReadTensor(name, file, self._packing.restore(parts, dtype))
         except CheckpointError as error:
             raise CheckpointError(f"{error} ({name} in {file})") from error
 
@@ -148,7 +171,7 @@ def _read(read: Callable[[str], torch.Tensor], name: str, file: Path) -> torch.T
 
 
 class GgufSource:
-    """Tensors of a GGUF file, restored to numbers."""
+    """Tensors of a GGUF file: those that are quantised as the codes that they are."""
 
     def __init__(self, gguf: GgufFile) -> None:
         self._weights = weights_of(gguf)
@@ -158,25 +181,59 @@ class GgufSource:
         """Names of all tensors."""
         return frozenset(self._weights)
 
-    def read(self, wanted: Iterable[str], dtype: str) -> Iterator[ReadTensor]:
+    def coded_formats(self) -> dict[str, CodedFormat]:
+        """Return of which matrices there are codes."""
+        found = ((name, weight.coded_format) for name, weight in self._weights.items())
+        return {name: coded for name, coded in found if coded is not None}
+
+    def read(self, wanted: Iterable[str], dtype: str, *, as_codes: bool) -> Iterator[ReadTensor]:
         """Yield tensors in the order of the file."""
         chosen = frozenset(wanted)
         for name, weight in self._weights.items():
-            if name in chosen:
-                yield ReadTensor(name, weight.tensor.file, weight.restored(dtype))
+            if name not in chosen:
+                continue
+            file = weight.tensor.file
+            if weight.coded_format is None or not as_codes:
+                yield ReadTensor(name, file, weight.restored(dtype))
+            else:
+                yield ReadTensor(name, file, coded=weight.coded())
 
     def adds_nothing(self, _name: str) -> bool:
         """Nothing does."""
         return False
 
 
-def load_weights(model: Any, family: Family, config: dict[str, Any], source: WeightSource) -> None:
-    """Copy every tensor into the model, after checking that names in source and model agree."""
+def stored_formats(family: Family, config: dict[str, Any], source: WeightSource) -> dict[str, Any]:
+    """Return, by the engine's names, the formats of matrices that a checkpoint has codes of.
+
+    These are what ``_core.Model`` takes as ``formats``.
+    """
+    formats = source.coded_formats()
+    layers = range(config["num_layers"])
+    names = [f"{module}.weight" for module in family.modules]
+    names += [f"layers.{i}.{module}.weight" for i in layers for module in family.layer_modules]
+    found = {name: next(filter(formats.get, family.spellings(name)), None) for name in names}
+    return {name: formats[own]._asdict() for name, own in found.items() if own is not None}
+
+
+def load_weights(
+    model: Any,
+    family: Family,
+    config: dict[str, Any],
+    source: WeightSource,
+    *,
+    as_codes: bool = False,
+) -> None:
+    """Copy every tensor into the model, after checking that names in source and model agree.
+
+    With ``as_codes`` matrices that the source has codes of are copied as these, for a model that
+    was made for their formats.
+    """
     shapes: dict[str, tuple[int, ...]] = {
         name: tuple(shape) for name, shape in model.expected_tensors()
     }
     plan = _match_names(family, list(shapes), source, bool(config["tie_embeddings"]))
-    for tensor in source.read(plan, model.dtype):
+    for tensor in source.read(plan, model.dtype, as_codes=as_codes):
         rest()  # the interpreter's end does not wait for all of them
         _load_tensor(model, plan[tensor.name], shapes, tensor)
 
@@ -185,13 +242,16 @@ def _load_tensor(
     model: Any, name: str, shapes: dict[str, tuple[int, ...]], tensor: ReadTensor
 ) -> None:
     where = f"{tensor.name} in {tensor.file}"
-    if tuple(tensor.numbers.shape) != shapes[name]:
+    if tensor.numbers is not None and tuple(tensor.numbers.shape) != shapes[name]:
         raise CheckpointError(
             f"[load_model] {where} has shape {list(tensor.numbers.shape)}; the model's "
             f"configuration asks for {list(shapes[name])}"
         )
     try:
-        model.load_tensor(name, tensor.numbers)
+        if tensor.coded is not None:
+            model.load_coded(name, **tensor.coded)
+        else:
+            model.load_tensor(name, tensor.numbers)
     except CheckpointError as error:
         raise CheckpointError(f"{error} ({where})") from error
 

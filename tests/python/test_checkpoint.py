@@ -26,10 +26,8 @@ def recording(real: Any) -> type[Any]:
     """Return a stand-in for the compiled model that keeps the tensors it is given."""
 
     class RecordingModel:
-        def __init__(
-            self, config: Any, *, dtype: str, device: str, weights: dict[str, Any]
-        ) -> None:
-            model = real(config, dtype=dtype, device=device, weights=weights)
+        def __init__(self, config: Any, **options: Any) -> None:
+            model = real(config, **options)
             self.device, self.dtype = model.device, model.dtype
             self.weight_bytes = model.weight_bytes
             self.names = model.expected_tensors()

@@ -30,7 +30,7 @@ from hybridgen import (
     plan,
 )
 from hybridgen.gguf_file import read_gguf
-from hybridgen.gguf_model import hf_config_of
+from hybridgen.gguf_model import hf_config_of, weights_of
 
 CPU = CpuConfig(threads=1, device_threads=1)
 GREEDY = SamplingParams(max_tokens=64, ignore_eos=True)
@@ -432,11 +432,35 @@ def test_sentence_pieces_join_by_their_scores(tmp_path: Path) -> None:
     assert "<tool>" in [words[i] for i in ours.encode("a<tool>b")]
 
 
-def test_smollm2_says_from_its_own_file_what_its_conversion_says(smollm2: Path) -> None:
+def test_smollm2_says_from_its_own_file_what_transformers_says_with_its_numbers(
+    smollm2: Path,
+) -> None:
+    file = gguf_file(smollm2)
     messages = [{"role": "user", "content": "Name 3 rivers. Price: $12,345.67"}]
-    made = []
-    for place in (gguf_file(smollm2), smollm2):
-        with LLM(place, device="cpu", method="full") as llm:
-            made.append(llm.chat(messages, SamplingParams(max_tokens=24))[0])
-    assert made[0].text == made[1].text
-    assert made[0].prompt_token_ids == made[1].prompt_token_ids
+    with LLM(file, device="cpu", method="full", dtype="float32") as llm:
+        made = llm.chat(messages, SamplingParams(max_tokens=24, ignore_eos=True))[0]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
+    ids = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=False
+    )
+    assert made.prompt_token_ids == ids[0].tolist()
+    model = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    numbers = {name: w.restored("float32") for name, w in weights_of(read_gguf(file)).items()}
+    model.load_state_dict(numbers, strict=False)
+    expected = model.generate(ids, max_new_tokens=24, min_new_tokens=24, do_sample=False)
+    assert made.outputs[0].token_ids == expected[0, ids.shape[1] :].tolist()
+
+
+def test_quantised_tensors_are_held_as_the_codes_that_they_are(tmp_path: Path) -> None:
+    model, file = trained_model("tiny-llama"), tmp_path / "model.gguf"
+    sizes = {}
+    for kind in (Type.F32, Type.Q8_0, Type.Q4_1, Type.Q4_0):
+        write_gguf(file, model, kind=kind)
+        with LLM(file, device="cpu", cpu=CPU, dtype="float32") as llm:
+            sizes[kind] = llm.model.weights.weight_bytes / sum(
+                p.numel() for p in model.parameters()
+            )
+    assert sizes[Type.F32] == 4.0
+    assert sizes[Type.Q8_0] == pytest.approx(1 + 2 / 32, abs=0.03)
+    assert sizes[Type.Q4_1] == pytest.approx(0.5 + 4 / 32, abs=0.03)
+    assert sizes[Type.Q4_0] == pytest.approx(0.5 + 2 / 32, abs=0.03)

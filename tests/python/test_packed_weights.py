@@ -304,6 +304,21 @@ def test_a_quantised_checkpoint_gives_the_tokens_of_the_numbers_it_means(
     assert our_tokens(tmp_path) == tokens_of(means, source)
 
 
+def test_layers_are_held_as_codes_where_groups_stand_together(tmp_path: Path) -> None:
+    def weight_bytes(name: str) -> int:
+        method, settings, how = CHECKPOINTS[name]
+        folder = tmp_path / name
+        write(folder, method, settings, bits=settings["bits"], group_size=32, **how)
+        with LLM(folder, device="cpu", dtype="float32", cpu=CPU) as llm:
+            return int(llm.model.weights.weight_bytes)
+
+    plain = 744 * 128 * 2 * 4  # embeddings and head, in float32
+    matrices = 4 * (128 * 128 * 2 + 32 * 128 * 2 + 3 * 256 * 128)
+    assert plain < weight_bytes("gptq") < plain + matrices
+    assert plain < weight_bytes("awq") < plain + matrices
+    assert weight_bytes("gptq-8-act-order") > plain + 4 * matrices
+
+
 def test_a_layer_may_be_cut_off_by_the_end_of_a_shard(tmp_path: Path) -> None:
     write(tmp_path, "gptq", GPTQ, bits=4, group_size=32, stored_less=1)
     expected = our_tokens(tmp_path)
@@ -375,7 +390,7 @@ Q = "model.layers.1.self_attn.q_proj."
         ("qzeros", lambda t: t[:-1].clone(), "contradict"),
         ("scales", lambda t: t[:-1].clone(), "3 groups of 32 inputs do not make 128"),
         ("scales", lambda t: t.int(), "contradict"),
-        ("scales", lambda t: t * float("nan"), "NaN or infinity"),
+        ("scales", lambda t: t * float("nan"), "NaN or infinit"),
         ("g_idx", lambda t: t + 1, r"g_idx is 4 for input 96; allowed: 0 to 3"),
         ("g_idx", lambda t: -t, r"g_idx is -1 for input 32"),
         ("g_idx", lambda t: t[:64].clone(), "contradict|does not fill"),
