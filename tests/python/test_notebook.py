@@ -86,6 +86,18 @@ def notebook() -> Iterator[Notebook]:
         yield opened
 
 
+def test_the_notebook_of_figures_runs_and_shows_a_picture_with_its_mode() -> None:
+    with kernel_of("figures.ipynb") as opened:
+        cells = opened.run_own()
+    text = "".join(printed(cell) for cell in cells)
+    assert "differs AoC takes at least four times as long as AoG" in text
+    assert text.count("ms; busy: gpu") == 6
+    assert "times as fast with twice the link" in text
+    assert ", pre ," in text
+    kinds = [set(o.data) for c in cells for o in c.outputs if "data" in o]
+    assert any("image/png" in kind for kind in kinds)
+
+
 def test_every_cell_of_from_flexgen_runs_and_shows_what_the_text_says() -> None:
     with kernel_of("from_flexgen.ipynb") as opened:
         text = "".join(printed(cell) for cell in opened.run_own())

@@ -91,6 +91,10 @@ class _Running:
 
 def fair_rates(tasks: Sequence[Task], bandwidths: Mapping[str, float]) -> list[float]:
     """Return the bytes per second of tasks that move bytes at the same time: max-min fair."""
+    if len(tasks) == 1:
+        (task,) = tasks
+        limits = [bandwidths[name] / share for name, share in task.shares.items() if share > 0]
+        return [min([task.rate, *limits])]
     wanted = dict.fromkeys(bandwidths, 0.0)
     for task in tasks:
         for name, share in task.shares.items():
@@ -135,8 +139,12 @@ def simulate(tasks: Tasks, bandwidths: Mapping[str, float]) -> list[Span]:
         Bytes per second of each shared bandwidth.
     """
     queues: dict[str, list[int]] = {}
+    missing = [len(set(task.after)) for task in tasks.tasks]
+    followers: list[list[int]] = [[] for _ in tasks.tasks]
     for number, task in enumerate(tasks.tasks):
         queues.setdefault(task.lane, []).append(number)
+        for other in set(task.after):
+            followers[other].append(number)
     for queue in queues.values():
         queue.reverse()
     spans: list[Span | None] = [None] * len(tasks.tasks)
@@ -144,10 +152,9 @@ def simulate(tasks: Tasks, bandwidths: Mapping[str, float]) -> list[Span]:
     now = 0.0
     while True:
         for lane, queue in queues.items():
-            if queue and lane not in running:
-                task = tasks.tasks[queue[-1]]
-                if all(spans[other] is not None for other in task.after):
-                    running[lane] = _Running(queue.pop(), task, now)
+            if queue and lane not in running and missing[queue[-1]] == 0:
+                number = queue.pop()
+                running[lane] = _Running(number, tasks.tasks[number], now)
         if not running:
             break
         waiting = [r for r in running.values() if r.seconds > 0]
@@ -166,6 +173,8 @@ def simulate(tasks: Tasks, bandwidths: Mapping[str, float]) -> list[Span]:
         for lane in [lane for lane, r in running.items() if r.seconds <= 0 and r.bytes <= 0]:
             done = running.pop(lane)
             spans[done.number] = Span(done.task, done.begin_s, now)
+            for number in followers[done.number]:
+                missing[number] -= 1
     if any(span is None for span in spans):
         raise ValueError("some tasks never ran: each waits for another one of its own lane")
     return [span for span in spans if span is not None]

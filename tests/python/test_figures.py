@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every figure's script in its quick form: files, modes, titles, and values that never change."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import run_all
+from output import LINES, MODES, Check, Result, csv_text, heading, main, write
+from trained import ROOT
+
+pytestmark = pytest.mark.slow
+
+COMMITTED = ROOT / "docs" / "results" / "paper"
+REPEATABLE = ("analytic", "simulated")
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """Return a CSV's rows without empty cells."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("name", run_all.NAMES)
+def test_a_figure_is_made_and_its_repeatable_values_are_the_committed_ones(
+    name: str, tmp_path: Path
+) -> None:
+    script = run_all.script_of(name)
+    assert script.name == name
+    result = write(script, tmp_path, quick=True)
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(PNG)
+    rows = rows_of(tmp_path / f"{name}.csv")
+    assert len(rows) == len(result.rows)
+    assert all(row["mode"] in MODES for row in rows)
+
+    meta = json.loads((tmp_path / f"{name}.meta.json").read_text(encoding="utf-8"))
+    assert meta["command"] == f"python benchmarks/figures/{name}.py --quick"
+    assert meta["modes"] == result.modes()
+    assert {"revision", "machine", "seeds", "weights"} <= set(meta)
+    hashes = [profile["hash"] for profile in meta["profiles"]]
+    assert len(set(hashes)) == len(hashes)
+
+    title = heading(script, result)
+    assert all(mode in title for mode in result.modes())
+    assert ("Not as the paper says" in title) == any(not c.holds for c in result.checks)
+    assert all(check.why for check in result.checks if not check.holds)
+
+    committed = {frozenset(row.items()) for row in rows_of(COMMITTED / f"{name}.csv")}
+    for row in rows:
+        if row["mode"] in REPEATABLE:
+            assert frozenset(row.items()) in committed, row
+
+
+def test_no_figure_of_the_paper_is_missing() -> None:
+    labels = [run_all.script_of(name).label for name in run_all.NAMES]
+    assert labels == [*(f"Figure {n}" for n in range(1, 23)), "Table 1", "Algorithm 1"]
+
+
+def test_the_page_has_every_figure_with_its_picture() -> None:
+    page = (ROOT / "docs" / "results" / "paper.md").read_text(encoding="utf-8")
+    for name in run_all.NAMES:
+        assert f"](paper/{name}.png)" in page
+        assert f"## {run_all.script_of(name).label}\n" in page
+
+
+def test_no_mode_looks_like_another() -> None:
+    looks = [(LINES[mode]["linestyle"], LINES[mode]["marker"]) for mode in MODES]
+    assert len(set(looks)) == len(MODES)
+
+
+def test_a_row_without_a_known_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match="a row's mode is 'guessed'; allowed: analytic"):
+        csv_text([{"mode": "guessed", "value": 1.0}])
+
+
+def test_without_matplotlib_there_is_no_picture_and_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    script = run_all.script_of("fig01_kv_memory")
+    assert main(script, ["--quick", "--out", str(tmp_path)]) == 0
+    assert "no picture, matplotlib is not installed" in capsys.readouterr().err
+    assert (tmp_path / "fig01_kv_memory.csv").exists()
+    assert not (tmp_path / "fig01_kv_memory.png").exists()
+
+
+def test_the_page_says_which_claims_did_not_come_out_and_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = [Check("it is fast", False, "it is slow", "the link is"), Check("it is", True, "yes")]
+
+    def make(quick: bool) -> Result:
+        return Result([{"mode": "simulated", "value": 1.0}], checks)
+
+    def draw(figure: Any, result: Result) -> None:
+        figure.subplots()
+
+    script = replace(run_all.script_of("fig01_kv_memory"), make=make, draw=draw)
+    monkeypatch.setattr(run_all, "script_of", lambda name: script)
+    monkeypatch.setattr(run_all, "NAMES", ("fig01_kv_memory",))
+    assert run_all.main(["--quick", "--out", str(tmp_path / "figures")]) == 0
+    page = (tmp_path / "figures.md").read_text(encoding="utf-8")
+    assert "| it is fast | **no** | it is slow | the link is |" in page
+    assert "| 1 of 2 |" in page
+    assert "](figures/fig01_kv_memory.png)" in page
