@@ -15,6 +15,7 @@
 #include "device/driver_thread.h"
 #include "hybridgen/core/error.h"
 #include "models/decoder_model.h"
+#include "models/weight_homes.h"
 
 namespace py = pybind11;
 
@@ -133,12 +134,11 @@ void register_model(py::module_& module) {
                       const py::dict& formats) {
             // LibTorch copies weights with OpenMP, in the calling thread's team.
             check_threads_can_start(default_intra_op_threads() - 1, "load model");
+            WeightFormats held{weight_options_from(weights), formats_from(formats)};
+            const DType type = dtype_from_name(dtype);
+            WeightHomes homes = weight_homes(held, config, type, DeviceContext(device));
             return std::make_shared<DecoderModel>(
-                config,
-                dtype_from_name(dtype),
-                device,
-                WeightHomes{},
-                WeightFormats{weight_options_from(weights), formats_from(formats)});
+                config, type, device, std::move(homes), std::move(held));
           }),
           py::arg("config"),
           py::kw_only(),
@@ -200,6 +200,24 @@ void register_model(py::module_& module) {
           "Copies one matrix that is coded already (src/kernels/coded_rows.h says how codes lie) "
           "into the model; CheckpointError for another format than the model was made for.")
       .def(
+          "is_read_in_place",
+          [](const DecoderModel& model, const std::string& name) {
+            return model.weights().is_on_disk(name);
+          },
+          py::arg("name"),
+          "Whether load_from_file() takes this tensor, if a file has it in the model's dtype.")
+      .def(
+          "load_from_file",
+          [](DecoderModel& model,
+             const std::string& name,
+             const std::string& path,
+             std::int64_t offset) { model.weights().load_from_file(name, path, offset); },
+          py::arg("name"),
+          py::kw_only(),
+          py::arg("path"),
+          py::arg("offset"),
+          "Lets one tensor lie where it is in a file, to be read whenever its layer is used.")
+      .def(
           "load_dummy",
           [](DecoderModel& model, std::uint64_t seed) {
             const py::gil_scoped_release release;
@@ -213,8 +231,18 @@ void register_model(py::module_& module) {
           "finish",
           [](const DecoderModel& model) { model.weights().finish(); },
           "Raises CheckpointError naming the tensors that were not loaded.")
-      .def_property_readonly("weight_bytes",
-                             [](const DecoderModel& model) { return model.weights().bytes(); })
+      .def_property_readonly(
+          "weight_bytes",
+          [](const DecoderModel& model) { return model.weights().bytes(); },
+          "Of all weights, wherever they lie.")
+      .def_property_readonly(
+          "host_weight_bytes",
+          [](const DecoderModel& model) {
+            const bool is_apart = model.device().device().is_cuda();
+            return model.weights().streamed().host_bytes +
+                   (is_apart ? 0 : model.weights().device_bytes());
+          },
+          "Of those in host memory, an emulated device's included.")
       .def_property_readonly("config",
                              [](const DecoderModel& model) { return ModelConfig(model.config()); })
       .def_property_readonly(

@@ -243,9 +243,10 @@ def _read_configs(
 def _require_memory(model: _core.Model) -> None:
     """Refuse weights that the host cannot hold, before they are written and the system ends us."""
     available = _core.available_host_bytes()
-    if not model.device.startswith("cuda") and model.weight_bytes > available:
+    needed = model.host_weight_bytes
+    if needed > available:
         raise OutOfMemoryError(
-            f"[load_model] the weights take {model.weight_bytes / 1e9:.1f} GB in {model.dtype}; "
+            f"[load_model] the weights take {needed / 1e9:.1f} GB in {model.dtype}; "
             f"the host has {available / 1e9:.1f} GB left; free memory, or pass "
             "dtype='bfloat16', weights=WeightConfig(format='int8') or a smaller model"
         )

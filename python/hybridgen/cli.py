@@ -19,6 +19,7 @@ from typing import Any
 
 from . import _core, methods, selectors
 from ._files import check_writable, unwound_by_sigterm
+from .coded_checkpoint import OF_FORMAT
 from .config import CpuConfig, KVConfig, QueryConfig, SchedulerConfig, WeightConfig
 from .disk import Disk
 from .errors import ConfigError, GenerationError, HybridGenError, OutOfMemoryError
@@ -244,7 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     quantized = commands.add_parser("quantize", help="save a checkpoint with weights as codes")
     quantized.add_argument("model", help="folder or hub id")
     quantized.add_argument("out", help="folder to make")
-    _add_options(quantized, _rows("WeightConfig"))
+    _add_options(quantized, [row for row in _rows("WeightConfig") if row["name"] in OF_FORMAT])
     quantized.add_argument("--revision", help="branch, tag or commit of a hub id")
     quantized.add_argument("--load-format", default="auto", help="auto, safetensors, bin")
     quantized.set_defaults(run=_quantize)

@@ -26,12 +26,13 @@ from .errors import CheckpointError, ConfigError
 METHOD = "hybridgen"
 _VERSION = 1
 _PARTS = ("codes", "scales", "minima")
-_OF_FORMAT = ("format", "group", "min_max", "head", "embeddings")
+OF_FORMAT = ("format", "group", "min_max", "head", "embeddings")
+"""Options of a WeightConfig that say what is saved; the others say where weights lie."""
 
 
 def quantization_config(weights: WeightConfig) -> dict[str, Any]:
     """Return what config.json says of matrices that were coded with these options."""
-    options = {name: getattr(weights, name) for name in _OF_FORMAT}
+    options = {name: getattr(weights, name) for name in OF_FORMAT}
     return {"quant_method": METHOD, "version": _VERSION, **options}
 
 
@@ -80,7 +81,7 @@ def held_weights(hf_config: Mapping[str, Any], asked: WeightConfig) -> WeightCon
                 "matrices are codes already (quantization_config); allowed: 'auto'; quantize the "
                 "checkpoint that it was made from"
             )
-    return replace(asked, **{name: getattr(stored, name) for name in _OF_FORMAT})
+    return replace(asked, **{name: getattr(stored, name) for name in OF_FORMAT})
 
 
 @dataclass(frozen=True)

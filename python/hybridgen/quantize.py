@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from . import _core
 from ._checks import as_path, brief
 from ._lifetime import guarded
+from ._options import said as said_in
 from .checkpoint import describe_model, weight_source
-from .coded_checkpoint import CodedMatrices, part_name, quantization_config
+from .coded_checkpoint import OF_FORMAT, CodedMatrices, part_name, quantization_config
 from .config import WeightConfig
 from .errors import CheckpointError, ConfigError, DeviceError, own_errors
 from .families import Family
@@ -73,6 +74,12 @@ def quantize(
             f"[quantize] weights is {brief(weights)}; allowed: a WeightConfig that names a format, "
             "such as WeightConfig(format='int4')"
         )
+    for name in said_in(weights):
+        if name not in OF_FORMAT:
+            raise ConfigError(
+                f"[quantize] weights has {name}={brief(getattr(weights, name))}, and files lie "
+                "where they lie; allowed: None; say it when the new checkpoint is loaded"
+            )
     if os.path.lexists(target):
         raise ConfigError(
             f"[quantize] out is {brief(str(target), 300)}, which is there already; allowed: a "

@@ -26,6 +26,57 @@ OptionRow<W> group() {
   return option("group", &W::group, "int", "32, 64 or 128", read, std::identity());
 }
 
+constexpr const char* kAmounts =
+    "None, 'auto', a share from 0.0 to 1.0, a number of bytes, or text such as '4GiB'";
+
+bool read_amount(const OptionValue& value, PlaceAmount& amount) {
+  using Kind = PlaceAmount::Kind;
+  PlaceAmount found;
+  std::int64_t whole = 0;
+  if (value == OptionValue("auto")) {
+    found.kind = Kind::kFitting;
+  } else if (read_whole(value, {0, 1}, whole)) {  // nobody means a single byte
+    found = PlaceAmount::of(static_cast<double>(whole));
+  } else if (read_fraction(value, kShare, found.share)) {
+    found.kind = Kind::kPart;
+  } else if (read_bytes(value, found.bytes)) {
+    found.kind = Kind::kBytes;
+  } else if (!value.is_none()) {
+    return false;
+  }
+  return amount = found, true;
+}
+
+OptionValue value_of_amount(const PlaceAmount& amount) {
+  switch (amount.kind) {
+    case PlaceAmount::Kind::kFitting:
+      return OptionValue("auto");
+    case PlaceAmount::Kind::kPart:
+      return amount.share;
+    case PlaceAmount::Kind::kBytes:
+      return amount.bytes;
+    case PlaceAmount::Kind::kUnsaid:
+      break;
+  }
+  return {};
+}
+
+OptionRow<W> amount(std::string name, PlaceAmount W::* member) {
+  return option(
+      std::move(name), member, "int | float | str | None", kAmounts, read_amount, value_of_amount);
+}
+
+OptionRow<W> direct() {
+  const auto get = [](const W& o) { return o.direct ? OptionValue(*o.direct) : OptionValue(); };
+  const auto set = [](W& o, const OptionValue& v) {
+    const auto* found = v.as<bool>();
+    if (found == nullptr && !v.is_none()) return false;
+    o.direct = found == nullptr ? std::nullopt : std::optional<bool>(*found);
+    return true;
+  };
+  return {{"direct", "bool | None", "None, True or False", {}, {}}, get, set};
+}
+
 }  // namespace
 
 const OptionTable<WeightOptions>& weight_table() {
@@ -40,7 +91,19 @@ const OptionTable<WeightOptions>& weight_table() {
        format("head", &W::head)
            .means("How the output head is held. Where it is the token table too, embeddings has "
                   "to say the same."),
-       format("embeddings", &W::embeddings).means("How the token table is held.")});
+       format("embeddings", &W::embeddings).means("How the token table is held."),
+       amount("device", &W::device)
+           .means("How much of the layers' matrices is always on the device: a share of their "
+                  "bytes, bytes, or what fits. None: all, or nothing if host is said. What lies "
+                  "elsewhere comes to the device whenever its layer is used."),
+       amount("host", &W::host)
+           .means("How much lies in host memory, which on a CPU device is the device; the rest "
+                  "lies on disk. None: what fits."),
+       or_word(option("folder", &W::folder, "the path of a folder"), &W::folder, {}, {})
+           .means("Where weights are packed that are to lie on disk and that no file has as they "
+                  "are used; None: in the system's folder for temporary files."),
+       direct().means("Whether the disk is read past the page cache; None: if host memory cannot "
+                      "hold what lies there.")});
   return table;
 }
 
@@ -53,7 +116,8 @@ OptionClass weight_class() {
   };
   return {"WeightConfig",
           "",
-          "How weights are held: norms, biases and learned positions always keep their dtype.",
+          "How weights are held and where they lie: norms, biases and learned positions always "
+          "keep their dtype.",
           weight_table().described(),
           checked};
 }

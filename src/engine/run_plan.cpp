@@ -13,7 +13,7 @@
 #include "engine/request.h"
 #include "engine/resolved_options.h"
 #include "hybridgen/core/error.h"
-#include "models/weights.h"
+#include "models/weight_homes.h"
 #include "pipeline/working_memory.h"
 #include "runtime/cpus.h"
 
@@ -32,7 +32,11 @@ struct Rules {
       : config(config_),
         dtype(dtype_),
         device(device_),
-        weights(Weights(config_, dtype_, at::kMeta, {}, {.made = weight_options}).bytes()),
+        weights(config_,
+                dtype_,
+                at::kMeta,
+                weight_homes({.made = weight_options}, config_, dtype_, device_),
+                {.made = weight_options}),
         options(asked),
         method(checked_method(asked, std::move(composition), config_)),
         attended{hybridgen_options(asked).k,
@@ -40,14 +44,14 @@ struct Rules {
         budgets(make_budgets(asked,
                              device_,
                              lower_tiers(asked, host_tiers(available_cpus())),
-                             are_loaded ? 0 : weights)) {
+                             are_loaded ? 0 : weights.device_bytes())) {
     if (options.max_model_len == 0) options.max_model_len = config.max_positions;
   }
 
   const ModelConfig& config;
   DType dtype;
   const DeviceContext& device;
-  std::int64_t weights;
+  Weights weights;  ///< without memory
   EngineOptions options;
   Method method;
   AttendedTokens attended;
@@ -128,7 +132,7 @@ TierPlan device_tier(const Rules& rules,
       is_host ? 0 : 2 * HostStaging::payload_bytes(rules.config, rules.dtype, plan.staging);
   TierPlan tier{.tier = TierKind::kDevice,
                 .capacity = rules.budgets[TierKind::kDevice].capacity_bytes(),
-                .weights = rules.weights};
+                .weights = rules.weights.device_bytes()};
   tier.keys = together * resident / 2;
   tier.values = tier.keys;
   tier.staging = together * payload;
@@ -138,7 +142,9 @@ TierPlan device_tier(const Rules& rules,
 }
 
 TierPlan dram_tier(const Rules& rules, const RequestPlan& plan, std::int64_t together) {
-  TierPlan tier{.tier = TierKind::kDram, .capacity = rules.dram_capacity()};
+  TierPlan tier{.tier = TierKind::kDram,
+                .capacity = rules.dram_capacity(),
+                .weights = rules.weights.streamed().host_bytes};
   if (plan.max_offloaded == 0) return tier;
   const HostKvShape shape = host_shape(rules.config, rules.dtype, rules.method, plan);
   const std::int64_t keys = HostKvStore::required_key_bytes(shape);
@@ -169,14 +175,22 @@ void spread(const Rules& rules, std::vector<TierPlan>& tiers) {
   }
 }
 
+void add_disk_weights(const Rules& rules, std::vector<TierPlan>& tiers) {
+  const std::int64_t bytes = rules.weights.streamed().disk_bytes;
+  if (bytes == 0) return;
+  if (tiers.back().tier != TierKind::kDisk) tiers.push_back({.tier = TierKind::kDisk});
+  tiers.back().weights = bytes;
+}
+
 /// Why weights that are yet to be loaded cannot be; empty if they can.
 std::string weights_problem(const Rules& rules) {
   const std::int64_t free = rules.device.is_cpu() ? available_host_bytes()
                                                   : available_device_bytes(rules.device.device());
-  if (rules.weights <= free) return "";
+  const std::int64_t needed = rules.weights.device_bytes();
+  if (needed <= free) return "";
   const auto shown = [](std::int64_t bytes) { return human_bytes(static_cast<double>(bytes)); };
   return message("[plan] the weights take ",
-                 shown(rules.weights),
+                 shown(needed),
                  " in ",
                  name_of(rules.dtype),
                  "; ",
@@ -185,7 +199,7 @@ std::string weights_problem(const Rules& rules) {
                  shown(free),
                  "; free memory, or pass ",
                  rules.dtype == DType::kFloat32 ? "dtype='bfloat16' or " : "",
-                 "a smaller model");
+                 "a smaller model, or let some lie elsewhere: weights=WeightConfig(device='auto')");
 }
 
 /// What a CPU device's operations take, which no budget counts.
@@ -225,7 +239,8 @@ RunPlan plan_run(const ModelConfig& config,
   if (!are_loaded) run.problem = weights_problem(rules);
   try {
     engine_bytes =
-        engine_bytes_of_device(config, dtype, device.is_cpu(), rules.options, rules.budgets);
+        engine_bytes_of_device(config, dtype, device.is_cpu(), rules.options, rules.budgets) +
+        ring_bytes_of_device(rules.weights, rules.method, rules.budgets);
   } catch (const OutOfMemoryError& error) {
     if (run.problem.empty()) run.problem = error.what();
   }
@@ -251,6 +266,7 @@ RunPlan plan_run(const ModelConfig& config,
   const std::int64_t counted = std::max<std::int64_t>(run.together, 1);
   run.tiers = {device_tier(rules, plan, counted, engine_bytes), dram_tier(rules, plan, counted)};
   spread(rules, run.tiers);
+  add_disk_weights(rules, run.tiers);
   if (device.is_cpu()) run.tiers[0].engine += working_bytes(rules, plan, counted);
   return run;
 }

@@ -16,6 +16,7 @@
 
 #include "cpp/memory/faulty_disk.h"
 #include "hybridgen/core/error.h"
+#include "models/weight_homes.h"
 #include "support/method_settings.h"
 #include "support/placed_model.h"
 #include "support/run_to_end.h"
@@ -254,6 +255,29 @@ TEST(StreamedWeights, NeedAFolderForWhatNoFileHas) {
                     .folder = "/nowhere/at/all"};
   DecoderModel model(testing::tiny_config(), DType::kFloat32, "cpu", std::move(homes));
   EXPECT_THROW(model.weights().load_dummy(1), ConfigError);
+}
+
+TEST(ResolveShares, TakesSharesBytesAndWhatFits) {
+  const ModelConfig config = testing::tiny_config();
+  const auto shares = [&](PlaceAmount device, PlaceAmount host, FreeBytes free = {}) {
+    WeightOptions options;
+    options.device = device;
+    options.host = host;
+    const PlaceShares found = resolve_shares(options, config, 4.0, 1000, free);
+    return std::pair(found.device, found.host);
+  };
+  using Kind = PlaceAmount::Kind;
+  const PlaceAmount unsaid;
+  const PlaceAmount fits{.kind = Kind::kFitting};
+  constexpr std::int64_t kMuch = std::int64_t{1} << 40;
+  EXPECT_EQ(shares(unsaid, unsaid), std::pair(1.0, 0.0));
+  EXPECT_EQ(shares(PlaceAmount::of(0.2), PlaceAmount::of(0.8)), std::pair(0.2, 0.8));
+  EXPECT_EQ(shares(unsaid, PlaceAmount::of(0.5)), std::pair(0.0, 0.5));
+  EXPECT_EQ(shares(PlaceAmount::of(0.25), unsaid, {.host = kMuch}), std::pair(0.25, 0.75));
+  EXPECT_EQ(shares(fits, unsaid, {.device = kMuch, .host = kMuch}), std::pair(1.0, 0.0));
+  EXPECT_LT(shares(fits, fits, {.device = 50000, .host = kMuch}).first, 1.0);
+  EXPECT_EQ(shares({.kind = Kind::kBytes, .bytes = kMuch}, unsaid), std::pair(1.0, 0.0));
+  EXPECT_THROW(shares(PlaceAmount::of(0.5), PlaceAmount::of(0.6)), ConfigError);
 }
 
 }  // namespace

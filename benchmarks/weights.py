@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights that are streamed from disk: how much of the disk's own rate decoding reaches.
+
+A model whose layers all lie on disk makes tokens one by one, so that each step reads every layer
+once. Two states of the disk, in turns with what they are compared with:
+
+* cached: the page cache has the files, before and during all steps;
+* cold: before every step the cache is told to forget them (posix_fadvise), and mincore says that
+  it has.
+
+The disk's own rate is that of as many threads as the engine reads with, reading the same bytes in
+the same state into memory that is used again, while nothing is computed. ``accelerate`` is its disk
+offload of the same folder, with the same threads, its own step by step. Rates are medians of turns
+in one run.
+
+    python benchmarks/weights.py [--layers 8] [--steps 6] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import mmap
+import os
+import queue
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hybridgen as hg
+from report import Report
+
+READERS = 4
+"""Threads that the engine reads weights with (src/models/layer_ring.cpp)."""
+PIECE = 1 << 20
+
+
+def write_model(folder: Path, layers: int) -> None:
+    """Save a Llama-3.2-1B shape of so many layers with random weights, in bfloat16."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=64,
+        vocab_size=8192,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+
+
+def cached_share(file: Path) -> float:
+    """Return the part of a file's pages that the page cache has (mincore)."""
+    size = file.stat().st_size
+    pages = -(-size // mmap.PAGESIZE)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+    with file.open("rb") as stream:
+        place = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, stream.fileno(), 0)
+    found = (ctypes.c_ubyte * pages)()
+    if libc.mincore(ctypes.c_void_p(place), ctypes.c_size_t(size), found) != 0:
+        raise OSError(ctypes.get_errno(), "mincore")
+    libc.munmap(ctypes.c_void_p(place), ctypes.c_size_t(size))
+    return sum(page & 1 for page in found) / pages
+
+
+class Files:
+    """The weight files, and the state of the page cache that a turn asks for."""
+
+    def __init__(self, folder: Path, is_cold: bool) -> None:
+        self.paths = sorted(folder.glob("*.safetensors"))
+        self.is_cold = is_cold
+
+    def prepare(self) -> None:
+        """Fill or empty the cache; RuntimeError if the system does not do as it is told."""
+        for path in self.paths:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                if self.is_cold:
+                    os.fsync(descriptor)
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                elif cached_share(path) < 1.0:
+                    while os.read(descriptor, PIECE):
+                        pass
+            finally:
+                os.close(descriptor)
+            share = cached_share(path)
+            if (share > 0.02) if self.is_cold else (share < 0.98):
+                raise RuntimeError(f"{share:.0%} of {path} are in the page cache")
+
+
+def own_rate(files: Files, turns: int) -> list[float]:
+    """Return bytes per second of reading all files once, with nothing else to do."""
+    rates = []
+    for _ in range(turns):
+        files.prepare()
+        descriptors = [os.open(path, os.O_RDONLY) for path in files.paths]
+        pieces = [
+            (descriptor, offset)
+            for descriptor in descriptors
+            for offset in range(0, os.fstat(descriptor).st_size, PIECE)
+        ]
+        begin = time.perf_counter()
+        moved = read_pieces(pieces)
+        rates.append(moved / (time.perf_counter() - begin))
+        for descriptor in descriptors:
+            os.close(descriptor)
+    return rates
+
+
+def read_pieces(pieces: list[tuple[int, int]]) -> int:
+    """Read all pieces by as many threads as the engine has; returns the bytes."""
+    todo = queue.SimpleQueue[tuple[int, int]]()
+    for piece in pieces:
+        todo.put(piece)
+
+    def read() -> int:
+        memory, moved = bytearray(PIECE), 0
+        while True:
+            try:
+                descriptor, offset = todo.get_nowait()
+            except queue.Empty:
+                return moved
+            moved += os.preadv(descriptor, [memory], offset)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return sum(future.result() for future in [pool.submit(read) for _ in range(READERS)])
+
+
+def steps_of_ours(folder: Path, files: Files, steps: int) -> tuple[list[float], list[float]]:
+    """Return bytes per second that came from the disk, and seconds, of single decode steps."""
+    weights = hg.WeightConfig(device=0.0, host=0.0)
+    rates, seconds = [], []
+    with hg.LLM(folder, method="full", weights=weights) as llm:
+        llm.add_request([1] * 16, hg.SamplingParams(max_tokens=steps + 2, ignore_eos=True))
+        llm.step()  # the prompt
+        llm.step()
+        for _ in range(steps):
+            time.sleep(0.3)  # until what is read ahead is there
+            files.prepare()
+            before = llm.stats.weight_bytes_read
+            begin = time.perf_counter()
+            llm.step()
+            seconds.append(time.perf_counter() - begin)
+            rates.append((llm.stats.weight_bytes_read - before) / seconds[-1])
+    return rates, seconds
+
+
+def steps_of_accelerate(folder: Path, files: Files, steps: int) -> list[float]:
+    """Return seconds of single decode steps of transformers with layers on accelerate's disk."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    layers = AutoConfig.from_pretrained(folder).num_hidden_layers
+    places: dict[str, Any] = {f"model.layers.{i}": "disk" for i in range(layers)}
+    places |= {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu"}
+    places["lm_head"] = "cpu"
+    with tempfile.TemporaryDirectory() as offload, torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.bfloat16, device_map=places, offload_folder=offload
+        )
+        done = model(torch.ones(1, 16, dtype=torch.long), use_cache=True)
+        seconds = []
+        for _ in range(steps):
+            files.prepare()
+            begin = time.perf_counter()
+            token = done.logits[:, -1:].argmax(-1)
+            done = model(token, past_key_values=done.past_key_values, use_cache=True)
+            seconds.append(time.perf_counter() - begin)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--folder", type=Path, help="where the model is written; a temporary one")
+    parser.add_argument("--json", help="file for the figures, - for standard output")
+    arguments = parser.parse_args()
+    report = Report()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        write_model(folder, arguments.layers)
+        for state in ("cached", "cold"):
+            measure(report, folder, Files(folder, state == "cold"), state, arguments.steps)
+    report.write(arguments.json)
+
+
+def measure(report: Report, folder: Path, files: Files, state: str, steps: int) -> None:
+    """Take one state's turns: the disk alone, ours, accelerate, and the disk again."""
+    disk = own_rate(files, steps)
+    rates, ours = steps_of_ours(folder, files, steps)
+    theirs = steps_of_accelerate(folder, files, steps)
+    disk += own_rate(files, steps)
+    own, rate = statistics.median(disk), statistics.median(rates)
+    report.add(f"disk, {state}", own / 1e9, "GB/s")
+    report.add(f"layers streamed, {state}", rate / 1e9, "GB/s")
+    report.add(f"layers streamed, {state}: share of the disk's", rate / own, "share", 0.8)
+    report.add(f"step, {state}", statistics.median(ours), "s")
+    report.add(f"step of accelerate, {state}", statistics.median(theirs), "s")
+    ratio = statistics.median(theirs) / statistics.median(ours)
+    report.add(f"against accelerate, {state}", ratio, "x", 1.3)
+
+
+if __name__ == "__main__":
+    main()
