@@ -12,8 +12,8 @@ _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 @functools.lru_cache(maxsize=1)
-def _header(file: Path) -> tuple[int, dict[str, Any]]:
-    """Return where a safetensors file's data begin, and its header, which has been read before."""
+def _header(file: Path, _written: tuple[int, int]) -> tuple[int, dict[str, Any]]:
+    """Return where a safetensors file's data begin, and its header, once per content."""
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         return 8 + size, json.loads(stream.read(size))
@@ -31,7 +31,8 @@ def offset_of(file: Path, name: str, dtype: str) -> int | None:
     """
     if file.suffix != ".safetensors":
         return None
-    begin, header = _header(file)
+    status = file.stat()
+    begin, header = _header(file, (status.st_mtime_ns, status.st_ino))
     entry = header.get(name)
     if entry is None or entry["dtype"] != _DTYPES[dtype]:
         return None
