@@ -177,6 +177,10 @@ class Model:
         """
         Raises CheckpointError naming the tensors that were not loaded.
         """
+    def is_read_in_place(self, name: str) -> bool:
+        """
+        Whether load_from_file() takes this tensor, if a file has it in the model's dtype.
+        """
     def load_coded(
         self,
         name: str,
@@ -194,6 +198,12 @@ class Model:
         """
         Random weights, seeded.
         """
+    def load_from_file(
+        self, name: str, *, path: str, offset: typing.SupportsInt | typing.SupportsIndex
+    ) -> None:
+        """
+        Lets one tensor lie where it is in a file, to be read whenever its layer is used.
+        """
     def load_tensor(self, name: str, tensor: torch.Tensor) -> None:
         """
         Copies one tensor into the model; CheckpointError for a wrong name, shape or value.
@@ -205,7 +215,15 @@ class Model:
     @property
     def dtype(self) -> str: ...
     @property
-    def weight_bytes(self) -> int: ...
+    def host_weight_bytes(self) -> int:
+        """
+        Of those in host memory, an emulated device's included.
+        """
+    @property
+    def weight_bytes(self) -> int:
+        """
+        Of all weights, wherever they lie.
+        """
 
 class Composition:
     """

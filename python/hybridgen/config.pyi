@@ -174,7 +174,8 @@ class QueryConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightConfig(Options):
-    """How weights are held: norms, biases and learned positions always keep their dtype.
+    """How weights are held and where they lie: norms, biases and learned positions always keep
+    their dtype.
 
     Parameters
     ----------
@@ -192,6 +193,21 @@ class WeightConfig(Options):
         same; allowed: 'auto', 'int8' or 'int4'.
     embeddings : str, default 'auto'
         How the token table is held; allowed: 'auto', 'int8' or 'int4'.
+    device : int | float | str | None, default None
+        How much of the layers' matrices is always on the device: a share of their bytes, bytes,
+        or what fits. None: all, or nothing if host is said. What lies elsewhere comes to the
+        device whenever its layer is used; allowed: None, 'auto', a share from 0.0 to 1.0, a
+        number of bytes, or text such as '4GiB'.
+    host : int | float | str | None, default None
+        How much lies in host memory, which on a CPU device is the device; the rest lies on
+        disk. None: what fits; allowed: None, 'auto', a share from 0.0 to 1.0, a number of
+        bytes, or text such as '4GiB'.
+    folder : str | None, default None
+        Where weights are packed that are to lie on disk and that no file has as they are used;
+        None: in the system's folder for temporary files; allowed: None or the path of a folder.
+    direct : bool | None, default None
+        Whether the disk is read past the page cache; None: if host memory cannot hold what lies
+        there; allowed: None, True or False.
     """
 
     format: str = "auto"
@@ -199,6 +215,10 @@ class WeightConfig(Options):
     min_max: bool = False
     head: str = "auto"
     embeddings: str = "auto"
+    device: int | float | str | None = None
+    host: int | float | str | None = None
+    folder: str | None = None
+    direct: bool | None = None
 
 @dataclass(frozen=True, kw_only=True)
 class CpuConfig(Options):
