@@ -74,7 +74,7 @@ void unpack_gguf(Bytes& bytes) {
 void unpack_integers(Bytes& bytes) {
   PackedIntegers packed;
   packed.layout = bytes.byte() % 2 == 0 ? PackedLayout::kGptq : PackedLayout::kAwq;
-  packed.bits = static_cast<std::int8_t>(bytes.byte());
+  packed.bits = bytes.byte();
   packed.zero_offset = bytes.byte() % 2;
   packed.inputs = bytes.byte() % 65;
   packed.outputs = bytes.byte() % 65;
