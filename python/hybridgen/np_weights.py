@@ -83,6 +83,15 @@ class NpFolder:
         stored = str(_mapped(self._files[name]).dtype)
         return _DTYPES.get(stored, stored)
 
+    def place(self, name: str, dtype: str) -> tuple[Path, int] | None:
+        """Return a tensor's file and offset, if it lies there row by row in this dtype."""
+        file = self._files.get(name)
+        if file is None or self.dtype(name) != dtype:
+            return None
+        array = _mapped(file)
+        is_by_rows = array.flags.c_contiguous
+        return (file, file.stat().st_size - array.nbytes) if is_by_rows else None
+
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor over the file's own pages."""
         return torch.from_numpy(_mapped(self._files[name]))

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .np_weights import NpFolder
+
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
@@ -19,16 +21,19 @@ def _header(file: Path, _written: tuple[int, int]) -> tuple[int, dict[str, Any]]
         return 8 + size, json.loads(stream.read(size))
 
 
-def offset_of(file: Path, name: str, dtype: str) -> int | None:
-    """Return the offset of a tensor in a safetensors file; None if it is not there in ``dtype``.
+def place_of(file: Path, name: str, dtype: str) -> tuple[Path, int] | None:
+    """Return the file that a tensor lies in as it is, and its offset; None if there is none.
 
     Parameters
     ----------
     file : Path
-        A file that was opened already, so that its header is known to be sound.
+        A safetensors file, or FlexGen's folder of NumPy files; opened already, so that its headers
+        are known to be sound.
     name, dtype : str
         The tensor's name there, and the dtype that it has to have.
     """
+    if file.is_dir():
+        return NpFolder(file).place(name, _DTYPES[dtype])
     if file.suffix != ".safetensors":
         return None
     status = file.stat()
@@ -36,4 +41,4 @@ def offset_of(file: Path, name: str, dtype: str) -> int | None:
     entry = header.get(name)
     if entry is None or entry["dtype"] != _DTYPES[dtype]:
         return None
-    return begin + int(entry["data_offsets"][0])
+    return file, begin + int(entry["data_offsets"][0])

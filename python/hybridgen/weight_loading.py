@@ -23,7 +23,7 @@ from .foreign_formats import quantized_tensors
 from .gguf_file import GgufFile
 from .gguf_model import weights_of
 from .packed_weights import CodedFormat, PackedWeights
-from .tensor_offsets import offset_of
+from .tensor_offsets import place_of
 from .weight_files import OpenFile, open_weights
 from .weight_shards import Shard
 
@@ -248,16 +248,17 @@ def _load_tensor(
             f"[load_model] {where} has shape {list(tensor.numbers.shape)}; the model's "
             f"configuration asks for {list(shapes[name])}"
         )
-    offset = None
+    place = None
     if tensor.coded is None and model.is_read_in_place(name):
-        offset = offset_of(tensor.file, tensor.name, model.dtype)
+        place = place_of(tensor.file, tensor.name, model.dtype)
     try:
         if tensor.coded is not None:
             model.load_coded(name, **tensor.coded)
-        elif offset is None:
+        elif place is None:
             model.load_tensor(name, tensor.numbers)
         else:
-            model.load_from_file(name, path=str(tensor.file.resolve()), offset=offset)
+            file, offset = place
+            model.load_from_file(name, path=str(file.resolve()), offset=offset)
     except CheckpointError as error:
         raise CheckpointError(f"{error} ({where})") from error
 

@@ -134,6 +134,15 @@ def test_2_everything_on_the_cpu_says_the_same(run: Run) -> None:
     assert texts_of(run("--gen-len 8 --percent 0 100 0 100 0 100")) == expected
 
 
+def test_3_and_9_weights_on_the_disk_say_the_same(run: Run) -> None:
+    expected = texts_of(run("--gen-len 8"))
+    for percent in ("0 0 100 0 100 0", "0 50 100 0 0 100", "20 30 0 100 100 0"):
+        out = run(f"--gen-len 8 --percent {percent} --pin-weight 0")
+        assert texts_of(out) == expected
+        assert re.search(r"placement: weights: .* [1-9]\d?\.\d % disk, no matrix divided", out)
+    assert not list(run.offload.iterdir())
+
+
 def test_equal_prompts_of_flexgens_own_give_equal_rows(run: Run) -> None:
     run.prompts.write_text(WORDS + "\n")
     first, last = texts_of(run("--gen-len 8"))

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
+import hybridgen as hg
 from hybridgen.errors import ConfigError
-from hybridgen.families import read_model_config
 from hybridgen.flexgen.compression import CompressionConfig
 from hybridgen.flexgen.placement import CPU_ATTENTION, InfiniGenFork, Placement, place
 from hybridgen.flexgen.policy import Policy
-from hybridgen.flexgen.weight_homes import homes_of_list, tensor_lists, weight_homes
 from hybridgen.methods import H2O, FlexGen, InfiniGen, MoELightning
 from hybridgen.opt_shapes import SHAPES, hf_config
 
@@ -46,66 +45,55 @@ def placed(*percent: float, **fields: Any) -> Placement:
 # ---------------------------------------------------------------------------------------- weights
 
 
-def shares_of(name: str, gpu: float, cpu: float) -> tuple[float, float, float]:
-    homes = weight_homes(read_model_config(hf_config(SHAPES[name])), gpu, cpu)
-    return homes.share("gpu"), homes.share("cpu"), homes.share("disk")
-
-
 @pytest.mark.parametrize(
-    ("asked", "of_30b", "of_6_7b", "of_1_3b", "of_175b"),
+    ("asked", "share"),
     [
-        (12, 0.1, 0.1, 0.3, 0.0),
-        (13, 8.2, 8.0, 7.4, 8.3),
-        (25, 8.2, 8.0, 7.4, 8.3),
-        (26, 40.7, 39.2, 35.8, 41.4),
-        (37, 40.7, 39.2, 35.8, 41.4),
-        (38, 48.8, 47.1, 42.9, 49.7),
-        (50, 50.0, 50.1, 50.1, 50.0),
-        (52, 51.2, 53.1, 57.4, 50.4),
-        (63, 59.3, 60.9, 64.5, 58.6),
-        (75, 59.3, 60.9, 64.5, 58.6),
-        (76, 91.9, 92.2, 92.9, 91.7),
-        (87, 91.9, 92.2, 92.9, 91.7),
-        (88, 100.0, 100.0, 100.0, 100.0),
+        (0, 0),
+        (12, 0),
+        (13, 4),  # the attention's output
+        (25, 4),
+        (26, 20),  # the second matrix of the FFN
+        (37, 20),
+        (38, 24),  # values
+        (62, 24),
+        (63, 28),  # keys
+        (75, 28),
+        (76, 44),  # the first matrix of the FFN
+        (87, 44),
+        (88, 48),  # queries: all
+        (100, 48),
     ],
 )
-def test_shares_of_weights_are_the_steps_that_flexgen_rounds_to(
-    asked: int, of_30b: float, of_6_7b: float, of_1_3b: float, of_175b: float
-) -> None:
-    for name, real in {
-        "opt-30b": of_30b,
-        "opt-6.7b": of_6_7b,
-        "opt-1.3b": of_1_3b,
-        "opt-175b": of_175b,
-    }.items():
-        gpu, _cpu, disk = shares_of(name, asked, 100 - asked)
-        assert gpu == pytest.approx(real, abs=0.06)
-        assert disk == 0
-        # The CPU and the disk share by the same steps.
-        assert shares_of(name, 0, asked)[1] == pytest.approx(gpu)
+def test_shares_of_weights_are_the_steps_that_flexgen_rounds_to(asked: int, share: int) -> None:
+    """Of 48 twelfths of a square of the hidden size in a layer; for all sizes of OPT alike."""
+    for name in ("opt-125m", "opt-30b", "opt-175b"):
+        layers, hidden = SHAPES[name].layers, SHAPES[name].hidden
+        found = placed(asked, 100 - asked, 100, 0, 100, 0).weights
+        if asked < 100:
+            assert found == pytest.approx(
+                {"device": asked / 100, "host": 1 - asked / 100}, abs=1e-5
+            )
+        plan = hg.plan(
+            hf_config(SHAPES[name]),
+            dtype="float16",
+            device="emulated",
+            prompt_tokens=8,
+            method="full",
+            weights=hg.WeightConfig(**found),
+        )
+        on_host = sum(plan.tiers[tier]["weights"] for tier in plan.tiers if tier != "device")
+        assert on_host == 2 * layers * hidden**2 * (48 - share) // 4
 
 
-def test_three_homes_share_as_flexgens_readme_example_does() -> None:
-    homes = weight_homes(read_model_config(hf_config(SHAPES["opt-66b"])), 50, 10).of_tensor
-    layer = {name.removeprefix("layers.7."): home for name, home in homes.items()}
-    on_disk = {
-        name for name in ("q_proj", "k_proj", "up_proj") if layer[f"{name}.weight"] == "disk"
-    }
-    assert on_disk == {"q_proj", "k_proj", "up_proj"}
-    assert {layer[f"{n}.weight"] for n in ("v_proj", "o_proj", "down_proj", "ffn_norm")} == {"gpu"}
-    assert homes["embed_tokens.weight"] == "cpu"
-    assert shares_of("opt-66b", 50, 10)[1] == pytest.approx(0.8, abs=0.4)
-
-
-def test_a_tensor_has_one_home_and_every_number_is_somewhere() -> None:
-    config = read_model_config(hf_config(SHAPES["opt-125m"]))
-    names = [name for tensors in tensor_lists(config) for name in tensors]
-    assert len(names) == len(set(names))
-    for gpu in range(0, 101, 7):
-        homes = weight_homes(config, gpu, (100 - gpu) // 2)
-        assert sorted(homes.of_tensor) == sorted(names)
-        assert sum(homes.share(home) for home in ("gpu", "cpu", "disk")) == pytest.approx(100)
-    assert homes_of_list([5], 0, 0) == ["disk"]
+def test_weights_have_three_homes_as_in_flexgens_readme_example() -> None:
+    found = placed(50, 10, 0, 100, 0, 100).weights
+    assert found == pytest.approx({"device": 0.5, "host": 0.1}, abs=1e-5)
+    config = hf_config(SHAPES["opt-66b"])
+    options = {"dtype": "float16", "device": "emulated", "prompt_tokens": 8, "method": "full"}
+    plan = hg.plan(config, weights=hg.WeightConfig(**found), **options)
+    # q, k and the first matrix of the FFN are on the disk, all others on the GPU.
+    assert plan.tiers["disk"]["weights"] == 2 * 64 * 6 * 9216**2
+    assert plan.tiers["dram"]["weights"] == 0
 
 
 # ------------------------------------------------------------------------------------------ cache

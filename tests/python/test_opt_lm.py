@@ -83,6 +83,8 @@ PLACEMENTS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "attention on the CPU": ((100, 0, 0, 100, 100, 0), {"cpu_cache_compute": True}),
     "weights on the CPU": ((0, 100, 100, 0, 100, 0), {}),
     "activations on the CPU": ((20, 80, 0, 100, 0, 100), {"cpu_cache_compute": True}),
+    "weights on the disk": ((0, 0, 100, 0, 100, 0), {}),
+    "weights and cache in two places": ((50, 0, 0, 100, 100, 0), {"cpu_cache_compute": True}),
     "no overlap": ((100, 0, 0, 100, 100, 0), {"overlap": False}),
     "layers fused": ((100, 0, 0, 100, 100, 0), {"sep_layer": False, "pin_weight": False}),
     "one row in each of four batches": (
@@ -133,9 +135,10 @@ def test_ids_do_not_depend_on_a_drawn_policy(
 ) -> None:
     batch, batches = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
     gpu = data.draw(st.integers(0, 100))
+    cpu = data.draw(st.integers(0, 100 - gpu))
     on_gpu = data.draw(st.booleans())
     act = data.draw(st.sampled_from([(100, 0), (0, 100), (0, 0)]))
-    shares = (gpu, 100 - gpu, 100 * on_gpu, 100 * (not on_gpu), *act)
+    shares = (gpu, cpu, 100 * on_gpu, 100 * (not on_gpu), *act)
     fields = {
         name: data.draw(st.booleans())
         for name in ("overlap", "sep_layer", "pin_weight", "cpu_cache_compute")
@@ -173,6 +176,38 @@ def test_a_cache_in_4_bits_takes_a_third_of_the_bytes(made: Callable[..., OptLM]
         read[compressed] = model.llm.stats.host_key_bytes_read
         assert found.shape == (4, 200 + NEW)
     assert read[True] < read[False] / 3
+
+
+def test_weights_on_the_disk_are_read_out_of_their_own_files(weights: Path, tmp_path: Path) -> None:
+    rows = different_rows()
+    offload = tmp_path / "offload"
+    for dtype in ("float16", "float32"):  # as they lie, and as none lies
+        plain = opt_lm(weights, offload, policy(), dtype=dtype)
+        model = opt_lm(weights, offload, policy(0, 0, 100, 0, 100, 0), dtype=dtype)
+        assert np.array_equal(model.generate(rows, NEW), plain.generate(rows, NEW))
+        stats = model.llm.stats
+        each = 12 * model.config.hidden_size**2  # but for the FFN, which is narrower here
+        each -= 4 * model.config.hidden_size**2
+        size = 2 if dtype == "float16" else 4
+        assert stats.weight_disk_bytes == size * 4 * each
+        assert stats.weight_bytes_read >= NEW * stats.weight_disk_bytes
+        assert model.device_peak_bytes < plain.device_peak_bytes
+        plain.delete_all_weights()
+        model.delete_all_weights()
+    assert not list(offload.iterdir())
+
+
+def test_a_block_of_batches_reads_weights_once_for_all_of_them(
+    weights: Path, tmp_path: Path
+) -> None:
+    read = {}
+    for batches in (1, 4):
+        wanted = policy(0, 0, 100, 0, 100, 0, gpu_batch_size=1, num_gpu_batches=batches)
+        model = opt_lm(weights, tmp_path, wanted)
+        model.generate(different_rows(batches), NEW)
+        read[batches] = model.llm.stats.weight_bytes_read
+        model.delete_all_weights()
+    assert read[4] == read[1]
 
 
 def test_weights_in_4_bits_are_the_engines_own(made: Callable[..., OptLM]) -> None:

@@ -29,7 +29,6 @@ from .policy import Policy, Task
 from .pytorch_backend import ExecutionEnv
 from .timer import timers
 from .token_rows import as_rectangle, real_tokens, with_new_tokens
-from .weight_homes import weight_homes
 
 DUMMY_WEIGHT = "_DUMMY_"
 """Where a path contains it, weights are drawn and nothing is read."""
@@ -126,7 +125,7 @@ class OptLM:
             dtype=self._dtype(),
             device=self.env.gpu.engine_device,
             load_format="dummy" if self.is_dummy else "auto",
-            weights=WeightConfig(**self.placement.weights),
+            weights=WeightConfig(**self._weights()),
             seed=self.engine.seed,
         )
         try:
@@ -339,19 +338,20 @@ class OptLM:
         costs += [mean] * (task.gen_len - 1)
 
     def _note_memory(self) -> None:
-        model = self.llm.model
-        used = self.llm._loop.device_bytes() + model.weights.weight_bytes
+        loop = self.llm._loop
+        used = loop.device_bytes() + loop.run_stats()["weight_device_bytes"]
         self.device_peak_bytes = max(self.device_peak_bytes, used)
 
     # ----------------------------------------------------------------------------------- placement
 
     def realised(self) -> list[str]:
         """Return what lies where, and what is done otherwise than asked, a line each."""
-        homes = weight_homes(
-            self.llm.model_config, self.policy.w_gpu_percent, self.policy.w_cpu_percent
+        stats = self.llm.stats
+        lie = {name: stats[f"weight_{name}_bytes"] for name in ("device", "host", "disk")}
+        shares = ", ".join(
+            f"{100 * n / sum(lie.values()):.1f} % {place}" for place, n in lie.items()
         )
-        shares = ", ".join(f"{homes.share(home):.1f} % {home}" for home in ("gpu", "cpu", "disk"))
-        lines = [f"weights: {shares} (whole tensors)", self.placement.sentence()]
+        lines = [f"weights: {shares}, no matrix divided", self.placement.sentence()]
         if self.env.gpu.engine_device == "cpu":
             lines.append("there is no GPU in this run: its share is the CPU's memory, too")
         return [f"placement: {line}" for line in lines] + [
@@ -374,6 +374,13 @@ class OptLM:
             fork=own,
             splits_tokens=self.engine.splits_tokens,
         )
+
+    def _weights(self) -> dict[str, Any]:
+        """Return how weights are held and where; what no file has as it is goes to the disk's."""
+        options = dict(self.placement.weights)
+        if self.policy.w_disk_percent > 0:
+            options["folder"] = self.env.disk.path
+        return options
 
     def _source(self) -> Any:
         if self.is_dummy:
@@ -400,7 +407,6 @@ class OptLM:
 def _refuse_what_is_missing(policy: Policy, placement: Placement) -> None:
     """Refuse what the engine does not do yet."""
     missing = {
-        "weights on the disk": policy.w_disk_percent > 0,
         "a cache on the disk": DISK in placement.rows,
         "a cache with some rows on the GPU and some on the CPU": len(set(placement.rows)) > 1,
     }
