@@ -147,6 +147,10 @@ class _Writer:
         """Return names and shapes, as a model."""
         return self._shapes
 
+    def is_read_in_place(self, _name: str) -> bool:
+        """Say, as a model, that no tensor stays where it lies: all are to be written."""
+        return False
+
     def load_tensor(self, name: str, tensor: torch.Tensor) -> None:
         """Take one of them."""
         source = self._family.source_name(name)

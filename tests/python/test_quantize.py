@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import hybridgen as hg
 from hybridgen import LLM, CheckpointError, ConfigError, HybridGenError, WeightConfig
 from hybridgen.__main__ import main
-from trained import CPU
+from trained import CPU, folder_of
 
 INT4 = WeightConfig(format="int4", group=32, min_max=True)
 FORMATS = {
@@ -214,3 +214,13 @@ def copy_of(folder: Path, tmp_path: Path) -> Path:
     for file in folder.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
     return copy
+
+
+def test_places_are_no_matter_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"weights has host=0.5"):
+        hg.quantize(
+            folder_of("tiny-llama"),
+            tmp_path / "new",
+            weights=WeightConfig(format="int4", group=32, host=0.5),
+        )
+    assert not (tmp_path / "new").exists()
