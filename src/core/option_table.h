@@ -258,7 +258,7 @@ OptionRow<Options> option(std::string name,
 template <typename Options, typename Value>
 OptionRow<Options> or_word(OptionRow<Options> row,
                            Value Options::* member,
-                           std::type_identity_t<Value> meant,
+                           const std::type_identity_t<Value>& meant,
                            const OptionValue& word) {
   const bool is_none = word.is_none();
   row.info.type = is_none ? row.info.type + " | None" : "str | " + row.info.type;
