@@ -181,8 +181,8 @@ HYBRIDGEN_INLINE Lanes products(const Codes<Bits>& codes, const std::int16_t* x)
 /// How the numbers of groups (scales, minima) become those of a chunk's blocks.
 class Groups {
  public:
-  Groups(std::int64_t count, std::int64_t blocks) : count_(count), blocks_(blocks) {
-    is_regular_ = count == 1 || (blocks & (blocks - 1)) == 0;
+  Groups(std::int64_t count, std::int64_t blocks)
+      : count_(count), blocks_(blocks), is_regular_(count == 1 || (blocks & (blocks - 1)) == 0) {
     while (is_regular_ && count > 1 && (std::int64_t{1} << shift_) < blocks) ++shift_;
     for (std::int64_t lane = 0; lane < kChunkBlocks; ++lane) {
       picks_[lane] = count == 1 ? 0 : static_cast<std::int32_t>(block_of_lane(lane) >> shift_);
@@ -215,7 +215,7 @@ class Groups {
  private:
   std::int64_t count_;
   std::int64_t blocks_;  ///< of a group
-  bool is_regular_ = true;
+  bool is_regular_;
   int shift_ = 0;
   std::int32_t picks_[extent(kChunkBlocks)] = {};
 };

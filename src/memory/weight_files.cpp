@@ -167,7 +167,7 @@ std::int64_t WeightFiles::append(const std::string& folder, std::span<const std:
 }
 
 const WeightFiles::File& WeightFiles::file_of(std::int64_t offset) const {
-  if (offset >= kPackedBegin) return *packed_;
+  if (packed_.has_value() && offset >= kPackedBegin) return *packed_;
   const auto after = std::ranges::upper_bound(files_, offset, {}, &File::begin);
   return *std::prev(after);
 }

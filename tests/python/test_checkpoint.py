@@ -36,6 +36,9 @@ def recording(real: Any) -> type[Any]:
         def expected_tensors(self) -> list[tuple[str, tuple[int, ...]]]:
             return list(self.names)
 
+        def is_read_in_place(self, name: str) -> bool:
+            return False
+
         def load_tensor(self, name: str, tensor: torch.Tensor) -> None:
             assert name not in self.tensors, f"{name} is loaded twice"
             self.tensors[name] = tensor.clone()

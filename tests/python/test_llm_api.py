@@ -552,7 +552,7 @@ def test_threads_of_the_disk_have_a_row_each() -> None:
         ({"max_model_len": 0}, "max_model_len is 0"),
         ({"max_model_len": 10**6}, "max_model_len is 1000000"),
         ({"seed": -1}, "seed is -1"),
-        ({"load_format": "gguf"}, "load_format is 'gguf'"),
+        ({"load_format": "pickle"}, "load_format is 'pickle'"),
         ({"cpu": hg.CpuConfig(isa="avx9000")}, "isa is 'avx9000'"),
         ({"cpu": hg.CpuConfig(numa=1023)}, "node is 1023; allowed: "),
     ],

@@ -136,7 +136,7 @@ def test_dummy_weights_follow_from_the_models_seed() -> None:
     ("options", "message"),
     [
         ({"seed": -1}, r"^\[Model\] seed is -1"),
-        ({"load_format": "gguf"}, r"^\[Model\] load_format is 'gguf'"),
+        ({"load_format": "pickle"}, r"^\[Model\] load_format is 'pickle'"),
         ({"device": "tpu"}, r"^\[Model\] device is 'tpu'"),
         ({"tokenizer": 5}, r"^\[Model\] tokenizer is 5, which cannot encode"),
         ({"dtpye": "float32"}, r"^\[Model\] unknown option 'dtpye'; did you mean 'dtype'\?"),
