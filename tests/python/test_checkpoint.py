@@ -30,6 +30,7 @@ def recording(real: Any) -> type[Any]:
             model = real(config, **options)
             self.device, self.dtype = model.device, model.dtype
             self.weight_bytes = model.weight_bytes
+            self.host_weight_bytes = model.host_weight_bytes
             self.names = model.expected_tensors()
             self.tensors: dict[str, torch.Tensor] = {}
 

@@ -390,7 +390,7 @@ Q = "model.layers.1.self_attn.q_proj."
         ("qzeros", lambda t: t[:-1].clone(), "contradict"),
         ("scales", lambda t: t[:-1].clone(), "3 groups of 32 inputs do not make 128"),
         ("scales", lambda t: t.int(), "contradict"),
-        ("scales", lambda t: t * float("nan"), "NaN or infinity"),
+        ("scales", lambda t: t * float("nan"), "NaN or infinite"),
         ("g_idx", lambda t: t + 1, r"g_idx is 4 for input 96; allowed: 0 to 3"),
         ("g_idx", lambda t: -t, r"g_idx is -1 for input 32"),
         ("g_idx", lambda t: t[:64].clone(), "contradict|does not fill"),
