@@ -50,18 +50,26 @@ summary() {
 }
 
 # tests/cpp/sanitized.sh says what the sanitizers leave out.
+sanitized_folders() {
+  case "$1" in
+    asan) echo "${address_folders[@]}" ;;
+    tsan) echo "${thread_folders[@]}" ;;
+  esac
+}
+
 build_sanitized() {
-  local -a targets=(all)
-  if [[ "$1" == tsan && -z "${HYBRIDGEN_LONG:-}" ]]; then
-    targets=("${thread_folders[@]/%/_tests}")
+  local -a folders targets=(all)
+  if [[ -z "${HYBRIDGEN_LONG:-}" ]]; then
+    read -ra folders <<<"$(sanitized_folders "$1")"
+    targets=("${folders[@]/%/_tests}")
   fi
   hybridgen_build "$1" "${targets[@]}"
 }
 
 run_sanitized() {
   local -a labels=() without_randomization=()
-  if [[ "$1" == tsan && -z "${HYBRIDGEN_LONG:-}" ]]; then
-    labels=(-L "^($(IFS='|' && echo "${thread_folders[*]}"))\$")
+  if [[ -z "${HYBRIDGEN_LONG:-}" ]]; then
+    labels=(-L "^($(sanitized_folders "$1" | tr ' ' '|'))\$")
   fi
   # Where the kernel randomizes addresses strongly, g++ 12's thread sanitizer cannot start.
   if ! "build-$1/tests/cpp/runtime_tests" --gtest_list_tests >/dev/null 2>&1; then

@@ -3,6 +3,11 @@
 # What scripts/test.sh leaves out under the sanitizers, and why. The plain build runs everything, and
 # so do the sanitizers with --long.
 
+# The folders of the address sanitizer's tests: all but isa_emulator, whose kernels are those of
+# kernels, compiled for minutes over stand-ins for instructions.
+address_folders=(core runtime memory kernels kvcache selection scheduling cuda_emulator emulated device
+  parts methods pipeline engine)
+
 # The folders whose tests start threads, or kernels, whose threads count too: in the others the thread
 # sanitizer has nothing to look at.
 thread_folders=(runtime memory cuda_emulator emulated device pipeline engine)
