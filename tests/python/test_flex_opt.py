@@ -140,6 +140,11 @@ def test_3_and_9_weights_on_the_disk_say_the_same(run: Run) -> None:
         out = run(f"--gen-len 8 --percent {percent} --pin-weight 0")
         assert texts_of(out) == expected
         assert re.search(r"placement: weights: .* [1-9]\d?\.\d % disk, no matrix divided", out)
+        assert float(records_of(out)[0][14]) > 0  # read from the disk
+    # All matrices in the prompt's pass and in each of seven steps, 4 bytes a number.
+    (record,) = records_of(run("--gen-len 8 --percent 0 0 100 0 100 0 --no-log"))
+    matrices = 4 * (4 * 128**2 + 2 * 128 * 256) * 4
+    assert float(record[14]) == pytest.approx(8 * matrices / 2**30, rel=0.15, abs=0.001)
     assert not list(run.offload.iterdir())
 
 

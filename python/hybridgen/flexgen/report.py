@@ -103,8 +103,8 @@ def sixth_line(stats: Mapping[str, Any], real_prompt_tokens: int, *, emulated: s
     links = {
         "to device": stats.get("h2d_bytes", 0) + stats.get("prefill_h2d_bytes", 0),
         "to host": stats.get("d2h_bytes", 0) + stats.get("evicted_bytes", 0),
-        "weights": stats.get("weight_link_bytes", 0),
-        "from disk": stats.get("disk_bytes_read", 0) + stats.get("weight_disk_bytes", 0),
+        "weights": stats.get("weight_bytes_copied", 0),
+        "from disk": stats.get("disk_bytes_read", 0) + stats.get("weight_bytes_read", 0),
         "to disk": stats.get("disk_bytes_written", 0),
     }
     fields = [f"{name}: {count / GB:.3f} GB" for name, count in links.items()]
