@@ -9,10 +9,14 @@ namespace hybridgen {
 
 inline float from_float16(std::uint16_t bits) {
   const std::uint32_t magnitude = bits & 0x7fffU;
-  // The exponent is moved up by 112 through a multiplication, which also handles subnormals.
-  const float scaled = std::bit_cast<float>(magnitude << 13) * 0x1p112F;
-  const std::uint32_t wide =
-      magnitude >= 0x7c00U ? (magnitude << 13) | 0x7f800000U : std::bit_cast<std::uint32_t>(scaled);
+  std::uint32_t wide = 0;
+  if (magnitude >= 0x7c00U) {
+    wide = (magnitude << 13) | 0x7f800000U;
+  } else if (magnitude >= 0x0400U) {
+    wide = (magnitude << 13) + 0x38000000U;
+  } else {  // no float32 on the way is subnormal: workers read those as 0
+    wide = std::bit_cast<std::uint32_t>(static_cast<float>(magnitude) * 0x1p-24F);
+  }
   return std::bit_cast<float>(wide | (bits & 0x8000U) << 16);
 }
 

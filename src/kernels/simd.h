@@ -74,11 +74,13 @@ HYBRIDGEN_INLINE float to_float(BFloat16 value) {
 HYBRIDGEN_INLINE float to_float(Half value) {
   const std::uint32_t sign = (value.bits & 0x8000U) << 16;
   const std::uint32_t magnitude = value.bits & 0x7fffU;
-  // The exponent is moved up by 112 through a multiplication, which also handles subnormals.
-  constexpr float kTwoTo112 = 5192296858534827628530496329220096.0F;
-  const float scaled = __builtin_bit_cast(float, magnitude << 13) * kTwoTo112;
-  const std::uint32_t bits = magnitude >= 0x7c00U ? (magnitude << 13) | 0x7f800000U
-                                                  : __builtin_bit_cast(std::uint32_t, scaled);
+  // No float32 on the way is subnormal: workers read those as 0.
+  constexpr float kTwoToMinus24 = 0x1p-24F;
+  const float subnormal = static_cast<float>(static_cast<std::int32_t>(magnitude)) * kTwoToMinus24;
+  const std::uint32_t normal = (magnitude << 13) + 0x38000000U;
+  const std::uint32_t bits = magnitude >= 0x7c00U   ? (magnitude << 13) | 0x7f800000U
+                             : magnitude >= 0x0400U ? normal
+                                                    : __builtin_bit_cast(std::uint32_t, subnormal);
   return __builtin_bit_cast(float, bits | sign);
 }
 

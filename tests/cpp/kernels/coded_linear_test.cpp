@@ -2,9 +2,11 @@
 #include "kernels/coded_linear.h"
 
 #include <memory>
+#include <thread>
 
 #include "kernel_test_support.h"
 #include "kernels/float16.h"
+#include "runtime/cpus.h"
 
 namespace hybridgen::kernels::test {
 namespace {
@@ -311,6 +313,30 @@ TEST_P(CodedLinear, RestoresRowsAsTheReferenceDoesRoundedOnce) {
       }
       ASSERT_EQ(restored, expected) << describe(format) << ", " << inputs << " inputs";
     }
+  }
+}
+
+TEST_P(CodedLinear, GivesTheSameBitsInAWorkerWhichReadsSubnormalsAsZero) {
+  for (const Format& format : kFormats) {
+    if (format.scale_dtype != DType::kFloat16) continue;
+    const auto weight = random_weight(format, 300, 5);
+    for (std::int64_t i = 0; i < weight->scales.count(); i += 2) {  // subnormal as float16
+      weight->scales.set(i, static_cast<float>(1 + i % 1023) * 0x1p-24F);
+    }
+    const Array x = random_array(dtype(), 300, 9);
+    const auto outputs = [&] {
+      Array y(DType::kFloat32, 5);
+      const CodedLinearArgs args = arguments(*weight, x, nullptr, y);
+      multiply(coded(), args, 0, 5);
+      return y;
+    };
+    const Array expected = outputs();
+    Array in_worker(DType::kFloat32, 5);
+    std::thread([&] {
+      flush_denormals_in_current_thread();
+      in_worker = outputs();
+    }).join();
+    EXPECT_EQ(in_worker, expected) << describe(format);
   }
 }
 

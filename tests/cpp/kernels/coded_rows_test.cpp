@@ -8,10 +8,12 @@
 #include <cstdint>
 #include <limits>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "kernel_test_support.h"
 #include "kernels/float16.h"
+#include "runtime/cpus.h"
 
 namespace hybridgen::kernels {
 namespace {
@@ -201,6 +203,20 @@ TEST(Float16, OfEveryPatternIsReadAndWrittenBack) {
   EXPECT_EQ(to_float16(65519.0F), 0x7bff);
   EXPECT_EQ(to_float16(65520.0F), 0x7c00);
   EXPECT_EQ(to_float16(1.0F + 0x1p-11F), 0x3c00);
+}
+
+TEST(Float16, OfEveryPatternIsTheSameInAWorkerWhichReadsSubnormalsAsZero) {
+  std::vector<std::uint16_t> read_back(0x10000);
+  std::thread([&] {
+    flush_denormals_in_current_thread();
+    for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
+      read_back[bits] = to_float16(from_float16(static_cast<std::uint16_t>(bits)));
+    }
+  }).join();
+  for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
+    if ((bits & 0x7fffU) > 0x7c00U) continue;
+    ASSERT_EQ(read_back[bits], bits);
+  }
 }
 
 }  // namespace
