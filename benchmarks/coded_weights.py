@@ -21,21 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "scripts")]
 
 import hybridgen as hg  # noqa: E402
-from decode import smollm2  # noqa: E402
+from decode import LLAMA_1B, smollm2  # noqa: E402
 from report import Report  # noqa: E402
 
-SHAPE_1B = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": 128256,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 4096,
-    "tie_word_embeddings": True,
-}
 TOKENS = 1000
 HEAD_BARS = {"int8": 1.5, "int4": 1.9}
 KEPT_BAR = 0.85
@@ -144,8 +132,9 @@ def main() -> None:
         kept.llm.close()
     own.llm.close()
     if not arguments.no_1b:
-        own = Turns(SHAPE_1B, None, load_format="dummy")
-        coded = Turns(SHAPE_1B, config_of("int4", head=True), load_format="dummy")
+        shape = {"load_format": "dummy", "max_model_len": 4096}
+        own = Turns(LLAMA_1B, None, **shape)
+        coded = Turns(LLAMA_1B, config_of("int4", head=True), **shape)
         compare(report, "1B shape, int4 with head", own, coded, BAR_1B, turns, max(2, steps // 4))
         prefills(report, "1B shape, int4 with head", own, coded, 3)
     report.write(arguments.json)

@@ -18,6 +18,10 @@ struct Shape {
   std::int64_t out;
 };
 
+/// Of SmolLM2 and of Llama-3.2-1B.
+constexpr Shape kShapes[] = {
+    {576, 576}, {576, 1536}, {1536, 576}, {2048, 2048}, {2048, 8192}, {8192, 2048}, {576, 49152}};
+
 /// As in the engine: the calling thread computes too, beside a worker for every other core.
 class Team {
  public:
@@ -132,13 +136,7 @@ void coded_linear(benchmark::State& state, int bits, Shape shape, std::int64_t r
 
 const bool kCodedRegistered = [] {
   for (const int bits : {8, 4}) {
-    for (const Shape shape : {Shape{576, 576},
-                              Shape{576, 1536},
-                              Shape{1536, 576},
-                              Shape{2048, 2048},
-                              Shape{2048, 8192},
-                              Shape{8192, 2048},
-                              Shape{576, 49152}}) {
+    for (const Shape shape : kShapes) {
       for (const std::int64_t rows : {1, 2, 4, 8, 16}) {
         const std::string name = "linear/int" + std::to_string(bits) + "/" +
                                  std::to_string(shape.in) + "x" + std::to_string(shape.out) + "/m" +
@@ -155,13 +153,7 @@ const bool kCodedRegistered = [] {
 
 const bool kRegistered = [] {
   for (const DType dtype : {DType::kBFloat16, DType::kFloat32}) {
-    for (const Shape shape : {Shape{576, 576},
-                              Shape{576, 1536},
-                              Shape{1536, 576},
-                              Shape{2048, 2048},
-                              Shape{2048, 8192},
-                              Shape{8192, 2048},
-                              Shape{576, 49152}}) {
+    for (const Shape shape : kShapes) {
       for (const std::int64_t rows : {1, 2, 3, 4, 8, 16}) {
         const std::string name = "linear/" + std::string(name_of(dtype)) + "/" +
                                  std::to_string(shape.in) + "x" + std::to_string(shape.out) + "/m" +

@@ -13,6 +13,7 @@
 #include "engine/request.h"
 #include "engine/resolved_options.h"
 #include "hybridgen/core/error.h"
+#include "models/layer_ring.h"
 #include "models/weight_homes.h"
 #include "pipeline/working_memory.h"
 #include "runtime/cpus.h"
@@ -145,6 +146,7 @@ TierPlan dram_tier(const Rules& rules, const RequestPlan& plan, std::int64_t tog
   TierPlan tier{.tier = TierKind::kDram,
                 .capacity = rules.dram_capacity(),
                 .weights = rules.weights.streamed().host_bytes};
+  tier.weights += LayerRing::host_bytes(rules.weights, rules.device, ring_layers(rules.method));
   if (plan.max_offloaded == 0) return tier;
   const HostKvShape shape = host_shape(rules.config, rules.dtype, rules.method, plan);
   const std::int64_t keys = HostKvStore::required_key_bytes(shape);

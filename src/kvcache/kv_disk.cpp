@@ -11,10 +11,6 @@ namespace {
 
 constexpr std::string_view kReading = "read keys and values from the disk";
 
-std::int64_t round_up_to_page(std::int64_t bytes) {
-  return (bytes + kDiskPageBytes - 1) / kDiskPageBytes * kDiskPageBytes;
-}
-
 }  // namespace
 
 KvDisk::KvDisk(const KvDiskDevice& device, KvMemory& keys, KvMemory& values)
@@ -36,7 +32,7 @@ KvDisk::~KvDisk() { stop(); }
 std::int64_t KvDisk::unit_bytes(const KvMemory& memory, std::int64_t block) {
   const std::int64_t begin = block * memory.block_tokens();
   const std::int64_t tokens = std::min(memory.block_tokens(), memory.shape().capacity - begin);
-  return round_up_to_page(tokens * memory.shape().row_bytes);
+  return round_up_to_disk_page(tokens * memory.shape().row_bytes);
 }
 
 void KvDisk::append_unit(const Side& side,

@@ -5,8 +5,10 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <cstddef>
 
 namespace hybridgen {
 namespace {
@@ -61,6 +63,18 @@ int DiskCalls::flush(int file, std::int64_t offset, std::int64_t bytes) {
 
 int DiskCalls::forget(int file, std::int64_t offset, std::int64_t bytes) {
   return -::posix_fadvise(file, offset, bytes, POSIX_FADV_DONTNEED);
+}
+
+std::span<iovec> drop_front(std::span<iovec> vectors, std::int64_t bytes) {
+  while (bytes > 0) {
+    iovec& first = vectors.front();
+    const std::int64_t part = std::min(bytes, static_cast<std::int64_t>(first.iov_len));
+    first.iov_base = static_cast<std::byte*>(first.iov_base) + part;
+    first.iov_len -= static_cast<std::size_t>(part);
+    bytes -= part;
+    if (first.iov_len == 0) vectors = vectors.subspan(1);
+  }
+  return vectors;
 }
 
 DiskCalls& disk_calls() {

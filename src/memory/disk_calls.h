@@ -37,6 +37,9 @@ class DiskCalls {
   virtual int forget(int file, std::int64_t offset, std::int64_t bytes);
 };
 
+/// Forgets the first `bytes` of what `vectors` list, which a call has moved; returns the rest.
+std::span<iovec> drop_front(std::span<iovec> vectors, std::int64_t bytes);
+
 /// The kernel's own, or what a DiskCallsForTest has put in their place.
 DiskCalls& disk_calls();
 

@@ -26,28 +26,11 @@ std::string text_of(int error) { return std::generic_category().message(error); 
 
 std::string human(std::int64_t bytes) { return human_bytes(static_cast<double>(bytes)); }
 
-std::int64_t round_up_to_page(std::int64_t bytes) {
-  return (bytes + kDiskPageBytes - 1) / kDiskPageBytes * kDiskPageBytes;
-}
-
 bool is_full(int error) { return error == ENOSPC || error == EDQUOT; }
 
 /// How a file system without unnamed files answers (open(2)); a kernel without them opens a folder.
 bool has_no_unnamed_files(int error) {
   return error == EOPNOTSUPP || error == EISDIR || error == ENOENT || error == ENOSYS;
-}
-
-/// Forgets the first `bytes` of what `vectors` list.
-std::span<iovec> drop_front(std::span<iovec> vectors, std::int64_t bytes) {
-  while (bytes > 0) {
-    iovec& first = vectors.front();
-    const std::int64_t part = std::min(bytes, static_cast<std::int64_t>(first.iov_len));
-    first.iov_base = static_cast<std::byte*>(first.iov_base) + part;
-    first.iov_len -= static_cast<std::size_t>(part);
-    bytes -= part;
-    if (first.iov_len == 0) vectors = vectors.subspan(1);
-  }
-  return vectors;
 }
 
 }  // namespace
@@ -97,7 +80,7 @@ DiskFile::DiskFile(std::string folder,
                    std::int64_t step_bytes)
     : folder_(std::move(folder)),
       capacity_bytes_(capacity_bytes / kDiskPageBytes * kDiskPageBytes),
-      step_bytes_(round_up_to_page(std::max<std::int64_t>(step_bytes, 1))),
+      step_bytes_(round_up_to_disk_page(std::max<std::int64_t>(step_bytes, 1))),
       calls_(calls) {
   if (capacity_bytes_ < kDiskPageBytes) {
     throw ConfigError(message("[disk tier] size is ",
@@ -229,7 +212,7 @@ void DiskFile::grow_to(std::int64_t size) {
 }
 
 DiskSlot DiskFile::take(std::int64_t bytes) {
-  const std::int64_t wanted = round_up_to_page(bytes);
+  const std::int64_t wanted = round_up_to_disk_page(bytes);
   const std::scoped_lock lock(mutex_);
   const std::int64_t missing = wanted - extents_.free_bytes();
   if (extents_.size_bytes() + missing > capacity_bytes_) {

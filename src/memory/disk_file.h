@@ -20,6 +20,9 @@ namespace hybridgen {
 
 /// What offsets, sizes and addresses of disk transfers are multiples of.
 inline constexpr std::int64_t kDiskPageBytes = 4096;
+inline constexpr std::int64_t round_up_to_disk_page(std::int64_t bytes) {
+  return (bytes + kDiskPageBytes - 1) / kDiskPageBytes * kDiskPageBytes;
+}
 
 /// Memory and the place in the file that it is read from or written to.
 struct DiskRange {

@@ -23,23 +23,6 @@ constexpr std::int64_t kPackedBegin = std::int64_t{1} << 60;
 
 std::string text_of(int error) { return std::generic_category().message(error); }
 
-std::int64_t round_up(std::int64_t bytes) {
-  return (bytes + kDiskPageBytes - 1) / kDiskPageBytes * kDiskPageBytes;
-}
-
-/// Forgets the first `bytes` of what `vectors` list.
-std::span<iovec> drop_front(std::span<iovec> vectors, std::int64_t bytes) {
-  while (bytes > 0) {
-    iovec& first = vectors.front();
-    const std::int64_t part = std::min(bytes, static_cast<std::int64_t>(first.iov_len));
-    first.iov_base = static_cast<std::byte*>(first.iov_base) + part;
-    first.iov_len -= static_cast<std::size_t>(part);
-    bytes -= part;
-    if (first.iov_len == 0) vectors = vectors.subspan(1);
-  }
-  return vectors;
-}
-
 [[noreturn]] void fail(
     const std::string& path, const char* what, std::int64_t at, std::int64_t bytes, int error) {
   const std::string text = message("[stream weights] ",
@@ -92,7 +75,8 @@ std::int64_t WeightFiles::add(const std::string& path, std::int64_t end) {
                                     "; allowed: a file that this process may read"));
     }
     const std::int64_t begin =
-        files_.empty() ? 0 : round_up(files_.back().begin + files_.back().bytes) + kGap;
+        files_.empty() ? 0
+                       : round_up_to_disk_page(files_.back().begin + files_.back().bytes) + kGap;
     files_.push_back({.path = path,
                       .descriptor = descriptor,
                       .begin = begin,
@@ -146,14 +130,15 @@ std::int64_t WeightFiles::append(const std::string& folder, std::span<const std:
                    .is_direct = is_direct};
   }
   File& file = *packed_;
-  const std::int64_t begin = round_up(file.bytes);
+  const std::int64_t begin = round_up_to_disk_page(file.bytes);
   // Whole pages, so that the last one can be read past the page cache.
-  std::vector<std::byte> tail(static_cast<std::size_t>(round_up(std::ssize(bytes))) - bytes.size());
+  std::vector<std::byte> tail(static_cast<std::size_t>(round_up_to_disk_page(std::ssize(bytes))) -
+                              bytes.size());
   iovec parts[] = {{.iov_base = const_cast<std::byte*>(bytes.data()), .iov_len = bytes.size()},
                    {.iov_base = tail.data(), .iov_len = tail.size()}};
   std::span<iovec> left(parts);
   std::int64_t at = begin;
-  for (std::int64_t missing = round_up(std::ssize(bytes)); missing > 0;) {
+  for (std::int64_t missing = round_up_to_disk_page(std::ssize(bytes)); missing > 0;) {
     const std::int64_t moved = calls_.write(packing_, left, at);
     if (moved == -EINTR) continue;
     if (moved <= 0)
@@ -215,7 +200,7 @@ void WeightFiles::read_direct(const File& file,
                               std::int64_t bytes) {
   const std::int64_t at = ranges.front().offset - file.begin;
   const std::int64_t begin = at / kDiskPageBytes * kDiskPageBytes;
-  const std::int64_t size = round_up(at + bytes) - begin;
+  const std::int64_t size = round_up_to_disk_page(at + bytes) - begin;
   thread_local HostBuffer pages;
   // Room for the alignment, too, which smaller buffers lack.
   const auto wanted = static_cast<std::size_t>(size + kDiskPageBytes);

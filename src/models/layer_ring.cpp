@@ -29,6 +29,7 @@ LayerRing::LayerRing(const Weights& weights,
   if (streamed.files != nullptr && streamed.has_disk()) {
     queue_ = std::make_unique<DiskQueue>(*streamed.files, trace, kReaders);
   }
+  held_ = HeldWeights(host_bytes(weights, device, num_slots));
   const std::int64_t bytes = streamed.slot_bytes;
   const auto count = std::min<std::int64_t>(num_slots, std::ssize(weights.layers));
   for (std::int64_t i = 0; i < count; ++i) {
@@ -55,8 +56,11 @@ std::int64_t LayerRing::device_bytes(const Weights& weights, std::int64_t num_sl
          weights.streamed().slot_bytes;
 }
 
-std::int64_t LayerRing::host_bytes(const Weights& weights, std::int64_t num_slots) {
-  return weights.streamed().has_disk() ? device_bytes(weights, num_slots) : 0;
+std::int64_t LayerRing::host_bytes(const Weights& weights,
+                                   const DeviceContext& device,
+                                   std::int64_t num_slots) {
+  const bool has_staging = weights.streamed().has_disk() && !device.is_cpu();
+  return has_staging ? device_bytes(weights, num_slots) : 0;
 }
 
 LayerRing::Slot* LayerRing::find(std::int64_t layer) {

@@ -16,6 +16,7 @@
 #include "hybridgen/runtime/trace_recorder.h"
 #include "memory/disk_queue.h"
 #include "memory/host_buffer.h"
+#include "memory/process_memory.h"
 #include "models/weights.h"
 
 namespace hybridgen {
@@ -33,10 +34,13 @@ class LayerRing {
   LayerRing(const LayerRing&) = delete;
   LayerRing& operator=(const LayerRing&) = delete;
 
-  /// Bytes of the device that a ring takes, and of pinned host memory beside a device that is not
-  /// the host.
+  /// Bytes of the device that a ring takes.
   static std::int64_t device_bytes(const Weights& weights, std::int64_t num_slots);
-  static std::int64_t host_bytes(const Weights& weights, std::int64_t num_slots);
+  /// Bytes of pinned host memory that it takes beside: what a disk is read into where that cannot
+  /// be the device.
+  static std::int64_t host_bytes(const Weights& weights,
+                                 const DeviceContext& device,
+                                 std::int64_t num_slots);
 
   /// A layer's weights once they are there: for the work that is queued from now on. They stay
   /// until give_back(), to be called once as often. DeviceError if the disk fails; the next call
@@ -88,6 +92,7 @@ class LayerRing {
   const DeviceContext& device_;
   std::unique_ptr<DiskQueue> queue_;  ///< null: nothing lies on a disk
   std::vector<std::unique_ptr<Slot>> slots_;
+  HeldWeights held_;  ///< the pinned memory
   std::int64_t copied_bytes_ = 0;
 };
 

@@ -471,6 +471,13 @@ void Weights::load_from_file(const std::string& name,
                              const std::string& path,
                              std::int64_t offset) {
   Slot& slot = slot_to_load(name);
+  if (!is_on_disk(name)) {
+    throw CheckpointError(message("[load weights] tensor '",
+                                  name,
+                                  "' is to be read out of ",
+                                  path,
+                                  "; allowed: tensors that lie on disk as numbers; load it"));
+  }
   StreamedTensor& streamed = *slot.streamed.front();
   streamed.file_offset = streamed_.files->add(path, offset + streamed.bytes) + offset;
   slot.loaded = true;

@@ -91,8 +91,9 @@ class Weights {
   /// Whether this tensor is to lie on disk, and not as codes, where load_from_file() takes it as it
   /// is if a file has it in the model's dtype.
   bool is_on_disk(const std::string& name) const;
-  /// The tensor is `offset` bytes into the file at `path`, which is to stay as it is. Errors as
-  /// load_tensor(); its numbers are not looked at.
+  /// The tensor is `offset` bytes into the file at `path`, which is to stay as it is.
+  /// CheckpointError for one that is not is_on_disk(), a second load, and a file that cannot be
+  /// opened or ends before it; its numbers are not looked at.
   void load_from_file(const std::string& name, const std::string& path, std::int64_t offset);
 
   /// Gaussian weights of std 0.02 (norms 1, biases 0), seeded: for shapes without a checkpoint.

@@ -427,8 +427,7 @@ def _registered(method: Any) -> Any:
 
 
 def _layer_names(count: int, is_separate: bool) -> list[str]:
-    """Return what FlexGen schedules as layers: input, attention and FFN apart or together, "
-    "output."""
+    """Return what FlexGen schedules as layers, attention and FFN apart or together."""
     parts = ("SelfAttention", "MLP") if is_separate else ("TransformerLayer",)
     middle = [f"{part} {layer}" for layer in range(count) for part in parts]
     return ["InputEmbed", *middle, "OutputEmbed"]

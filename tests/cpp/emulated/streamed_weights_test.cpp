@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "memory/process_memory.h"
+#include "models/layer_ring.h"
 #include "support/emulated_cuda.h"
 #include "support/method_settings.h"
 #include "support/order_checker.h"
@@ -70,6 +72,19 @@ TEST(StreamedWeightsOnDevice, ComeInTheOrderOfEvents) {
   const OrderChecker checker(device.device());
   run(device.name(), {.device = 0.4, .host = 0.3}, guessing());
   EXPECT_EQ(checker.races(), std::vector<std::string>{});
+}
+
+TEST(StreamedWeightsOnDevice, CountThePinnedMemoryThatADiskIsReadInto) {
+  EmulatedCuda device(Mode::kEager);
+  for (const PlaceShares& split : kSplits) {
+    const auto model = placed_model(device.name(), split);
+    const bool has_disk = split.device + split.host < 1.0;
+    const std::int64_t before = ProcessMemory::instance().weights();
+    const Engine engine(model, testing::options("full"));
+    const std::int64_t held = ProcessMemory::instance().weights() - before;
+    EXPECT_EQ(held, LayerRing::host_bytes(model->weights(), model->device(), 2));
+    EXPECT_EQ(held > 0, has_disk) << split.device << ' ' << split.host;
+  }
 }
 
 TEST(StreamedWeightsOnDevice, AreCountedAsTheyCome) {

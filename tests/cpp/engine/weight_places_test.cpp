@@ -209,6 +209,13 @@ TEST(StreamedWeights, AreReadOutOfAFileAsItIs) {
   }
 }
 
+TEST(StreamedWeights, OfAFileAreRefusedWhereTheyLieInMemory) {
+  DecoderModel resident(testing::tiny_config(), DType::kFloat32, "cpu");
+  const std::string name = resident.weights().expected_tensors().front().first;
+  ASSERT_FALSE(resident.weights().is_on_disk(name));
+  EXPECT_THROW(resident.weights().load_from_file(name, "/dev/null", 0), CheckpointError);
+}
+
 TEST(StreamedWeights, OfOneModelServeTwoEnginesAtATime) {
   const auto expected = run(model_at({}), settings()[1]);
   const auto model = model_at({.device = 0.2, .host = 0.0});
