@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``python -m hybridgen generate|plan|quantize|calibrate|profile|info|methods``.
+"""The command line: ``python -m hybridgen generate|batch|plan|quantize|calibrate|profile|...``.
 
 Exit codes: 0 done, 1 the model or the machine failed, 2 a wrong option. Errors are one line on
 stderr. Characters that standard output has no code for are printed as escapes.
@@ -19,6 +19,7 @@ from typing import Any
 
 from . import _core, methods, selectors
 from ._files import check_writable, unwound_by_sigterm
+from .batch.command import add_batch_arguments, run_batch_command
 from .coded_checkpoint import OF_FORMAT
 from .config import CpuConfig, KVConfig, QueryConfig, SchedulerConfig, WeightConfig
 from .disk import Disk
@@ -201,6 +202,34 @@ def engine_from(arguments: argparse.Namespace) -> LLM:
     return model_from(arguments, **method_options(arguments))
 
 
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how texts are sampled; read them with `sampling_options`."""
+    parser.add_argument("--max-tokens", type=int, default=128)
+    _add_options(parser, _sampling_rows())
+    parser.add_argument(
+        "--logit-bias",
+        type=_bias,
+        action="append",
+        default=[],
+        metavar="TOKEN_ID=NUMBER",
+        help="added to the logit of a token, from -100 to 100; may be given several times",
+    )
+    parser.add_argument("--stop", action="append", default=[], help="may be given several times")
+    parser.add_argument("--ignore-eos", action="store_true")
+
+
+def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the options of `add_sampling_arguments` say to `SamplingParams`."""
+    said = vars(arguments)
+    return {
+        "max_tokens": arguments.max_tokens,
+        **{row["name"]: said[row["name"]] for row in _sampling_rows() if row["name"] in said},
+        "logit_bias": dict(arguments.logit_bias) or None,
+        "stop": arguments.stop,
+        "ignore_eos": arguments.ignore_eos,
+    }
+
+
 class _StrictParser(argparse.ArgumentParser):
     """Takes no abbreviations: --k of one command would be --k-values of another."""
 
@@ -217,22 +246,17 @@ def _parser() -> argparse.ArgumentParser:
     source = generate.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", action="append", help="may be given several times")
     source.add_argument("--prompt-file", help="the whole file is one prompt; - is standard input")
-    generate.add_argument("--max-tokens", type=int, default=128)
-    _add_options(generate, _sampling_rows())
-    generate.add_argument(
-        "--logit-bias",
-        type=_bias,
-        action="append",
-        default=[],
-        metavar="TOKEN_ID=NUMBER",
-        help="added to the logit of a token, from -100 to 100; may be given several times",
-    )
-    generate.add_argument("--stop", action="append", default=[], help="may be given several times")
-    generate.add_argument("--ignore-eos", action="store_true")
+    add_sampling_arguments(generate)
     output = generate.add_mutually_exclusive_group()
     output.add_argument("--stream", action="store_true", help="print text as it comes")
     output.add_argument("--json", action="store_true", help="print results and statistics")
     generate.set_defaults(run=_generate)
+
+    batch = commands.add_parser("batch", help="answer a file of prompts into a folder")
+    add_engine_arguments(batch)
+    add_sampling_arguments(batch)
+    add_batch_arguments(batch)
+    batch.set_defaults(run=_batch)
 
     planned = commands.add_parser("plan", help="what a batch takes of memory; loads nothing")
     add_engine_arguments(planned, comes_first=True)
@@ -299,15 +323,7 @@ def _generate(arguments: argparse.Namespace) -> None:
             f"[generate] --stream on {arguments.device}, where there is no text; allowed: without "
             "it, which prints times"
         )
-    said = vars(arguments)
-    params = SamplingParams(
-        max_tokens=arguments.max_tokens,
-        **{row["name"]: said[row["name"]] for row in _sampling_rows() if row["name"] in said},
-        logit_bias=dict(arguments.logit_bias) or None,
-        stop=arguments.stop,
-        ignore_eos=arguments.ignore_eos,
-        seed=arguments.seed,
-    )
+    params = SamplingParams(**sampling_options(arguments), seed=arguments.seed)
     with engine_from(arguments) as llm:
         if llm.tokenizer is None:
             raise ConfigError(f"[generate] there is no tokenizer in {arguments.model}")
@@ -322,6 +338,11 @@ def _generate(arguments: argparse.Namespace) -> None:
             _print_results(error.outputs, llm, as_json=arguments.json)
             raise
         _print_results(results, llm, as_json=arguments.json)
+
+
+def _batch(arguments: argparse.Namespace) -> None:
+    engine = model_options(arguments) | method_options(arguments)
+    run_batch_command(arguments, engine, sampling_options(arguments))
 
 
 def _print_results(results: list[RequestOutput], llm: LLM, *, as_json: bool) -> None:

@@ -3,7 +3,8 @@
 
 A block says what it is: ``python`` runs, in a process of its own; ``bash`` is read command by
 command (``CHECKS`` below); ``text`` is a drawing or something printed. ``path/or/hub-id`` and
-``path/to/model`` stand for a model, and here for ``tests/models/tiny-llama``. Notebooks run in
+``path/to/model`` stand for a model, and here for ``tests/models/tiny-llama``, and
+``path/to/prompts.jsonl`` for ``tests/support/prompts.jsonl``. Notebooks run in
 ``test_notebook.py``; here their words are read as documents are.
 """
 
@@ -27,7 +28,11 @@ from trained import ROOT, run_python
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
 MODEL = str(ROOT / "tests" / "models" / "tiny-llama")
-STAND_INS = ("path/or/hub-id", "path/to/model")
+STAND_INS = {
+    "path/or/hub-id": MODEL,
+    "path/to/model": MODEL,
+    "path/to/prompts.jsonl": str(ROOT / "tests" / "support" / "prompts.jsonl"),
+}
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,8 @@ def all_blocks(language: str) -> list[Block]:
 
 
 def with_a_model(text: str) -> str:
-    for name in STAND_INS:
-        text = text.replace(name, MODEL)
+    for name, place in STAND_INS.items():
+        text = text.replace(name, place)
     return text
 
 

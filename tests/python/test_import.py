@@ -52,3 +52,12 @@ def test_the_command_line_runs_as_a_module() -> None:
         cwd=PACKAGE,
     )
     assert "hybridgen: " in done.stdout
+
+
+def test_what_few_need_is_not_imported() -> None:
+    code = (
+        f"import sys\nsys.path.insert(0, {str(PACKAGE)!r})\nimport hybridgen.cli\n"
+        "print({'ray', 'pyarrow', 'fastapi'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
