@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``python -m hybridgen generate|batch|plan|quantize|calibrate|profile|...``.
+"""The command line: ``python -m hybridgen COMMAND``; ``--help`` lists the commands.
 
 Exit codes: 0 done, 1 the model or the machine failed, 2 a wrong option. Errors are one line on
 stderr. Characters that standard output has no code for are printed as escapes.
@@ -35,6 +35,7 @@ from .outputs import RequestOutput
 from .plan import plan
 from .quantize import quantize
 from .sampling import SamplingParams
+from .serve.command import add_serve_arguments, options_of, serve
 
 
 def number_or_word(text: str) -> Any:
@@ -258,6 +259,11 @@ def _parser() -> argparse.ArgumentParser:
     add_batch_arguments(batch)
     batch.set_defaults(run=_batch)
 
+    served = commands.add_parser("serve", help="answer HTTP requests as OpenAI's API does")
+    add_engine_arguments(served)
+    add_serve_arguments(served)
+    served.set_defaults(run=_serve)
+
     planned = commands.add_parser("plan", help="what a batch takes of memory; loads nothing")
     add_engine_arguments(planned, comes_first=True)
     planned.add_argument("--batch-size", type=int, default=1)
@@ -383,6 +389,10 @@ def _read_standard_input() -> str:
             f"[generate] standard input is no {error.encoding} text: {error.reason} at byte "
             f"{error.start}; convert it, or set PYTHONIOENCODING to its encoding"
         ) from error
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    serve(options_of(arguments), lambda: engine_from(arguments))
 
 
 def _quantize(arguments: argparse.Namespace) -> None:

@@ -119,8 +119,19 @@ def check_script(words: list[str]) -> None:
     require_flags(words[2:], script.read_text(), words[1])
 
 
+def require_help(command: list[str], words: list[str]) -> None:
+    """The help of ``python -m COMMAND`` knows the flags."""
+    asked = [sys.executable, "-m", *command, "--help"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=120, check=False)
+    require(done.returncode == 0, done.stderr)
+    require_flags(words, done.stdout, " ".join(command))
+
+
 def check_python(words: list[str]) -> None:
     """``python -m hybridgen`` and ``hybridgen.sim`` run; of others only their flags are read."""
+    if words[1:4] == ["-m", "hybridgen", "serve"]:  # which would not end
+        require_help(words[2:4], words[4:])
+        return
     if words[1] == "-m" and words[2] in ("hybridgen", "hybridgen.sim"):
         command = [sys.executable, *words[1:]]
         with tempfile.TemporaryDirectory() as folder:  # for what a command writes
@@ -130,10 +141,7 @@ def check_python(words: list[str]) -> None:
         require(done.returncode == 0, done.stderr)
         return
     if words[1] == "-m":
-        command = [sys.executable, "-m", words[2], "--help"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        require(done.returncode == 0, done.stderr)
-        require_flags(words[3:], done.stdout, words[2])
+        require_help(words[2:3], words[3:])
         return
     check_script(words)
 
@@ -221,7 +229,13 @@ def check_binary(words: list[str]) -> None:
 
 def check_pip(words: list[str]) -> None:
     """``pip install . --no-build-isolation``; what the wheel is made of is test.sh's to try."""
-    require(words[1:3] == ["install", "."], shlex.join(words))
+    package = re.fullmatch(r"\.(?:\[(\w+)\])?", words[2])
+    require(words[1] == "install" and package, shlex.join(words))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert package is not None
+    require(package[1] in {None, *extras}, f"there is no extra {package[1]}")
     require(set(words[3:]) <= {"--no-build-isolation"}, shlex.join(words))
 
 
