@@ -63,6 +63,7 @@ check "ruff format" ruff format -q --check .
 check "mypy" mypy python/hybridgen scripts
 check "codespell" codespell
 check "shellcheck" shellcheck "${shell_files[@]}"
+check "hadolint" hadolint containers/*.Dockerfile
 check "layers" python scripts/check_layers.py
 check "licence headers" licence_headers
 if [[ -f build/compile_commands.json ]]; then
