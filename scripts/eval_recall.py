@@ -21,7 +21,7 @@ from typing import Any
 import hybridgen as hg
 from hybridgen._files import write_whole
 from hybridgen.cli import add_engine_arguments, engine_from, run_command
-from recall_tasks import TASKS, Sample, Vocabulary, exact_match, make_samples
+from hybridgen.evaluation.recall_tasks import TASKS, Sample, Vocabulary, exact_match, make_samples
 
 
 def evaluate(

@@ -28,9 +28,9 @@ import hybridgen as hg  # noqa: E402
 from eval_recall import evaluate  # noqa: E402
 from get_smollm2 import ensure_smollm2  # noqa: E402
 from hybridgen._files import unwound_by_sigterm, write_whole  # noqa: E402
+from hybridgen.evaluation.recall_tasks import Vocabulary, make_samples  # noqa: E402
 from methods_accuracy import TEXTS, agreement  # noqa: E402
 from methods_accuracy_report import DISTANCE, TINY_MODELS  # noqa: E402
-from recall_tasks import Vocabulary, make_samples  # noqa: E402
 from report import Report  # noqa: E402
 
 Pair = tuple[str, str]

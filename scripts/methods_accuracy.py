@@ -33,6 +33,7 @@ from demo import DOCUMENT
 from get_smollm2 import ensure_smollm2
 from hybridgen._files import unwound_by_sigterm, write_whole
 from hybridgen.config import MethodOptions
+from hybridgen.evaluation.recall_tasks import Sample, Vocabulary, exact_match, make_samples
 from methods_accuracy_report import (
     BLOCK,
     DISTANCE,
@@ -46,7 +47,6 @@ from methods_accuracy_report import (
     draw,
     write_markdown,
 )
-from recall_tasks import Sample, Vocabulary, exact_match, make_samples
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = (*DOCUMENT, ROOT / "LICENSE")

@@ -136,10 +136,15 @@ install_torch() {
 }
 
 # Installs the requirement files of a group once; a stamp in .venv holds the hash of what they say.
+# install_group NAME [--no-deps] FILE...
 install_group() {
   local group="$1" stamp hash file
   local -a arguments=()
   shift
+  if [[ "$1" == --no-deps ]]; then
+    arguments+=(--no-deps)
+    shift
+  fi
   stamp="$venv/.hybridgen-$group"
   hash="$(cat "$@" | sha256sum)"
   if [[ -f "$stamp" && "$(cat "$stamp")" == "$hash" ]]; then
@@ -179,6 +184,7 @@ make_environment
 install_torch
 install_group base scripts/requirements.txt scripts/requirements-build.txt \
   scripts/requirements-test.txt
+install_group eval --no-deps scripts/requirements-eval.txt
 if $want_lint; then
   install_group lint scripts/requirements-lint.txt
 fi

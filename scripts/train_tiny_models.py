@@ -2,8 +2,8 @@
 """Train the tiny OPT, Llama and Qwen2 models of the tests, each in minutes on one CPU thread.
 
 The models do one thing: look up values that they read up to 2,048 tokens ago (see
-``recall_tasks.py``). They are ordinary Hugging Face folders, small enough to be committed, and
-useless without their far context, which is what tests of an offloaded KV cache need.
+``hybridgen.evaluation.recall_tasks``). They are ordinary Hugging Face folders, small enough to be
+committed, and useless without their far context, which is what tests of an offloaded KV cache need.
 
 Helper losses guide the training and are gone from the saved model: head 0 of layer 0 looks at the
 previous token and that layer's output predicts it, and head 0 of layers 2 and 3 is told where the
@@ -45,7 +45,7 @@ from transformers import (
 )
 
 from hybridgen._files import unwound_by_sigterm, write_whole
-from recall_tasks import (
+from hybridgen.evaluation.recall_tasks import (
     MAX_LENGTH,
     MAX_WRITES,
     NUM_SINKS,
@@ -708,7 +708,7 @@ cache is offloaded; it knows no language. Weights: {dtype}.
 
 ## Data and licence
 
-Synthetic sequences only, drawn by `scripts/recall_tasks.py`: records (`k17 v3`), queries
+Synthetic sequences only, drawn by `hybridgen.evaluation.recall_tasks`: records (`k17 v3`), queries
 (`Q k17 v3`) and random filler (`w5`). No text or other data was used. Data, code and weights:
 Apache-2.0.
 

@@ -4,18 +4,14 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hybridgen as hg
+from hybridgen.evaluation.recall_tasks import TASKS, Sample, Vocabulary, exact_match, make_samples
 from output import ROOT, Row
-
-sys.path[:0] = [str(ROOT / "scripts")]
-
-import hybridgen as hg  # noqa: E402
-from recall_tasks import TASKS, Sample, Vocabulary, exact_match, make_samples  # noqa: E402
 
 MODELS = ("tiny-llama", "tiny-opt", "tiny-qwen2")
 DISTANCE = (512, 1024)

@@ -13,8 +13,8 @@ import torch
 import transformers
 
 from accuracy import MODELS, SEED, TOY, folder_of
+from hybridgen.evaluation.recall_tasks import Vocabulary, make_samples
 from output import Check, Result, Row, Script, main
-from recall_tasks import Vocabulary, make_samples
 
 MODEL, LAYERS = MODELS[0], (1, 3)
 LENGTH, ITERATIONS = 120, 24

@@ -53,6 +53,7 @@ from .outputs import (  # noqa: E402
     RequestMetrics,
     RequestOutput,
     RunStats,
+    ScoreOutput,
     StreamChunk,
 )
 from .plan import MemoryPlan, plan  # noqa: E402
@@ -86,6 +87,7 @@ __all__ = [
     "RunStats",
     "SamplingParams",
     "SchedulerConfig",
+    "ScoreOutput",
     "StreamChunk",
     "UnsupportedModelError",
     "WeightConfig",

@@ -264,6 +264,31 @@ def _parser() -> argparse.ArgumentParser:
     add_serve_arguments(served)
     served.set_defaults(run=_serve)
 
+    evaluated = commands.add_parser(
+        "eval", help="score tasks through decode with lm-evaluation-harness; see docs/evaluation.md"
+    )
+    add_engine_arguments(evaluated)
+    evaluated.add_argument(
+        "--tasks",
+        nargs="+",
+        required=True,
+        metavar="TASK",
+        help="ours, such as hybridgen_text, or the harness's: names or YAML files",
+    )
+    evaluated.add_argument("--num-fewshot", type=int, help="examples before each question")
+    evaluated.add_argument("--limit", type=int, help="questions of each task at most")
+    evaluated.add_argument(
+        "--task-config",
+        type=_method_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of generated tasks: count, seed, tokens, words; may be given several times",
+    )
+    evaluated.add_argument("--include-path", help="folder with more tasks")
+    evaluated.add_argument("--json", action="store_true")
+    evaluated.set_defaults(run=_eval)
+
     planned = commands.add_parser("plan", help="what a batch takes of memory; loads nothing")
     add_engine_arguments(planned, comes_first=True)
     planned.add_argument("--batch-size", type=int, default=1)
@@ -393,6 +418,20 @@ def _read_standard_input() -> str:
 
 def _serve(arguments: argparse.Namespace) -> None:
     serve(options_of(arguments), lambda: engine_from(arguments))
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    from .evaluation.harness import evaluate, load_tasks  # need lm_eval, which is optional
+
+    tasks = load_tasks(
+        arguments.tasks,
+        num_fewshot=arguments.num_fewshot,
+        task_options=dict(arguments.task_config),
+        include_path=arguments.include_path,
+    )
+    with engine_from(arguments) as llm:
+        found = evaluate(llm, tasks, limit=arguments.limit)
+    print(found.to_json() if arguments.json else found)
 
 
 def _quantize(arguments: argparse.Namespace) -> None:

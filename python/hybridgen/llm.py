@@ -27,7 +27,7 @@ from .errors import ConfigError
 from .failures import reported
 from .generation import EngineLoop, claim_clock
 from .model import Model
-from .outputs import RequestOutput, StreamChunk
+from .outputs import RequestOutput, ScoreOutput, StreamChunk
 from .progress import ProgressBar
 from .prompts import Encoded, Prompt
 from .request import Params, Request, outputs_of
@@ -390,32 +390,57 @@ class LLM(EngineSteps):
         >>> llm.score([("The sky is", " blue")])  # doctest: +SKIP
         [(-1.25, True)]
         """
-        self.model._require_results("score")
+        return self._score("score", pairs, lambda found: (found.logprob, found.greedy))
+
+    @guarded
+    def score_outputs(self, pairs: list[tuple[Any, Any]]) -> list[ScoreOutput]:
+        """Do the same as `score`, and return with each score what the engine says of its request.
+
+        Parameters
+        ----------
+        pairs : list of tuples
+            As for `score`, which also says what is raised.
+
+        Returns
+        -------
+        list of ScoreOutput
+            In the order of the pairs.
+
+        Examples
+        --------
+        >>> (found,) = llm.score_outputs([("The sky is", " blue")])  # doctest: +SKIP
+        >>> found.logprob, found.metrics.offloaded_tokens  # doctest: +SKIP
+        (-1.25, 0)
+        """
+        return self._score("score_outputs", pairs, lambda found: found)
+
+    # ---------------------------------------------------------------------------------- inside
+
+    def _score(self, operation: str, pairs: Any, shape: Callable[[ScoreOutput], T]) -> list[T]:
+        """Pass continuations through decode steps; return each score in a shape."""
+        self.model._require_results(operation)
         pairs = items_of(pairs) or pairs  # a generator gives them only once
         requests = [
             self._maker.make(
-                "score",
+                operation,
                 (None, context),
                 SamplingParams(max_tokens=len(continuation), ignore_eos=True),
                 makes_text=False,
                 forced=continuation,
                 decode_prompt_tokens=1,
             )
-            for context, continuation in self.model._reader("score").read_pairs(pairs)
+            for context, continuation in self.model._reader(operation).read_pairs(pairs)
         ]
 
-        def scores() -> list[Any]:
-            texts = [request.sequences[0] for request in requests]
-            return [
-                (text.output.cumulative_logprob, all(text.greedy))
-                if text.output.finish_reason == "length"
-                else None
-                for text in texts
-            ]
+        def score_of(request: Request) -> Any:
+            text, found = request.sequences[0], request.output()
+            if text.output.finish_reason != "length":
+                return None
+            return shape(
+                ScoreOutput(text.output.cumulative_logprob, all(text.greedy), found.metrics)
+            )
 
-        return self._run("score", requests, scores)
-
-    # ---------------------------------------------------------------------------------- inside
+        return self._run(operation, requests, lambda: [score_of(request) for request in requests])
 
     def _run(
         self,

@@ -196,6 +196,25 @@ class RequestOutput:
 
 
 @dataclass
+class ScoreOutput:
+    """What a continuation's score is, and what the engine did with its context.
+
+    Parameters
+    ----------
+    logprob : float
+        Natural logarithm of the continuation's probability, as `CompletionOutput` has it.
+    greedy : bool
+        Whether greedy decoding would have chosen each of its tokens.
+    metrics : RequestMetrics
+        Where its tokens were, and what it cost.
+    """
+
+    logprob: float
+    greedy: bool
+    metrics: RequestMetrics
+
+
+@dataclass
 class StreamChunk:
     """One step of a stream: a new token and the text that it completed.
 

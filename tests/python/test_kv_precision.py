@@ -12,7 +12,7 @@ import pytest
 import hybridgen as hg
 from eval_recall import evaluate
 from hybridgen import KVConfig, methods
-from recall_tasks import make_samples
+from hybridgen.evaluation.recall_tasks import make_samples
 from trained import CPU, MODELS, assert_offloaded, folder_of, new_tokens, prompts_of, vocabulary
 
 PRECISIONS = ("full", "int8", "int4")

@@ -5,15 +5,11 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "scripts"))
-
-from recall_tasks import (  # noqa: E402
+from hybridgen.evaluation.recall_tasks import (
     MAX_LENGTH,
     MAX_WRITES,
     NUM_SINKS,
@@ -26,6 +22,7 @@ from recall_tasks import (  # noqa: E402
     vocabulary_words,
 )
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 VOCABULARY = Vocabulary.from_words(vocabulary_words())
 FAMILIES = ("llama", "opt", "qwen2")
 TASKS_AND_BUCKETS = [(task.name, bucket) for task in TASKS.values() for bucket in task.buckets]

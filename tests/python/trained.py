@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridgen import LLM, CpuConfig, SamplingParams, SchedulerConfig, methods
-from recall_tasks import Sample, Vocabulary, make_samples
+from hybridgen.evaluation.recall_tasks import Sample, Vocabulary, make_samples
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("tiny-llama", "tiny-opt", "tiny-qwen2")

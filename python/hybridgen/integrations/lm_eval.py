@@ -1,22 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model of lm-evaluation-harness that scores through decode: ``lm_eval --model hybridgen``.
 
-Importing this module registers it; it needs the package lm_eval (0.4.9 or later). A log-likelihood
+Importing this module registers it; it needs the package lm_eval (0.4.13 or later). A log-likelihood
 task otherwise runs one forward pass over prompt and answer, in which no cache method acts. Here the
 context but its last token is prefilled, and the answer passes through decode steps, so that every
-answer token is scored with the attention that generated text would have.
+answer token is scored with the attention that generated text would have. Of generated answers the
+prompt's last token passes through a decode step, so that their first token is no exception.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .._checks import brief
 from ..config import KVConfig
 from ..errors import ConfigError
 from ..llm import LLM
+from ..outputs import RequestMetrics
 from ..sampling import SamplingParams
 
 try:
@@ -24,13 +28,43 @@ try:
     from lm_eval.api.registry import register_model
 except ImportError as error:
     raise ImportError(
-        "hybridgen.integrations.lm_eval needs lm-evaluation-harness: pip install lm_eval"
+        "hybridgen.integrations.lm_eval needs lm-evaluation-harness: pip install 'hybridgen[eval]'"
     ) from error
 
 OF_LLM = ("dtype", "device", "tokenizer", "revision", "max_model_len", "max_num_seqs", "seed")
 OF_KV = ("device_tokens", "dram", "keys", "values")
 MAX_NEW_TOKENS = 256
 """Where a task does not say how many."""
+
+
+@dataclass
+class Tally:
+    """What the engine reported of a task's requests, added up.
+
+    Parameters
+    ----------
+    requests : int
+        How many; a text that is scored in windows has several.
+    tokens, offloaded, dropped : int
+        Of contexts and answers, at the end of their requests: all, those in host memory, those that
+        the method gave up for good.
+    attended : float
+        Sum over requests of the part of the offloaded tokens that entered the softmax.
+    """
+
+    requests: int = 0
+    tokens: int = 0
+    offloaded: int = 0
+    dropped: int = 0
+    attended: float = 0.0
+
+    def add(self, metrics: RequestMetrics) -> None:
+        """Count one more request."""
+        self.requests += 1
+        self.tokens += metrics.resident_tokens + metrics.offloaded_tokens + metrics.dropped_tokens
+        self.offloaded += metrics.offloaded_tokens
+        self.dropped += metrics.dropped_tokens
+        self.attended += metrics.attended_offloaded_share
 
 
 @register_model("hybridgen")
@@ -66,8 +100,9 @@ class HybridGenLM(LM):
         **options: Any,
     ) -> None:
         super().__init__()
-        self._evicted_bytes = 0
         self._warned = False
+        self.tallies: defaultdict[str, Tally] = defaultdict(Tally)
+        """By the name of a task, of all requests so far."""
         if isinstance(pretrained, LLM):
             if options or method != "hybridgen":
                 raise ConfigError(
@@ -94,32 +129,30 @@ class HybridGenLM(LM):
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Return log-probability and greediness of each (context, continuation)."""
-        if not requests:
-            return []
-        scores = self.llm.score([request.args for request in requests])
-        self._saw(len(requests))
-        return scores
+        found = self.llm.score_outputs([request.args for request in requests])
+        self._count(requests, [score.metrics for score in found])
+        return [(score.logprob, score.greedy) for score in found]
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
         """Return each text's log-probability, in windows that fit the model."""
-        found = []
+        sums = []
         for request in requests:
             (text,) = request.args
             ids = self._tokenizer().encode(text, add_special_tokens=False)
             pairs = list(rolling_pairs(ids, self._prefix(), self._limit()))
-            found.append(sum(logprob for logprob, _ in self.llm.score(pairs)) if pairs else 0.0)
-        self._saw(len(requests))
-        return found
+            found = self.llm.score_outputs(pairs) if pairs else []
+            self._count([request] * len(found), [score.metrics for score in found])
+            sums.append(sum((score.logprob for score in found), 0.0))
+        return sums
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Return the text that follows each context, up to its stop strings."""
-        if not requests:
-            return []
         outputs = self.llm.generate(
             [request.args[0] for request in requests],
             [sampling_params(request.args[1]) for request in requests],
+            decode_prompt_tokens=1,
         )
-        self._saw(len(requests))
+        self._count(requests, [output.metrics for output in outputs])
         return [output.text for output in outputs]
 
     # ---------------------------------------------------------------------------------------- chat
@@ -143,15 +176,12 @@ class HybridGenLM(LM):
 
     # -------------------------------------------------------------------------------------- inside
 
-    @property
-    def evicted_bytes(self) -> int:
-        """Bytes of keys and values that went to host memory: 0 means that no method acted."""
-        return self._evicted_bytes
-
-    def _saw(self, count: int) -> None:
-        """Add up what the last call moved, and say once if nothing left the device."""
-        self._evicted_bytes += self.llm.stats.evicted_bytes
-        if count and not self._evicted_bytes and not self._warned:
+    def _count(self, requests: Sequence[Any], metrics: Sequence[RequestMetrics]) -> None:
+        """Add up what the engine says of requests, and say once if nothing left the device."""
+        for request, each in zip(requests, metrics, strict=True):
+            self.tallies[request.task_name or ""].add(each)
+        left = any(tally.offloaded or tally.dropped for tally in self.tallies.values())
+        if requests and not left and not self._warned:
             self._warned = True
             warnings.warn(
                 "no token left the device so far: these scores are full attention's. Pass "
