@@ -17,6 +17,7 @@
 #include "memory/process_memory.h"
 #include "models/decoder_model.h"
 #include "runtime/cpus.h"
+#include "weight_formats.h"
 
 namespace py = pybind11;
 
@@ -136,7 +137,8 @@ void register_plan(py::module_& module) {
          std::int64_t batch_size,
          std::int64_t prompt_tokens,
          std::int64_t new_tokens,
-         const py::dict& weights) {
+         const py::dict& weights,
+         const py::dict& formats) {
         return to_dict(plan_run(config,
                                 dtype_from_name(dtype),
                                 DeviceContext(device),
@@ -144,7 +146,7 @@ void register_plan(py::module_& module) {
                                 options,
                                 std::move(composition),
                                 {batch_size, prompt_tokens, new_tokens},
-                                weight_table().read("plan, weights", map_from_python(weights))));
+                                weight_formats_from(weights, formats)));
       },
       py::arg("config"),
       py::arg("options"),
@@ -157,7 +159,9 @@ void register_plan(py::module_& module) {
       py::arg("prompt_tokens"),
       py::arg("new_tokens"),
       py::arg("weights") = py::dict(),
-      "What a batch of equal requests takes of every tier, in bytes.");
+      py::arg("formats") = py::dict(),
+      "What a batch of equal requests takes of every tier, in bytes. `weights` and `formats` as "
+      "Model takes them.");
   module.def(
       "process_memory",
       [] {

@@ -16,6 +16,7 @@
 #include "hybridgen/core/error.h"
 #include "models/decoder_model.h"
 #include "models/weight_homes.h"
+#include "weight_formats.h"
 
 namespace py = pybind11;
 
@@ -32,38 +33,9 @@ void register_config(py::module_& module) {
   bound.def("validate", &ModelConfig::validate, "Raises ConfigError for an inconsistent field.");
 }
 
-kernels::CodedFormat format_from(const py::dict& fields) {
-  return {.bits = fields["bits"].cast<int>(),
-          .group = fields["group"].cast<std::int64_t>(),
-          .has_minima = fields["minima"].cast<bool>(),
-          .scale_dtype = dtype_from_name(fields["scales"].cast<std::string>())};
-}
-
-py::dict to_dict(const kernels::CodedFormat& format) {
-  py::dict fields;
-  fields["bits"] = format.bits;
-  fields["group"] = format.group;
-  fields["minima"] = format.has_minima;
-  fields["scales"] = std::string(name_of(format.scale_dtype));
-  return fields;
-}
-
-StoredFormats formats_from(const py::dict& formats) {
-  StoredFormats stored;
-  for (const auto& [name, format] : formats) {
-    stored[name.cast<std::string>()] =
-        format_from(py::dict(py::reinterpret_borrow<py::object>(format)));
-  }
-  return stored;
-}
-
-WeightOptions weight_options_from(const py::dict& weights) {
-  return weight_table().read("weights", map_from_python(weights));
-}
-
 /// Formats of the matrices that such options code in such a model.
 py::dict weight_formats(const ModelConfig& config, const py::dict& weights) {
-  const WeightFormats made = {.made = weight_options_from(weights)};
+  const WeightFormats made = weight_formats_from(weights, {});
   py::dict formats;
   const Weights model(config, DType::kFloat32, at::kMeta, {}, made);
   for (const auto& [name, shape] : model.expected_tensors()) {
@@ -134,7 +106,7 @@ void register_model(py::module_& module) {
                       const py::dict& formats) {
             // LibTorch copies weights with OpenMP, in the calling thread's team.
             check_threads_can_start(default_intra_op_threads() - 1, "load model");
-            WeightFormats held{weight_options_from(weights), formats_from(formats)};
+            WeightFormats held = weight_formats_from(weights, formats);
             const DType type = dtype_from_name(dtype);
             WeightHomes homes = weight_homes(held, config, type, DeviceContext(device));
             return std::make_shared<DecoderModel>(

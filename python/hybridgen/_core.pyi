@@ -669,9 +669,10 @@ def plan_run(
     prompt_tokens: typing.SupportsInt | typing.SupportsIndex,
     new_tokens: typing.SupportsInt | typing.SupportsIndex,
     weights: dict = {},
+    formats: dict = {},
 ) -> dict:
     """
-    What a batch of equal requests takes of every tier, in bytes.
+    What a batch of equal requests takes of every tier, in bytes. `weights` and `formats` as Model takes them.
     """
 
 def process_memory() -> dict:

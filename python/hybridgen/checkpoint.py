@@ -49,7 +49,9 @@ class LoadedModel:
     generation_config : dict
         The parsed generation_config.json, empty without one.
     weights : WeightConfig
-        In which format weights are held.
+        In which format weights are held that the checkpoint has no codes of.
+    formats : dict
+        Those of the others, as ``_core.Model`` takes them.
     """
 
     model: Any
@@ -59,6 +61,7 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
     generation_config: dict[str, Any] = field(default_factory=dict)
     weights: WeightConfig = field(default_factory=WeightConfig)
+    formats: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class Description:
         Its GGUF file, where that is what it is.
     packing : PackedWeights or None
         How its layers are quantised, where they are.
+    load_format : str
+        As asked for; "dummy" also where a weight file was not asked for.
     """
 
     path: Path | None
@@ -94,6 +99,7 @@ class Description:
     shards: list[Shard]
     gguf: GgufFile | None = None
     packing: PackedWeights | None = None
+    load_format: str = "auto"
 
 
 def describe_model(
@@ -133,7 +139,9 @@ def describe_model(
     if path is not None and gguf is None and load_format != "dummy":
         shards = find_shards(path, load_format)
     dtype = resolve_dtype(dtype, hf_config, lambda: dtype_of_weights(shards))
-    return Description(path, hf_config, generation, family, config, dtype, shards, gguf, packing)
+    return Description(
+        path, hf_config, generation, family, config, dtype, shards, gguf, packing, load_format
+    )
 
 
 def load_model(
@@ -185,23 +193,23 @@ def load_model(
     held = held_weights(found.hf_config, weights or WeightConfig())
     core_config = _core.ModelConfig(**found.config)
     coded = read_quantization(found.hf_config) is not None
-    source = None if coded or load_format == "dummy" else weight_source(found)
+    formats = stored_codes(found)
     model = _core.Model(
         core_config,
         dtype=found.dtype,
         device=device,
         weights=fields_of(held),
-        formats={} if source is None else stored_formats(found.family, found.config, source),
+        formats=formats,
     )
     if not is_timed:
         _require_memory(model)
     if load_format == "dummy" or is_timed:
         model.load_dummy(seed)
-    elif source is None:
+    elif coded:
         matrices = CodedMatrices.of(core_config, held, found.family.source_name)
         matrices.load(model, [shard.file for shard in found.shards])
     else:
-        load_weights(model, found.family, found.config, source, as_codes=True)
+        load_weights(model, found.family, found.config, weight_source(found), as_codes=True)
     model.finish()
     return LoadedModel(
         model,
@@ -226,9 +234,21 @@ def _read_configs(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what config and generation_config hold."""
     if path is None:
+        formats,
         if load_format != "dummy":
             raise ConfigError(
                 "[load_model] the model is a dict, which holds no weights; allowed: a folder or a "
+def stored_codes(found: Description) -> dict[str, Any]:
+    """Return the formats of matrices that come as codes of a reader, as ``_core.Model`` takes them.
+
+    Of weight files only the headers are read.
+    """
+    has_codes = found.gguf is not None or found.packing is not None
+    if found.load_format == "dummy" or not has_codes:
+        return {}
+    return stored_formats(found.family, found.config, weight_source(found))
+
+
                 "hub id, or load_format='dummy' for random weights"
             )
         assert isinstance(path_or_id, dict)

@@ -78,7 +78,9 @@ class Model(Closable):
     dtype: str
     device: str
     weight_config: WeightConfig
-    """In which format weights are held."""
+    """In which format weights are held that the checkpoint has no codes of."""
+    weight_formats: dict[str, Any]
+    """Of each matrix that the checkpoint has codes of: how it is held."""
 
     @guarded
     @checked_keywords("Model")
@@ -144,7 +146,7 @@ class Model(Closable):
         self.generation_config = loaded.generation_config
         self.eos_token_ids = loaded.eos_token_ids
         self.dtype, self.device = loaded.model.dtype, self._device.name
-        self.weight_config = loaded.weights
+        self.weight_config, self.weight_formats = loaded.weights, loaded.formats
         self.tokenizer = None if codec is None else codec.tokenizer
         self.valid_vocab = 0
         """Token ids from here on are padding of the embedding; 0 for none."""

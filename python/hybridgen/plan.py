@@ -14,7 +14,7 @@ from . import _core
 from ._checks import as_int, brief, did_you_mean, is_auto
 from ._lifetime import guarded
 from ._options import fields_of
-from .checkpoint import describe_model
+from .checkpoint import describe_model, stored_codes
 from .coded_checkpoint import held_weights
 from .devices import resolve_device
 from .engine_handle import EngineHandle
@@ -119,7 +119,9 @@ def plan(
     """Say what a batch takes of every tier before anything is loaded.
 
     Of a checkpoint only config.json is read, and the weight files' headers where that names no
-    dtype; of a hub id no weights are fetched. The numbers are those that `LLM` admits requests by.
+    dtype or says that matrices are codes; of a hub id no weights are fetched but a ``gguf_file``,
+    so that of GPTQ and AWQ there the plan is an upper bound. The numbers are those that `LLM`
+    admits requests by.
 
     Parameters
     ----------
@@ -162,7 +164,7 @@ def plan(
                     f"[plan] {name} is {brief(value)} for a model that is loaded already; allowed: "
                     "'auto'; pass its path"
                 )
-        held = source.weight_config
+        held, formats = source.weight_config, source.weight_formats
         path, config, dtype = source.path, source.weights.config, source.dtype
         name, engine_device = source.device, source.engine_device
     else:
@@ -177,7 +179,7 @@ def plan(
                 revision=loading.get("revision"),
                 needs_weights=False,
             )
-            held = held_weights(found.hf_config, held)
+            held, formats = held_weights(found.hf_config, held), stored_codes(found)
         path, dtype = found.path, found.dtype
         config = _core.ModelConfig(**found.config)
     result = setup.plan(
@@ -197,6 +199,7 @@ def plan(
         **result,
     )
 
+        formats=formats,
 
 def _size(count: int) -> str:
     """Write bytes as people do: 1.5 GiB."""

@@ -29,15 +29,12 @@ struct Rules {
         bool are_loaded,
         const EngineOptions& asked,
         std::optional<Method> composition,
-        const WeightOptions& weight_options)
+        const WeightFormats& formats)
       : config(config_),
         dtype(dtype_),
         device(device_),
-        weights(config_,
-                dtype_,
-                at::kMeta,
-                weight_homes({.made = weight_options}, config_, dtype_, device_),
-                {.made = weight_options}),
+        weights(
+            config_, dtype_, at::kMeta, weight_homes(formats, config_, dtype_, device_), formats),
         options(asked),
         method(checked_method(asked, std::move(composition), config_)),
         attended{hybridgen_options(asked).k,
@@ -232,8 +229,8 @@ RunPlan plan_run(const ModelConfig& config,
                  const EngineOptions& asked,
                  std::optional<Method> composition,
                  const RunShape& shape,
-                 const WeightOptions& weights) {
-  Rules rules(config, dtype, device, are_loaded, asked, std::move(composition), weights);
+                 const WeightFormats& formats) {
+  Rules rules(config, dtype, device, are_loaded, asked, std::move(composition), formats);
   check_length(shape.prompt_tokens, 0, rules.options.max_model_len);
   const RequestShape request = request_shape(rules, shape.prompt_tokens, shape.new_tokens);
   RunPlan run;

@@ -11,8 +11,8 @@
 #include "device/device_context.h"
 #include "hybridgen/core/engine_options.h"
 #include "hybridgen/core/model_config.h"
-#include "hybridgen/core/weight_options.h"
 #include "hybridgen/methods/method.h"
+#include "models/weight_coding.h"
 
 namespace hybridgen {
 
@@ -56,8 +56,8 @@ struct RunPlan {
   std::optional<NearestSetting> nearest{};  ///< absent: all run together, or nothing does
 };
 
-/// `are_loaded`: the weights are there already. ConfigError for options that are refused, also by
-/// this model; what does not fit is the plan's `problem`.
+/// `are_loaded`: the weights are there already. `formats`: how they are held. ConfigError for
+/// options that are refused, also by this model; what does not fit is the plan's `problem`.
 RunPlan plan_run(const ModelConfig& config,
                  DType dtype,
                  const DeviceContext& device,
@@ -65,6 +65,6 @@ RunPlan plan_run(const ModelConfig& config,
                  const EngineOptions& asked,
                  std::optional<Method> composition,
                  const RunShape& shape,
-                 const WeightOptions& weights = {});
+                 const WeightFormats& formats = {});
 
 }  // namespace hybridgen

@@ -31,6 +31,7 @@ from hybridgen import (
 )
 from hybridgen.gguf_file import read_gguf
 from hybridgen.gguf_model import hf_config_of, weights_of
+from planned_weights import assert_planned_as_held
 
 CPU = CpuConfig(threads=1, device_threads=1)
 GREEDY = SamplingParams(max_tokens=64, ignore_eos=True)
@@ -464,3 +465,13 @@ def test_quantised_tensors_are_held_as_the_codes_that_they_are(tmp_path: Path) -
     assert sizes[Type.Q8_0] == pytest.approx(1 + 2 / 32, abs=0.03)
     assert sizes[Type.Q4_1] == pytest.approx(0.5 + 4 / 32, abs=0.03)
     assert sizes[Type.Q4_0] == pytest.approx(0.5 + 2 / 32, abs=0.03)
+
+
+@pytest.mark.parametrize("kind", [Type.F32, Type.BF16, Type.Q8_0, Type.Q4_0, Type.Q4_1])
+def test_a_plan_counts_a_gguf_model_as_it_is_held(kind: Type, tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    write_gguf(file, trained_model("tiny-llama"), kind=kind)
+    assert_planned_as_held(file, device="cpu")
+    dense = plan(file, prompt_tokens=8, load_format="dummy", dtype="bfloat16", device="cpu")
+    with LLM(file, load_format="dummy", dtype="bfloat16", device="cpu", cpu=CPU) as llm:
+        assert dense.tiers["device"]["weights"] == llm.model.weights.weight_bytes

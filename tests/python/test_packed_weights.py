@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import MODEL_FOLDERS
 from hybridgen import LLM, CheckpointError, CpuConfig, SamplingParams, UnsupportedModelError, _core
+from planned_weights import assert_planned_as_held
 
 CPU = CpuConfig(threads=1, device_threads=1)
 PROMPT = [1, 40, 7, 300, 12, 99, 5, 230, 17, 3]
@@ -317,6 +318,14 @@ def test_layers_are_held_as_codes_where_groups_stand_together(tmp_path: Path) ->
     assert plain < weight_bytes("gptq") < plain + matrices
     assert plain < weight_bytes("awq") < plain + matrices
     assert weight_bytes("gptq-8-act-order") > plain + 4 * matrices
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_plan_counts_a_quantised_checkpoint_as_it_is_held(name: str, tmp_path: Path) -> None:
+    method, settings, how = CHECKPOINTS[name]
+    sizes = {key: settings[key] for key in ("bits", "group_size") if key in settings}
+    write(tmp_path, method, settings, **sizes, **how)
+    assert_planned_as_held(tmp_path, device="cpu")
 
 
 def test_a_layer_may_be_cut_off_by_the_end_of_a_shard(tmp_path: Path) -> None:

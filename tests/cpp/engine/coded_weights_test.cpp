@@ -64,6 +64,18 @@ bool same(const LinearWeight& a, const LinearWeight& b) {
          a.group == b.group;
 }
 
+std::int64_t planned_bytes(const ModelConfig& config, const WeightFormats& formats) {
+  const RunPlan plan = plan_run(config,
+                                DType::kFloat32,
+                                DeviceContext("cpu"),
+                                /*are_loaded=*/false,
+                                {},
+                                std::nullopt,
+                                {.batch_size = 1, .prompt_tokens = 8, .new_tokens = 2},
+                                formats);
+  return plan.tiers.front().weights;
+}
+
 TEST(CodedModel, HoldsTheMatricesOfLayersAsCodesAndTheRestAsItWas) {
   ModelConfig config = tiny_config();
   config.tie_embeddings = false;
@@ -98,15 +110,16 @@ TEST(CodedModel, CountsTheBytesThatItHolds) {
     row_bytes += shape[0] * ((shape[1] + 31) / 32 * 32);
   }
   EXPECT_EQ(dense.bytes() - coded8.bytes(), 4 * elements - row_bytes - 4 * outputs);
-  const RunPlan plan = plan_run(config,
-                                DType::kFloat32,
-                                DeviceContext("cpu"),
-                                /*are_loaded=*/false,
-                                {},
-                                std::nullopt,
-                                {.batch_size = 1, .prompt_tokens = 8, .new_tokens = 2},
-                                {.format = kInt8});
-  EXPECT_EQ(plan.tiers.front().weights, coded8.bytes());
+  EXPECT_EQ(planned_bytes(config, {.made = {.format = kInt8}}), coded8.bytes());
+}
+
+TEST(CodedModel, PlansTheBytesOfWhatTheCheckpointHasAsCodes) {
+  const ModelConfig config = tiny_config();
+  const WeightFormats formats = {
+      .stored = {{"layers.1.down_proj.weight", {4, 32, true, DType::kFloat32}}}};
+  const Weights held(config, DType::kFloat32, at::kMeta, {}, formats);
+  EXPECT_LT(held.bytes(), Weights(config, DType::kFloat32, at::kMeta).bytes());
+  EXPECT_EQ(planned_bytes(config, formats), held.bytes());
 }
 
 TEST(CodedModel, ATokenTableThatIsTheHeadTooIsCodedIfBothAreNamed) {
