@@ -292,6 +292,8 @@ py::dict to_dict(const RunStatistics& s) {
   d["weight_bytes_read"] = s.weights.read_bytes;
   d["weight_read_s"] = s.weights.read_s;
   d["weight_wait_s"] = s.weights.wait_s;
+  d["weight_copy_s"] = s.weights.copy_s;
+  d["weight_copy_wait_s"] = s.weights.copy_wait_s;
   d["weight_hidden_share"] = s.weights.hidden_share();
   return d;
 }

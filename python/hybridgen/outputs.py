@@ -278,8 +278,9 @@ class RunStats(Mapping[str, Any]):
         waited = done.get("t_wait_s", 0.0) / host_s if host_s > 0 else 0.0
         done["hidden_share"] = max(0.0, 1.0 - waited)  # a ratio: not the difference of two
         for place in ("disk", "weight"):
-            read_s = done.get(f"{place}_read_s", 0.0)
-            waited = done.get(f"{place}_wait_s", 0.0) / read_s if read_s > 0 else 0.0
+            came_s = done.get(f"{place}_read_s", 0.0) + done.get(f"{place}_copy_s", 0.0)
+            waited_s = done.get(f"{place}_wait_s", 0.0) + done.get(f"{place}_copy_wait_s", 0.0)
+            waited = waited_s / came_s if came_s > 0 else 0.0
             done[f"{place}_hidden_share"] = max(0.0, 1.0 - waited)
         self._values = self._emulated | _with_rates(done)
 
@@ -346,7 +347,8 @@ class RunStats(Mapping[str, Any]):
             lines.append(
                 f"weights         {_bytes(get('weight_bytes_copied', 0))} from host memory, "
                 f"{_bytes(get('weight_bytes_read', 0))} from disk, waited "
-                f"{get('weight_wait_s', 0.0):.3f} s for the disk "
+                f"{get('weight_wait_s', 0.0):.3f} s for the disk, "
+                f"{get('weight_copy_wait_s', 0.0):.3f} s for copies "
                 f"({100 * get('weight_hidden_share', 1.0):.1f} % hidden)"
             )
         return "\n".join(lines)

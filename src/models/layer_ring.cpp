@@ -161,6 +161,7 @@ void LayerRing::start(Arrival& arrival, Slot& slot) {
       (slot.staging.defined() ? slot.staging : slot.memory).mutable_data_ptr());
   const auto copy_stream = device_.use_copy();
   device_.copy_waits(slot.released);
+  copying_.begin();
   for (const StreamedTensor* tensor : arrival.tensors) {
     if (tensor->host.defined()) {
       copy(*tensor, tensor->host, slot);
@@ -170,6 +171,7 @@ void LayerRing::start(Arrival& arrival, Slot& slot) {
                                          .bytes = tensor->bytes});
     }
   }
+  copying_.end();
   if (arrival.transfer.ranges.empty()) {
     device_.record_copy(arrival.copied);
   } else {
@@ -183,16 +185,20 @@ void LayerRing::finish(Arrival& arrival, Slot& slot) {
       queue_->wait(arrival.transfer);
       if (!device_.is_cpu()) {
         const auto copy_stream = device_.use_copy();
+        copying_.begin();
         for (const StreamedTensor* tensor : arrival.tensors) {
           if (tensor->host.defined()) continue;
           copy(*tensor, slot.staging.narrow(0, tensor->slot_offset, tensor->bytes), slot);
         }
+        copying_.end();
         device_.record_copy(arrival.copied);
       }
     }
     arrival.is_there = true;
   }
+  waiting_.begin();
   device_.compute_waits(arrival.copied);
+  waiting_.end();
 }
 
 void LayerRing::copy(const StreamedTensor& tensor, const at::Tensor& from, const Slot& slot) {
@@ -208,13 +214,21 @@ void LayerRing::forget(Slot& slot) noexcept {
   slot.layer = -1;
 }
 
-DiskStatistics LayerRing::statistics() const {
-  return queue_ == nullptr ? DiskStatistics{} : queue_->statistics();
+WeightStatistics LayerRing::statistics() {
+  const DiskStatistics disk = queue_ == nullptr ? DiskStatistics{} : queue_->statistics();
+  return {.copied_bytes = copied_bytes_,
+          .read_bytes = disk.read_bytes,
+          .read_s = disk.read_s,
+          .wait_s = disk.read_wait_s,
+          .copy_s = copying_.seconds(),
+          .copy_wait_s = waiting_.seconds()};
 }
 
 void LayerRing::reset_statistics() {
   if (queue_ != nullptr) queue_->reset_statistics();
   copied_bytes_ = 0;
+  copying_.reset();
+  waiting_.reset();
 }
 
 }  // namespace hybridgen

@@ -12,7 +12,8 @@
 #include <vector>
 
 #include "device/device_context.h"
-#include "hybridgen/memory/disk_statistics.h"
+#include "device/stretch_timer.h"
+#include "hybridgen/models/weight_statistics.h"
 #include "hybridgen/runtime/trace_recorder.h"
 #include "memory/disk_queue.h"
 #include "memory/host_buffer.h"
@@ -51,10 +52,10 @@ class LayerRing {
   /// layer has been taken and given back, if the ring has a slot more than layers are held.
   const LayerWeights& take_query(std::int64_t layer);
 
-  /// Of the disk.
-  DiskStatistics statistics() const;
+  /// What came since the last reset, without the bytes that lie where. What the device has yet to
+  /// reach is not in it.
+  WeightStatistics statistics();
   void reset_statistics();
-  std::int64_t copied_bytes() const { return copied_bytes_; }  ///< from host memory
 
  private:
   /// Some of a layer's tensors on their way.
@@ -94,6 +95,8 @@ class LayerRing {
   std::vector<std::unique_ptr<Slot>> slots_;
   HeldWeights held_;  ///< the pinned memory
   std::int64_t copied_bytes_ = 0;
+  StretchTimer copying_{device_};  ///< on the copy stream
+  StretchTimer waiting_{device_};  ///< of the compute stream, for copies
 };
 
 }  // namespace hybridgen

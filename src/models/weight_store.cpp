@@ -14,16 +14,10 @@ WeightStore::WeightStore(const Weights& weights,
 }
 
 WeightStatistics WeightStore::statistics() const {
-  WeightStatistics statistics{.device_bytes = weights_.device_bytes(),
-                              .host_bytes = weights_.streamed().host_bytes,
-                              .disk_bytes = weights_.streamed().disk_bytes};
-  if (ring_ != nullptr) {
-    const DiskStatistics disk = ring_->statistics();
-    statistics.copied_bytes = ring_->copied_bytes();
-    statistics.read_bytes = disk.read_bytes;
-    statistics.read_s = disk.read_s;
-    statistics.wait_s = disk.read_wait_s;
-  }
+  WeightStatistics statistics = ring_ == nullptr ? WeightStatistics{} : ring_->statistics();
+  statistics.device_bytes = weights_.device_bytes();
+  statistics.host_bytes = weights_.streamed().host_bytes;
+  statistics.disk_bytes = weights_.streamed().disk_bytes;
   return statistics;
 }
 

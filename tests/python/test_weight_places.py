@@ -60,6 +60,22 @@ def test_statistics_and_plan_say_what_lies_where() -> None:
     assert "from disk" in stats.summary()
 
 
+@pytest.mark.parametrize("host", [1.0, 0.5])
+def test_statistics_say_how_long_a_device_waited_for_copies(host: float) -> None:
+    weights = WeightConfig(device=0.0, host=host)
+    with LLM(folder_of("tiny-llama"), device="emulated", weights=weights, cpu=CPU) as llm:
+        llm.generate(prompts_of(20), PARAMS)
+        stats = llm.stats
+    assert stats.weight_bytes_copied > 0
+    assert (stats.weight_bytes_read > 0) == (host < 1.0)
+    assert stats.weight_copy_s > 0.0
+    assert stats.weight_copy_wait_s >= 0.0
+    came_s = stats.weight_read_s + stats.weight_copy_s
+    waited_s = stats.weight_wait_s + stats.weight_copy_wait_s
+    assert stats.weight_hidden_share == pytest.approx(max(0.0, 1.0 - waited_s / came_s))
+    assert "s for copies" in stats.summary()
+
+
 def test_tensors_are_read_where_the_checkpoint_has_them(
     checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ def stages_between(
         return float(end.get(name, 0.0) - begin.get(name, 0.0))
 
     return {
-        "load_weight": spent("weight_read_s", before, done),
+        "load_weight": spent("weight_read_s", before, done) + spent("weight_copy_s", before, done),
         # A prompt reads no cache of before, and stores its own while it computes.
         "load_cache_prefill": 0.0,
         "store_cache_prefill": spent("disk_write_wait_s", before, prompt_done),

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "emulated/machine_profile.h"
 #include "memory/process_memory.h"
 #include "models/layer_ring.h"
 #include "support/emulated_cuda.h"
@@ -100,6 +101,42 @@ TEST(StreamedWeightsOnDevice, AreCountedAsTheyCome) {
   EXPECT_GE(statistics.copied_bytes, 5 * pass);
   EXPECT_LE(statistics.copied_bytes, 5 * pass + 2 * pass / 4);
   EXPECT_EQ(statistics.read_bytes, 0);
+  EXPECT_GT(statistics.copy_s, 0.0);
+  EXPECT_GE(statistics.copy_wait_s, 0.0);
+  engine.reset_statistics();
+  EXPECT_EQ(engine.run_statistics().weights.copy_s, 0.0);
+  EXPECT_EQ(engine.run_statistics().weights.copy_wait_s, 0.0);
+}
+
+/// What came to a machine of these rates, all layers from pinned host memory in every pass.
+WeightStatistics streamed_by(const std::string& name, double link_gbs, double memory_gbs) {
+  emulated::MachineProfile profile;
+  profile.name = name;
+  profile.tflops = profile.tflops_fp32 = 1.0;
+  profile.hbm_gbs = memory_gbs;
+  profile.mem_gb = 4.0;
+  profile.h2d_gbs = profile.d2h_gbs = link_gbs;
+  profile.setup_us = profile.launch_us = profile.sync_us = 1.0;
+  const std::string device = "emulated:" + std::to_string(emulated::register_machine(profile));
+  Engine engine(placed_model(device, {.device = 0.0, .host = 1.0}), testing::options("full"));
+  testing::generate(engine, {testing::prompt(30)}, 5);
+  return engine.run_statistics().weights;
+}
+
+TEST(StreamedWeightsOnDevice, AreWaitedForWhereTheLinkIsSlowerThanTheDevice) {
+  constexpr double kLinkGbs = 0.02;
+  const WeightStatistics slow = streamed_by("slow link", kLinkGbs, 100.0);
+  // Two of the four layers may be on their way when the last step ends.
+  const auto came = static_cast<double>(slow.copied_bytes - slow.host_bytes / 2);
+  EXPECT_GE(slow.copy_s, came / (kLinkGbs * 1e9));
+  EXPECT_GT(slow.copy_wait_s, 0.5 * slow.copy_s);
+  EXPECT_LT(slow.hidden_share(), 0.5);
+}
+
+TEST(StreamedWeightsOnDevice, AreHiddenWhereTheDeviceIsSlowerThanTheLink) {
+  const WeightStatistics fast = streamed_by("slow memory", 1.0, 0.02);
+  EXPECT_GT(fast.copy_s, 0.0);
+  EXPECT_GT(fast.hidden_share(), 0.5);
 }
 
 }  // namespace

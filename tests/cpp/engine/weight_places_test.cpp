@@ -158,6 +158,7 @@ TEST(StreamedWeights, AreCountedByPlaceAndAsTheyCome) {
   EXPECT_LE(statistics.read_bytes, 5 * pass + 2 * pass / 4);
   EXPECT_GT(statistics.read_s, 0.0);
   EXPECT_GE(statistics.hidden_share(), 0.0);
+  EXPECT_EQ(statistics.copy_s, 0.0) << "nothing is copied to a CPU";
   engine.reset_statistics();
   EXPECT_EQ(engine.run_statistics().weights.read_bytes, 0);
 }
