@@ -129,7 +129,7 @@ class _Fields:
     """Reads metadata of one architecture."""
 
     def __init__(self, gguf: GgufFile, architecture: str) -> None:
-        self._gguf, self._prefix = gguf, f"{architecture}."
+        self._gguf, self._prefix, self.path = gguf, f"{architecture}.", gguf.path
 
     def get(self, name: str) -> Any:
         """Return a value; one of an array whose entries are all the same; None if absent."""
@@ -158,6 +158,14 @@ class _Fields:
             raise UnsupportedModelError(
                 f"[load_model] {self._prefix}{name} is {self.get(name)} in {self._gguf.path}; "
                 f"allowed: {expected}, {meaning}"
+            )
+
+    def require_one(self, name: str, value: float, reason: str) -> None:
+        """Refuse a factor that nothing here multiplies by."""
+        if value != 1.0:
+            raise UnsupportedModelError(
+                f"[load_model] {self._prefix}{name} is {value:g} in {self.path}, which is not "
+                f"computed there; allowed: 1, as {reason}"
             )
 
     def refuse_others(self) -> None:
@@ -199,20 +207,21 @@ class _Fields:
 def _rope(fields: _Fields, context: int, head_dim: int) -> dict[str, Any]:
     """Return rope_parameters as config.json has them."""
     rope: dict[str, Any] = {"rope_theta": fields.real("rope.freq_base", 10000.0)}
-    factor = fields.real("rope.scaling.factor", fields.real("rope.scale_linear", 1.0))
+    has_old_name = fields.get("rope.scaling.factor") is None
+    name_of_factor = "rope.scale_linear" if has_old_name else "rope.scaling.factor"
+    factor = fields.real(name_of_factor, 1.0)
     kind = fields.get("rope.scaling.type") or "linear"
     original = fields.integer("rope.scaling.original_context_length", context)
+    attention = fields.real("rope.scaling.attn_factor", 1.0)
     stretched = fields.factors("rope_freqs.weight", head_dim)
     long = fields.factors("rope_factors_long.weight", head_dim)
     short = fields.factors("rope_factors_short.weight", head_dim)
-    if stretched is not None:
-        # llama.cpp's form of "llama3": the factor of every pair, computed already.
-        return rope | _longrope(stretched, stretched, context, 1.0) | {"factor": 1.0}
-    if long is not None and short is not None:
-        attention = fields.real("rope.scaling.attn_factor", 1.0)
+    is_by_pair = stretched is not None or long is not None or short is not None
+    if is_by_pair and kind != "none":
+        fields.require_one(name_of_factor, factor, "of every pair there is one already")
+    if long is not None and short is not None and stretched is None:
         return rope | _longrope(short, long, original, attention)
     if kind == "yarn" and factor != 1.0:
-        attention = fields.real("rope.scaling.attn_factor", 1.0)
         return rope | {
             "rope_type": "yarn",
             "factor": factor,
@@ -221,6 +230,15 @@ def _rope(fields: _Fields, context: int, head_dim: int) -> dict[str, Any]:
             "beta_slow": fields.real("rope.scaling.yarn_beta_slow", 1.0),
             "attention_factor": attention * (0.1 * math.log(factor) + 1.0),
         }
+    fields.require_one("rope.scaling.attn_factor", attention, "yarn and longrope alone have it")
+    if long is not None or short is not None:
+        raise CheckpointError(
+            f"[load_model] {fields.path} has some of {', '.join(_ROPE_FACTORS)} that do not go "
+            "together; allowed: the first alone, or both others; convert the model again"
+        )
+    if stretched is not None:
+        # llama.cpp's form of "llama3": the factor of every pair, computed already.
+        return rope | _longrope(stretched, stretched, context, 1.0) | {"factor": 1.0}
     if kind == "linear" and factor != 1.0:
         return rope | {"rope_type": "linear", "factor": factor}
     # Known, but without the numbers that it needs; or unknown, which config.json's reader names.
