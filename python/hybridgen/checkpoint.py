@@ -108,6 +108,7 @@ def describe_model(
     dtype: str = "auto",
     load_format: str = "auto",
     revision: str | None = None,
+    gguf_file: str | None = None,
     needs_weights: bool = True,
 ) -> Description:
     """Read what there is to know about a model; see `load_model` for parameters and errors.
@@ -115,17 +116,26 @@ def describe_model(
     Parameters
     ----------
     needs_weights : bool
-        Else weights of a hub id are not fetched, and a dict may be given as it is.
+        Else weights of a hub id are not fetched, unless it is a GGUF file that says all, and a dict
+        may be given as it is.
     """
     if load_format not in LOAD_FORMATS:
         raise ConfigError(
             f"[load_model] load_format is {brief(load_format)}; allowed: {', '.join(LOAD_FORMATS)}"
         )
-    if not needs_weights and (isinstance(path_or_id, dict) or not local_path(path_or_id).exists()):
-        load_format = "dummy"
-    path = (
-        None if isinstance(path_or_id, dict) else resolve_model(path_or_id, revision, load_format)
-    )
+    path = None
+    if isinstance(path_or_id, dict):
+        if gguf_file is not None:
+            raise ConfigError(
+                f"[load_model] gguf_file is {brief(gguf_file)} and the model is a dict; allowed: "
+                "gguf_file with a folder or a hub id"
+            )
+        load_format = load_format if needs_weights else "dummy"
+    else:
+        says_all = gguf_file is not None or load_format == "gguf"
+        if not (needs_weights or says_all or local_path(path_or_id).exists()):
+            load_format = "dummy"
+        path = resolve_model(path_or_id, revision, load_format, gguf_file)
     gguf = read_gguf(path) if path is not None and path.is_file() else None
     generation: dict[str, Any] = {}
     if gguf is not None:
@@ -151,6 +161,7 @@ def load_model(
     device: str = "cpu",
     load_format: str = "auto",
     revision: str | None = None,
+    gguf_file: str | None = None,
     seed: int = 0,
     is_timed: bool = False,
     weights: WeightConfig | None = None,
@@ -171,6 +182,8 @@ def load_model(
         weights.
     revision : str, optional
         Branch, tag or commit; hub ids only.
+    gguf_file : str, optional
+        Which file of a folder or hub id is the model.
     seed : int
         Of dummy weights.
     is_timed : bool
@@ -188,7 +201,9 @@ def load_model(
     OutOfMemoryError
         If the weights do not fit.
     """
-    found = describe_model(path_or_id, dtype=dtype, load_format=load_format, revision=revision)
+    found = describe_model(
+        path_or_id, dtype=dtype, load_format=load_format, revision=revision, gguf_file=gguf_file
+    )
     eos_token_ids = read_eos_ids(found.hf_config, found.generation_config)
     held = held_weights(found.hf_config, weights or WeightConfig())
     core_config = _core.ModelConfig(**found.config)
@@ -219,7 +234,19 @@ def load_model(
         eos_token_ids,
         found.generation_config,
         held,
+        formats,
     )
+
+
+def stored_codes(found: Description) -> dict[str, Any]:
+    """Return the formats of matrices that come as codes of a reader, as ``_core.Model`` takes them.
+
+    Of weight files only the headers are read.
+    """
+    has_codes = found.gguf is not None or found.packing is not None
+    if found.load_format == "dummy" or not has_codes:
+        return {}
+    return stored_formats(found.family, found.config, weight_source(found))
 
 
 def weight_source(found: Description) -> WeightSource:
@@ -234,21 +261,9 @@ def _read_configs(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what config and generation_config hold."""
     if path is None:
-        formats,
         if load_format != "dummy":
             raise ConfigError(
                 "[load_model] the model is a dict, which holds no weights; allowed: a folder or a "
-def stored_codes(found: Description) -> dict[str, Any]:
-    """Return the formats of matrices that come as codes of a reader, as ``_core.Model`` takes them.
-
-    Of weight files only the headers are read.
-    """
-    has_codes = found.gguf is not None or found.packing is not None
-    if found.load_format == "dummy" or not has_codes:
-        return {}
-    return stored_formats(found.family, found.config, weight_source(found))
-
-
                 "hub id, or load_format='dummy' for random weights"
             )
         assert isinstance(path_or_id, dict)

@@ -140,7 +140,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, comes_first: bool = 
         default="auto",
         help="auto, cpu, cuda:0, emulated, or emulated:PROFILE, which has times and no results",
     )
-    parser.add_argument("--load-format", default="auto", help="auto, safetensors, bin, dummy")
+    parser.add_argument("--load-format", default="auto", help="auto, safetensors, bin, gguf, dummy")
+    parser.add_argument("--gguf-file", help="which GGUF file of a folder or hub id is the model")
     _add_options(parser, _rows("LLM"))
     _add_options(parser, _rows("CpuConfig"))
     _add_options(parser, _rows("WeightConfig"), prefix="weight_")
@@ -172,6 +173,7 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "dtype": arguments.dtype,
         "device": arguments.device,
         "load_format": arguments.load_format,
+        "gguf_file": arguments.gguf_file,
         "seed": arguments.seed,
         "cpu": CpuConfig(**_given(arguments, "CpuConfig")),
         "weights": WeightConfig(**_given(arguments, "WeightConfig", "weight_")),

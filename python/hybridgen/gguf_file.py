@@ -11,8 +11,8 @@ import mmap
 import re
 import struct
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ import torch
 from . import _core
 from ._checks import brief, plain
 from .errors import CheckpointError, UnsupportedModelError
+
+AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -180,28 +182,34 @@ def read_gguf(path: Path) -> GgufFile:
     return GgufFile(parts[0], first.metadata, tensors)
 
 
-def first_part(path: Path) -> Path:
+def first_part(path: AnyPath) -> AnyPath:
     """Return the file that stands for a model: of a split one the first part, by its name."""
     match = _SPLIT_NAME.fullmatch(path.name)
     return path if match is None else path.with_name(f"{match[1]}-00001-of-{match[3]}.gguf")
 
 
-def _parts_of(path: Path) -> list[Path]:
+def names_of_parts(path: AnyPath) -> list[AnyPath]:
+    """Return the files of a model by the name of any of them; CheckpointError for one of none."""
     match = _SPLIT_NAME.fullmatch(path.name)
     if match is None:
         return [path]
-    count = int(match[3])
-    parts = []
-    for number in range(1, count + 1):
-        part = path.with_name(f"{match[1]}-{number:05}-of-{match[3]}.gguf")
-        if not part.is_file():
-            raise CheckpointError(
-                f"[load_model] {part.name} is not there, which {path.name} is one of {count} parts "
-                f"with; put all parts into {path.parent}"
-            )
-        parts.append(part)
+    parts = [
+        path.with_name(f"{match[1]}-{number:05}-of-{match[3]}.gguf")
+        for number in range(1, int(match[3]) + 1)
+    ]
     if not parts:
         raise _damaged(path, "is named as one of no parts")
+    return parts
+
+
+def _parts_of(path: Path) -> list[Path]:
+    parts = names_of_parts(path)
+    for part in parts:
+        if part != path and not part.is_file():
+            raise CheckpointError(
+                f"[load_model] {part.name} is not there, which {path.name} is one of {len(parts)} "
+                f"parts with; put all parts into {path.parent}"
+            )
     return parts
 
 
@@ -215,7 +223,7 @@ def _require_split(part: Path, metadata: dict[str, Any], number: int, count: int
         )
 
 
-def _damaged(file: Path, what: str) -> CheckpointError:
+def _damaged(file: PurePath, what: str) -> CheckpointError:
     return CheckpointError(
         f"[load_model] {file} {what}; the file is damaged or incomplete, download it again"
     )

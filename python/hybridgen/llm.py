@@ -60,7 +60,7 @@ class LLM(EngineSteps):
     model : str, Path, dict, Model or LLM
         What `Model` loads. A Model or another LLM shares its weights and tokenizer: the way to
         compare methods on one model. Each is closed for itself, and the weights go with the last.
-    tokenizer, revision, dtype, device, load_format, weights
+    tokenizer, revision, dtype, device, load_format, gguf_file, weights
         As for `Model`; of one that is loaded already only the tokenizer can be another.
     max_model_len : int, optional
         Prompt and new tokens of a request at most, of a score context and continuation; by default
@@ -116,6 +116,7 @@ class LLM(EngineSteps):
         max_num_batched_tokens: int = 1024,
         seed: int = 0,
         load_format: str = "auto",
+        gguf_file: str | None = None,
         weights: WeightConfig | None = None,
         method: str | MethodOptions | None = None,
         method_config: MethodOptions | Mapping[str, Any] | None = None,
@@ -144,6 +145,7 @@ class LLM(EngineSteps):
             "dtype": dtype,
             "device": device,
             "load_format": load_format,
+            "gguf_file": gguf_file,
             "weights": weights,
         }
         source = model.open_model if isinstance(model, EngineHandle) else model

@@ -45,6 +45,9 @@ class Model(Closable):
         no results (docs/cuda.md). "auto" is never emulated.
     load_format : str
         "auto", "safetensors", "bin", "gguf" or "dummy".
+    gguf_file : str, optional
+        Which GGUF file of a folder or hub id is the model, such as "model-Q4_K_M.gguf"; of a split
+        one any part. Its configuration and tokenizer are those of the file.
     seed : int
         Of dummy weights.
     weights : WeightConfig, optional
@@ -93,6 +96,7 @@ class Model(Closable):
         dtype: str = "auto",
         device: str = "auto",
         load_format: str = "auto",
+        gguf_file: str | None = None,
         seed: int = 0,
         weights: WeightConfig | None = None,
     ) -> None:
@@ -100,6 +104,7 @@ class Model(Closable):
             "dtype": dtype,
             "device": device,
             "load_format": load_format,
+            "gguf_file": gguf_file,
             "seed": seed,
             "weights": weights,
         }
@@ -172,7 +177,7 @@ class Model(Closable):
             if value is not None and not is_auto(value):
                 raise ConfigError(
                     f"[LLM] {name} is {brief(value)} for a model that is loaded already; allowed: "
-                    "'auto' (weights: None); pass its path to load it again"
+                    "'auto' (weights, gguf_file: None); pass its path to load it again"
                 )
         _refuse_idle_revision("LLM", revision, tokenizer)
         weights = self.weights  # refuses one that is closed

@@ -12,17 +12,23 @@ from ._checks import brief, listed
 from .errors import CheckpointError, ConfigError
 from .foreign_formats import describe_file, describe_folder
 from .gguf_file import first_part
+from .hub import fetch_model
 
 _WEIGHTS = tuple(
     name + suffix
     for name in ("model.safetensors", "pytorch_model.bin")
     for suffix in ("", ".index.json")
 )
-_JSON_AND_TOKENIZER = ["*.json", "tokenizer.model", "*.txt", "*.jinja"]
 
 
-def resolve_model(path_or_id: str | Path, revision: str | None, load_format: str) -> Path:
-    """Return the local folder or GGUF file of a model, fetching it only if the name is a hub id."""
+def resolve_model(
+    path_or_id: str | Path, revision: str | None, load_format: str, gguf_file: str | None = None
+) -> Path:
+    """Return the local folder or GGUF file of a model, fetching it only if the name is a hub id.
+
+    ``gguf_file`` names the file that is meant of a folder or hub id with several.
+    """
+    _check_gguf_file(gguf_file, load_format)
     folder, text = local_path(path_or_id), str(path_or_id)
     is_gguf = folder.is_file() and folder.suffix == ".gguf"
     if folder.is_dir() or is_gguf:
@@ -36,6 +42,8 @@ def resolve_model(path_or_id: str | Path, revision: str | None, load_format: str
                 f"[load_model] load_format is {brief(load_format)} and {text} is a GGUF file; "
                 "allowed: auto, gguf, dummy"
             )
+        if gguf_file is not None:
+            return _named_gguf(folder, gguf_file)
         return first_part(folder) if is_gguf else _gguf_in(folder, load_format) or folder
     if folder.exists():
         raise CheckpointError(
@@ -50,7 +58,44 @@ def resolve_model(path_or_id: str | Path, revision: str | None, load_format: str
             f"[load_model] there is no folder {brief(text, 300)}; pass one that there is, or a "
             "hub id"
         )
-    return _download(text, revision, load_format)
+    return fetch_model(text, revision, load_format, gguf_file)
+
+
+def _check_gguf_file(name: object, load_format: str) -> None:
+    if name is None:
+        return
+    is_inside = (
+        isinstance(name, str)
+        and name.endswith(".gguf")
+        and not name.startswith("/")
+        and ".." not in name.split("/")
+        and "\0" not in name
+    )
+    if not is_inside:
+        raise ConfigError(
+            f"[load_model] gguf_file is {brief(name, 300)}; allowed: the path of a .gguf file in "
+            "the folder or repository, such as 'model-Q4_K_M.gguf'"
+        )
+    if load_format not in ("auto", "gguf", "dummy"):
+        raise ConfigError(
+            f"[load_model] load_format is {brief(load_format)} beside gguf_file={brief(name, 300)};"
+            " allowed: auto, gguf, dummy"
+        )
+
+
+def _named_gguf(folder: Path, name: str) -> Path:
+    if not folder.is_dir():
+        raise ConfigError(
+            f"[load_model] gguf_file is {brief(name, 300)}, and {folder} is a file already; "
+            "allowed: gguf_file with a folder or a hub id"
+        )
+    if not (folder / name).is_file():
+        there = (file.relative_to(folder).as_posix() for file in folder.rglob("*.gguf"))
+        raise CheckpointError(
+            f"[load_model] gguf_file is {brief(name, 300)}, which {folder} does not hold; allowed: "
+            f"{listed(there) or 'nothing, as there is no GGUF file'}"
+        )
+    return first_part(folder / name)
 
 
 def _gguf_in(folder: Path, load_format: str) -> Path | None:
@@ -65,7 +110,7 @@ def _gguf_in(folder: Path, load_format: str) -> Path | None:
     if len(models) > 1:
         raise CheckpointError(
             f"[load_model] {folder} holds {len(models)} GGUF models: "
-            f"{listed(model.name for model in models)}; pass the path of one of them"
+            f"{listed(model.name for model in models)}; pass the name of one of them as gguf_file"
         )
     if not models and load_format == "gguf":
         raise CheckpointError(
@@ -93,48 +138,6 @@ def local_path(path_or_id: str | Path) -> Path:
             "that there is, or a hub id"
         ) from error
     return folder
-
-
-def _download(repo: str, revision: str | None, load_format: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-        )
-    except ImportError as error:
-        raise CheckpointError(
-            f"[load_model] there is no folder {repo}, and hub ids need huggingface_hub: "
-            "pip install huggingface_hub"
-        ) from error
-
-    def fetch(patterns: list[str]) -> Path:
-        # Subfolders hold copies in other formats.
-        return Path(
-            snapshot_download(
-                repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
-            )
-        )
-
-    try:
-        if load_format == "dummy":
-            return fetch(_JSON_AND_TOKENIZER)
-        if load_format != "bin":
-            folder = fetch([*_JSON_AND_TOKENIZER, "*.safetensors"])
-            if load_format == "safetensors" or any(folder.glob("*.safetensors")):
-                return folder
-        return fetch([*_JSON_AND_TOKENIZER, "pytorch_model*.bin"])
-    except LocalEntryNotFoundError as error:
-        raise CheckpointError(
-            f"[load_model] {repo} is neither a folder nor in the local hub cache, and the hub "
-            "cannot be reached (no network, or HF_HUB_OFFLINE is set); download the model first "
-            f"or pass a folder ({error})"
-        ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise CheckpointError(
-            f"[load_model] {repo} is no folder, and downloading it from the hub failed: {error}"
-        ) from error
 
 
 def read_json(file: Path, operation: str = "load_model") -> dict[str, Any]:

@@ -23,7 +23,16 @@ from .errors import ConfigError, own_errors
 from .llm import LLM
 from .model import Model, weight_config
 
-_OF_LOADING = ("dtype", "device", "load_format", "revision", "tokenizer", "seed", "weights")
+_OF_LOADING = (
+    "dtype",
+    "device",
+    "load_format",
+    "gguf_file",
+    "revision",
+    "tokenizer",
+    "seed",
+    "weights",
+)
 _COLUMNS = ("weights", "keys", "values", "staging", "workspaces", "engine", "total", "capacity")
 
 
@@ -159,7 +168,7 @@ def plan(
     if isinstance(source, Model):
         for name, value in loading.items():
             is_said = value is not None and not is_auto(value)
-            if name in ("dtype", "device", "load_format", "weights") and is_said:
+            if name not in ("revision", "tokenizer", "seed") and is_said:
                 raise ConfigError(
                     f"[plan] {name} is {brief(value)} for a model that is loaded already; allowed: "
                     "'auto'; pass its path"
@@ -177,6 +186,7 @@ def plan(
                 dtype=loading.get("dtype", "auto"),
                 load_format=loading.get("load_format", "auto"),
                 revision=loading.get("revision"),
+                gguf_file=loading.get("gguf_file"),
                 needs_weights=False,
             )
             held, formats = held_weights(found.hf_config, held), stored_codes(found)
@@ -189,6 +199,7 @@ def plan(
         path=path,
         are_loaded=source is not model,
         weights=fields_of(held),
+        formats=formats,
         **run,
     )
     return MemoryPlan(
@@ -199,7 +210,6 @@ def plan(
         **result,
     )
 
-        formats=formats,
 
 def _size(count: int) -> str:
     """Write bytes as people do: 1.5 GiB."""

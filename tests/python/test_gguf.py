@@ -213,7 +213,7 @@ def test_a_folder_stands_for_the_one_model_in_it(tmp_path: Path) -> None:
     with LLM(tmp_path, device="cpu", cpu=CPU) as llm:
         assert llm.path == tmp_path / "a.gguf"
     shutil.copyfile(tmp_path / "a.gguf", tmp_path / "b.gguf")
-    with pytest.raises(CheckpointError, match=r"2 GGUF models: a\.gguf, b\.gguf; pass the path"):
+    with pytest.raises(CheckpointError, match=r"2 GGUF models: a\.gguf, b\.gguf; pass the name"):
         LLM(tmp_path, device="cpu")
     # Beside a whole checkpoint of another format it has to be asked for.
     folder = tmp_path / "both"

@@ -80,7 +80,7 @@ def run_batch_command(
         )
         manifest = manifest_of(
             source,
-            resolve_model(arguments.model, None, str(engine["load_format"])),
+            resolve_model(arguments.model, None, str(engine["load_format"]), arguments.gguf_file),
             text_options(engine, sampling),
             {
                 "hybridgen": str(_core.build_info()["version"]),
@@ -111,7 +111,7 @@ def run_batch_command(
 def _check_options(engine: Mapping[str, Any], sampling: Mapping[str, Any]) -> None:
     """Refuse options that no line could be answered with, before anything is read."""
     SamplingParams(**sampling)
-    of_loading = ("dtype", "device", "load_format", "seed", "weights")
+    of_loading = ("dtype", "device", "load_format", "gguf_file", "seed", "weights")
     EngineSetup(**{name: value for name, value in engine.items() if name not in of_loading})
     if str(engine["device"]).startswith("emulated:"):
         raise ConfigError(

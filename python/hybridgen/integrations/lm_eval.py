@@ -31,7 +31,16 @@ except ImportError as error:
         "hybridgen.integrations.lm_eval needs lm-evaluation-harness: pip install 'hybridgen[eval]'"
     ) from error
 
-OF_LLM = ("dtype", "device", "tokenizer", "revision", "max_model_len", "max_num_seqs", "seed")
+OF_LLM = (
+    "dtype",
+    "device",
+    "tokenizer",
+    "revision",
+    "gguf_file",
+    "max_model_len",
+    "max_num_seqs",
+    "seed",
+)
 OF_KV = ("device_tokens", "dram", "keys", "values")
 MAX_NEW_TOKENS = 256
 """Where a task does not say how many."""
