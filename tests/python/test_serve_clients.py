@@ -124,7 +124,6 @@ def test_no_answer_is_lost_or_mixed_and_nothing_is_left_behind(llm: LLM, server:
     before = server.wait_until_idle()
     counts = asyncio.run(ask_for(server, cases, SECONDS, seed=2))
     after = server.wait_until_idle()  # which checks that all texts are accounted for
-    print(dict(counts), server.ended())
     assert min(counts.values()) > 10
     assert set(counts) == {"whole", "stream", "leaves", "leaves at once"}
     assert server.ended()["abort"] > 0
@@ -137,4 +136,5 @@ def test_no_answer_is_lost_or_mixed_and_nothing_is_left_behind(llm: LLM, server:
     sure = counts["whole"] + counts["stream"] + counts["leaves"]
     assert sure <= answered <= sum(counts.values())
     grown = after["process_resident_memory_bytes"] - before["process_resident_memory_bytes"]
+    print(dict(counts), server.ended(), f"{grown / 2**20:.1f} MiB more")
     assert grown < LIMIT_MIB << 20

@@ -143,17 +143,14 @@ def test_importing_hybridgen_or_its_command_line_imports_no_server() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_without_the_extra_packages_the_command_says_what_to_install() -> None:
-    code = (
-        "import sys\n"
-        "sys.modules['fastapi'] = None\n"
-        "from hybridgen.cli import main\n"
-        f"sys.exit(main(['serve', '--model', {MODEL!r}]))"
-    )
-    done = run_python(code)
-    assert done.returncode == 1
-    assert "pip install 'hybridgen[serve]'" in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_without_the_extra_packages_the_command_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("server", "app", "gate", "problems"):
+        monkeypatch.delitem(sys.modules, f"hybridgen.serve.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    code, line = refused(["--port", "0"], capsys)
+    assert (code, "pip install 'hybridgen[serve]'" in line) == (1, True)
 
 
 # ---------------------------------------------------------------------------------- a real process
@@ -208,25 +205,6 @@ def test_sigterm_finishes_what_runs_and_the_exit_code_is_0() -> None:
         )
         _, errors = running.communicate(timeout=60)
     assert (running.returncode, errors) == (0, "")
-
-
-@pytest.mark.slow
-def test_what_takes_longer_than_allowed_is_ended_and_the_exit_code_is_1() -> None:
-    with process("--stop-seconds", "0") as (running, url):
-        fields = {"model": "tiny-llama", "prompt": "w1", "max_tokens": 2000, "stream": True}
-        with httpx.stream(
-            "POST", f"{url}/completions", json=fields | {"ignore_eos": True}, timeout=60
-        ) as answer:
-            lines = lines_of(answer)
-            next(lines)
-            running.send_signal(signal.SIGINT)
-            assert "the server is stopping" in list(lines)[-1]
-        _, errors = running.communicate(timeout=60)
-    assert running.returncode == 1
-    assert errors == (
-        "error: [serve] texts that still ran after 0 s were ended; --stop-seconds gives them "
-        "longer\n"
-    )
 
 
 def test_an_ipv6_address_may_be_listened_on() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import threading
 import time
@@ -14,9 +15,11 @@ import httpx
 import openai
 import pytest
 
-from hybridgen import LLM, NumericError, SamplingParams
-from hybridgen.serve import gate
-from serving import MODEL, Served, engine_of, served, wait_for
+from hybridgen import LLM, DeviceError, NumericError, SamplingParams
+from hybridgen.serve import gate, problems
+from hybridgen.serve.command import bind
+from hybridgen.serve.server import Server, run
+from serving import MODEL, USUAL, Served, engine_of, served, wait_for
 
 Trained = Callable[[str], LLM]
 
@@ -106,6 +109,35 @@ def test_paths_and_methods_that_there_are_none_of_are_told_in_the_same_form(
             assert answer.json()["error"]["type"] == "invalid_request_error"
         # Pages that would fetch scripts from elsewhere.
         assert client.get("/docs").status_code == 404
+
+
+def test_of_a_body_full_of_mistakes_few_are_looked_at(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    told = problems.problem_of_fields
+
+    def counted(errors: list[Any]) -> problems.Problem:
+        counts.append(len(errors))
+        return told(errors)
+
+    monkeypatch.setattr(problems, "problem_of_fields", counted)
+    many = 60_000
+    bodies: list[dict[str, Any]] = [
+        {"logit_bias": {str(i): "x" for i in range(many)}},
+        {f"field{i}": 0 for i in range(many)},
+        {"prompt": [[1]] * many},
+        {"prompt": ["w1", *([1] * many)]},
+        {"stop_token_ids": ["x"] * many},
+        {"stop": ["a"] * many},
+    ]
+    with served(llm, max_body_bytes=4 << 20) as own:
+        for fields in bodies:
+            body = json.dumps({"model": MODEL, "prompt": "w1"} | fields).encode()
+            answer = post(own, body)
+            assert (answer.status_code, len(answer.content) < 1000) == (400, True)
+    assert len(counts) == len(bodies)
+    assert max(counts) < 10
 
 
 # ------------------------------------------------------------------------------------------ limits
@@ -343,3 +375,37 @@ def test_what_runs_at_the_end_is_finished_or_told(llm: LLM, seconds: float) -> N
         assert "the server is stopping" in stream.text
     with pytest.raises(httpx.ConnectError):
         own.complete()
+
+
+def test_texts_that_had_to_be_ended_are_an_error_of_the_command(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(server: Server, sockets: object) -> None:
+        server.had_to_end_texts = True
+
+    monkeypatch.setattr(Server, "run", end)
+    with bind("127.0.0.1", 0) as listener, pytest.raises(DeviceError, match="--stop-seconds"):
+        run(llm, USUAL, listener)
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_second_signal_waits_for_nothing(llm: LLM) -> None:
+    answers: list[BaseException] = []
+    with served(llm, stop_seconds=60.0) as own:
+
+        def ask() -> None:
+            try:
+                own.complete(**LONG)
+            except httpx.HTTPError as error:
+                answers.append(error)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        wait_for(lambda: own.metrics()["hybridgen_texts_running"] == 1)
+        begin = time.monotonic()
+        own.server.handle_exit(signal.SIGINT, None)
+        own.server.handle_exit(signal.SIGINT, None)
+        thread.join(30)
+    assert own.server.had_to_end_texts
+    assert time.monotonic() - begin < 20  # of the 60 that it would have had
+    assert llm.generate("w1", SamplingParams(max_tokens=1))[0].finished

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from .. import request as engine_request
 from .._core import build_info
-from ..errors import ConfigError, OutOfMemoryError
+from ..errors import ConfigError, HybridGenError
 from ..llm import LLM
 from . import reading
 from .gate import Gate, Rules
@@ -89,7 +89,7 @@ class Service:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._pool, function, *arguments)
-        except (ConfigError, OutOfMemoryError) as error:
+        except HybridGenError as error:
             raise problem_of(error) from error
 
     def check_model(self, name: str | None) -> None:

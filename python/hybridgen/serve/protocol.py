@@ -9,12 +9,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+MOST_ITEMS = 16384
+"""Of a list that is no prompt, and of logit_bias: each costs time for everybody who is served."""
+_MOST_FIELDS = 64
+"""Of one object: more than there are, so that not each of a million is named as unknown."""
 
 # One error of a list is enough: a body may hold a million of items that are all wrong.
 Ids = Annotated[list[int], Field(fail_fast=True)]
-Strings = Annotated[list[str], Field(fail_fast=True)]
-ManyIds = Annotated[list[Ids], Field(fail_fast=True)]
+FewIds = Annotated[list[int], Field(fail_fast=True, max_length=MOST_ITEMS)]
+Strings = Annotated[list[str], Field(fail_fast=True, max_length=MOST_ITEMS)]
+ManyIds = Annotated[list[Ids], Field(fail_fast=True, max_length=MOST_ITEMS)]
 Empty = Annotated[list[Any], Field(max_length=0)]
 
 WITHOUT_EFFECT = frozenset(
@@ -39,6 +45,20 @@ WITHOUT_EFFECT = frozenset(
 
 class _Asked(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > _MOST_FIELDS:
+            raise ValueError(f"{len(value)} fields; allowed: {_MOST_FIELDS}")
+        return value
+
+    @field_validator("logit_bias", mode="before", check_fields=False)
+    @classmethod
+    def _has_few_items(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > MOST_ITEMS:
+            raise ValueError(f"{len(value)} tokens; allowed: {MOST_ITEMS}")
+        return value
 
 
 class StreamOptions(_Asked):
@@ -70,7 +90,7 @@ class SamplingFields(_Asked):
     min_p: float | None = None
     min_tokens: int | None = None
     repetition_penalty: float | None = None
-    stop_token_ids: Ids | None = None
+    stop_token_ids: FewIds | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
@@ -99,6 +119,9 @@ class Message(_Asked):
     refusal: str | None = None
 
 
+Messages = Annotated[list[Message], Field(fail_fast=True, max_length=MOST_ITEMS)]
+
+
 class ResponseFormat(_Asked):
     """Text and nothing else."""
 
@@ -108,7 +131,7 @@ class ResponseFormat(_Asked):
 class ChatRequest(SamplingFields):
     """Body of ``POST /v1/chat/completions``."""
 
-    messages: list[Message]
+    messages: Messages
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     max_tokens: int | None = Field(default=None, ge=1)
@@ -139,7 +162,7 @@ class TokenizeRequest(_Asked):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: Messages | None = None
 
 
 class TokenizeResponse(BaseModel):

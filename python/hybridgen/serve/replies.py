@@ -30,6 +30,7 @@ from .protocol import (
 )
 
 FinishReason = Literal["stop", "length"] | None
+_FINGERPRINT = f"hybridgen-{build_info()['version']}"
 _LEAST_LOGPROB = -9999.0
 """JSON has no infinity."""
 
@@ -86,7 +87,6 @@ class _Writer:
         self._id = f"{self.prefix}-{secrets.token_hex(16)}"
         self._created = int(time.time())
         self._model = model
-        self._system_fingerprint = f"hybridgen-{build_info()['version']}"
 
     def _name(self, token_id: int) -> str:
         """Return how a token is written; one that is no whole character shows its bytes."""
@@ -163,7 +163,7 @@ class CompletionWriter(_Writer):
             object="text_completion",
             created=self._created,
             model=self._model,
-            system_fingerprint=self._system_fingerprint,
+            system_fingerprint=_FINGERPRINT,
             choices=choices,
         )
 
@@ -250,7 +250,7 @@ class ChatWriter(_Writer):
             object="chat.completion",
             created=self._created,
             model=self._model,
-            system_fingerprint=self._system_fingerprint,
+            system_fingerprint=_FINGERPRINT,
             choices=[self._choice(part) for part in whole(sequences)],
             usage=self._usage(sequences),
         )
@@ -279,7 +279,7 @@ class ChatWriter(_Writer):
             object="chat.completion.chunk",
             created=self._created,
             model=self._model,
-            system_fingerprint=self._system_fingerprint,
+            system_fingerprint=_FINGERPRINT,
             choices=choices,
         )
 

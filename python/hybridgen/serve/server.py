@@ -74,6 +74,9 @@ class Server(uvicorn.Server):
         timer = loop.call_later(self._stop_seconds, self._end_texts, stopping)
         await super().shutdown(sockets)
         timer.cancel()
+        self._end_texts(stopping)  # after a second signal some still run
+        if self.force_exit:
+            await asyncio.to_thread(self.service.close)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -90,13 +93,11 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end; a second signal waits for nothing."""
-        if self.should_exit:
-            self.force_exit = True
-            self._stop_seconds = 0.0
+        self.force_exit = self.should_exit
         self.should_exit = True
 
     def _end_texts(self, problem: Problem) -> None:
-        self.had_to_end_texts = self.service.running.end_all(problem) > 0
+        self.had_to_end_texts |= self.service.running.end_all(problem) > 0
 
 
 def run(llm: LLM, options: ServeOptions, listener: socket.socket) -> None:
