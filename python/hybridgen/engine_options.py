@@ -43,6 +43,7 @@ class EngineSetup:
         pre_selector: str | None = None,
         scheduler: SchedulerConfig | None = None,
         cpu: CpuConfig | None = None,
+        device_bytes: int | str = "auto",
         **limits: int | None,
     ) -> None:
         kv = instance("kv", kv, KVConfig)
@@ -66,6 +67,7 @@ class EngineSetup:
         self._options = kept | fields_of(self.cpu) | {"method": name, "method_config": own}
         self._options |= {"composition": self._composition}
         self._options |= _core.checked_options("LLM", limits)
+        self._options["device_bytes"] = device_bytes
         self.options(None)  # refuses bad values before anything is loaded
 
     def options(self, path: Path | None) -> _core.EngineOptions:

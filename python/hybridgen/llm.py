@@ -84,6 +84,9 @@ class LLM(EngineSteps):
         ``scheduler``.
     cpu : CpuConfig, optional
         Threads, memory node and instruction set.
+    device_bytes : int or str
+        Memory of the device for what requests have there at most: bytes, or text such as "8GiB". By
+        default nearly all that a GPU has free; on a CPU 45 % of what the host has.
 
     Raises
     ------
@@ -126,6 +129,7 @@ class LLM(EngineSteps):
         pre_selector: str | None = None,
         scheduler: SchedulerConfig | None = None,
         cpu: CpuConfig | None = None,
+        device_bytes: int | str = "auto",
     ) -> None:
         as_int("LLM", "seed", seed, 0, MAX_INT64)
         setup = EngineSetup(
@@ -137,6 +141,7 @@ class LLM(EngineSteps):
             pre_selector=pre_selector,
             scheduler=scheduler,
             cpu=cpu,
+            device_bytes=device_bytes,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,

@@ -202,3 +202,16 @@ def test_closing_an_engine_and_a_model_gives_all_back(trained: Callable[[str], L
     assert [after[name] for name in before if name != "free"] == [
         before[name] for name in before if name != "free"
     ]
+
+
+def test_a_device_has_as_many_bytes_as_it_is_given(trained: Callable[[str], LLM]) -> None:
+    with LLM(trained("tiny-llama"), method="full", device_bytes="1MiB") as llm:
+        assert llm.engine_options.device_bytes == 1 << 20
+        with pytest.raises(hg.OutOfMemoryError, match=r"1\.0 MiB"):
+            llm.generate([[5] * 500], hg.SamplingParams(max_tokens=500))
+        run = {"prompt_tokens": 500, "new_tokens": 500}
+        found = hg.plan(llm, **run, method="full", device_bytes=1 << 20)
+    assert found.tiers["device"]["capacity"] == 1 << 20
+    assert not found.fits
+    with pytest.raises(ConfigError, match="device_bytes is 0; allowed: 'auto' or a number"):
+        LLM({}, device_bytes=0)
