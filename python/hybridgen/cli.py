@@ -205,9 +205,11 @@ def engine_from(arguments: argparse.Namespace) -> LLM:
     return model_from(arguments, **method_options(arguments))
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+def add_sampling_arguments(
+    parser: argparse.ArgumentParser, *, max_tokens: int | None = 128
+) -> None:
     """Add the options that say how texts are sampled; read them with `sampling_options`."""
-    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--max-tokens", type=int, default=max_tokens)
     _add_options(parser, _sampling_rows())
     parser.add_argument(
         "--logit-bias",
@@ -224,8 +226,9 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what the options of `add_sampling_arguments` say to `SamplingParams`."""
     said = vars(arguments)
+    most = {} if arguments.max_tokens is None else {"max_tokens": arguments.max_tokens}
     return {
-        "max_tokens": arguments.max_tokens,
+        **most,
         **{row["name"]: said[row["name"]] for row in _sampling_rows() if row["name"] in said},
         "logit_bias": dict(arguments.logit_bias) or None,
         "stop": arguments.stop,
@@ -257,7 +260,7 @@ def _parser() -> argparse.ArgumentParser:
 
     batch = commands.add_parser("batch", help="answer a file of prompts into a folder")
     add_engine_arguments(batch)
-    add_sampling_arguments(batch)
+    add_sampling_arguments(batch, max_tokens=None)
     add_batch_arguments(batch)
     batch.set_defaults(run=_batch)
 

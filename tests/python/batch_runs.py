@@ -54,6 +54,7 @@ class Echo:
 
     def __init__(self, together: int = 1) -> None:
         self._together = together
+        self.num_lines_together = together
 
     def answers(
         self, lines: Iterable[Line], may_take: Callable[[], bool] = lambda: True

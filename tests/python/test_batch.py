@@ -85,7 +85,7 @@ def test_every_form_of_a_line_is_answered_in_its_form(
     (model / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
     ids = llm.model.encode("v5 v6")
     messages = [{"role": "user", "content": "v5 v6"}]
-    body = {"model": "m", "max_tokens": 3}
+    body = {"model": "m", "temperature": 0}
     lines = [
         {"id": "a", "prompt": "v5 v6", "n": 2},
         {"id": 2, "prompt_token_ids": ids},
@@ -115,9 +115,33 @@ def test_every_form_of_a_line_is_answered_in_its_form(
     assert response["body"]["usage"] == tokens
     choice = openai_chat["response"]["body"]["choices"][0]
     assert choice["message"]["content"] == chat["outputs"][0]["text"]
+    assert openai_text["response"]["body"]["choices"][0]["finish_reason"] == "length"
     for entry in choice["logprobs"]["content"]:
         assert entry["top_logprobs"][0] == {k: entry[k] for k in ("token", "logprob", "bytes")}
         assert len(entry["top_logprobs"]) == 2
+
+
+def test_what_nobody_says_is_as_the_form_has_it(tmp_path: Path, llm: LLM) -> None:
+    ids = llm.model.encode("v5 v6")
+    lines: list[dict[str, Any]] = [
+        {"prompt": "v5 v6", "ignore_eos": True},
+        {"url": "/v1/completions", "body": {"prompt": ids, "ignore_eos": True}},
+        {"url": "/v1/completions", "body": {"prompt": ids, "seed": 4}},
+    ]
+    out, said = tmp_path / "out", tmp_path / "said"
+    source = write_lines(tmp_path / "in.jsonl", lines)
+    assert run(source, out) == 0
+    plain, long, drawn = answers(out)
+    assert plain["outputs"][0]["generated_tokens"] == 128
+    assert long["response"]["body"]["usage"]["completion_tokens"] == 16
+    params = SamplingParams(temperature=1.0, max_tokens=16, seed=4)
+    text = llm.generate("v5 v6", params)[0].text
+    assert drawn["response"]["body"]["choices"][0]["text"] == text
+    assert run(source, said, "--max-tokens", "3", "--temperature", "0") == 0
+    plain, long, drawn = answers(said)
+    assert plain["outputs"][0]["generated_tokens"] == 3
+    texts_there = [a["response"]["body"]["choices"][0]["text"] for a in (long, drawn)]
+    assert texts_there == [plain["outputs"][0]["text"]] * 2
 
 
 def test_a_line_that_fails_becomes_a_line_with_its_error_and_the_others_go_on(

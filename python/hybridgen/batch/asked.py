@@ -26,11 +26,14 @@ class Asked:
         As `LLM.chat` reads one conversation.
     options : mapping
         Fields of `SamplingParams` that the line gives.
+    usual : mapping
+        Those that its form has where neither the line nor the batch gives them.
     """
 
     prompt: Any = None
     messages: Any = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    usual: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Form(Protocol):

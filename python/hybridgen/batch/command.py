@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from ..errors import ConfigError, GenerationError
 from ..llm import LLM
 from ..model_folder import local_path, resolve_model
 from ..sampling import SamplingParams
+from .engine_spec import EngineSpec
 from .engine_window import EngineWindow
 from .fingerprint import manifest_of, text_options
 from .input_file import open_input
+from .line import Answerer
 from .line_forms import LineForms
 from .run import Outcome, run_batch
 from .shard_files import shard_format
@@ -37,6 +39,12 @@ def add_batch_arguments(parser: argparse.ArgumentParser) -> None:
         "--model-name",
         help="what lines of OpenAI's format call the model; default: its folder's name or hub id",
     )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="answer by engines of a Ray cluster: local, auto, or HOST:PORT; see docs/batch.md",
+    )
+    parser.add_argument("--actors", type=int, help="engines with --ray; default: one on each node")
     parser.add_argument("--no-progress", action="store_true", help="write nothing but errors")
 
 
@@ -71,6 +79,11 @@ def run_batch_command(
         is_table=arguments.format == "parquet",
     )
     _check_options(engine, sampling)
+    if arguments.actors is not None and arguments.ray is None:
+        raise ConfigError(
+            "[batch] --actors is given without --ray; allowed: both; --ray local has several "
+            "engines on this machine"
+        )
     source = open_input(arguments.input)
     with ExitStack() as stack:
         folder = stack.enter_context(
@@ -94,8 +107,7 @@ def run_batch_command(
         done = {} if arguments.overwrite else folder.done()
         answerer = None
         if len(done) < folder.num_shards:
-            llm = stack.enter_context(LLM(arguments.model, **engine))
-            answerer = EngineWindow(llm, forms, sampling, int(engine["seed"]))
+            answerer = stack.enter_context(_answerer(arguments, engine, forms, sampling))
         folder.begin(manifest, overwrite=arguments.overwrite)
         outcome = run_batch(
             source,
@@ -106,6 +118,28 @@ def run_batch_command(
             progress=not arguments.no_progress,
         )
     _report(outcome, folder.path)
+
+
+@contextmanager
+def _answerer(
+    arguments: argparse.Namespace,
+    engine: Mapping[str, Any],
+    forms: LineForms,
+    sampling: Mapping[str, Any],
+) -> Iterator[Answerer]:
+    """Yield what answers lines, once its model is loaded."""
+    seed = int(engine["seed"])
+    if arguments.ray is None:
+        with LLM(arguments.model, **engine) as llm:
+            yield EngineWindow(llm, forms, sampling, seed)
+        return
+    from ..ray.cluster import engines_of  # which imports Ray
+
+    path = local_path(arguments.model)
+    model = str(path.resolve()) if path.exists() else arguments.model
+    spec = EngineSpec(model, engine, forms, sampling, seed)
+    with engines_of(spec, arguments.ray, arguments.actors, quiet=arguments.no_progress) as pool:
+        yield pool
 
 
 def _check_options(engine: Mapping[str, Any], sampling: Mapping[str, Any]) -> None:

@@ -50,7 +50,12 @@ class EngineWindow:
         llm.model._require_results("batch")
         self._llm, self._forms = llm, forms
         self._defaults, self._seed = dict(defaults), seed
-        self._limit = _WAITING_PER_SEAT * llm.engine_options.max_num_seqs
+        self._limit: int = _WAITING_PER_SEAT * llm.engine_options.max_num_seqs
+
+    @property
+    def num_lines_together(self) -> int:
+        """Lines that keep the engine busy, with a text each."""
+        return self._limit
 
     def answers(
         self, lines: Iterable[Line], may_take: Callable[[], bool] = lambda: True
@@ -88,7 +93,8 @@ class EngineWindow:
         return None
 
     def _request(self, line: Line, asked: Asked) -> Request:
-        fields = {"seed": (self._seed + line.index) & MAX_INT64} | self._defaults
+        seed = {"seed": (self._seed + line.index) & MAX_INT64}
+        fields = {**seed, **asked.usual, **self._defaults}
         for name in _SAME.keys() & asked.options.keys():
             fields.pop(_SAME[name], None)
         params = SamplingParams(**(fields | dict(asked.options)))

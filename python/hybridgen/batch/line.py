@@ -55,6 +55,10 @@ class Answer:
 class Answerer(Protocol):
     """What answers lines: an engine of this process, or several of a cluster."""
 
+    @property
+    def num_lines_together(self) -> int:
+        """Lines that keep it busy; with fewer to take it may wait for nothing."""
+
     def answers(
         self, lines: Iterable[Line], may_take: Callable[[], bool] = lambda: True
     ) -> Iterator[Answer]:

@@ -2,7 +2,7 @@
 """OpenAI's batch format: a request of its API in every line, and the API's response in the answer.
 
 Requests: https://platform.openai.com/docs/api-reference/batch/request-input; answers: the same
-page, request-output. What a body does not say about sampling, the command line says.
+page, request-output.
 """
 
 from __future__ import annotations
@@ -49,6 +49,12 @@ _CHANGE_NO_TEXT = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 )
 
+_USUAL: dict[str, dict[str, Any]] = {
+    _CHAT: {"temperature": 1.0, "max_tokens": None},
+    _COMPLETIONS: {"temperature": 1.0, "max_tokens": 16},
+}
+"""The protocol's defaults; without max_tokens a text may be as long as the context allows."""
+
 _ONLY: dict[str, tuple[Any, ...]] = {
     "stream": (False,),
     "echo": (False,),
@@ -90,10 +96,10 @@ class OpenAiForm:
         asked = given.pop(key)
         options = _options(given, url)
         if url == _CHAT:
-            return Asked(messages=asked, options=options)
+            return Asked(messages=asked, options=options, usual=_USUAL[url])
         if isinstance(asked, list) and len(asked) == 1 and isinstance(asked[0], str | list):
             asked = asked[0]
-        return Asked(asked, options=options)
+        return Asked(asked, options=options, usual=_USUAL[url])
 
     def answered(self, line: Line, output: RequestOutput, codec: Codec | None) -> dict[str, Any]:
         """Return what is written of a line that has its text."""

@@ -14,6 +14,8 @@ from ..outputs import CompletionOutput, RequestOutput
 from .asked import Asked, as_name, name_or_none, with_token_ids
 from .line import Line
 
+_USUAL = {"max_tokens": 128}
+"""As `python -m hybridgen generate` has it."""
 _PROMPTS = ("prompt", "prompt_token_ids", "messages")
 
 
@@ -42,10 +44,10 @@ class PlainForm:
         if "logit_bias" in rest:
             rest["logit_bias"] = with_token_ids(rest["logit_bias"])
         if "messages" in found:
-            return Asked(messages=found["messages"], options=rest)
-        (prompt,) = found.items()
-        is_text = prompt[0] == "prompt"
-        return Asked(prompt[1] if is_text else {"prompt_token_ids": prompt[1]}, options=rest)
+            return Asked(messages=found["messages"], options=rest, usual=_USUAL)
+        ((key, prompt),) = found.items()
+        asked = prompt if key == "prompt" else {key: prompt}
+        return Asked(asked, options=rest, usual=_USUAL)
 
     def answered(self, line: Line, output: RequestOutput, codec: Codec | None) -> dict[str, Any]:
         """Return what is written of a line that has its text."""

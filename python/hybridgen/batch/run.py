@@ -13,7 +13,8 @@ from .shard_folder import ShardFolder
 from .shard_sink import ShardSink
 
 MAX_OPEN_LINES = 4096
-"""Lines at most that were read and are not written, or four shards if that is more."""
+"""Lines at most that were read and are not written; more where four shards, or twice the lines that
+keep all engines busy, are more."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def run_batch(
     failed, first_problem, fresh = sum(done.values()), "", 0
     if answerer is not None:
         lines = _Taken(source, folder, done)
-        most = max(MAX_OPEN_LINES, 4 * lines_per_shard)
+        most = max(MAX_OPEN_LINES, 4 * lines_per_shard, 2 * answerer.num_lines_together)
         try:
             for answer in answerer.answers(lines, lambda: lines.count - sink.num_written < most):
                 fresh += 1
