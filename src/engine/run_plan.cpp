@@ -88,15 +88,15 @@ std::optional<NearestSetting> setting_for(Rules& rules,
   NearestSetting setting{.batch_size = count, .prompt_tokens = shape.prompt_tokens};
   RequestPlan plan = admission.plan(shape);
   if (rules.method.residency == Residency::kWindow && !rules.method.window.tokens &&
-      admission.on_device(plan, count) > admission.room()) {
+      Admission::on_device(plan, count) > admission.room()) {
     setting.device_tokens = admission.largest_window(shape, count);
     plan = admission.plan_with(shape, *setting.device_tokens);
     if (*setting.device_tokens == 0) return {};
   }
-  if (admission.on_device(plan, count) > admission.room()) return {};
+  if (Admission::on_device(plan, count) > admission.room()) return {};
   const std::int64_t dram = count * plan.dram_bytes;
   if (admission.together(plan, count) == count) return setting;
-  const std::int64_t host = dram + (rules.device.is_cpu() ? admission.on_device(plan, count) : 0);
+  const std::int64_t host = dram + (rules.device.is_cpu() ? Admission::on_device(plan, count) : 0);
   if (host > ProcessMemory::instance().free()) return {};
   setting.dram_bytes = dram;
   return setting;

@@ -127,7 +127,8 @@ TEST(StreamedWeightsOnDevice, AreWaitedForWhereTheLinkIsSlowerThanTheDevice) {
   constexpr double kLinkGbs = 0.02;
   const WeightStatistics slow = streamed_by("slow link", kLinkGbs, 100.0);
   // Two of the four layers may be on their way when the last step ends.
-  const auto came = static_cast<double>(slow.copied_bytes - slow.host_bytes / 2);
+  const double came =
+      static_cast<double>(slow.copied_bytes) - 0.5 * static_cast<double>(slow.host_bytes);
   EXPECT_GE(slow.copy_s, came / (kLinkGbs * 1e9));
   EXPECT_GT(slow.copy_wait_s, 0.5 * slow.copy_s);
   EXPECT_LT(slow.hidden_share(), 0.5);
