@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -160,7 +161,7 @@ def _add_others(app: FastAPI, service: Service) -> None:
     card = ModelCard(
         id=service.name,
         object="model",
-        created=0,
+        created=int(time.time()),
         owned_by="hybridgen",
         max_model_len=service.max_model_len,
     )

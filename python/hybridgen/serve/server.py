@@ -54,6 +54,9 @@ class Server(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,
+                ws="none",
+                lifespan="on",  # a server without its engine must not answer
                 timeout_graceful_shutdown=round(options.stop_seconds + _CLOSING_S),
             )
         )
