@@ -23,7 +23,7 @@ from .errors import ConfigError, own_errors
 from .llm import LLM
 from .model import Model, weight_config
 
-_OF_LOADING = (
+OF_LOADING = (
     "dtype",
     "device",
     "load_format",
@@ -162,7 +162,7 @@ def plan(
                 f"[plan] unknown option {brief(name)}{did_you_mean(name, known)} "
                 f"(options: {', '.join(run)}, {', '.join(known[1:])})"
             )
-    loading = {name: options.pop(name) for name in _OF_LOADING if name in options}
+    loading = {name: options.pop(name) for name in OF_LOADING if name in options}
     setup = EngineSetup(**options)
     source = model.open_model if isinstance(model, EngineHandle) else model
     if isinstance(source, Model):

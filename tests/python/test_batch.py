@@ -21,9 +21,12 @@ from batch_runs import MODEL, Echo, answers, command, run, shards, texts, write_
 from hybridgen import LLM, ConfigError, DeviceError, SamplingParams
 from hybridgen.batch import jsonl_input
 from hybridgen.batch.input_file import open_input
+from hybridgen.batch.line import Line
+from hybridgen.batch.line_forms import LineForms
 from hybridgen.batch.run import run_batch
 from hybridgen.batch.shard_files import JsonlShards
 from hybridgen.batch.shard_folder import MANIFEST, ShardFolder
+from hybridgen.generation import EngineLoop
 from test_output_files import full_disk
 
 PROMPTS = [f"v{number} v{number + 1} v{number}" for number in range(23)]
@@ -191,6 +194,40 @@ def test_a_line_that_fails_becomes_a_line_with_its_error_and_the_others_go_on(
     assert "line 22 is no JSON" in found[-1]["error"]["message"]
     assert run(source, out, "--max-tokens", "2") == 1  # a second run knows it too
     assert "19 of 20 lines failed" in capsys.readouterr().err
+
+
+def test_a_machine_that_fails_ends_the_run_and_leaves_lines_for_the_next(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, step, left = source.with_name("out"), EngineLoop.step, [4]
+
+    def failing(loop: EngineLoop) -> None:
+        left[0] -= 1
+        if left[0] > 0:
+            step(loop)
+            return
+        for sequence in list(loop._live.values()):
+            loop._forget(sequence, "error", DeviceError("[step] the device is lost"))
+
+    options = ["--lines-per-shard", "1", "--max-num-seqs", "4"]
+    with monkeypatch.context() as patch:
+        patch.setattr(EngineLoop, "step", failing)
+        assert run(source, out, *options) == 1
+    assert capsys.readouterr().err == "error: [step] the device is lost\n"
+    assert 0 < len(shards(out)) < len(PROMPTS)
+    assert {a["error"] for a in answers(out)} == {None}
+    assert run(source, out, *options) == 0
+    assert len(answers(out)) == len(PROMPTS)
+
+
+def test_a_table_has_lines_of_both_forms_in_the_plain_one() -> None:
+    forms = LineForms("m", is_table=True)
+    line = Line(4, "line 5", {"custom_id": "c", "url": "/v1/completions", "body": {}})
+    with pytest.raises(ConfigError, match="has no prompt"):
+        forms.asked(line)
+    content = forms.failed(line, ConfigError("[batch] why")).content
+    assert (content["index"], content["id"], content["outputs"]) == (4, "c", [])
+    assert content["error"] == {"type": "ConfigError", "message": "[batch] why"}
 
 
 def test_a_line_that_is_too_long_is_read_past(

@@ -47,6 +47,12 @@ def cluster() -> Iterator[Any]:
             found.shutdown()
 
 
+def cpus_of_threads(pid: int) -> set[tuple[int, ...]]:
+    """Return on which CPUs the threads of a process may run."""
+    tasks = [int(task) for task in os.listdir(f"/proc/{pid}/task")]
+    return {tuple(sorted(os.sched_getaffinity(task))) for task in tasks}
+
+
 class Watched:
     """A pool that waits for both of its engines, and what happens as shards are written."""
 
@@ -55,6 +61,7 @@ class Watched:
 
         self.pool: Any = None
         self.places: list[Any] = []
+        self.threads: dict[int, set[tuple[int, ...]]] = {}
         enter, write = ActorPool.__enter__, ShardFolder.write
         num_written = 0
 
@@ -62,6 +69,7 @@ class Watched:
             self.pool = enter(pool)
             pool.wait_for_all()
             self.places = pool.places
+            self.threads = {place.pid: cpus_of_threads(place.pid) for place in self.places}
             return pool
 
         def written(folder: ShardFolder, shard: int, found: Any) -> None:
@@ -106,6 +114,7 @@ def test_an_engine_that_is_killed_and_a_node_that_is_lost_cost_no_line(
     assert set(first.cpus).isdisjoint(second.cpus)
     for place in (first, second):
         assert place.share == NODE_BYTES
+        assert watched.threads[place.pid] == {place.cpus}
         assert 0 < place.dram == place.device_bytes < NODE_BYTES // 2
     assert len(shards(out)) == 40
     assert [a["id"] for a in answers(out)] == list(range(400))

@@ -18,7 +18,7 @@ import pytest
 from batch_runs import run, write_lines
 from hybridgen import ConfigError, DeviceError, OutOfMemoryError
 from hybridgen.batch.line import Answer, Line
-from hybridgen.ray import data
+from hybridgen.ray import cluster, data
 from hybridgen.ray.actor_pool import ActorPool
 from hybridgen.ray.core_claims import CoreClaim, chosen_cpus
 from hybridgen.ray.node_share import (
@@ -84,36 +84,35 @@ def test_a_claim_takes_cpus_of_one_node_if_it_can() -> None:
     assert chosen_cpus([[0], [4, 5]], 4) == []
 
 
+HOLDING = """
+import fcntl, os, sys
+handle = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.flock(handle, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+"""What another process has of a claim."""
+
+
 def test_no_cpu_is_claimed_twice_and_the_dead_claim_none(tmp_path: Path) -> None:
-    everything = len(os.sched_getaffinity(0))
-    code = (
-        "import sys, pathlib\n"
-        "from hybridgen.ray.core_claims import CoreClaim\n"
-        "claim = CoreClaim(1, folder=pathlib.Path(sys.argv[1]))\n"
-        "print(*claim.cpus, flush=True)\n"
-        "sys.stdin.read()\n"
-    )
-    other = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdin=-1, stdout=-1, text=True
-    )
-    assert other.stdout is not None
-    assert other.stdin is not None
-    theirs = int(other.stdout.readline())
-    claims = [CoreClaim(1, folder=tmp_path, wait_seconds=0) for _ in range(everything - 1)]
-    ours = [cpu for claim in claims for cpu in claim.cpus]
-    assert sorted([*ours, theirs]) == sorted(os.sched_getaffinity(0))
-    with pytest.raises(ConfigError, match="1 CPUs of its own"):
-        CoreClaim(1, folder=tmp_path, wait_seconds=0)
-    other.kill()
-    other.wait()
-    other.stdout.close()
-    other.stdin.close()
-    last = CoreClaim(1, folder=tmp_path, wait_seconds=10)
+    cpus = sorted(os.sched_getaffinity(0))
+    theirs = cpus[0]
+    arguments = [sys.executable, "-S", "-c", HOLDING, str(tmp_path / f"cpu-{theirs}")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(arguments, stdin=pipe, stdout=pipe) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        claims = [CoreClaim(1, folder=tmp_path, wait_seconds=0) for _ in cpus[1:]]
+        assert sorted(cpu for claim in claims for cpu in claim.cpus) == cpus[1:]
+        with pytest.raises(ConfigError, match="1 CPUs of its own"):
+            CoreClaim(1, folder=tmp_path, wait_seconds=0)
+        other.kill()
+        last = CoreClaim(1, folder=tmp_path, wait_seconds=10)
     assert last.cpus == {theirs}
     for claim in [last, *claims]:
         claim.release()
-    whole = CoreClaim(everything, folder=tmp_path, wait_seconds=0)
-    assert len(whole.cpus) == everything
+    whole = CoreClaim(len(cpus), folder=tmp_path, wait_seconds=0)
+    assert whole.cpus == set(cpus)
     whole.release()
 
 
@@ -281,6 +280,32 @@ def test_what_is_no_cluster_is_one_sentence(
     assert message in words
     assert words.count("\n") == 1
     assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_cluster_of_this_machine_takes_no_call_without_its_token(
+    is_there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[dict[str, Any]] = []
+    fake = SimpleNamespace(
+        is_initialized=lambda: is_there,
+        init=lambda **options: started.append(options),
+        shutdown=lambda: started.append({}),
+    )
+    monkeypatch.setattr(cluster, "_imported", lambda: fake)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED"):
+        monkeypatch.setenv(name, "")  # restored afterwards
+        monkeypatch.delenv(name)
+    with cluster.connected("local") as found:
+        assert found is fake
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    if is_there:  # somebody else's, who ends it
+        assert started == []
+    else:
+        first, last = started
+        assert (first["address"], first["include_dashboard"], last) == ("local", False, {})
 
 
 # ----------------------------------------------------------------------------------------- datasets

@@ -15,6 +15,7 @@ from ..engine_options import EngineSetup
 from ..errors import ConfigError, GenerationError
 from ..llm import LLM
 from ..model_folder import local_path, resolve_model
+from ..plan import OF_LOADING
 from ..sampling import SamplingParams
 from .engine_spec import EngineSpec
 from .engine_window import EngineWindow
@@ -145,8 +146,7 @@ def _answerer(
 def _check_options(engine: Mapping[str, Any], sampling: Mapping[str, Any]) -> None:
     """Refuse options that no line could be answered with, before anything is read."""
     SamplingParams(**sampling)
-    of_loading = ("dtype", "device", "load_format", "gguf_file", "seed", "weights")
-    EngineSetup(**{name: value for name, value in engine.items() if name not in of_loading})
+    EngineSetup(**{name: value for name, value in engine.items() if name not in OF_LOADING})
     if str(engine["device"]).startswith("emulated:"):
         raise ConfigError(
             f"[batch] device is {engine['device']!r}, where nothing is computed and there is no "

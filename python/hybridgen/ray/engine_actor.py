@@ -72,9 +72,10 @@ class SharedEngine:
         self._claim = CoreClaim(cpus, nodes=[found["cpus"] for found in _core.numa_nodes()])
         bind_process(self._claim.cpus)
         torch.set_num_threads(cpus)
-        share = memory_share(node["Resources"]["memory"], node["Resources"]["CPU"], cpus)
+        part = memory_share(node["Resources"]["memory"], node["Resources"]["CPU"], cpus)
+        share = int(assigned.get("memory", part))
         options = dict(spec.engine)
-        budgets = _budgets(spec.model, options, int(assigned.get("memory", share)))
+        budgets = _budgets(spec.model, options, share)
         kv = options.get("kv") or KVConfig()
         if is_auto(kv.dram):
             options["kv"] = replace(kv, dram=budgets.dram)
