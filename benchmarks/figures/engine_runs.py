@@ -7,7 +7,6 @@ scheduler, host stage and bytes are real, with the modelled times of a GPU and a
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
 import warnings
@@ -123,7 +122,6 @@ def decode(
             if llm.stats.decode_tokens - before == batch:
                 times.append(seconds)
         stats = llm.stats
-    gc.collect()
     return stats, times[WARMUP:]
 
 

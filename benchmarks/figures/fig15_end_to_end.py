@@ -36,7 +36,7 @@ WHY = (
 
 def make(quick: bool) -> Result:
     """Return the runs of all models and methods."""
-    models = sim.PAPER_MODELS[::4] if quick else sim.PAPER_MODELS
+    models = sim.PAPER_MODELS[::10] if quick else sim.PAPER_MODELS
     rows = [
         run_row("A", calibration, model, method, LENGTH)
         for calibration in CALIBRATIONS
@@ -44,7 +44,7 @@ def make(quick: bool) -> Result:
         for method in METHODS
     ]
     small = small_rows(
-        [{"method": method, "tokens": 512 if quick else 2048} for method in METHODS],
+        [{"method": method, "tokens": 256 if quick else 2048} for method in METHODS],
         2 if quick else 12,
     )
     found = {

@@ -21,7 +21,7 @@ LENGTH = 2048
 
 def make(quick: bool) -> Result:
     """Return the runs of HybridGen and the baseline."""
-    models = sim.PAPER_MODELS[::5] if quick else sim.PAPER_MODELS
+    models = sim.PAPER_MODELS[::10] if quick else sim.PAPER_MODELS
     machines = ("A", "B") if quick else tuple(MACHINES)
     rows = [
         run_row(letter, calibration, model, method, LENGTH)
@@ -35,7 +35,7 @@ def make(quick: bool) -> Result:
     emulated = ("a100", "h100-nvl") if quick else ("a100", "h100-nvl", "gh200", "h200")
     small: list[Row] = []
     for name in emulated:
-        cases = [{"method": m, "tokens": 512 if quick else 2048} for m in ("flexgen", "hybridgen")]
+        cases = [{"method": m, "tokens": 256 if quick else 2048} for m in ("flexgen", "hybridgen")]
         small += small_rows(cases, 2 if quick else 12, (f"emulated:{name}",))
     links = ", ".join(
         f"{r['method']} on {r['machine'].partition(':')[2]} {r['link_ms']:.2f} ms" for r in small

@@ -52,7 +52,7 @@ def make(quick: bool) -> Result:
         [
             {
                 "method": "hybridgen",
-                "tokens": 512 if quick else 2048,
+                "tokens": 256 if quick else 2048,
                 "label": preset,
                 "scheduler": SchedulerConfig.preset(preset, k_min=25),
                 "k": None,
