@@ -49,10 +49,15 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorAnswer, "description": "A request that is not answered"},
     "5XX": {"model": ErrorAnswer, "description": "The server cannot answer"},
 }
+_EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {"data": {"type": "string", "contentMediaType": "application/json"}},
+}
 _STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer; with stream: true its pieces as server-sent events",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"itemSchema": _EVENT}},
     }
 }
 
