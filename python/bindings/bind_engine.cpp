@@ -333,14 +333,29 @@ void register_engine(py::module_& module) {
            py::arg("options"),
            py::arg("composition"),
            py::call_guard<py::gil_scoped_release>())
-      .def("add",
-           &Engine::add,
-           py::arg("prompt"),
-           py::arg("sampling"),
-           py::kw_only(),
-           py::arg("forced") = std::vector<std::int64_t>{},
-           py::arg("decode_prompt_tokens") = 0,
-           "Queues a request and returns its id.")
+      .def(
+          "add",
+          [](Engine& engine,
+             std::vector<std::int64_t> prompt,
+             SamplingOptions sampling,
+             std::vector<std::int64_t> forced,
+             std::int64_t decode_prompt_tokens,
+             std::optional<std::int64_t> device_tokens,
+             bool on_disk) {
+            return engine.add(std::move(prompt),
+                              std::move(sampling),
+                              std::move(forced),
+                              decode_prompt_tokens,
+                              {.device_tokens = device_tokens, .on_disk = on_disk});
+          },
+          py::arg("prompt"),
+          py::arg("sampling"),
+          py::kw_only(),
+          py::arg("forced") = std::vector<std::int64_t>{},
+          py::arg("decode_prompt_tokens") = 0,
+          py::arg("device_tokens") = py::none(),
+          py::arg("on_disk") = false,
+          "Queues a request and returns its id; the last two say where its keys and values lie.")
       .def("has_work", &Engine::has_work, "Whether step() has anything to do.")
       .def("step",
            &step,

@@ -482,9 +482,11 @@ class Engine:
         *,
         forced: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
         decode_prompt_tokens: typing.SupportsInt | typing.SupportsIndex = 0,
+        device_tokens: typing.SupportsInt | typing.SupportsIndex | None = None,
+        on_disk: bool = False,
     ) -> int:
         """
-        Queues a request and returns its id.
+        Queues a request and returns its id; the last two say where its keys and values lie.
         """
     def finish(self, request_id: typing.SupportsInt | typing.SupportsIndex, reason: str) -> None:
         """

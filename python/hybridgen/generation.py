@@ -118,6 +118,8 @@ class EngineLoop:
                         sequence.options,
                         forced=sequence.forced,
                         decode_prompt_tokens=sequence.decode_prompt_tokens,
+                        device_tokens=sequence.device_tokens,
+                        on_disk=sequence.on_disk,
                     )
                     self._live[sequence.request_id] = sequence
                 except BaseException as error:

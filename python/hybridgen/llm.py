@@ -70,6 +70,8 @@ class LLM(EngineSteps):
         Requests that run at the same time at most; others wait.
     max_num_batched_tokens : int
         Prompt tokens that pass through the model together at most.
+    micro_batch : int
+        Requests of a decode step that pass through a layer together at most.
     seed : int
         Of samples without a seed of their own, and of dummy weights.
     method : str or object, optional
@@ -117,6 +119,7 @@ class LLM(EngineSteps):
         max_model_len: int | None = None,
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 1024,
+        micro_batch: int = 16,
         seed: int = 0,
         load_format: str = "auto",
         gguf_file: str | None = None,
@@ -145,6 +148,7 @@ class LLM(EngineSteps):
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
+            micro_batch=micro_batch,
         )
         loading: dict[str, Any] = {
             "dtype": dtype,

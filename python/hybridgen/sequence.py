@@ -70,6 +70,10 @@ class Sequence:
         self.options = options
         self.forced = forced or []
         self.decode_prompt_tokens = decode_prompt_tokens
+        self.device_tokens: int | None = None
+        """Of its newest tokens so many stay on the device, whatever the engine's options say."""
+        self.on_disk = False
+        """Whether its offloaded tokens go to the disk, whatever memory has room for."""
         self.request_id = -1
         self.call: Call | None = None
         self.error: BaseException | None = None

@@ -293,7 +293,7 @@ std::vector<OptionClass> core_option_classes() {
           disk_class(),
           class_of("LLM",
                    "Limits of an engine.",
-                   {"max_model_len", "max_num_seqs", "max_num_batched_tokens"})};
+                   {"max_model_len", "max_num_seqs", "max_num_batched_tokens", "micro_batch"})};
 }
 
 }  // namespace hybridgen

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #include "device/resident_cache.h"
 #include "hybridgen/core/error.h"
@@ -24,15 +25,51 @@ const char* fewer_bits(const Method& method) {
 
 }  // namespace
 
-RequestPlan Admission::plan(const RequestShape& shape) const {
-  std::optional<std::int64_t> window = options.device_tokens.resolve(shape.prompt_tokens);
+RequestPlan Admission::plan(const RequestShape& shape, const RequestHome& home) const {
+  std::optional<std::int64_t> window = home.device_tokens;
+  if (!window) {
+    window = options.device_tokens.resolve(shape.prompt_tokens);
+  }
   if (!window && method.window.tokens) {
     window = method.window.tokens(shape);
   }
   if (!window && method.residency == Residency::kWindow) {
     window = largest_window(shape);
   }
-  return plan_with(shape, window.value_or(shape.max_tokens));
+  RequestPlan plan = plan_with(shape, window.value_or(shape.max_tokens));
+  if (home.on_disk && plan.max_offloaded > 0) {
+    // Each block has a place on the disk, and what is still written to one in memory beside it.
+    const std::int64_t slack = slack_bytes(budgets, plan.largest_block_bytes);
+    plan.open.to_disk = plan.placed_bytes - slack;
+    plan.placed_bytes += plan.open.resting - slack;
+    plan.dram_bytes += plan.open.resting - slack;
+  }
+  return plan;
+}
+
+void Admission::check_home(const RequestHome& home) const {
+  if (home.device_tokens && method.residency != Residency::kWindow) {
+    throw ConfigError(message("[add request] device_tokens is ",
+                              *home.device_tokens,
+                              " for one request; allowed: none, as ",
+                              method.name,
+                              " has no window"));
+  }
+  if (home.device_tokens && *home.device_tokens < 0) {
+    throw ConfigError(
+        message("[add request] device_tokens is ", *home.device_tokens, "; allowed: >= 0"));
+  }
+  if (home.device_tokens && options.tiers.shrink_windows) {
+    throw ConfigError(
+        message("[add request] device_tokens is ",
+                *home.device_tokens,
+                " for one request; allowed: none, as windows shrink; set shrink_windows=False"));
+  }
+  if (home.on_disk && !budgets.has(TierKind::kDisk)) {
+    throw ConfigError(
+        "[add request] on_disk is True for one request; allowed: False without a disk; set "
+        "KVConfig(disk=...)");
+  }
 }
 
 std::int64_t Admission::least_window(std::int64_t window) const {
@@ -52,6 +89,11 @@ RequestPlan Admission::plan_with(const RequestShape& shape, std::int64_t window)
   if (budgets.has(TierKind::kDisk) && plan.max_offloaded > 0) {
     plan.dram_bytes += KvDisk::reading_bytes(plan.placed_bytes, config.num_layers);
     plan.open = open_bytes(host_shape(config, dtype, method, plan), options.prefill_chunk);
+    // What is open is never more than all.
+    plan.open.growing = std::min(plan.open.growing, plan.placed_bytes - plan.open.resting);
+    if (reads_together) {
+      plan.open.resting += std::exchange(plan.open.growing, 0);
+    }
   }
   const std::int64_t slack = slack_bytes(budgets, plan.largest_block_bytes);
   plan.placed_bytes += slack;
@@ -80,8 +122,8 @@ std::int64_t Admission::largest_window(const RequestShape& shape, std::int64_t c
   return fitting;
 }
 
-void Admission::check_fits(const RequestShape& shape) const {
-  const RequestPlan needed = plan(shape);
+void Admission::check_fits(const RequestShape& shape, const RequestHome& home) const {
+  const RequestPlan needed = plan(shape, home);
   const auto too_large = [&](std::int64_t bytes,
                              std::string_view tier,
                              std::int64_t capacity,
@@ -191,7 +233,9 @@ bool Admission::fit_instead(const std::vector<RequestPlan>& plans, std::int64_t 
   return device_bytes <= device().free_bytes() && has_dram(fresh, device_bytes);
 }
 
-void Admission::check_positions(const RequestShape& shape, std::int64_t prefill_tokens) const {
+void Admission::check_positions(const RequestShape& shape,
+                                std::int64_t prefill_tokens,
+                                const RequestHome& home) const {
   const std::int64_t known = config.max_positions;
   if (shape.max_tokens <= known + 1) {
     return;  // the last token is never fed back
@@ -206,7 +250,7 @@ void Admission::check_positions(const RequestShape& shape, std::int64_t prefill_
                               prefill_tokens - known,
                               " or more"));
   }
-  const RequestPlan needed = plan(shape);
+  const RequestPlan needed = plan(shape, home);
   const std::int64_t cached = std::max(needed.window, needed.max_offloaded + 1);
   if (cached > known) {
     throw ConfigError(message("[add request] ",

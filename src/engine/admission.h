@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "hybridgen/core/engine_options.h"
+#include "hybridgen/engine/engine.h"
 #include "hybridgen/methods/method.h"
 #include "memory/budgets.h"
 #include "pipeline/request_state.h"
@@ -23,14 +24,17 @@ struct Admission {
   Budgets& budgets;
   std::int64_t engine_bytes;       ///< of the device, which no request gets
   const KvTiers* tiers = nullptr;  ///< null: nothing runs, so that the host tiers are empty
+  bool reads_together = false;     ///< several prompts pass through a layer before the next layer
 
   /// Sizes of a request. An automatic window takes what fits into the device's whole budget: what
   /// other requests hold at that moment decides when a request runs, never what it says.
-  RequestPlan plan(const RequestShape& shape) const;
+  RequestPlan plan(const RequestShape& shape, const RequestHome& home = {}) const;
 
   /// OutOfMemoryError, with the nearest setting that fits, if the tiers are too small even when
   /// they are empty.
-  void check_fits(const RequestShape& shape) const;
+  void check_fits(const RequestShape& shape, const RequestHome& home = {}) const;
+  /// ConfigError for a home that this method, or these tiers, cannot give.
+  void check_home(const RequestHome& home) const;
 
   /// The largest window with which `count` requests of this shape fit into an empty device
   /// together; 0 if none does.
@@ -60,7 +64,9 @@ struct Admission {
 
   /// ConfigError unless the model knows all positions that a request meets: those of its
   /// `prefill_tokens` first tokens, and of the others those that the method gives them.
-  void check_positions(const RequestShape& shape, std::int64_t prefill_tokens) const;
+  void check_positions(const RequestShape& shape,
+                       std::int64_t prefill_tokens,
+                       const RequestHome& home = {}) const;
 
  private:
   /// Whether DRAM has room for a plan, and all host memory for it beside so many more bytes of a

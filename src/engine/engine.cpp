@@ -124,6 +124,7 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
     disk_file.emplace(options.tiers.disk_path, options.tiers.disk_bytes);
     disk_queue.emplace(*disk_file, trace);
   }
+  admission.reads_together = weights.streams();
   model->weights().finish();
   // Whoever filled or changed weights did so on a stream of theirs, for which ours do not wait.
   model->device().synchronize();
@@ -199,7 +200,7 @@ bool Engine::Impl::admit_next(std::vector<TokenEvent>& events) {
   };
   RequestPlan needed;
   try {
-    needed = admission.plan(request->shape());
+    needed = admission.plan(request->shape(), request->home);
     if (waits(needed) && !shrink_for(*request, needed)) {
       return false;
     }
@@ -495,7 +496,8 @@ const std::vector<NumaPart>& Engine::numa_parts() const { return impl_->machine.
 std::int64_t Engine::add(std::vector<std::int64_t> prompt,
                          SamplingOptions sampling,
                          std::vector<std::int64_t> forced,
-                         std::int64_t decode_prompt_tokens) {
+                         std::int64_t decode_prompt_tokens,
+                         const RequestHome& home) {
   Impl& impl = *impl_;
   std::unique_ptr<Request> request = make_request(
       {std::move(prompt), std::move(sampling), std::move(forced), decode_prompt_tokens},
@@ -504,8 +506,10 @@ std::int64_t Engine::add(std::vector<std::int64_t> prompt,
   request->added_ns = TraceRecorder::now_ns();
   request->statistics.strategy =
       chooses(impl.method.work) ? std::string(name_of(impl.method.strategy)) : "none";
-  impl.admission.check_positions(request->shape(), request->prefill_tokens);
-  impl.admission.check_fits(request->shape());
+  impl.admission.check_home(home);
+  request->home = home;
+  impl.admission.check_positions(request->shape(), request->prefill_tokens, home);
+  impl.admission.check_fits(request->shape(), home);
   request->tokens.reserve(static_cast<std::size_t>(request->max_tokens));
   const std::int64_t length = request->prompt_tokens;
   const std::int64_t id = impl.queue.add(std::move(request));

@@ -28,7 +28,8 @@ struct Request {
   Sampler sampler;
   SamplingOptions sampling;
   std::vector<std::vector<std::pair<std::int64_t, float>>>
-      prompt_logprobs;                  ///< until the first token
+      prompt_logprobs;  ///< until the first token
+  RequestHome home;
   std::unique_ptr<RequestState> state;  ///< while it runs
   std::int64_t added_ns = 0;
   RequestStatistics statistics;

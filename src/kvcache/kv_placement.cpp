@@ -34,6 +34,7 @@ class Placing {
       growing_ -= block.bytes;
       decision_.places.push_back(*place);
     }
+    settle_on_disk();
     if (rule_.placement == KvPlacement::kSemantic) {
       lift();
       keep_low_water();
@@ -119,6 +120,15 @@ class Placing {
     return moves_in_memory_;
   }
 
+  void settle_on_disk() {
+    for (std::size_t i = 0; i < blocks_.size(); ++i) {
+      const bool goes = blocks_[i].goes_to_disk && places_[i] != BlockPlace::kDisk;
+      if (goes && may_lie_in(i, TierKind::kDisk) && free(TierKind::kDisk) >= blocks_[i].bytes) {
+        move(i, BlockPlace::kDisk);
+      }
+    }
+  }
+
   // What lies below its place comes back where there is room: keys first, the newest first, and
   // values from the disk to where no key is missing.
   void lift() {
@@ -135,7 +145,7 @@ class Placing {
       const bool is_below =
           places_[i] == BlockPlace::kDisk ||
           (places_[i] == BlockPlace::kCxl && tier == TierKind::kDram && side == KvSide::kKeys);
-      if (blocks_[i].id.side != side || !is_below) continue;
+      if (blocks_[i].id.side != side || !is_below || blocks_[i].goes_to_disk) continue;
       if (blocks_[i].is_moving) {
         is_done = false;
         continue;

@@ -8,6 +8,7 @@
 // generated ones go to CXL memory, where they are still scanned. Below CXL memory is the disk:
 // values first, then keys. Keys come back up as soon as there is room, values only from the disk.
 // A block that is still written to never goes to the disk, and one that is on its way stays on it.
+// A request may ask for the disk: its blocks go there as soon as they are closed.
 //
 // Interleave and first touch are what the paper compares with: by pages over both memories, and
 // DRAM while there is any. Nothing moves there but what must go to the disk.

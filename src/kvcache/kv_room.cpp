@@ -57,7 +57,14 @@ bool KvRoom::is_shut() const {
   return std::ranges::any_of(most_, [](const auto& most) { return most.has_value(); });
 }
 
-std::optional<TierBytes> KvRoom::with(std::int64_t kv_bytes, std::int64_t dram_bytes) const {
+std::int64_t KvRoom::largest_growth(const OpenBytes& more) const {
+  const std::int64_t growing = more.to_disk > 0 ? more.growing : 0;
+  return growing_.empty() ? growing : std::max(growing, *growing_.rbegin());
+}
+
+std::optional<TierBytes> KvRoom::with(std::int64_t kv_bytes,
+                                      std::int64_t dram_bytes,
+                                      const OpenBytes& open) const {
   TierBytes room;
   for (const TierKind tier : kHostTiers) {
     if (!budgets_.has(tier)) continue;
@@ -67,8 +74,10 @@ std::optional<TierBytes> KvRoom::with(std::int64_t kv_bytes, std::int64_t dram_b
     if (room[tier] < 0) return std::nullopt;
     room[tier] = std::min(room[tier], most_[index_of(tier)].value_or(room[tier]));
   }
-  std::int64_t left = promised_ + kv_bytes;
+  std::int64_t left = promised_ + kv_bytes + largest_growth(open);
   TierBytes wanted;
+  wanted[TierKind::kDisk] = std::min({to_disk_ + open.to_disk, left, room[TierKind::kDisk]});
+  left -= wanted[TierKind::kDisk];
   if (halves_) {
     wanted[TierKind::kCxl] = std::min(left / 2, room[TierKind::kCxl]);
     left -= wanted[TierKind::kCxl];
@@ -100,13 +109,20 @@ void KvRoom::hold(const TierBytes& bytes) {
   }
 }
 
-void KvRoom::promise(std::int64_t kv_bytes, const TierBytes& wanted, const TierBytes& used) {
+void KvRoom::promise(std::int64_t kv_bytes,
+                     const TierBytes& wanted,
+                     const TierBytes& used,
+                     const OpenBytes& open) {
   hold(larger_of(wanted, used));
   promised_ += kv_bytes;
+  to_disk_ += open.to_disk;
+  if (open.to_disk > 0) growing_.insert(open.growing);
 }
 
-void KvRoom::take_back(std::int64_t kv_bytes, const TierBytes& used) {
+void KvRoom::take_back(std::int64_t kv_bytes, const TierBytes& used, const OpenBytes& open) {
   promised_ -= kv_bytes;
+  to_disk_ -= open.to_disk;
+  if (open.to_disk > 0) growing_.erase(growing_.find(open.growing));
   const std::optional<TierBytes> wanted = with(0, 0);
   if (!wanted.has_value()) return;
   try {

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <set>
 
 #include "kvcache/tier_blocks.h"
 #include "memory/budgets.h"
@@ -32,15 +33,22 @@ class KvRoom {
   /// What blocks may take, by tier: what was promised to requests in all, or, for a while, more.
   TierBytes room() const;
 
-  /// What would be held, were `kv_bytes` more promised and `dram_bytes` of DRAM given to others; as
-  /// much as can be of it in the fastest tiers. Nothing: there is not so much.
-  std::optional<TierBytes> with(std::int64_t kv_bytes, std::int64_t dram_bytes) const;
+  /// What would be held, were `kv_bytes` more promised and `dram_bytes` of DRAM given to others: of
+  /// requests that asked for the disk what `open` says on it, as far as it has room, and for one
+  /// of them at a time memory to grow in; of all else as much as can be in the fastest tiers.
+  /// Nothing: there is not so much.
+  std::optional<TierBytes> with(std::int64_t kv_bytes,
+                                std::int64_t dram_bytes,
+                                const OpenBytes& open = {}) const;
 
   /// Promises so much more and holds `wanted`, which with() gave, and what is `used` beyond it.
   /// OutOfMemoryError where another engine was faster.
-  void promise(std::int64_t kv_bytes, const TierBytes& wanted, const TierBytes& used);
+  void promise(std::int64_t kv_bytes,
+               const TierBytes& wanted,
+               const TierBytes& used,
+               const OpenBytes& open = {});
   /// Promises `kv_bytes` less and holds what is left of it in the fastest tiers that have room.
-  void take_back(std::int64_t kv_bytes, const TierBytes& used);
+  void take_back(std::int64_t kv_bytes, const TierBytes& used, const OpenBytes& open = {});
 
   /// The tier turned out to have only what is `used` of it, whatever its budget says: more is held
   /// of the others.
@@ -51,6 +59,7 @@ class KvRoom {
 
  private:
   void hold(const TierBytes& bytes);
+  std::int64_t largest_growth(const OpenBytes& more) const;
   TierBytes held() const;
   Reservation& in(TierKind tier) { return held_[index_of(tier)]; }
   const Reservation& in(TierKind tier) const { return held_[index_of(tier)]; }
@@ -61,6 +70,8 @@ class KvRoom {
   Budgets& budgets_;
   bool halves_;
   std::int64_t promised_ = 0;
+  std::int64_t to_disk_ = 0;             ///< of them
+  std::multiset<std::int64_t> growing_;  ///< of the requests that asked for the disk
   std::array<Reservation, kHostTiers.size()> held_;
   std::array<std::optional<std::int64_t>, kHostTiers.size()> most_;  ///< of tiers that are shut
 };

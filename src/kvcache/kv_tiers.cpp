@@ -97,7 +97,7 @@ KvTiers::KvTiers(KvPlacement placement,
 bool KvTiers::fits_now(std::int64_t dram_bytes,
                        std::int64_t kv_bytes,
                        const OpenBytes& open) const {
-  const std::optional<TierBytes> wanted = room_.with(kv_bytes, dram_bytes);
+  const std::optional<TierBytes> wanted = room_.with(kv_bytes, dram_bytes, open);
   return wanted.has_value() && holds_open(*wanted, open) &&
          place_blocks({.placement = placement_, .room = *wanted}, ledger_.blocks(), {}).fits;
 }
@@ -119,7 +119,7 @@ KvHolding KvTiers::hold(std::int64_t request,
                         std::int64_t kv_bytes,
                         const OpenBytes& open) {
   settle();
-  const std::optional<TierBytes> wanted = room_.with(kv_bytes, dram_bytes);
+  const std::optional<TierBytes> wanted = room_.with(kv_bytes, dram_bytes, open);
   if (!wanted.has_value()) {
     // The budgets say best what is missing.
     static_cast<void>(budgets_[TierKind::kDram].reserve(dram_bytes, "admit request"));
@@ -147,7 +147,7 @@ KvHolding KvTiers::hold(std::int64_t request,
   while (used()[TierKind::kDram] > (*wanted)[TierKind::kDram] && note_done(/*waits=*/true)) {
   }
   Reservation dram;
-  room_.promise(kv_bytes, *wanted, used());
+  room_.promise(kv_bytes, *wanted, used(), open);
   try {
     dram = budgets_[TierKind::kDram].reserve(dram_bytes, "admit request");
     Entry& entry = entries_[request];
@@ -155,7 +155,7 @@ KvHolding KvTiers::hold(std::int64_t request,
     entry.open = open;
     entry.dram = std::move(dram);
   } catch (...) {
-    room_.take_back(kv_bytes, used());
+    room_.take_back(kv_bytes, used(), open);
     throw;
   }
   return {*this, request};
@@ -165,10 +165,11 @@ void KvTiers::end(std::int64_t request) noexcept {
   mover_.forget(request, [this](const TierMove& move) { leaving_.add(move.from, -move.bytes); });
   const auto found = entries_.find(request);
   const std::int64_t kv_bytes = found->second.kv_bytes;
+  const OpenBytes open = found->second.open;
   ledger_.forget(request);
   entries_.erase(found);
   room_.reopen();
-  room_.take_back(kv_bytes, used());
+  room_.take_back(kv_bytes, used(), open);
   has_changed_ = true;
 }
 
@@ -269,8 +270,12 @@ void KvTiers::place(std::int64_t request, const std::vector<NewBlock>& blocks) {
     }
     begin(decision.moves);
     const std::size_t num_before = ledger_.blocks().size();
+    const bool goes_to_disk = entries_.at(request).open.to_disk > 0;
     for (std::size_t i = 0; i < blocks.size(); ++i) {
-      ledger_.add({.id = blocks[i].id, .bytes = blocks[i].bytes, .place = decision.places[i]});
+      ledger_.add({.id = blocks[i].id,
+                   .bytes = blocks[i].bytes,
+                   .place = decision.places[i],
+                   .goes_to_disk = goes_to_disk});
     }
     if (wait_for_room(decision.places)) return;
     ledger_.keep_first(num_before);  // a move failed
@@ -330,7 +335,9 @@ void KvTiers::close_written(std::int64_t request, Entry& entry) {
     const std::int64_t end =
         entry.memory->closed_tokens(side, entry.asked) / entry.memory->block_tokens(side);
     std::int64_t& closed = entry.closed[index_of(side)];
-    if (end > closed) ledger_.close_before(request, side, closed = end);
+    if (end <= closed) continue;
+    ledger_.close_before(request, side, closed = end);
+    has_changed_ |= entry.open.to_disk > 0;
   }
 }
 

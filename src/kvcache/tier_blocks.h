@@ -60,6 +60,8 @@ struct BlockId {
 struct OpenBytes {
   std::int64_t resting = 0;
   std::int64_t growing = 0;  ///< more, while it takes memory for so many tokens at once
+  /// Of a request that asked for the disk: all that may come to lie there.
+  std::int64_t to_disk = 0;
 };
 
 struct TierBlock {
@@ -68,6 +70,7 @@ struct TierBlock {
   BlockPlace place = BlockPlace::kDram;  ///< where it lies, or will once its moves are done
   bool is_closed = false;                ///< nothing is written to it any more
   bool is_moving = false;                ///< on its way to `place`, and to nowhere else meanwhile
+  bool goes_to_disk = false;             ///< once it is closed, and stays there
 };
 
 /// The blocks of all requests of an engine, in the order in which they came into being. Used by one

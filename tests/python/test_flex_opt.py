@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -176,6 +177,45 @@ def test_a_cut_run_is_projected_with_finite_numbers_however_short(run: Run) -> N
         assert float(record[7]) > 0
 
 
+@pytest.mark.parametrize(
+    ("line", "name", "shape", "rows"),
+    [
+        (
+            "--percent 100 0 50 50 100 0 --cpu",
+            "50-50-100-0-cpu-cache",
+            (16, 600),
+            "8 on the device, 8 in DRAM",
+        ),
+        (
+            "--percent 100 0 0 0 100 0 --cpu --attn-sparsity 0.1",
+            "0-0-100-0-cpu-cache",
+            (16, 600),
+            "16 on disk",
+        ),
+        (
+            "--percent 100 0 0 0 100 0 --compress-cache",
+            "0-0-100-0-gpu-cache-compc",
+            (2, 2000),  # blocks of rows so narrow hold more tokens
+            "2 on disk, in int4",
+        ),
+    ],
+    ids=("4", "5", "6"),
+)
+def test_4_to_6_caches_on_gpu_cpu_and_disk(
+    run: Run, line: str, name: str, shape: tuple[int, int], rows: str
+) -> None:
+    batch, length = shape
+    sizes = f"--gpu-batch-size {batch} --prompt-len {length} --hg-fill-prompts"
+    out = run(f"{sizes} {line} --cut-gen-len 8")
+    (record,) = records_of(out)
+    assert (record[4], record[-1]) == ("True", f"{length}")
+    assert f"placement: cache: of {batch} rows {rows}\n" in out
+    assert (float(record[15]) > 0) == ("disk" in rows)  # to the disk
+    log = run.folder / f"fo-opt-gbs{batch}-ngbs1-prompt{length}-gen32-percent-100-0-{name}.log"
+    assert records_of(log.read_text()) == [record]
+    assert not list(run.offload.iterdir())
+
+
 def test_7_dummy_weights_need_no_tokenizer_and_print_no_text(run: Run) -> None:
     code, out, err = run.ends(
         "--model facebook/opt-125m --path _DUMMY_ --prompt-len 24 --gen-len 4 "
@@ -191,8 +231,9 @@ def test_7_dummy_weights_need_no_tokenizer_and_print_no_text(run: Run) -> None:
     assert "a cache in 4 bits lies in DRAM" in out
 
 
-def test_8_and_9_blocks_of_batches_with_attention_on_the_cpu(run: Run) -> None:
-    line = "--percent 20 80 0 100 0 100 --gpu-batch-size 3 --num-gpu-batches 3 --cpu --no-log"
+@pytest.mark.parametrize("percent", ["20 80 0 100 0 100", "0 50 0 0 0 100"])
+def test_8_and_9_blocks_of_batches_with_attention_on_the_cpu(run: Run, percent: str) -> None:
+    line = f"--percent {percent} --gpu-batch-size 3 --num-gpu-batches 3 --cpu --no-log"
     (record,) = records_of(run(f"{line} --debug fewer_batch"))
     assert record[4] == "True"
     out = run(f"{line} --debug breakdown --pin-weight 0")
@@ -330,6 +371,55 @@ def test_a_half_written_folder_is_refused_and_stays_as_it_was(run: Run) -> None:
     assert after == digest
 
 
+def contents(*folders: Path) -> dict[str, str]:
+    """Return all that lies below folders, and of files their hashes."""
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for folder in folders
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--percent 100 0 100",
+        "--percent 100 0 70 40 100 0",
+        "--model opt-9b",
+        "--model opt-125m --path half",
+        "--compress-cache --attn-sparsity 0.5",
+        "--percent 0 0 0 0 100 0 --prompt-len 2040 --hg-fill-prompts",
+    ],
+)
+def test_bad_input_changes_nothing_that_lay_there_before(
+    run: Run, weights: Path, line: str
+) -> None:
+    half = run.folder / "half" / "opt-125m-np"
+    half.mkdir(parents=True)
+    shutil.copy(weights / "tiny-opt-np" / "decoder.embed_positions.weight", half)
+    run.offload.mkdir()
+    (run.offload / "t_0").write_text("another run's")
+    (run.folder / "fo-opt.log").write_text("an old record")
+    before = contents(run.folder, weights)
+    code, _out, err = run.ends(f"--model tiny-opt --path {weights} {line}")
+    assert code in (1, 2)
+    assert err.startswith("error: [")
+    assert err.count("\n") == 1
+    assert contents(run.folder, weights) == before
+
+
+@pytest.mark.parametrize("percent", ["0 0 100 0 100 0", "100 0 0 0 100 0"])
+def test_a_disk_folder_that_is_not_writable_is_one_sentence(run: Run, percent: str) -> None:
+    run.offload = Path("/proc/self/fdinfo")  # nobody makes a file there, whoever they are
+    code, _out, err = run.ends(
+        f"--model tiny-opt --path {run._weights} --percent {percent} --no-log"
+    )
+    assert code in (1, 2)
+    assert err.startswith("error: [")
+    assert err.count("\n") == 1
+    assert "/proc/self/fdinfo" in err
+
+
 def test_an_offload_folder_that_cannot_be_is_one_sentence(run: Run) -> None:
     run.offload.write_text("a file")
     code, _out, err = run.ends(f"--model tiny-opt --path {run._weights}")
@@ -401,6 +491,12 @@ def test_programs_have_a_help_text(
         runpy.run_module(f"hybridgen.{module}", run_name="__main__")
     assert ended.value.code == 0
     assert f"hybridgen.{module}" in capsys.readouterr().out
+
+
+def test_opt_config_names_the_hub_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert opt_config(["--model", "facebook/opt-1.3b", "--path", str(tmp_path / "new")]) == 1
+    assert "[load_model] facebook/opt-1.3b is neither" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_opt_config_brings_a_folder_into_flexgens_layout(

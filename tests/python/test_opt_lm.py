@@ -85,6 +85,14 @@ PLACEMENTS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "activations on the CPU": ((20, 80, 0, 100, 0, 100), {"cpu_cache_compute": True}),
     "weights on the disk": ((0, 0, 100, 0, 100, 0), {}),
     "weights and cache in two places": ((50, 0, 0, 100, 100, 0), {"cpu_cache_compute": True}),
+    "cache on GPU and CPU": ((100, 0, 50, 50, 100, 0), {}),
+    "cache on GPU and CPU, which attends": ((100, 0, 50, 50, 100, 0), {"cpu_cache_compute": True}),
+    "cache on the disk": ((100, 0, 0, 0, 100, 0), {}),
+    "cache on all three": ((100, 0, 34, 34, 100, 0), {"gpu_batch_size": 4, "num_gpu_batches": 1}),
+    "cache on the disk, attention on the CPU": (
+        (100, 0, 0, 50, 100, 0),
+        {"cpu_cache_compute": True, "overlap": False},
+    ),
     "no overlap": ((100, 0, 0, 100, 100, 0), {"overlap": False}),
     "layers fused": ((100, 0, 0, 100, 100, 0), {"sep_layer": False, "pin_weight": False}),
     "one row in each of four batches": (
@@ -110,12 +118,14 @@ def test_ids_of_the_same_policy_are_the_same_on_the_emulated_device(
 ) -> None:
     env = ExecutionEnv.create(str(tmp_path), "emulated")
     choices = flex_opt.EngineChoices(dtype="float32")
-    for fields in ({}, {"cpu_cache_compute": True}):
-        wanted = policy(100, 0, 0, 100, 100, 0, **fields)
-        model = OptLM("tiny-opt", env, str(weights), wanted, engine=choices)
-        rows = different_rows()
-        assert np.array_equal(model.generate(rows, NEW), reference(rows))
-        model.delete_all_weights()
+    rows = different_rows()
+    expected = reference(rows)
+    for cache in ((0, 100), (50, 50), (50, 0)):
+        for on_cpu in (False, True):
+            wanted = policy(100, 0, *cache, 100, 0, cpu_cache_compute=on_cpu)
+            model = OptLM("tiny-opt", env, str(weights), wanted, engine=choices)
+            assert np.array_equal(model.generate(rows, NEW), expected)
+            model.delete_all_weights()
 
 
 def test_the_cache_divided_by_tokens_says_the_same(
@@ -136,9 +146,10 @@ def test_ids_do_not_depend_on_a_drawn_policy(
     batch, batches = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
     gpu = data.draw(st.integers(0, 100))
     cpu = data.draw(st.integers(0, 100 - gpu))
-    on_gpu = data.draw(st.booleans())
+    cache_gpu = data.draw(st.integers(0, 100))
+    cache_cpu = data.draw(st.integers(0, 100 - cache_gpu))
     act = data.draw(st.sampled_from([(100, 0), (0, 100), (0, 0)]))
-    shares = (gpu, cpu, 100 * on_gpu, 100 * (not on_gpu), *act)
+    shares = (gpu, cpu, cache_gpu, cache_cpu, *act)
     fields = {
         name: data.draw(st.booleans())
         for name in ("overlap", "sep_layer", "pin_weight", "cpu_cache_compute")
@@ -158,12 +169,30 @@ def plain(weights: Path, batch: int, batches: int) -> Any:
     return model.generate(different_rows(batch * batches, length=24, seed=batch), 4)
 
 
+def test_rows_lie_where_the_policy_says_and_the_disk_is_clean_afterwards(
+    made: Callable[..., OptLM], tmp_path: Path
+) -> None:
+    rows = different_rows(length=700)
+    expected = made().generate(rows, NEW)
+    # Two batches of two rows: of each one row on the GPU, the other on the disk.
+    model = made(100, 0, 50, 0, 100, 0)
+    assert np.array_equal(model.generate(rows, NEW), expected)
+    stats = model.llm.stats
+    token = 2 * 4 * model.config.num_hidden_layers * model.config.hidden_size
+    on_disk = sum(int((row != PAD).sum()) for row in rows[[1, 3]])
+    assert 0.5 * on_disk * token < stats.disk_bytes_written <= on_disk * token
+    assert stats.disk_bytes_read > stats.disk_bytes_written
+    assert stats.evicted_bytes <= (on_disk + 2 * NEW) * token
+    assert not list((tmp_path / "offload").iterdir())
+
+
 def test_sparse_values_are_the_same_wherever_the_cache_lies(made: Callable[..., OptLM]) -> None:
     rows = different_rows()
     dense = made().generate(rows, NEW)
     on_gpu = made(attn_sparsity=0.3).generate(rows, NEW)
-    on_cpu = made(100, 0, 0, 100, 100, 0, attn_sparsity=0.3).generate(rows, NEW)
-    assert np.array_equal(on_gpu, on_cpu)
+    for cache in ((0, 100), (0, 0), (50, 50)):
+        elsewhere = made(100, 0, *cache, 100, 0, attn_sparsity=0.3).generate(rows, NEW)
+        assert np.array_equal(on_gpu, elsewhere)
     assert not np.array_equal(on_gpu, dense)
 
 

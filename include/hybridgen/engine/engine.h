@@ -12,6 +12,7 @@
 #include <exception>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -48,6 +49,16 @@ struct TokenEvent {
   std::vector<std::vector<std::pair<std::int64_t, float>>> prompt_logprobs;
   FinishReason finish_reason = FinishReason::kNone;
   std::exception_ptr error;  ///< kError: what ended the request; one of error.h where it can be
+};
+
+/// Where one request's keys and values lie, if it is another place than the engine's options say.
+struct RequestHome {
+  /// Newest tokens on the device, whatever EngineOptions::device_tokens says; only of methods with
+  /// a window.
+  std::optional<std::int64_t> device_tokens{};
+  /// Of its offloaded tokens whole blocks go to the disk once they are written, and stay there;
+  /// only of engines with a disk.
+  bool on_disk = false;
 };
 
 struct RequestStatistics {
@@ -112,11 +123,13 @@ class Engine {
   /// longer than the model allows, bad sampling options. OutOfMemoryError: it could never fit, with
   /// the nearest setting that does.
   /// `forced`: these tokens are taken instead of sampled ones (scoring). `decode_prompt_tokens`:
-  /// the last so many prompt tokens pass through decode steps instead of prefill.
+  /// the last so many prompt tokens pass through decode steps instead of prefill. `home`:
+  /// ConfigError for what this engine's method or tiers do not have.
   std::int64_t add(std::vector<std::int64_t> prompt,
                    SamplingOptions sampling,
                    std::vector<std::int64_t> forced = {},
-                   std::int64_t decode_prompt_tokens = 0);
+                   std::int64_t decode_prompt_tokens = 0,
+                   const RequestHome& home = {});
 
   bool has_work() const;
 

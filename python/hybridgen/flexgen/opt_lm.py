@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import warnings
 from contextlib import suppress
 from typing import Any
@@ -13,8 +14,9 @@ import numpy.typing as npt
 import torch
 
 from .. import methods
-from .._checks import as_int, brief
+from .._checks import MAX_COUNT, as_int, brief
 from ..config import CpuConfig, KVConfig, WeightConfig
+from ..disk import Disk
 from ..errors import ConfigError
 from ..failures import reported
 from ..generation import Call
@@ -22,9 +24,10 @@ from ..llm import LLM
 from ..model import Model
 from ..request import Request
 from ..sampling import SamplingParams
+from ..sequence import Sequence
 from .breakdown import breakdown_lines, stages_between
 from .opt_config import FolderConfig, OptConfig, download_opt_weights, find_config
-from .placement import CPU_ATTENTION_NAME, DISK, InfiniGenFork, Placement, place
+from .placement import CPU_ATTENTION_NAME, DEVICE, DISK, InfiniGenFork, Placement, place
 from .policy import Policy, Task
 from .pytorch_backend import ExecutionEnv
 from .timer import timers
@@ -37,6 +40,8 @@ _DEBUG_MODES = (None, "fewer_batch", "breakdown")
 _SAMPLED_STEPS = 3
 """Decode steps that a debug mode runs; the first of them does not count."""
 _GREEDY_BELOW = 1e-5
+_PIECE, _LONGEST_PIECE = 1024, 4096
+"""Prompt tokens of a row that pass through the model together, and at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +109,6 @@ class OptLM:
         self.policy = policy
         self.num_gpu_batches = policy.num_gpu_batches
         self.placement = self._place(fork)
-        _refuse_what_is_missing(policy, self.placement)
         self.layers = _layer_names(self.config.num_hidden_layers, policy.sep_layer)
         self.num_layers = len(self.layers)
         self.task: Task | None = None
@@ -134,6 +138,8 @@ class OptLM:
                 method=_registered(self.placement.method),
                 kv=self._kv(model),
                 max_num_seqs=len(self.placement.rows),
+                max_num_batched_tokens=self._prompt_tokens_at_once(model),
+                micro_batch=self.placement.micro_batch,
                 cpu=self.engine.cpu,
             )
         finally:
@@ -266,8 +272,15 @@ class OptLM:
             params = shared if shared.seed is None else shared.replace(seed=shared.seed + row)
             text = llm.model._reader("generate").read_one(ids)
             request = llm._maker.make("generate", text, params, makes_text=False)
+            self._give_home(request.sequences[0], self.placement.rows[row])
             found.append(request)
         return found
+
+    def _give_home(self, sequence: Sequence, home: str) -> None:
+        """Say where a row lies, where the engine's options do not say it of all."""
+        if home == DEVICE and self._has_window():
+            sequence.device_tokens = MAX_COUNT
+        sequence.on_disk = home == DISK
 
     def _sampling(self) -> SamplingParams:
         task = self.task
@@ -397,25 +410,31 @@ class OptLM:
     def _kv(self, model: Model) -> KVConfig:
         placed = self.placement
         options: dict[str, Any] = {"keys": placed.precision, "values": placed.precision}
-        method = _registered(placed.method)
-        if "device_tokens" in methods.reads(getattr(method, "method", method)):
+        if self._has_window():
             share = placed.device_tokens
             options["device_tokens"] = 0 if share is None else share
+        if placed.count(DISK):
+            options["disk"] = Disk(self.env.disk.path, self._disk_bytes(model))
         return KVConfig(**options)
 
+    def _prompt_tokens_at_once(self, model: Model) -> int:
+        """Return whole prompts where weights come again for each piece of one."""
+        streams = self.placement.weights.get("device", 1.0) < 1.0
+        positions = int(model.config["max_positions"])
+        return max(_PIECE, min(positions, _LONGEST_PIECE)) if streams else _PIECE
 
-def _refuse_what_is_missing(policy: Policy, placement: Placement) -> None:
-    """Refuse what the engine does not do yet."""
-    missing = {
-        "a cache on the disk": DISK in placement.rows,
-        "a cache with some rows on the GPU and some on the CPU": len(set(placement.rows)) > 1,
-    }
-    for what, is_asked in missing.items():
-        if is_asked:
-            raise ConfigError(
-                f"[policy] it asks for {what}, which this version does not do; allowed: weights "
-                "and cache on the GPU or on the CPU; change --percent"
-            )
+    def _has_window(self) -> bool:
+        method = _registered(self.placement.method)
+        return "device_tokens" in methods.reads(getattr(method, "method", method))
+
+    def _disk_bytes(self, model: Model) -> int:
+        """Return what the rows on the disk can ever take, as far as there is room."""
+        config = model.config
+        row = config["num_layers"] * config["num_kv_heads"] * config["head_dim"]
+        each = 2 * row * (4 if model.dtype == "float32" else 2) * (config["max_positions"] + 512)
+        wanted = self.placement.count(DISK) * each + (64 << 20)
+        free = shutil.disk_usage(self.env.disk.path).free
+        return min(wanted, free * 9 // 10)
 
 
 def _registered(method: Any) -> Any:

@@ -71,7 +71,7 @@ class Placement:
 
     def sentence(self) -> str:
         """Return where keys and values lie, as it is printed."""
-        found = [f"{self.count(h)} on {n}" for h, n in _NAMES.items() if self.count(h)]
+        found = [f"{self.count(h)} {n}" for h, n in _NAMES.items() if self.count(h)]
         how = "" if self.precision == "full" else f", in {self.precision}"
         if self.device_tokens is not None:
             share = f"{100 * self.device_tokens:g} %"
@@ -79,7 +79,7 @@ class Placement:
         return f"cache: of {len(self.rows)} rows {', '.join(found)}{how}"
 
 
-_NAMES = {DEVICE: "the device", DRAM: "DRAM", DISK: "disk"}
+_NAMES = {DEVICE: "on the device", DRAM: "in DRAM", DISK: "on disk"}
 
 
 def check_policy(policy: Policy) -> None:
@@ -190,9 +190,21 @@ def place(
     if splits_tokens and policy.cache_gpu_percent < 100:
         device_tokens = policy.cache_gpu_percent / 100
         rows = (DRAM if policy.cache_disk_percent == 0 else DISK,) * len(rows)
-    if policy.compress_cache and DEVICE in rows:
-        rows = tuple(DRAM if row == DEVICE else row for row in rows)
-        notes.append("a cache in 4 bits lies in DRAM, not on the GPU; the newest token stays there")
+    on_host_only = {
+        "in 4 bits": policy.compress_cache,
+        "of which some values are read": policy.attn_sparsity < 1,
+    }
+    for what, is_asked in on_host_only.items():
+        if is_asked and DEVICE in rows:
+            rows = tuple(DRAM if row == DEVICE else row for row in rows)
+            notes.append(
+                f"a cache {what} lies in DRAM, not on the GPU; the newest token stays there"
+            )
+    if DISK in rows:
+        notes.append(
+            "of a row on the disk the newest tokens are in DRAM until they fill a block of 256, or "
+            "more where rows are narrow"
+        )
     if policy.act_disk_percent == 100 or (policy.act_cpu_percent == 100 and not device_is_host):
         notes.append("activations stay on the device, whatever home they are given")
     method = _method(policy, rows, fork, device_tokens, notes)

@@ -253,6 +253,72 @@ TEST_F(ADiskThat, MayNotBeWrittenToOrIsTooSmallIsRefusedAtOnce) {
   EXPECT_THROW(Engine(model(), options_), ConfigError);
 }
 
+TEST(RequestHome, IsEachRequestsOwnAndChangesNothingThatIsSaid) {
+  EngineOptions options = testing::options("flexgen");
+  options.device_tokens.count = 1;
+  options.prefill_chunk = 96;
+  const std::vector<Generated> expected = run(options).generated;
+  const TestFolder folder;
+  Engine engine(model(), with_disk(options, folder, std::int64_t{64} << 20));
+  std::vector<std::int64_t> ids{
+      engine.add(prompts()[0], few_tokens(), {}, 0, {.device_tokens = kMaxTokens}),
+      engine.add(prompts()[1], few_tokens()),
+      engine.add(prompts()[2], few_tokens(), {}, 0, {.on_disk = true})};
+  Ended ended;
+  std::int64_t on_disk = 0;
+  while (engine.has_work()) {
+    testing::step(engine, ended);
+    on_disk = std::max(on_disk, used_of(engine, "disk"));
+  }
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    ASSERT_FALSE(ended.errors.contains(ids[i]));
+    EXPECT_EQ(ended.generated.at(ids[i]).tokens, expected[i].tokens);
+  }
+  EXPECT_EQ(ended.generated.at(ids[2]), expected[2]);
+  EXPECT_EQ(engine.request_statistics(ids[0]).offloaded_tokens, 0);
+  EXPECT_GT(engine.request_statistics(ids[1]).offloaded_tokens, 0);
+  EXPECT_GT(on_disk, 0);
+  const DiskStatistics disk = engine.run_statistics().disk;
+  // The third request's five whole blocks of 256 tokens, of keys and of values, each once; the last
+  // ones may be on their way when it ends.
+  const std::int64_t row = model()->config().kv_row_bytes(DType::kFloat32);
+  const std::int64_t blocks = 2 * row * model()->config().num_layers * 5 * 256;
+  EXPECT_GT(disk.written_bytes, blocks / 2);
+  EXPECT_LE(disk.written_bytes, blocks);
+  EXPECT_GT(disk.read_bytes, disk.written_bytes);  // in every step
+  EXPECT_EQ(used_of(engine, "disk"), 0);
+  EXPECT_EQ(used_of(engine, "dram"), 0);
+}
+
+TEST(RequestHome, OnTheDiskNeedsLittleMemoryHoweverManyThereAre) {
+  EngineOptions options = testing::options("flexgen");
+  options.device_tokens.count = 1;
+  options.prefill_chunk = 96;
+  const Outcome alone = run(options);
+  const TestFolder folder;
+  Engine engine(model(), with_disk(options, folder, alone.peak_dram * 7 / 10));
+  std::map<std::int64_t, std::size_t> index;
+  for (int round = 0; round < 2; ++round) {
+    for (std::size_t i = 0; i < prompts().size(); ++i) {
+      index[engine.add(prompts()[i], few_tokens(), {}, 0, {.on_disk = true})] = i;
+    }
+  }
+  const Ended ended = run_to_end(engine);
+  for (const auto& [id, i] : index) EXPECT_EQ(ended.generated.at(id), alone.generated[i]);
+}
+
+TEST(RequestHome, ThatThereIsNotIsRefused) {
+  Engine without_window(model(), testing::options("moe_lightning"));
+  EXPECT_THROW(without_window.add({1, 2}, few_tokens(), {}, 0, {.device_tokens = 9}), ConfigError);
+  Engine without_disk(model(), testing::options("flexgen"));
+  EXPECT_THROW(without_disk.add({1, 2}, few_tokens(), {}, 0, {.on_disk = true}), ConfigError);
+  EXPECT_THROW(without_disk.add({1, 2}, few_tokens(), {}, 0, {.device_tokens = -1}), ConfigError);
+  EngineOptions options = testing::options("hybridgen");
+  options.tiers.shrink_windows = true;
+  Engine shrinking(model(), options);
+  EXPECT_THROW(shrinking.add({1, 2}, few_tokens(), {}, 0, {.device_tokens = 9}), ConfigError);
+}
+
 TEST(DiskTier, IsRefusedByMethodsThatHaveNoUseForIt) {
   const TestFolder folder;
   EngineOptions full = with_disk(testing::options("full"), folder, std::int64_t{1} << 30);

@@ -27,7 +27,7 @@ TierBytes room_of(std::int64_t dram, std::int64_t cxl, std::int64_t disk = 0) {
 }
 
 /// Blocks of one byte, oldest first, as a text: K or V, then d(ram), c(xl), t(urns) or (dis)k; a +
-/// behind it: still written to.
+/// behind it: still written to; a !: of a request that asked for the disk.
 std::vector<TierBlock> blocks_of(const std::string& text) {
   std::vector<TierBlock> blocks;
   for (std::size_t i = 0; i + 1 < text.size(); ++i) {
@@ -41,7 +41,8 @@ std::vector<TierBlock> blocks_of(const std::string& text) {
                                : place == 'c' ? kCxl
                                : place == 't' ? kTurns
                                               : kDisk,
-                      .is_closed = i + 2 >= text.size() || text[i + 2] != '+'});
+                      .is_closed = i + 2 >= text.size() || text[i + 2] != '+',
+                      .goes_to_disk = i + 2 < text.size() && text[i + 2] == '!'});
   }
   return blocks;
 }
@@ -218,6 +219,30 @@ TEST(KvPlacement, FollowsItsTable) {
        "",
        {},
        {{1, kDram, kCxl}}},
+      {"what asked for the disk goes there, and nothing else",
+       semantic,
+       room_of(9, 9, 9),
+       0,
+       "Kd!Vd!KdVd",
+       "KV",
+       {kDram, kDram},
+       {{0, kDram, kDisk}, {1, kDram, kDisk}}},
+      {"and stays there, whatever memory has room for",
+       semantic,
+       room_of(9, 9, 9),
+       0,
+       "Kk!Vk!KkVk",
+       "",
+       {},
+       {{2, kDisk, kDram}, {3, kDisk, kDram}}},
+      {"also where nothing else moves, as far as the disk has room",
+       first_touch,
+       room_of(9, 0, 1),
+       0,
+       "Kd!Vd!",
+       "V",
+       {kDram},
+       {{0, kDram, kDisk}}},
       {"only what must goes to the disk",
        first_touch,
        room_of(2, 2, 9),

@@ -132,11 +132,24 @@ struct Tiers {
     return {.resting = std::min((2 * 1 + 2) * kBlock, 3 * capacity),
             .growing = std::min(3 * kBlock * blocks, 3 * capacity)};
   }
-  bool fits(std::int64_t capacity) const {
-    return tiers.fits_now(0, bytes_for(capacity), open_bytes(capacity));
+  struct Needs {
+    std::int64_t bytes = 0;
+    OpenBytes open;
+  };
+  Needs needs(std::int64_t capacity, bool asks_for_disk) const {
+    OpenBytes open = open_bytes(capacity);
+    if (!asks_for_disk) return {bytes_for(capacity), open};
+    open.to_disk = 3 * capacity;
+    open.growing = std::min(open.growing, open.to_disk - open.resting);
+    return {open.to_disk + open.resting, open};
   }
-  void admit(std::int64_t id, std::int64_t capacity) {
-    KvHolding holding = tiers.hold(id, 0, bytes_for(capacity), open_bytes(capacity));
+  bool fits(std::int64_t capacity, bool asks_for_disk = false) const {
+    const Needs needed = needs(capacity, asks_for_disk);
+    return tiers.fits_now(0, needed.bytes, needed.open);
+  }
+  void admit(std::int64_t id, std::int64_t capacity, bool asks_for_disk = false) {
+    const Needs needed = needs(capacity, asks_for_disk);
+    KvHolding holding = tiers.hold(id, 0, needed.bytes, needed.open);
     Request& request = requests[id];
     request.memory = std::make_unique<NotedMemory>(disk, capacity);
     request.holding = std::move(holding);
@@ -219,6 +232,41 @@ TEST(KvTiersOnDisk, WhatIsStillWrittenToMustFitIntoMemory) {
   EXPECT_TRUE(tiers.fits(40));
 }
 
+TEST(KvTiersOnDisk, RequestsThatAskForItGoThereAndShareTheMemoryToGrowIn) {
+  const OpenBytes open = Tiers::open_bytes(40);
+  Tiers tiers(3 * open.resting + open.growing, 10000);
+  for (const std::int64_t id : {1, 2, 3}) tiers.admit(id, 40, /*asks_for_disk=*/true);
+  EXPECT_FALSE(tiers.fits(40, /*asks_for_disk=*/true));
+  for (const std::int64_t id : {1, 2, 3}) {
+    for (std::int64_t tokens = 4; tokens <= 40; tokens += 4) tiers.grow(id, tokens);
+  }
+  tiers.tiers.settle();
+  tiers.expect_truth();
+  // All but the block that is written to, and of keys the one before it.
+  EXPECT_EQ(tiers.bytes(KvSide::kKeys, TierKind::kDisk), 3 * (40 - kBlock));
+  EXPECT_EQ(tiers.bytes(KvSide::kValues, TierKind::kDisk), 3 * 2 * 40);
+  tiers.requests.clear();
+  for (const auto& [tier, budget] : tiers.budgets) EXPECT_EQ(budget.used_bytes(), 0);
+}
+
+TEST(KvTiersOnDisk, OneThatAsksForItStaysThereAndOthersInMemory) {
+  Tiers tiers(1000, 1000);
+  tiers.admit(1, 40, /*asks_for_disk=*/true);
+  tiers.admit(2, 40);
+  for (const std::int64_t id : {1, 2}) {
+    for (std::int64_t tokens = 4; tokens <= 40; tokens += 4) tiers.grow(id, tokens);
+  }
+  tiers.tiers.settle();
+  tiers.expect_truth();
+  const std::int64_t on_disk = tiers.bytes(KvSide::kValues, TierKind::kDisk);
+  EXPECT_EQ(on_disk, 2 * 40);
+  tiers.requests.erase(2);
+  tiers.tiers.settle();
+  tiers.expect_truth();
+  EXPECT_EQ(tiers.bytes(KvSide::kValues, TierKind::kDisk), on_disk);
+  EXPECT_EQ(tiers.disk.read, 0);
+}
+
 TEST(KvTiersOnDisk, ThroughAnyLifeTheLedgerTellsTheTruthAndNothingLeaks) {
   for (unsigned seed = 0; seed < 100; ++seed) {
     SCOPED_TRACE(seed);
@@ -231,9 +279,10 @@ TEST(KvTiersOnDisk, ThroughAnyLifeTheLedgerTellsTheTruthAndNothingLeaks) {
     std::int64_t next = 0;
     for (int step = 0; step < 60; ++step) {
       const std::int64_t capacity = draw(1, 30);
-      if (draw(0, 3) == 0 && tiers.fits(capacity)) {
+      const bool asks_for_disk = draw(0, 1) == 0;
+      if (draw(0, 3) == 0 && tiers.fits(capacity, asks_for_disk)) {
         try {
-          tiers.admit(next++, capacity);
+          tiers.admit(next++, capacity, asks_for_disk);
         } catch (const Error&) {
           ASSERT_TRUE(fails) << "what fits is admitted";
         }
