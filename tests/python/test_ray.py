@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,12 @@ ENVIRONMENT = {
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two nodes of one CPU and 1 GiB each, in processes of their own."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        # Not pytest's: names of sockets have to be short.
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
+    ):
+        for name, value in {**ENVIRONMENT, "RAY_TMPDIR": folder}.items():
             patch.setenv(name, value)  # before Ray is imported, which then reads it
         reason = "pip install 'hybridgen[ray]' would run it"
         kind = pytest.importorskip("ray.cluster_utils", reason=reason).Cluster

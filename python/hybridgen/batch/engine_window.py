@@ -87,8 +87,11 @@ class EngineWindow:
         """Put a line's request into the engine; returns the answer if it is refused."""
         try:
             request = self._request(line, self._forms.asked(line))
+        except Exception as error:  # whatever a line makes of the options
+            return self._failure(line, error)
+        try:
             in_flight.add(line, request)
-        except Exception as error:
+        except (HybridGenError, MemoryError) as error:
             return self._failure(line, error)
         return None
 
