@@ -74,6 +74,9 @@ class Served:
         """Return the metrics once no text runs; every one that was begun has then ended."""
         wait_for(lambda: self.metrics()["hybridgen_texts_running"] == 0)
         found = self.metrics()
+        running = self.server.service.running
+        assert not running._jobs
+        assert not running._owners
         assert found["hybridgen_texts_begun_total"] == sum(self.ended().values())
         assert found['hybridgen_memory_used_bytes{tier="dram"}'] == 0
         assert found['hybridgen_memory_used_bytes{tier="device"}'] == 0

@@ -253,7 +253,11 @@ def test_a_client_that_leaves_while_it_waits_frees_its_place(server: Served) -> 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_text_that_fails_is_an_error_of_its_request_alone(
-    llm: LLM, server: Served, monkeypatch: pytest.MonkeyPatch, stream: bool
+    llm: LLM,
+    server: Served,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stream: bool,
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise NumericError("[step] a logit is NaN; this is a test")
@@ -271,6 +275,7 @@ def test_a_text_that_fails_is_an_error_of_its_request_alone(
             with pytest.raises(openai.APIError, match="a logit is NaN"):
                 list(client.completions.create(model=MODEL, prompt="w1", stream=True))
     assert server.ended()["error"] > failed
+    assert "error: [step] a logit is NaN; this is a test" in capsys.readouterr().err
     assert server.complete().status_code == 200
     assert llm.generate("w1", SamplingParams(max_tokens=1))[0].finished
 

@@ -242,7 +242,10 @@ class Running:
         self._metrics.end(sequence)
         if sequence.output.finish_reason not in ("stop", "length"):
             error = sequence.error or Problem(503, "[serve] the text was ended; try again")
-            job.fail(problem_of(error, while_running=True))
+            problem = problem_of(error, while_running=True)
+            if sequence.output.finish_reason == "error":
+                _report(problem)
+            job.fail(problem)
             self.leave(job)
         if job.is_done:
             self._jobs.discard(job)
@@ -257,7 +260,7 @@ class Running:
 
     def _take_failure(self, error: BaseException) -> None:
         problem = Problem(503, f"[serve] the engine has stopped: {type(error).__name__}: {error}")
-        print(f"error: {problem.detail}", file=sys.stderr, flush=True)
+        _report(problem)
         self.end_all(problem)
 
     # ------------------------------------------------------------------------ the engine's thread
@@ -321,3 +324,8 @@ class Running:
             self._events.call_soon_threadsafe(function, *arguments)
         except RuntimeError:  # the event loop is closed: nobody is left to be told
             self._is_over = True
+
+
+def _report(problem: Problem) -> None:
+    """Tell who runs the server, not only the client."""
+    print(f"error: {problem.detail}", file=sys.stderr, flush=True)
