@@ -389,7 +389,8 @@ def test_another_input_model_or_option_is_refused_by_name(
     words = refused("--temperature", "0.5", "--model-name", "tiny-llama", model=model)
     assert "model.model.safetensors is" in words
     # Where it runs, and how fast, is no part of what it is.
-    assert run(source, out, "--temperature", "0.5", "--max-num-seqs", "3") == 0
+    elsewhere = ["--max-num-seqs", "3", "--weight-host", "0.0", "--dram", "1GiB"]
+    assert run(source, out, "--temperature", "0.5", *elsewhere) == 0
     with source.open("a") as file:
         file.write('{"prompt": "v9"}\n')
     words = refused("--temperature", "0.5")

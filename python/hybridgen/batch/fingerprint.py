@@ -22,6 +22,7 @@ _SUFFIXES = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin", ".gguf
 _CHANGE_NO_TEXT = {
     "cpu": ("threads", "device_threads", "numa"),
     "kv": ("dram", "cxl", "cxl_node", "disk", "placement"),
+    "weights": ("device", "host", "folder", "direct"),
     "": ("max_num_seqs", "max_num_batched_tokens"),
 }
 """Options that say where and how fast, by their object; text is the same with any of them."""
@@ -72,7 +73,7 @@ def text_options(engine: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict
         if isinstance(value, Options):
             idle = _CHANGE_NO_TEXT.get(name, ())
             value = {key: item for key, item in said(value).items() if key not in idle}
-        if value not in (None, {}) and name not in _CHANGE_NO_TEXT[""]:
+        if value is not None and value != {} and name not in _CHANGE_NO_TEXT[""]:
             found[name] = value
     return dict(json.loads(json.dumps(found, default=repr)))
 
