@@ -81,8 +81,8 @@ def cached_share(file: Path) -> float:
 class Files:
     """The weight files, and the state of the page cache that a turn asks for."""
 
-    def __init__(self, folder: Path, is_cold: bool) -> None:
-        self.paths = sorted(folder.glob("*.safetensors"))
+    def __init__(self, paths: list[Path], is_cold: bool) -> None:
+        self.paths = paths
         self.is_cold = is_cold
 
     def prepare(self) -> None:
@@ -141,33 +141,40 @@ def read_pieces(pieces: list[tuple[int, int]]) -> int:
         return sum(future.result() for future in [pool.submit(read) for _ in range(READERS)])
 
 
-def steps_of_ours(folder: Path, files: Files, steps: int) -> tuple[list[float], list[float]]:
+def steps_of_ours(
+    llm: hg.LLM, files: Files, steps: int, rows: int = 1
+) -> tuple[list[float], list[float]]:
     """Return bytes per second that came from the disk, and seconds, of single decode steps."""
-    weights = hg.WeightConfig(device=0.0, host=0.0)
     rates, seconds = [], []
-    with hg.LLM(folder, method="full", weights=weights) as llm:
-        llm.add_request("steps", [1] * 16, hg.SamplingParams(max_tokens=steps + 2, ignore_eos=True))
-        llm.step()  # the prompt
+    params = hg.SamplingParams(max_tokens=steps + 2, ignore_eos=True)
+    for row in range(rows):
+        llm.add_request(str(row), [1] * 16, params)
+    llm.step()  # the prompts
+    llm.step()
+    for _ in range(steps):
+        time.sleep(0.3)  # until what is read ahead is there
+        files.prepare()
+        before = llm.stats.weight_bytes_read
+        begin = time.perf_counter()
         llm.step()
-        for _ in range(steps):
-            time.sleep(0.3)  # until what is read ahead is there
-            files.prepare()
-            before = llm.stats.weight_bytes_read
-            begin = time.perf_counter()
-            llm.step()
-            seconds.append(time.perf_counter() - begin)
-            rates.append((llm.stats.weight_bytes_read - before) / seconds[-1])
+        seconds.append(time.perf_counter() - begin)
+        rates.append((llm.stats.weight_bytes_read - before) / seconds[-1])
     return rates, seconds
 
 
-def steps_of_accelerate(folder: Path, files: Files, steps: int) -> list[float]:
-    """Return seconds of single decode steps of transformers with layers on accelerate's disk."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    layers = AutoConfig.from_pretrained(folder).num_hidden_layers
+def llama_places(layers: int) -> dict[str, Any]:
+    """Return a device map with a Llama's layers on the disk."""
     places: dict[str, Any] = {f"model.layers.{i}": "disk" for i in range(layers)}
     places |= {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu"}
-    places["lm_head"] = "cpu"
+    return places | {"lm_head": "cpu"}
+
+
+def steps_of_accelerate(
+    folder: Path, files: Files, steps: int, places: dict[str, Any]
+) -> list[float]:
+    """Return seconds of single decode steps of transformers with layers on accelerate's disk."""
+    from transformers import AutoModelForCausalLM
+
     with tempfile.TemporaryDirectory() as offload, torch.no_grad():
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.bfloat16, device_map=places, offload_folder=offload
@@ -195,15 +202,20 @@ def main() -> None:
         folder = Path(name)
         write_model(folder, arguments.layers)
         for state in ("cached", "cold"):
-            measure(report, folder, Files(folder, state == "cold"), state, arguments.steps)
+            files = Files(sorted(folder.glob("*.safetensors")), state == "cold")
+            measure(report, folder, files, state, arguments)
     report.write(arguments.json)
 
 
-def measure(report: Report, folder: Path, files: Files, state: str, steps: int) -> None:
+def measure(
+    report: Report, folder: Path, files: Files, state: str, arguments: argparse.Namespace
+) -> None:
     """Take one state's turns: the disk alone, ours, accelerate, and the disk again."""
+    steps = arguments.steps
     disk = own_rate(files, steps)
-    rates, ours = steps_of_ours(folder, files, steps)
-    theirs = steps_of_accelerate(folder, files, steps)
+    with hg.LLM(folder, method="full", weights=hg.WeightConfig(device=0.0, host=0.0)) as llm:
+        rates, ours = steps_of_ours(llm, files, steps)
+    theirs = steps_of_accelerate(folder, files, steps, llama_places(arguments.layers))
     gc.collect()  # its mappings
     disk += own_rate(files, steps)
     own, rate = statistics.median(disk), statistics.median(rates)

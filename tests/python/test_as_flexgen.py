@@ -98,6 +98,7 @@ def test_a_script_that_imports_flexgen_runs_in_a_process_of_its_own(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "RESULT ndarray int32 (1, 21)\n"
+    assert "Exception" not in done.stderr  # the model goes with the interpreter
 
 
 @pytest.mark.usefixtures("unaliased")

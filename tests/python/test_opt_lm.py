@@ -226,17 +226,36 @@ def test_weights_on_the_disk_are_read_out_of_their_own_files(weights: Path, tmp_
     assert not list(offload.iterdir())
 
 
+def test_a_plan_says_what_a_policys_rows_take(made: Callable[..., OptLM]) -> None:
+    model = made(0, 0, 0, 100, 100, 0)
+    plan = model.plan(300, NEW)
+    assert plan.together == 4
+    assert plan.tiers["disk"]["weights"] == model.llm.stats.weight_disk_bytes > 0
+    row = model.config.num_hidden_layers * model.config.hidden_size * 4
+    for side in ("keys", "values"):
+        assert plan.tiers["dram"][side] == pytest.approx(4 * 300 * row, rel=0.1)
+    rows = different_rows(length=300)
+    model.generate(rows, NEW)
+    parts = ("weights", "keys", "values", "workspaces", "engine")
+    most = sum(plan.tiers["device"][part] for part in parts)
+    assert model.device_peak_bytes <= most
+
+
 def test_a_block_of_batches_reads_weights_once_for_all_of_them(
     weights: Path, tmp_path: Path
 ) -> None:
-    read = {}
-    for batches in (1, 4):
-        wanted = policy(0, 0, 100, 0, 100, 0, gpu_batch_size=1, num_gpu_batches=batches)
-        model = opt_lm(weights, tmp_path, wanted)
-        model.generate(different_rows(batches), NEW)
-        read[batches] = model.llm.stats.weight_bytes_read
-        model.delete_all_weights()
-    assert read[4] == read[1]
+    for length in (40, 1500):
+        read = {}
+        for batches in (1, 4):
+            wanted = policy(0, 0, 100, 0, 100, 0, gpu_batch_size=1, num_gpu_batches=batches)
+            model = opt_lm(weights, tmp_path, wanted)
+            model.generate(different_rows(batches, length), NEW)
+            read[batches] = model.llm.stats.weight_bytes_read
+            each = model.llm.stats.weight_disk_bytes
+            model.delete_all_weights()
+        assert read[4] == read[1]
+        # A pass for the prompt, however long, one for each further token, and what is read ahead.
+        assert NEW * each <= read[1] < (NEW + 1) * each
 
 
 def test_weights_in_4_bits_are_the_engines_own(made: Callable[..., OptLM]) -> None:

@@ -22,6 +22,7 @@ from ..failures import reported
 from ..generation import Call
 from ..llm import LLM
 from ..model import Model
+from ..plan import MemoryPlan, plan
 from ..request import Request
 from ..sampling import SamplingParams
 from ..sequence import Sequence
@@ -133,15 +134,7 @@ class OptLM:
             seed=self.engine.seed,
         )
         try:
-            self._llm = LLM(
-                model,
-                method=_registered(self.placement.method),
-                kv=self._kv(model),
-                max_num_seqs=len(self.placement.rows),
-                max_num_batched_tokens=self._prompt_tokens_at_once(model),
-                micro_batch=self.placement.micro_batch,
-                cpu=self.engine.cpu,
-            )
+            self._llm = LLM(model, **self._options(model))
         finally:
             model.close()  # the LLM has its own share
 
@@ -151,8 +144,8 @@ class OptLM:
             self._llm.close()
             self._llm = None
 
-    def __del__(self) -> None:
-        with suppress(Exception):
+    def __del__(self, quietly: Any = suppress) -> None:
+        with quietly(Exception):  # a script may end before it: then no module has its names
             self.delete_all_weights()
 
     @property
@@ -406,6 +399,23 @@ class OptLM:
         if self.engine.dtype != "auto" or not self.is_dummy:
             return self.engine.dtype
         return str(np.dtype(self.config.dtype))
+
+    def plan(self, prompt_len: int, gen_len: int) -> MemoryPlan:
+        """Return what the policy's rows take of every tier, each as one in DRAM or on the GPU."""
+        model = self.llm.model
+        shape = {"prompt_tokens": prompt_len, "new_tokens": gen_len}
+        return plan(model, batch_size=len(self.placement.rows), **shape, **self._options(model))
+
+    def _options(self, model: Model) -> dict[str, Any]:
+        """Return what the engine is asked for."""
+        return {
+            "method": _registered(self.placement.method),
+            "kv": self._kv(model),
+            "max_num_seqs": len(self.placement.rows),
+            "max_num_batched_tokens": self._prompt_tokens_at_once(model),
+            "micro_batch": self.placement.micro_batch,
+            "cpu": self.engine.cpu,
+        }
 
     def _kv(self, model: Model) -> KVConfig:
         placed = self.placement
