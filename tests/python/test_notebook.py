@@ -105,8 +105,9 @@ def test_every_cell_of_from_flexgen_runs_and_shows_what_the_text_says() -> None:
     assert "exit code 0\n" in text
     assert "fo-opt-gbs2-ngbs2-prompt64-gen8-percent-100-0-0-100-100-0-cpu-cache.log\nTrue" in text
     assert "int32 (4, 33) 8 costs" in text
-    for placement in ("on the CPU", "attention there, too", "in four batches"):
-        assert f"{placement.ljust(22)} True\n" in text
+    places = ("on the CPU", "attention there, too", "half on the GPU, half on the disk")
+    for placement in (*places, "in four batches"):
+        assert f"{placement.ljust(34)} True\n" in text
     assert "Q k182 ->  v10" in text
     assert "tokens went to the host: True" in text
 
