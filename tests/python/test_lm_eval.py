@@ -264,6 +264,26 @@ def test_a_task_that_nobody_knows_is_refused_before_the_model_is_read(
     assert "[eval] tasks has 'guessing'; allowed: hybridgen_aggregation, hybridgen_copa" in error
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task-config", "wrods=300"], "task_options has 'wrods'; allowed: count, seed, tokens"),
+        (["--task-config", "words=100"], "cannot be made: words is 100; allowed: 200 or more"),
+        (["--task-config", "count=many"], "hybridgen_keys cannot be made: "),
+        (["--num-fewshot", "-1"], "num_fewshot is -1"),
+        (["--limit", "0"], "limit is 0"),
+    ],
+)
+def test_options_that_no_task_allows_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["eval", "--model", str(TINY), "--tasks", "hybridgen_keys", *arguments]
+    assert main(command) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+
+
 PAPER = {
     "baber/piqa": [{"goal": "Open it", "sol1": "turn", "sol2": "wait", "label": 0}],
     "allenai/openbookqa": [

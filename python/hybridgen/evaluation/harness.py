@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .._checks import as_int
 from ..errors import ConfigError
 from ..integrations.lm_eval import HybridGenLM
 from ..llm import LLM
@@ -22,6 +23,8 @@ TASKS = Path(__file__).parent / "tasks"
 """Folder of our tasks: YAML files in the harness's format."""
 BOOTSTRAPS = 1000
 """Draws for the standard error of a metric that is no mean."""
+TASK_OPTIONS = ("count", "seed", "tokens", "words")
+"""Of our generated tasks."""
 SEED = 1234
 """Of the choice of examples before a question."""
 
@@ -152,9 +155,16 @@ def load_tasks(
     Raises
     ------
     ConfigError
-        For a name that nobody knows.
+        For a name that nobody knows, and for options that its documents do not allow.
     """
+    if num_fewshot is not None:
+        as_int("eval", "num_fewshot", num_fewshot, 0)
     manager = _manager(False, include_path, task_options)
+    are_ours = include_path is None and set(tasks) <= set(manager.all_tasks)
+    if are_ours and (unread := set(task_options or {}) - set(TASK_OPTIONS)):
+        raise ConfigError(
+            f"[eval] task_options has {min(unread)!r}; allowed: {', '.join(TASK_OPTIONS)}"
+        )
     if not _known(manager, tasks):  # the harness's own take seconds to list
         manager = _manager(True, include_path, task_options)
     for name in tasks:
@@ -165,7 +175,10 @@ def load_tasks(
             )
     # It advises options of its own command line.
     logging.getLogger("lm_eval.api.task").setLevel(logging.ERROR)
-    loaded: dict[str, Any] = manager.load(list(dict.fromkeys(tasks)))
+    try:
+        loaded: dict[str, Any] = manager.load(list(dict.fromkeys(tasks)))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"[eval] {', '.join(tasks)} cannot be made: {error}") from error
     for task in loaded["tasks"].values():
         if num_fewshot is not None and task.get_config("num_fewshot") != 0:
             task.set_config("num_fewshot", num_fewshot)
@@ -192,6 +205,8 @@ def evaluate(llm: LLM, tasks: Mapping[str, Any], *, limit: int | None = None) ->
     """
     from lm_eval.evaluator import evaluate as run_harness
 
+    if limit is not None:
+        as_int("eval", "limit", limit, 1)
     model = HybridGenLM(llm)
     found = run_harness(model, dict(tasks), limit=limit, bootstrap_iters=BOOTSTRAPS)
     results = [
