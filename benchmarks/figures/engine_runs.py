@@ -48,10 +48,24 @@ NOTE = (
 
 
 def config_of(shape: ModelShape) -> dict[str, Any]:
-    """Return a Llama config of that shape."""
+    """Return a config of that shape."""
+    if shape.family == "opt":
+        return {
+            "model_type": "opt",
+            "architectures": ["OPTForCausalLM"],
+            "num_hidden_layers": shape.layers,
+            "hidden_size": shape.hidden_size,
+            "word_embed_proj_dim": shape.hidden_size,
+            "num_attention_heads": shape.heads,
+            "ffn_dim": shape.ffn_size,
+            "vocab_size": shape.vocab_size,
+            "max_position_embeddings": shape.positions,
+            "do_layer_norm_before": True,
+            "activation_function": "relu",
+        }
     return {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
+        "model_type": shape.family,
+        "architectures": [f"{shape.family.capitalize()}ForCausalLM"],
         "num_hidden_layers": shape.layers,
         "hidden_size": shape.hidden_size,
         "num_attention_heads": shape.heads,

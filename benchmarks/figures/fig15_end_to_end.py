@@ -7,6 +7,7 @@ python benchmarks/figures/fig15_end_to_end.py [--quick] [--out DIR]
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 from drawing import COLORS, METHOD_LABELS, grouped_bars
@@ -25,6 +26,15 @@ from simulations import (
     ratios,
     run_row,
     seconds,
+)
+from slowed_machine import (
+    SLOWED,
+    SLOWED_NOTE,
+    draw_slowed,
+    is_slowed,
+    order_check,
+    slowed_profile,
+    slowed_rows,
 )
 
 LENGTH = 2048
@@ -47,6 +57,7 @@ def make(quick: bool) -> Result:
         [{"method": method, "tokens": 256 if quick else 2048} for method in METHODS],
         2 if quick else 12,
     )
+    slowed = slowed_rows(quick)
     found = {
         method: {c: mean_ratio(rows, method, "model", calibration=c) for c in CALIBRATIONS}
         for method in METHODS
@@ -60,7 +71,7 @@ def make(quick: bool) -> Result:
     }
     faster = {c: best_everywhere(rows, "model", calibration=c) for c in CALIBRATIONS}
     return Result(
-        rows + small,
+        rows + small + slowed,
         [
             Check(
                 "HybridGen is the fastest for every model",
@@ -74,23 +85,33 @@ def make(quick: bool) -> Result:
             ratio_check("over InfiniGen on average", 1.41, found["infinigen"], WHY),
             ratio_check("over Keyformer on average", 1.86, found["keyformer"], WHY),
             ratio_check("over FlexGen and MoE-Lightning at most", 3.2, most, WHY, kind="largest"),
+            order_check(slowed),
         ],
         [
             PLAUSIBLE,
             NOTE,
             bytes_note(small),
+            SLOWED_NOTE,
             f"{LENGTH - 128:,} + 128 tokens, batch 1, machine A; geomean over FlexGen "
             f"{found['flexgen']['paper']:.2f} (paper) and {found['flexgen']['engine']:.2f} "
             f"(engine), over MoE-Lightning {found['moe_lightning']['paper']:.2f} and "
             f"{found['moe_lightning']['engine']:.2f}",
         ],
-        [*profiles("A"), MachineProfile.load("h100-nvl")],
+        [
+            *profiles("A"),
+            MachineProfile.load("h100-nvl"),
+            *(slowed_profile(times) for times in dict.fromkeys(SLOWED.values())),
+        ],
         weights="none, and dummy",
     )
 
 
 def draw(figure: Any, result: Result) -> None:
     """A panel per calibration, a group per model."""
+    slowed = [row for row in result.rows if is_slowed(row)]
+    figure, third = figure.subfigures(2, 1, height_ratios=(0.77, 0.23))
+    draw_slowed(third.subplots(), slowed)
+    result = replace(result, rows=[row for row in result.rows if not is_slowed(row)])
     figure, below = split(figure, result)
     draw_small(below, result.rows, lambda row: METHOD_LABELS[row["method"]].split(" (")[0])
     panels = figure.subplots(len(CALIBRATIONS), 1, sharex=True)
@@ -119,7 +140,7 @@ SCRIPT = Script(
     "end-to-end latency, 2K tokens, batch 1, machine A (lower is better)",
     make,
     draw,
-    (7.5, 7.5),
+    (7.5, 9.5),
 )
 
 if __name__ == "__main__":

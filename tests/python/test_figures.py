@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import run_all
-from output import LINES, MODES, Check, Result, csv_text, heading, main, write
+from output import LINES, MODES, Check, Result, Row, csv_text, heading, main, write
+from slowed_machine import METHODS, SLOWED, compared, order_check, reversed_pairs
 from trained import ROOT
 
 pytestmark = pytest.mark.slow
@@ -62,6 +63,29 @@ def test_a_figure_is_made_and_its_repeatable_values_are_the_committed_ones(
 def test_no_figure_of_the_paper_is_missing() -> None:
     labels = [run_all.script_of(name).label for name in run_all.NAMES]
     assert labels == [*(f"Figure {n}" for n in range(1, 23)), "Table 1", "Algorithm 1"]
+
+
+def test_methods_that_emulated_steps_order_otherwise_are_named() -> None:
+    found = [
+        ("m", "a", 100.0, 120.0),
+        ("m", "b", 130.0, 110.0),  # slower by 30 % where simulated, faster where emulated
+        ("m", "c", 105.0, 50.0),  # simulated as fast as a
+        ("n", "b", 1.0, 1.0),
+    ]
+    assert reversed_pairs(found) == ["a before b (m)"]
+
+
+def test_the_committed_figure_15_says_how_its_emulated_steps_are_ordered() -> None:
+    numbers = ("tokens", "step_ms")
+    rows: list[Row] = [
+        row | {name: float(row[name]) for name in numbers if name in row}
+        for row in rows_of(COMMITTED / "fig15_end_to_end.csv")
+    ]
+    assert len(compared(rows)) == len(SLOWED) * len(METHODS)
+    meta = json.loads((COMMITTED / "fig15_end_to_end.meta.json").read_text(encoding="utf-8"))
+    said = {check["claim"]: check["holds"] for check in meta["checks"]}
+    check = order_check(rows)
+    assert said[check.claim] == check.holds
 
 
 def test_the_page_has_every_figure_with_its_picture() -> None:
