@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <tuple>
 #include <utility>
 
 #include "device/driver_thread.h"
@@ -161,7 +162,7 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
 }
 
 KvDiskDevice Engine::Impl::disk() {
-  if (!disk_file) {
+  if (!disk_file || !disk_queue) {
     return {};
   }
   return {.file = &*disk_file, .queue = &*disk_queue, .place = tiers.places().dram};
@@ -250,6 +251,7 @@ bool Engine::Impl::shrink_for(const Request& waiting, RequestPlan& needed) {
   windows.push_back({needed.window, admission.least_window(needed.window)});
   const auto plans = [&](const std::vector<std::int64_t>& tokens) {
     std::vector<RequestPlan> found;
+    found.reserve(shapes.size());
     for (std::size_t i = 0; i < shapes.size(); ++i) {
       found.push_back(admission.plan_with(shapes[i], tokens[i]));
     }
@@ -477,15 +479,15 @@ void Engine::Impl::end(Request& request, FinishReason reason) {
   request.state.reset();
 }
 
-Engine::Engine(std::shared_ptr<DecoderModel> model, EngineOptions options)
+Engine::Engine(std::shared_ptr<DecoderModel> model, const EngineOptions& options)
     : impl_(std::make_unique<Impl>(std::move(model), options, std::nullopt)) {}
 
-Engine::Engine(std::shared_ptr<DecoderModel> model, EngineOptions options, Method method)
+Engine::Engine(std::shared_ptr<DecoderModel> model, const EngineOptions& options, Method method)
     : impl_(std::make_unique<Impl>(std::move(model), options, std::move(method))) {}
 
 Engine::~Engine() {
   if (!impl_->maker.is_this_one()) {
-    static_cast<void>(impl_.release());  // it ends with the forked child
+    std::ignore = impl_.release();  // it ends with the forked child
   }
 }
 

@@ -105,9 +105,9 @@ class Engine {
  public:
   /// Throws ConfigError for bad options (naming the option, what is allowed and the nearest name),
   /// DeviceError if threads cannot be created.
-  Engine(std::shared_ptr<DecoderModel> model, EngineOptions options);
+  Engine(std::shared_ptr<DecoderModel> model, const EngineOptions& options);
   /// The same for a composition of the user's own instead of a named method.
-  Engine(std::shared_ptr<DecoderModel> model, EngineOptions options, Method method);
+  Engine(std::shared_ptr<DecoderModel> model, const EngineOptions& options, Method method);
   /// Ends the engine's threads. In a forked child, which has none of them, it only lets go.
   ~Engine();
   Engine(const Engine&) = delete;
