@@ -52,8 +52,10 @@ def different_rows(count: int = 4, length: int = 40, seed: int = 0) -> Any:
     return np.array(rows)
 
 
-def opt_lm(weights: Path, offload: Path, wanted: Policy, **choices: Any) -> OptLM:
+def opt_lm(
+    weights: Path, offload: Path, wanted: Policy, *, device: str = "cpu", **choices: Any
+) -> OptLM:
     """Return the tiny OPT in float32 from the folder that its NumPy files lie in."""
     engine = EngineChoices(**({"dtype": "float32", "cpu": CPU} | choices))
-    env = ExecutionEnv.create(str(offload), "cpu")
+    env = ExecutionEnv.create(str(offload), device)
     return OptLM("tiny-opt", env, str(weights), wanted, engine=engine)

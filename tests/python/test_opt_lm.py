@@ -33,6 +33,7 @@ from hybridgen.flexgen.flex_opt import (
     timers,
 )
 from hybridgen.flexgen.opt_config import NoSuchShapeError, convert
+from hybridgen.flexgen.policy import Policy
 from hybridgen.flexgen.pytorch_backend import DeviceType, TorchLink, general_copy
 from trained import folder_of
 
@@ -138,11 +139,7 @@ def test_the_cache_divided_by_tokens_says_the_same(
         assert model.llm.stats.evicted_bytes > 0
 
 
-@settings(max_examples=8, deadline=None)
-@given(data=st.data())
-def test_ids_do_not_depend_on_a_drawn_policy(
-    data: st.DataObject, weights: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def drawn_policy(data: st.DataObject) -> Policy:
     batch, batches = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
     gpu = data.draw(st.integers(0, 100))
     cpu = data.draw(st.integers(0, 100 - gpu))
@@ -154,12 +151,32 @@ def test_ids_do_not_depend_on_a_drawn_policy(
         name: data.draw(st.booleans())
         for name in ("overlap", "sep_layer", "pin_weight", "cpu_cache_compute")
     }
-    rows = different_rows(batch * batches, length=24, seed=batch)
-    wanted = policy(*shares, gpu_batch_size=batch, num_gpu_batches=batches, **fields)
-    model = opt_lm(weights, tmp_path_factory.mktemp("offload"), wanted)
-    found = model.generate(rows, 4)
+    return policy(*shares, gpu_batch_size=batch, num_gpu_batches=batches, **fields)
+
+
+def expect_as_plain(weights: Path, offload: Path, wanted: Policy, device: str) -> None:
+    """Compare a policy's ids with those of all on the GPU."""
+    batch, batches = wanted.gpu_batch_size, wanted.num_gpu_batches
+    model = opt_lm(weights, offload, wanted, device=device)
+    found = model.generate(different_rows(batch * batches, length=24, seed=batch), 4)
     model.delete_all_weights()
     assert np.array_equal(found, plain(weights, batch, batches))
+
+
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_ids_do_not_depend_on_a_drawn_policy(
+    data: st.DataObject, weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    expect_as_plain(weights, tmp_path_factory.mktemp("offload"), drawn_policy(data), "cpu")
+
+
+@settings(max_examples=3, deadline=None)
+@given(data=st.data())
+def test_nor_do_they_on_the_emulated_device(
+    data: st.DataObject, weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    expect_as_plain(weights, tmp_path_factory.mktemp("offload"), drawn_policy(data), "emulated")
 
 
 @functools.cache
