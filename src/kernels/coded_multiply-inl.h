@@ -14,8 +14,9 @@
 namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE {
 namespace {
 
-/// x rows that share the widened codes of a weight row.
-constexpr int kCodedRows = 4;
+/// x rows that share the widened codes of a weight row, at most. Lanes one by one gain nothing from
+/// that, and take minutes to compile.
+constexpr int kCodedRows = HYBRIDGEN_ISA_LEVEL > 0 ? 4 : 1;
 /// Codes of the weight rows that all x rows meet before the next ones: half a first-level cache.
 constexpr std::int64_t kCodedTileBytes = std::int64_t{16} << 10;
 constexpr std::int64_t kCodedPrefetchBytes = 2048;
@@ -352,7 +353,7 @@ struct CodedProduct {
                                 std::int64_t end,
                                 std::int64_t last) const {
     // Few sums wait for each other: more weight rows at a time hide that.
-    constexpr int kOutputs = Rows == 1 ? 4 : Rows == 2 ? 2 : 1;
+    constexpr int kOutputs = kCodedRows / Rows;
     std::int64_t output = begin;
     for (; output + kOutputs <= end; output += kOutputs) tile<Rows, kOutputs>(row, output, last);
     if constexpr (kOutputs > 1) {
