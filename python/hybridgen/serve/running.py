@@ -70,9 +70,15 @@ class Job:
         return self._unfinished == 0
 
     async def accepted(self) -> None:
-        """Return when the engine has taken all texts; raises Problem if it refuses."""
+        """Return when the engine has taken all texts; raises Problem if it refuses.
+
+        What has come since, be it a failure, is left as news: an answer may have begun.
+        """
         while not self._was_accepted:
-            await self.changed()
+            await self._news.wait()
+            if not self._was_accepted:
+                self._news.clear()
+                self.check()
 
     async def changed(self) -> None:
         """Return when there is news since the last call; raises Problem if a text failed."""
