@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -44,6 +45,11 @@ class Guard:
     def is_forked(self) -> bool:
         """Whether this process is a child of the one that made the guard."""
         return os.getpid() != self._process
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no engine to speak to: in a forked child, and where modules vanish."""
+        return self.is_forked or sys.is_finalizing()
 
     @property
     def lock(self) -> Any:

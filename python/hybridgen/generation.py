@@ -184,7 +184,7 @@ class EngineLoop:
 
         Raises ConfigError in a callback of an engine that is busy; passes interrupts on.
         """
-        if self._guard.is_forked:
+        if self._guard.is_over:
             sequence.end("abort")
             return
         with self.lock:
