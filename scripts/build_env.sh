@@ -17,6 +17,7 @@ fi
 if command -v ccache >/dev/null; then
   export CMAKE_CXX_COMPILER_LAUNCHER=ccache CMAKE_CUDA_COMPILER_LAUNCHER=ccache
   export CCACHE_BASEDIR="$PWD" CCACHE_NOHASHDIR=1
+  export CCACHE_SLOPPINESS=pch_defines,time_macros  # what it wants for precompiled headers
   if [[ -n "${HYBRIDGEN_CCACHE_DIR:-}" ]]; then
     export CCACHE_DIR="$HYBRIDGEN_CCACHE_DIR"
   fi
