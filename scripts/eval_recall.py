@@ -20,7 +20,8 @@ from typing import Any
 
 import hybridgen as hg
 from hybridgen._files import write_whole
-from hybridgen.cli import add_engine_arguments, engine_from, run_command
+from hybridgen.cli import run_command
+from hybridgen.cli_options import add_engine_arguments, engine_from
 from hybridgen.evaluation.recall_tasks import TASKS, Sample, Vocabulary, exact_match, make_samples
 
 

@@ -8,21 +8,34 @@ stderr. Characters that standard output has no code for are printed as escapes.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import _core, methods, selectors
+from . import methods, selectors
 from ._files import check_writable, unwound_by_sigterm
 from .batch.command import add_batch_arguments, run_batch_command
+from .cli_options import (
+    add_engine_arguments,
+    add_model_arguments,
+    add_options,
+    add_sampling_arguments,
+    engine_from,
+    given_of,
+    method_options,
+    model_from,
+    model_options,
+    name_and_value,
+    number_or_word,
+    rows_of,
+    sampling_options,
+)
 from .coded_checkpoint import OF_FORMAT
-from .config import CpuConfig, KVConfig, QueryConfig, SchedulerConfig, WeightConfig
-from .disk import Disk
+from .config import WeightConfig
 from .errors import ConfigError, GenerationError, HybridGenError, OutOfMemoryError
 from .info import info, to_json
 from .k_min import DEFAULT_TOKENS, calibrate, read_dataset
@@ -36,204 +49,6 @@ from .plan import plan
 from .quantize import quantize
 from .sampling import SamplingParams
 from .serve.command import add_serve_arguments, options_of, serve
-
-
-def number_or_word(text: str) -> Any:
-    """Return an int or float if the text is one, else the text: 64, 0.1, "auto"."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _method_option(text: str) -> tuple[str, Any]:
-    """Return the name and the value in ``heavy=0.1``."""
-    name, found, value = text.partition("=")
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return name, _value(value)
-
-
-def _bias(text: str) -> tuple[int, float]:
-    """Return the token id and the number in ``50256=-100``."""
-    token, _, value = text.partition("=")
-    try:
-        return int(token), float(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not TOKEN_ID=NUMBER") from None
-
-
-def _value(text: str) -> Any:
-    """Return an option as Python has it; what leaves K to stage times has a word here."""
-    words = {"true": True, "false": False, "steered": None, "none": None}
-    return words.get(text.lower(), number_or_word(text))
-
-
-def _add_options(
-    parser: argparse.ArgumentParser,
-    rows: Iterable[Mapping[str, Any]],
-    *,
-    prefix: str = "",
-    names: Mapping[str, str] | None = None,
-) -> None:
-    """Add a flag for each option of a table; those that are not given are absent afterwards."""
-    for row in rows:
-        name = (names or {}).get(row["name"], prefix + row["name"])
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            dest=f"{prefix}{row['name']}",
-            type=_value,
-            default=argparse.SUPPRESS,
-            metavar=row["name"].upper(),
-            help=f"{row['meaning']} {row['allowed']}; default: {row['default']!r}".replace(
-                "%", "%%"
-            ),
-        )
-
-
-def _rows(kind: str) -> list[Mapping[str, Any]]:
-    """Return the options of a class by its name."""
-    return next(row["options"] for row in _core.option_classes() if row["name"] == kind)
-
-
-def kv_from(arguments: argparse.Namespace) -> KVConfig:
-    """Return what a command line said of where keys and values live."""
-    given = _given(arguments, "KVConfig")
-    if isinstance(disk := given.get("disk"), str):
-        path, found, size = disk.rpartition(":")
-        if not found:
-            raise ConfigError(f"[KVConfig] disk is {disk!r}; allowed: FOLDER:SIZE, such as /x:9GiB")
-        given["disk"] = Disk(path, number_or_word(size))
-    return KVConfig(**given)
-
-
-def _sampling_rows() -> list[Mapping[str, Any]]:
-    """Return the options of the sampler that are one value and have no flag of their own."""
-    fields = {field.name for field in dataclasses.fields(SamplingParams)}
-    own = ("seed", "max_tokens", "stop_token_ids", "logit_bias")
-    rows = _core.SamplingOptions.describe()
-    return [row for row in rows if row["name"] in fields and row["name"] not in own]
-
-
-def _given(arguments: argparse.Namespace, kind: str, prefix: str = "") -> dict[str, Any]:
-    """Return what a command line said of a class's options."""
-    said = vars(arguments)
-    names = [row["name"] for row in _rows(kind)]
-    return {name: said[prefix + name] for name in names if prefix + name in said}
-
-
-# What these flags were called before there was one for each option of a QueryConfig.
-_QUERY_FLAGS = {"mode": "query", "first_layer": "spec_first_layer"}
-
-
-def add_model_arguments(parser: argparse.ArgumentParser, *, comes_first: bool = False) -> None:
-    """Add the options that say which model runs on what; every method reads them."""
-    if comes_first:
-        parser.add_argument("model", help="folder, GGUF file or hub id")
-    else:
-        parser.add_argument("--model", required=True, help="folder, GGUF file or hub id")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
-    parser.add_argument(
-        "--device",
-        default="auto",
-        help="auto, cpu, cuda:0, emulated, or emulated:PROFILE, which has times and no results",
-    )
-    parser.add_argument("--load-format", default="auto", help="auto, safetensors, bin, gguf, dummy")
-    parser.add_argument("--gguf-file", help="which GGUF file of a folder or hub id is the model")
-    _add_options(parser, _rows("LLM"))
-    _add_options(parser, _rows("CpuConfig"))
-    _add_options(parser, _rows("WeightConfig"), prefix="weight_")
-    parser.add_argument("--seed", type=int, default=0)
-
-
-def add_engine_arguments(parser: argparse.ArgumentParser, *, comes_first: bool = False) -> None:
-    """Add the options that say how an engine is built; read them with `engine_from`."""
-    add_model_arguments(parser, comes_first=comes_first)
-    parser.add_argument("--method", default="hybridgen", help="see: python -m hybridgen methods")
-    parser.add_argument(
-        "--method-config",
-        type=_method_option,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an option of the method; may be given several times",
-    )
-    _add_options(parser, _rows("KVConfig"))
-    _add_options(parser, _rows("SchedulerConfig"))
-    _add_options(parser, _rows("QueryConfig"), prefix="guess_", names=_QUERY_FLAGS)
-    by_name = [row for row in _rows("HybridGen") if row["name"] in ("selector", "pre_selector")]
-    _add_options(parser, by_name)
-
-
-def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what the options of `add_model_arguments` say to `LLM`, but for the model itself."""
-    return {
-        "dtype": arguments.dtype,
-        "device": arguments.device,
-        "load_format": arguments.load_format,
-        "gguf_file": arguments.gguf_file,
-        "seed": arguments.seed,
-        "cpu": CpuConfig(**_given(arguments, "CpuConfig")),
-        "weights": WeightConfig(**_given(arguments, "WeightConfig", "weight_")),
-        **_given(arguments, "LLM"),
-    }
-
-
-def model_from(arguments: argparse.Namespace, **options: Any) -> LLM:
-    """Load the model that the options of `add_model_arguments` name; more options are LLM's."""
-    return LLM(arguments.model, **model_options(arguments), **options)
-
-
-def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what `add_engine_arguments` adds to that."""
-    query = _given(arguments, "QueryConfig", "guess_")
-    return {
-        "method": arguments.method,
-        "method_config": dict(arguments.method_config) or None,
-        "query": QueryConfig(**query) if query else None,
-        "selector": getattr(arguments, "selector", None),
-        "pre_selector": getattr(arguments, "pre_selector", None),
-        "kv": kv_from(arguments),
-        "scheduler": SchedulerConfig(**_given(arguments, "SchedulerConfig")),
-    }
-
-
-def engine_from(arguments: argparse.Namespace) -> LLM:
-    """Build the engine that the options of `add_engine_arguments` describe."""
-    return model_from(arguments, **method_options(arguments))
-
-
-def add_sampling_arguments(
-    parser: argparse.ArgumentParser, *, max_tokens: int | None = 128
-) -> None:
-    """Add the options that say how texts are sampled; read them with `sampling_options`."""
-    parser.add_argument("--max-tokens", type=int, default=max_tokens)
-    _add_options(parser, _sampling_rows())
-    parser.add_argument(
-        "--logit-bias",
-        type=_bias,
-        action="append",
-        default=[],
-        metavar="TOKEN_ID=NUMBER",
-        help="added to the logit of a token, from -100 to 100; may be given several times",
-    )
-    parser.add_argument("--stop", action="append", default=[], help="may be given several times")
-    parser.add_argument("--ignore-eos", action="store_true")
-
-
-def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what the options of `add_sampling_arguments` say to `SamplingParams`."""
-    said = vars(arguments)
-    most = {} if arguments.max_tokens is None else {"max_tokens": arguments.max_tokens}
-    return {
-        **most,
-        **{row["name"]: said[row["name"]] for row in _sampling_rows() if row["name"] in said},
-        "logit_bias": dict(arguments.logit_bias) or None,
-        "stop": arguments.stop,
-        "ignore_eos": arguments.ignore_eos,
-    }
 
 
 class _StrictParser(argparse.ArgumentParser):
@@ -284,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluated.add_argument("--limit", type=int, help="questions of each task at most")
     evaluated.add_argument(
         "--task-config",
-        type=_method_option,
+        type=name_and_value,
         action="append",
         default=[],
         metavar="NAME=VALUE",
@@ -305,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     quantized = commands.add_parser("quantize", help="save a checkpoint with weights as codes")
     quantized.add_argument("model", help="folder or hub id")
     quantized.add_argument("out", help="folder to make")
-    _add_options(quantized, [row for row in _rows("WeightConfig") if row["name"] in OF_FORMAT])
+    add_options(quantized, [row for row in rows_of("WeightConfig") if row["name"] in OF_FORMAT])
     quantized.add_argument("--revision", help="branch, tag or commit of a hub id")
     quantized.add_argument("--load-format", default="auto", help="auto, safetensors, bin")
     quantized.set_defaults(run=_quantize)
@@ -443,7 +258,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
     made = quantize(
         arguments.model,
         arguments.out,
-        weights=WeightConfig(**_given(arguments, "WeightConfig")),
+        weights=WeightConfig(**given_of(arguments, "WeightConfig")),
         revision=arguments.revision,
         load_format=arguments.load_format,
         progress=sys.stderr.isatty(),

@@ -15,7 +15,8 @@ import pytest
 
 import hybridgen as hg
 from hybridgen import LLM, Disk, KVConfig, SamplingParams, SchedulerConfig
-from hybridgen.cli import add_engine_arguments, engine_from, kv_from, main
+from hybridgen.cli import main
+from hybridgen.cli_options import add_engine_arguments, engine_from, kv_from
 
 Checkpoint = Callable[..., Path]
 
