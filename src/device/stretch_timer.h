@@ -17,11 +17,12 @@ class StretchTimer {
  public:
   explicit StretchTimer(const DeviceContext& device) : device_(device) {}
 
-  /// A stretch of the calling thread's current stream begins, and ends. They do not nest.
+  /// A stretch of the calling thread's current stream begins, and ends if one began. They do not
+  /// nest.
   void begin();
   void end();
 
-  /// Sum of all stretches since reset() whose end the device has reached.
+  /// Sum, in seconds, of all stretches since reset() whose end the device has reached.
   double seconds();
   /// Those that the device has yet to reach are not counted later.
   void reset();

@@ -161,7 +161,9 @@ void LayerRing::start(Arrival& arrival, Slot& slot) {
       (slot.staging.defined() ? slot.staging : slot.memory).mutable_data_ptr());
   const auto copy_stream = device_.use_copy();
   device_.copy_waits(slot.released);
-  copying_.begin();
+  if (std::ranges::any_of(arrival.tensors, [](const auto* each) { return each->host.defined(); })) {
+    copying_.begin();
+  }
   for (const StreamedTensor* tensor : arrival.tensors) {
     if (tensor->host.defined()) {
       copy(*tensor, tensor->host, slot);
