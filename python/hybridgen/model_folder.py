@@ -140,6 +140,12 @@ def local_path(path_or_id: str | Path) -> Path:
     return folder
 
 
+def model_name(path_or_id: str) -> str:
+    """Return what a model is called: a hub id as it is, of a path the last part."""
+    path = local_path(path_or_id)
+    return path.resolve().name if path.exists() else path_or_id
+
+
 def read_json(file: Path, operation: str = "load_model") -> dict[str, Any]:
     """Return the JSON object in a file; CheckpointError, in an operation's name, without one."""
     try:

@@ -55,6 +55,7 @@ class Echo:
     def __init__(self, together: int = 1) -> None:
         self._together = together
         self.num_lines_together = together
+        self.most_held = 0
 
     def answers(
         self, lines: Iterable[Line], may_take: Callable[[], bool] = lambda: True
@@ -64,6 +65,7 @@ class Echo:
         while True:
             while len(held) < self._together and may_take() and (line := next(coming, None)):
                 held.append(line)
+            self.most_held = max(self.most_held, len(held))
             if not held:
                 return
             line = held.pop()

@@ -20,11 +20,13 @@ import hybridgen.batch.run
 from batch_runs import MODEL, Echo, answers, command, run, shards, texts, write_lines
 from hybridgen import LLM, ConfigError, DeviceError, SamplingParams
 from hybridgen.batch import jsonl_input
+from hybridgen.batch.engine_window import EngineWindow
+from hybridgen.batch.fingerprint import model_files
 from hybridgen.batch.input_file import open_input
 from hybridgen.batch.line import Line
 from hybridgen.batch.line_forms import LineForms
 from hybridgen.batch.run import run_batch
-from hybridgen.batch.shard_files import JsonlShards
+from hybridgen.batch.shard_files import JsonlShards, ParquetShards
 from hybridgen.batch.shard_folder import MANIFEST, ShardFolder
 from hybridgen.generation import EngineLoop
 from test_output_files import full_disk
@@ -246,6 +248,52 @@ def test_a_line_that_is_too_long_is_read_past(
     assert found[3].content == {"prompt": "a"}
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens is not max_completion_tokens"),
+        ({"top_logprobs": 2}, "top_logprobs is given without logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs is 21"),
+    ],
+)
+def test_fields_of_a_chat_that_contradict_each_other_are_refused(
+    body: dict[str, Any], words: str
+) -> None:
+    body = body | {"messages": [{"role": "user", "content": "a"}]}
+    line = Line(0, "line 1", {"custom_id": "c", "url": "/v1/chat/completions", "body": body})
+    with pytest.raises(ConfigError, match=words):
+        LineForms("tiny-llama").asked(line)
+
+
+def test_a_default_gives_way_to_another_name_of_the_same(llm: LLM) -> None:
+    window = EngineWindow(llm, LineForms("m"), {"max_new_tokens": 5, "ignore_eos": True})
+    own = {"prompt": "a", "max_tokens": 2}
+    openai = {"url": "/v1/completions", "body": {"prompt": "a"}}
+    lines = [Line(i, f"line {i}", content) for i, content in enumerate(({"prompt": "a"}, own))]
+    found = [answer.content["outputs"][0] for answer in window.answers(lines)]
+    assert sorted(text["generated_tokens"] for text in found) == [2, 5]
+    (answer,) = window.answers([Line(0, "line 1", openai)])
+    assert answer.content["response"]["body"]["usage"]["completion_tokens"] == 5
+
+
+def test_a_name_that_utf_8_has_no_bytes_for_is_escaped_in_parquet(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    answer = LineForms("m", is_table=True).failed(
+        Line(0, "line 1", {"id": "\ud800", "prompt": 5}), ConfigError("[batch] why")
+    )
+    ParquetShards().write(tmp_path / "a.parquet", [answer.content])
+    (row,) = pyarrow.parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    assert row["id"] == "\\ud800"
+
+
+def test_weights_of_flexgens_folders_are_part_of_what_a_batch_is_made_of(tmp_path: Path) -> None:
+    (tmp_path / "decoder.layers.0.fc1.weight").write_bytes(b"a")
+    before = model_files(tmp_path)
+    (tmp_path / "decoder.layers.0.fc1.weight").write_bytes(b"b")
+    assert model_files(tmp_path) != before
+
+
 # --------------------------------------------------------------------------------- windows, memory
 
 
@@ -273,31 +321,17 @@ def test_memory_and_open_lines_do_not_grow_with_the_file(
     assert peak_of(1000) < 1.5 * small
 
 
-def test_a_line_that_takes_long_holds_up_no_more_than_the_window(tmp_path: Path) -> None:
-    count, open_lines = 400, []
-    source = open_input(write_lines(tmp_path / "in", ({"prompt": "a"} for _ in range(count))))
-
-    class FirstLast(Echo):
-        """Answers the first line when nothing else may be taken any more."""
-
-        def answers(self, lines, may_take=lambda: True):  # type: ignore[no-untyped-def]
-            coming = iter(lines)
-            first = next(coming)
-            while may_take() and (line := next(coming, None)):
-                open_lines.append(line.index)
-                yield from Echo().answers([line])
-            yield from Echo().answers([first])
-            yield from Echo().answers(coming, may_take)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hybridgen.batch.run, "MAX_OPEN_LINES", 100)
-        with ShardFolder(
-            tmp_path / "out", JsonlShards(), num_lines=count, lines_per_shard=40
-        ) as folder:
-            run_batch(source, folder, FirstLast(), {}, lines_per_shard=40, progress=False)
-    # 160 open lines at most, as four shards are more than 100: those of later shards are written.
-    assert 100 < len(open_lines) <= count
-    assert [a["index"] for a in answers(tmp_path / "out")] == list(range(count))
+def test_no_more_lines_are_open_than_the_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hybridgen.batch.run, "MAX_OPEN_LINES", 100)
+    source = open_input(write_lines(tmp_path / "in", ({"prompt": "a"} for _ in range(400))))
+    echo = Echo(1000)  # would take all
+    echo.num_lines_together = 1
+    with ShardFolder(tmp_path / "out", JsonlShards(), num_lines=400, lines_per_shard=40) as folder:
+        run_batch(source, folder, echo, {}, lines_per_shard=40, progress=False)
+    assert echo.most_held == 160  # four shards, as the 100 lines are fewer
+    assert [a["index"] for a in answers(tmp_path / "out")] == list(range(400))
 
 
 # ------------------------------------------------------------------------------------------ resume

@@ -204,6 +204,7 @@ def test_a_pool_answers_every_line_once(count: int) -> None:
     ray = FakeRay(answered)
     assert sorted(run_pool(ray, count)) == list(range(count))
     assert ray.num_killed == ray.num_actors == 2
+    assert ray.most_running <= 4  # two batches in each of two actors
 
 
 def test_batches_of_actors_that_die_are_answered_by_others() -> None:
@@ -308,7 +309,35 @@ def test_a_cluster_of_this_machine_takes_no_call_without_its_token(
         assert (first["address"], first["include_dashboard"], last) == ("local", False, {})
 
 
+def test_where_ray_is_imported_without_a_token_no_cluster_is_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with (
+        pytest.raises(ConfigError, match="imported Ray without a token; allowed: a process that"),
+        cluster.connected("local"),
+    ):
+        pass
+
+
 # ----------------------------------------------------------------------------------------- datasets
+
+
+def test_a_row_has_a_text_or_an_error_and_nulls_beside_it() -> None:
+    text = {"text": "b", "token_ids": [2], "finish_reason": "length", "generated_tokens": 1}
+    plain = {"outputs": [text | {"cumulative_logprob": -1.0}], "prompt_tokens": 3, "error": None}
+    row = data.row_of(Answer(0, plain))
+    assert (row["text"], row["prompt_tokens"], row["error"]) == ("b", 3, None)
+    failed = {"outputs": [], "prompt_tokens": 0, "error": {"type": "E", "message": "why"}}
+    row = data.row_of(Answer(0, failed))
+    assert row.pop("error") == "why"
+    assert set(row.values()) == {None}
+
+
+def test_options_that_no_row_could_be_answered_with_are_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match="unknown option 'max_token'"):
+        data.BatchEngine("no/such/model", sampling_params={"max_token": 3})
 
 
 def test_rows_of_a_dataset_become_lines() -> None:

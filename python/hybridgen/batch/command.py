@@ -14,7 +14,7 @@ from .._checks import as_int
 from ..engine_options import EngineSetup
 from ..errors import ConfigError, GenerationError
 from ..llm import LLM
-from ..model_folder import local_path, resolve_model
+from ..model_folder import local_path, model_name, resolve_model
 from ..plan import OF_LOADING
 from ..sampling import SamplingParams
 from .engine_spec import EngineSpec
@@ -75,7 +75,7 @@ def run_batch_command(
     lines_per_shard = as_int("batch", "--lines-per-shard", arguments.lines_per_shard, 1)
     files = shard_format(arguments.format)
     forms = LineForms(
-        arguments.model_name or _name_of(arguments.model),
+        arguments.model_name or model_name(arguments.model),
         has_token_ids=arguments.token_ids,
         is_table=arguments.format == "parquet",
     )
@@ -152,12 +152,6 @@ def _check_options(engine: Mapping[str, Any], sampling: Mapping[str, Any]) -> No
             f"[batch] device is {engine['device']!r}, where nothing is computed and there is no "
             "text; allowed: cpu, cuda:0, or 'emulated' without a profile"
         )
-
-
-def _name_of(model: str) -> str:
-    """Return what a model is called: a hub id as it is, of a path the last part."""
-    path = local_path(model)
-    return Path(path.resolve()).name if path.exists() else model
 
 
 def _report(outcome: Outcome, folder: Path) -> None:

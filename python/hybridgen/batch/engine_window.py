@@ -19,8 +19,8 @@ from .asked import Asked
 from .line import Answer, Line
 from .line_forms import LineForms
 
-_SAME = {"max_new_tokens": "max_tokens", "do_sample": "temperature"}
-"""Options of a line that take the place of a default under another name."""
+_SAME = (("max_tokens", "max_new_tokens"), ("temperature", "do_sample"))
+"""Fields that mean the same: one that is said takes the place of both."""
 
 _WAITING_PER_SEAT = 2
 """Texts in flight per text that runs: a request that ends is followed by one that waits."""
@@ -96,11 +96,13 @@ class EngineWindow:
         return None
 
     def _request(self, line: Line, asked: Asked) -> Request:
-        seed = {"seed": (self._seed + line.index) & MAX_INT64}
-        fields = {**seed, **asked.usual, **self._defaults}
-        for name in _SAME.keys() & asked.options.keys():
-            fields.pop(_SAME[name], None)
-        params = SamplingParams(**(fields | dict(asked.options)))
+        fields: dict[str, Any] = {"seed": (self._seed + line.index) & MAX_INT64}
+        for said in (asked.usual, self._defaults, asked.options):
+            for names in _SAME:
+                if said.keys() & set(names):
+                    fields = {name: fields[name] for name in fields if name not in names}
+            fields |= said
+        params = SamplingParams(**fields)
         return self._llm._maker.make("batch", self._encoded(asked), params, name=line.index)
 
     def _encoded(self, asked: Asked) -> Encoded:

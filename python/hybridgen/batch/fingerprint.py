@@ -18,6 +18,7 @@ FORMAT = 1
 _WHOLE_BYTES = 16 << 20
 _PIECES, _PIECE = 64, 64 << 10
 _SUFFIXES = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin", ".gguf", ".npy")
+_SUFFIXES_OF_FLEXGEN = (".weight", ".bias")
 
 _CHANGE_NO_TEXT = {
     "cpu": ("threads", "device_threads", "numa"),
@@ -98,7 +99,7 @@ def _files(model: Path) -> Iterator[Path]:
         yield model
         return
     for file in sorted(model.iterdir()):
-        if file.is_file() and file.suffix in _SUFFIXES:
+        if file.is_file() and file.suffix in _SUFFIXES + _SUFFIXES_OF_FLEXGEN:
             yield file
 
 

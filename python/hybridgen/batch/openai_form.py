@@ -15,6 +15,7 @@ from typing import Any
 from .._checks import as_bool, as_int, brief, listed
 from ..codec import Codec
 from ..errors import ConfigError
+from ..openai_tokens import finite, likeliest, token_bytes, token_name, with_chosen
 from ..outputs import CompletionOutput, RequestOutput
 from .asked import Asked, as_name, name_or_none, with_token_ids
 from .line import Line
@@ -46,7 +47,15 @@ _SAME_NAMES = frozenset(
 """Fields of a body that `SamplingParams` has under the same name."""
 
 _CHANGE_NO_TEXT = frozenset(
-    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+    {
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "parallel_tool_calls",
+    }
 )
 
 _USUAL: dict[str, dict[str, Any]] = {
@@ -103,7 +112,9 @@ class OpenAiForm:
 
     def answered(self, line: Line, output: RequestOutput, codec: Codec | None) -> dict[str, Any]:
         """Return what is written of a line that has its text."""
-        is_chat = line.content is not None and line.content.get("url") == _CHAT
+        asked: Mapping[str, Any] = line.content or {}
+        is_chat = asked.get("url") == _CHAT
+        shown = asked["body"].get("top_logprobs" if is_chat else "logprobs") or 0
         choice = _chat_choice if is_chat else _completion_choice
         new_tokens = sum(len(text.token_ids) for text in output.outputs)
         prompt_tokens = len(output.prompt_token_ids)
@@ -112,7 +123,7 @@ class OpenAiForm:
             "object": "chat.completion" if is_chat else "text_completion",
             "created": int(time.time()),
             "model": self.model_name,
-            "choices": [choice(text, codec) for text in output.outputs],
+            "choices": [choice(text, codec, shown) for text in output.outputs],
             "usage": {
                 "prompt_tokens": prompt_tokens,
                 "completion_tokens": new_tokens,
@@ -174,10 +185,20 @@ def _options(given: dict[str, Any], url: str) -> dict[str, Any]:
         options["logit_bias"] = with_token_ids(given.pop("logit_bias"))
     if url == _CHAT:
         if "max_completion_tokens" in given:
-            options["max_tokens"] = given.pop("max_completion_tokens")
-        top = as_int("batch", "top_logprobs", given.pop("top_logprobs", 0), 0)
+            most = given.pop("max_completion_tokens")
+            if options.setdefault("max_tokens", most) != most:
+                raise ConfigError(
+                    "[batch] max_tokens is not max_completion_tokens; allowed: one of both, which "
+                    "mean the same"
+                )
+        has_top = "top_logprobs" in given
+        top = as_int("batch", "top_logprobs", given.pop("top_logprobs", 0), 0, 20)
         if as_bool("batch", "logprobs", given.pop("logprobs", False)):
             options["logprobs"] = top
+        elif has_top:
+            raise ConfigError(
+                "[batch] top_logprobs is given without logprobs; allowed: only with logprobs: true"
+            )
     elif "logprobs" in given:
         options["logprobs"] = given.pop("logprobs")
     for key in _CHANGE_NO_TEXT:
@@ -193,62 +214,64 @@ def _options(given: dict[str, Any], url: str) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------ answers
 
 
-def _chat_choice(text: CompletionOutput, codec: Codec | None) -> dict[str, Any]:
+def _chat_choice(text: CompletionOutput, codec: Codec | None, shown: int) -> dict[str, Any]:
     return {
         "index": text.index,
         "message": {"role": "assistant", "content": text.text, "refusal": None},
-        "logprobs": _chat_logprobs(text, codec),
+        "logprobs": _chat_logprobs(text, codec, shown),
         "finish_reason": text.finish_reason,
     }
 
 
-def _completion_choice(text: CompletionOutput, codec: Codec | None) -> dict[str, Any]:
+def _completion_choice(text: CompletionOutput, codec: Codec | None, shown: int) -> dict[str, Any]:
     return {
         "index": text.index,
         "text": text.text,
-        "logprobs": _completion_logprobs(text, codec),
+        "logprobs": _completion_logprobs(text, codec, shown),
         "finish_reason": text.finish_reason,
     }
 
 
-def _chat_logprobs(text: CompletionOutput, codec: Codec | None) -> dict[str, Any] | None:
+def _chat_logprobs(
+    text: CompletionOutput, codec: Codec | None, shown: int
+) -> dict[str, Any] | None:
     if text.logprobs is None or codec is None:
         return None
     content = []
     for token_id, found in zip(text.token_ids, text.logprobs, strict=True):
         entry = _token_entry(token_id, found[token_id], codec)
-        entry["top_logprobs"] = [
-            _token_entry(other, found[other], codec) for other in _ranked(found)
-        ]
+        entry["top_logprobs"] = [_token_entry(*pair, codec) for pair in likeliest(found, shown)]
         content.append(entry)
     return {"content": content, "refusal": None}
 
 
 def _token_entry(token_id: int, logprob: float, codec: Codec) -> dict[str, Any]:
-    spelling = codec.spelling(token_id)
-    data = None if spelling.data is None else list(spelling.data)
-    return {"token": spelling.text, "logprob": logprob, "bytes": data}
-
-
-def _completion_logprobs(text: CompletionOutput, codec: Codec | None) -> dict[str, Any] | None:
-    if text.logprobs is None or codec is None:
-        return None
-    tokens = [codec.spelling(token_id).text for token_id in text.token_ids]
-    offsets, end = [], 0
-    for token in tokens:
-        offsets.append(end)
-        end += len(token)
-    chosen = zip(text.token_ids, text.logprobs, strict=True)
     return {
-        "tokens": tokens,
-        "token_logprobs": [found[token_id] for token_id, found in chosen],
-        "top_logprobs": [
-            {codec.spelling(other).text: found[other] for other in _ranked(found)}
-            for found in text.logprobs
-        ],
-        "text_offset": offsets,
+        "token": token_name(codec, token_id),
+        "logprob": finite(logprob),
+        "bytes": list(token_bytes(codec, token_id)),
     }
 
 
-def _ranked(found: Mapping[int, float]) -> list[int]:
-    return sorted(found, key=lambda token_id: -found[token_id])
+def _completion_logprobs(
+    text: CompletionOutput, codec: Codec | None, shown: int
+) -> dict[str, Any] | None:
+    if text.logprobs is None or codec is None:
+        return None
+    offsets, end = [], 0
+    for token_id in text.token_ids:
+        offsets.append(end)
+        end += len(codec.spelling(token_id).text)
+    chosen = list(zip(text.token_ids, text.logprobs, strict=True))
+    return {
+        "tokens": [token_name(codec, token_id) for token_id in text.token_ids],
+        "token_logprobs": [finite(found[token_id]) for token_id, found in chosen],
+        "top_logprobs": [
+            {
+                token_name(codec, other): finite(logprob)
+                for other, logprob in with_chosen(found, token_id, shown).items()
+            }
+            for token_id, found in chosen
+        ],
+        "text_offset": offsets,
+    }

@@ -118,9 +118,8 @@ def _finite(value: Any) -> Any:
 
 def _row(answer: dict[str, Any]) -> dict[str, Any]:
     """Return a plain answer as a row: what has no fixed columns is JSON."""
-    name = answer["id"]
     return answer | {
-        "id": name if name is None or isinstance(name, str) else json.dumps(name),
+        "id": _name(answer["id"]),
         "outputs": [
             text
             | {
@@ -131,6 +130,12 @@ def _row(answer: dict[str, Any]) -> dict[str, Any]:
         ],
         "prompt_logprobs": _json_or_none(answer.get("prompt_logprobs")),
     }
+
+
+def _name(name: Any) -> str | None:
+    if isinstance(name, str):  # Parquet has no lone surrogates
+        return name.encode("utf-8", "backslashreplace").decode("utf-8")
+    return _json_or_none(name)
 
 
 def _json_or_none(value: Any) -> str | None:

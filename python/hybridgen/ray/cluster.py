@@ -41,10 +41,8 @@ def connected(address: str) -> Iterator[Any]:
     DeviceError
         If Ray cannot be started.
     """
-    if address == "local" and "ray" not in sys.modules:
-        # Before Ray is imported, which then reads it: its ports take no call without the token.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if address == "local":
+        _require_token()
     elif address != "auto":
         _check_reachable(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -69,6 +67,19 @@ def connected(address: str) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _require_token() -> None:
+    """Have Ray's ports take no call without a token of this process's."""
+    ray = sys.modules.get("ray")
+    if ray is None:  # which reads it when it is imported
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    elif not ray.is_initialized() and os.environ.get("RAY_AUTH_MODE") != "token":
+        raise ConfigError(
+            "[batch] --ray is 'local', and this process imported Ray without a token; allowed: a "
+            "process that has not imported it, or RAY_AUTH_MODE=token from its start"
+        )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from ..batch.engine_spec import EngineSpec
 from ..batch.line import Answer, Line
 from ..batch.line_forms import LineForms
 from ..errors import ConfigError
+from ..sampling import SamplingParams
 from .engine_actor import SharedEngine
 
 _PROMPTS = ("prompt", "prompt_token_ids", "messages")
@@ -77,10 +78,11 @@ class BatchEngine:
         self._seed = as_int("map_batches", "seed", seed, 0, MAX_INT64)
         self._sampling = dict(sampling_params or {})
         _check_one_text(self._sampling)
+        SamplingParams(**self._sampling)  # refuses what no row could be answered with
         spec = EngineSpec(
             model=model,
             engine=options | {"seed": seed},
-            forms=LineForms(model, has_token_ids=True),
+            forms=LineForms(model, has_token_ids=True, is_table=True),
             sampling=self._sampling,
         )
         self._engine = SharedEngine(spec)
@@ -134,12 +136,12 @@ def _line(index: int, key: str, prompt: Any, options: Any, seed: int) -> Line:
 
 def row_of(answer: Answer) -> dict[str, Any]:
     """Return what is added to a row."""
-    content = answer.content
-    row = dict.fromkeys(_ADDED) | {"prompt_tokens": content["prompt_tokens"]}
+    content, row = answer.content, dict.fromkeys(_ADDED)
     if content["error"] is not None:
         return row | {"error": content["error"]["message"]}
     (text,) = content["outputs"]
-    return row | {name: text[name] for name in _ADDED if name in text}
+    found = {name: text[name] for name in _ADDED if name in text}
+    return row | found | {"prompt_tokens": content["prompt_tokens"]}
 
 
 def as_python(value: Any) -> Any:

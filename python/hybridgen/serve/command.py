@@ -11,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .._checks import as_float, as_int
 from ..errors import ConfigError, DeviceError
 from ..llm import LLM
+from ..model_folder import model_name
 
 KEY_VARIABLE = "HYBRIDGEN_API_KEY"
 _MIB = 1 << 20
@@ -80,13 +82,10 @@ def options_of(arguments: argparse.Namespace) -> ServeOptions:
 
     The key is taken out of the environment, which other processes inherit.
     """
-    _check_range("port", arguments.port, 0, 65535)
-    _check_range("max_queue", arguments.max_queue, 0, 1 << 20)
-    _check_range("max_body", arguments.max_body, 1, 1 << 10)
-    if not 0 <= arguments.stop_seconds <= 86400:
-        raise ConfigError(
-            f"[serve] stop_seconds is {arguments.stop_seconds}; allowed: 0 to 86400 seconds"
-        )
+    as_int("serve", "port", arguments.port, 0, 65535)
+    as_int("serve", "max_queue", arguments.max_queue, 0, 1 << 20)
+    as_int("serve", "max_body", arguments.max_body, 1, 1 << 10)
+    as_float("serve", "stop_seconds", arguments.stop_seconds, 0, 86400)
     if arguments.device.startswith("emulated:"):
         raise ConfigError(
             f"[serve] device is {arguments.device!r}, where nothing is computed; allowed: cpu, "
@@ -101,8 +100,7 @@ def options_of(arguments: argparse.Namespace) -> ServeOptions:
         )
     name = arguments.model_name
     if name is None:
-        path = Path(arguments.model)
-        name = path.resolve().name if path.exists() else arguments.model
+        name = model_name(arguments.model)
     if not name or not name.isprintable():
         raise ConfigError(f"[serve] model_name is {name!r}; allowed: printable characters")
     return ServeOptions(
@@ -175,6 +173,7 @@ def bind(host: str, port: int) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
+            listener.listen(_BACKLOG)
         except BaseException:
             listener.close()
             raise
@@ -214,8 +213,3 @@ def serve(options: ServeOptions, load: Callable[[], LLM]) -> None:
         ) from error
     with bind(options.host, options.port) as listener, load() as llm:
         run(llm, options, listener)
-
-
-def _check_range(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"[serve] {name} is {value}; allowed: {low} to {high}")

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, cast
 
 from .._core import build_info
 from ..codec import Codec
+from ..openai_tokens import finite, likeliest, token_bytes, token_name, with_chosen
 from ..request import Request
 from ..sequence import Sequence
 from .protocol import (
@@ -31,8 +32,6 @@ from .protocol import (
 
 FinishReason = Literal["stop", "length"] | None
 _FINGERPRINT = f"hybridgen-{build_info()['version']}"
-_LEAST_LOGPROB = -9999.0
-"""JSON has no infinity."""
 
 
 class Part(NamedTuple):
@@ -87,18 +86,6 @@ class _Writer:
         self._id = f"{self.prefix}-{secrets.token_hex(16)}"
         self._created = int(time.time())
         self._model = model
-
-    def _name(self, token_id: int) -> str:
-        """Return how a token is written; one that is no whole character shows its bytes."""
-        data = self._bytes(token_id)
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-
-    def _bytes(self, token_id: int) -> bytes:
-        spelling = self._codec.spelling(token_id)
-        return spelling.text.encode() if spelling.data is None else spelling.data
 
 
 class CompletionWriter(_Writer):
@@ -212,15 +199,17 @@ class CompletionWriter(_Writer):
         offset: int,
     ) -> None:
         assert found.top_logprobs is not None
-        found.tokens.append(self._name(token_id))
+        found.tokens.append(token_name(self._codec, token_id))
         found.text_offset.append(offset)
         if logprobs is None:
             found.token_logprobs.append(None)
             found.top_logprobs.append(None)
             return
-        found.token_logprobs.append(_finite(logprobs[token_id]))
-        shown = {token_id: logprobs[token_id]} | dict(_likeliest(logprobs, self._likeliest))
-        found.top_logprobs.append({self._name(i): _finite(value) for i, value in shown.items()})
+        found.token_logprobs.append(finite(logprobs[token_id]))
+        shown = with_chosen(logprobs, token_id, self._likeliest)
+        found.top_logprobs.append(
+            {token_name(self._codec, i): finite(value) for i, value in shown.items()}
+        )
 
 
 class ChatWriter(_Writer):
@@ -310,22 +299,13 @@ class ChatWriter(_Writer):
         )
 
     def _token(self, token_id: int, logprobs: dict[int, float]) -> TokenLogprob:
-        top = [self._top(*pair) for pair in _likeliest(logprobs, self._top_logprobs or 0)]
+        top = [self._top(*pair) for pair in likeliest(logprobs, self._top_logprobs or 0)]
         own = self._top(token_id, logprobs[token_id])
         return TokenLogprob(**own.model_dump(), top_logprobs=top)
 
     def _top(self, token_id: int, logprob: float) -> TopLogprob:
         return TopLogprob(
-            token=self._name(token_id),
-            logprob=_finite(logprob),
-            bytes=list(self._bytes(token_id)),
+            token=token_name(self._codec, token_id),
+            logprob=finite(logprob),
+            bytes=list(token_bytes(self._codec, token_id)),
         )
-
-
-def _likeliest(logprobs: dict[int, float], count: int) -> list[tuple[int, float]]:
-    """Return the likeliest tokens; the chosen one only if it is among them."""
-    return sorted(logprobs.items(), key=lambda pair: -pair[1])[:count]
-
-
-def _finite(logprob: float) -> float:
-    return max(logprob, _LEAST_LOGPROB)
