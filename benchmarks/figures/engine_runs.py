@@ -153,7 +153,6 @@ def row_of(
     """Return a method's decode step as a row: seconds, and what the engine counted per step."""
     options = options_of(method, tokens, **hybrid)
     stats, times = decode(model, tokens, steps, batch=batch, **options)
-    count = stats.decode_steps
     return {
         "mode": mode_of(device),
         "machine": device,
@@ -161,6 +160,14 @@ def row_of(
         "method": label or method,
         "tokens": tokens,
         "batch": batch,
+        **step_figures(stats, times),
+    }
+
+
+def step_figures(stats: hg.RunStats, times: Sequence[float]) -> Row:
+    """Return what the engine counted of a decode step; `times` are those of steps, in seconds."""
+    count = stats.decode_steps
+    return {
         "steps": len(times),
         "step_ms": 1e3 * statistics.median(times),
         "host_ms": 1e3 * stats.t_cpu_s / count,

@@ -9,7 +9,6 @@ and the order of operations are the engine's; weights are dummies that nobody re
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +19,7 @@ from typing import Any
 
 import hybridgen as hg
 from drawing import COLORS, METHOD_LABELS
-from engine_runs import config_of, decode, options_of
+from engine_runs import config_of, decode, options_of, step_figures
 from hybridgen import MachineProfile, sim
 from hybridgen.sim import HybridSetting, Machine
 from output import HATCHES, Check, Row
@@ -39,8 +38,6 @@ SLOWED_NOTE = (
 RATES = ("gpu.tflops", "gpu.tflops_fp32", "gpu.hbm_gbs", "link.h2d_gbs", "link.d2h_gbs")
 TOKENS = 1920
 STEPS = 3
-WINDOW = 32
-"""Newest tokens on the device, as `engine_runs.options_of` has it."""
 
 
 def slowed_profile(times: float) -> MachineProfile:
@@ -60,26 +57,18 @@ def simulated_seconds(profile: MachineProfile, model: str, method: str, tokens: 
     machine = Machine.load(profile)
     options: dict[str, Any] = {}
     if method == "hybridgen":
-        k = options_of(method, TOKENS)["method"].k
-        options["setting"] = HybridSetting(k=k, window=WINDOW, gather="host")
+        engine = options_of(method, TOKENS)
+        options["setting"] = HybridSetting(
+            k=engine["method"].k, window=engine["kv"].device_tokens, gather="host"
+        )
     return sim.simulate_step(machine, model, method, tokens=tokens, **options).seconds
 
 
 def emulated_row(model: hg.Model, row: Row, method: str, tokens: int, steps: int) -> Row:
     """Run a prompt; return a step as the engine had it, with what ``row`` says of it."""
     stats, times = decode(model, tokens, steps, **options_of(method, tokens))
-    count = stats.decode_steps
-    return row | {
-        "mode": "emulated",
-        "method": method,
-        "tokens": tokens,
-        "steps": len(times),
-        "step_ms": 1e3 * statistics.median(times),
-        "host_ms": 1e3 * stats.t_cpu_s / count,
-        "link_ms": 1e3 * stats.t_link_s / count,
-        "to_device_bytes": stats.h2d_bytes / count,
-        "to_host_bytes": stats.d2h_bytes / count,
-    }
+    named = {"mode": "emulated", "method": method, "tokens": tokens}
+    return row | named | step_figures(stats, times)
 
 
 def slowed_rows(quick: bool) -> list[Row]:

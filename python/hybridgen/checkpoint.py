@@ -6,6 +6,7 @@ A local folder never touches the network, and nothing in a checkpoint is execute
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,13 @@ class Description:
     packing: PackedWeights | None = None
     load_format: str = "auto"
 
+    @functools.cached_property
+    def source(self) -> WeightSource:
+        """Where the tensors come from."""
+        if self.gguf is not None:
+            return GgufSource(self.gguf)
+        return ShardSource(self.shards, bool(self.config["tie_embeddings"]), self.packing)
+
 
 def describe_model(
     path_or_id: str | Path | dict[str, Any],
@@ -116,14 +124,15 @@ def describe_model(
     Parameters
     ----------
     needs_weights : bool
-        Else weights of a hub id are not fetched, unless it is a GGUF file that says all, and a dict
-        may be given as it is.
+        Else weights of a hub id are not fetched, unless only a GGUF file says what the model is,
+        and a dict may be given as it is.
     """
     if load_format not in LOAD_FORMATS:
         raise ConfigError(
             f"[load_model] load_format is {brief(load_format)}; allowed: {', '.join(LOAD_FORMATS)}"
         )
     path = None
+    asked = load_format
     if isinstance(path_or_id, dict):
         if gguf_file is not None:
             raise ConfigError(
@@ -139,6 +148,7 @@ def describe_model(
     gguf = read_gguf(path) if path is not None and path.is_file() else None
     generation: dict[str, Any] = {}
     if gguf is not None:
+        load_format = asked  # the file is there
         hf_config = hf_config_of(gguf)
     else:
         hf_config, generation = _read_configs(path_or_id, path, load_format)
@@ -224,7 +234,7 @@ def load_model(
         matrices = CodedMatrices.of(core_config, held, found.family.source_name)
         matrices.load(model, [shard.file for shard in found.shards])
     else:
-        load_weights(model, found.family, found.config, weight_source(found), as_codes=True)
+        load_weights(model, found.family, found.config, found.source, as_codes=True)
     model.finish()
     return LoadedModel(
         model,
@@ -246,14 +256,7 @@ def stored_codes(found: Description) -> dict[str, Any]:
     has_codes = found.gguf is not None or found.packing is not None
     if found.load_format == "dummy" or not has_codes:
         return {}
-    return stored_formats(found.family, found.config, weight_source(found))
-
-
-def weight_source(found: Description) -> WeightSource:
-    """Return where the tensors of a checkpoint come from."""
-    if found.gguf is not None:
-        return GgufSource(found.gguf)
-    return ShardSource(found.shards, bool(found.config["tie_embeddings"]), found.packing)
+    return stored_formats(found.family, found.config, found.source)
 
 
 def _read_configs(

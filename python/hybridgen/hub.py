@@ -17,6 +17,8 @@ from .gguf_file import first_part, names_of_parts
 _JSON_AND_TOKENIZER = ["*.json", "tokenizer.model", "*.txt", "*.jinja"]
 _SUBFOLDERS = ["*/*"]
 """Those hold copies in other formats."""
+_WEIGHTS = {"safetensors": "*.safetensors", "bin": "pytorch_model*.bin"}
+"""What is preferred comes first."""
 
 
 def fetch_model(
@@ -29,7 +31,7 @@ def fetch_model(
     repo, revision : str
         Which snapshot.
     load_format : str
-        As for `Model`; of "dummy" no weights are fetched, unless ``gguf_file`` says which file the
+        As for `Model`; of "dummy" no weights are fetched, unless only a GGUF file says what the
         model is. "auto" takes GGUF where there are no other weights.
     gguf_file : str, optional
         Its path in the repository; any part of a split one.
@@ -49,18 +51,14 @@ def _fetched(repo: str, revision: str | None, load_format: str, gguf_file: str |
 
     if gguf_file is not None:
         return _gguf(repo, revision, gguf_file)
-    if load_format == "dummy":
-        return fetch()
-    folder, fetches_gguf = None, load_format == "gguf"
-    if load_format in ("auto", "safetensors"):
-        folder = fetch("*.safetensors")
-        if load_format == "safetensors" or any(folder.glob("*.safetensors")):
-            return folder
-    if load_format in ("auto", "bin"):
-        folder = fetch("pytorch_model*.bin")
-        fetches_gguf = load_format == "auto" and not any(folder.glob("pytorch_model*.bin"))
-    if not fetches_gguf:
-        assert folder is not None
+    folder = None
+    for kind, pattern in _WEIGHTS.items():
+        if load_format in ("auto", kind):
+            folder = fetch(pattern)
+            if load_format == kind or any(folder.glob(pattern)):
+                return folder
+    folder = folder or fetch()
+    if load_format == "dummy" and (folder / "config.json").is_file():
         return folder
     return _only_gguf(repo, revision, folder)
 
@@ -75,10 +73,8 @@ def _snapshot(
     )
 
 
-def _only_gguf(repo: str, revision: str | None, folder: Path | None) -> Path:
+def _only_gguf(repo: str, revision: str | None, folder: Path) -> Path:
     """Return the one GGUF model of a repository; without any, a folder that names what it lacks."""
-    if folder is None:
-        folder = _snapshot(repo, revision, _JSON_AND_TOKENIZER, _SUBFOLDERS)
     models = sorted({_first(name) for name in _gguf_names(repo, revision, folder)[0]})
     if len(models) > 1:
         raise CheckpointError(

@@ -128,9 +128,9 @@ def plan(
     """Say what a batch takes of every tier before anything is loaded.
 
     Of a checkpoint only config.json is read, and the weight files' headers where that names no
-    dtype or says that matrices are codes; of a hub id no weights are fetched but a ``gguf_file``,
-    so that of GPTQ and AWQ there the plan is an upper bound. The numbers are those that `LLM`
-    admits requests by.
+    dtype or says that matrices are codes; of a hub id no weights are fetched unless only a GGUF
+    file says what the model is, so that of GPTQ and AWQ there the plan is an upper bound. The
+    numbers are those that `LLM` admits requests by.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ from . import _core
 from ._checks import as_path, brief
 from ._lifetime import guarded
 from ._options import said as said_in
-from .checkpoint import describe_model, weight_source
+from .checkpoint import describe_model
 from .coded_checkpoint import OF_FORMAT, CodedMatrices, part_name, quantization_config
 from .config import WeightConfig
 from .errors import CheckpointError, ConfigError, DeviceError, own_errors
@@ -105,7 +105,7 @@ def quantize(
             (folder / "config.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
             writer = _Writer(folder, config, found.family, matrices, found.dtype, progress)
             with writer:
-                load_weights(writer, found.family, found.config, weight_source(found))
+                load_weights(writer, found.family, found.config, found.source)
     return target
 
 

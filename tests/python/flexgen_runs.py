@@ -5,16 +5,21 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import transformers
 
 from hybridgen import CpuConfig
 from hybridgen.flexgen.compression import CompressionConfig
+from hybridgen.flexgen.opt_config import convert
 from hybridgen.flexgen.opt_lm import EngineChoices, OptLM
 from hybridgen.flexgen.policy import Policy
 from hybridgen.flexgen.pytorch_backend import ExecutionEnv
+from trained import folder_of
 
 CPU = CpuConfig(threads=1, device_threads=1)
 PAD = 0
@@ -50,6 +55,29 @@ def different_rows(count: int = 4, length: int = 40, seed: int = 0) -> Any:
         real = length - (row * 7) % (length // 2)
         rows.append([PAD] * (length - real) + [draw.randrange(5, 740) for _ in range(real)])
     return np.array(rows)
+
+
+def converted(folder: Path) -> Path:
+    """Write the tiny OPT's NumPy files into a folder, and return it."""
+    convert(folder_of("tiny-opt"), folder / "tiny-opt-np")
+    return folder
+
+
+def continued_by_transformers(new_tokens: int) -> Callable[[Any], Any]:
+    """Return what continues rows as transformers does, by so many tokens whatever they are."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder_of("tiny-opt"), dtype=torch.float32
+    )
+
+    def continued(rows: Any) -> Any:
+        ids = torch.tensor(rows)
+        mask = (ids != PAD).long()
+        options = {"do_sample": False, "eos_token_id": None, "pad_token_id": PAD}
+        return model.generate(
+            ids, attention_mask=mask, max_new_tokens=new_tokens, **options
+        ).numpy()
+
+    return continued
 
 
 def opt_lm(

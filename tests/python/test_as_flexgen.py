@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from flexgen_runs import converted
 from hybridgen.flexgen import as_flexgen
-from hybridgen.flexgen.opt_config import convert
-from trained import ROOT, folder_of
+from trained import ROOT
 
 # As chat programs called it: the ids of a result are the next call's input, eight tokens at a time.
 STREAMED = """
@@ -68,9 +68,7 @@ print("COSTS", len(timers("generate").costs))
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("opt_weights")
-    convert(folder_of("tiny-opt"), folder / "tiny-opt-np")
-    return folder
+    return converted(tmp_path_factory.mktemp("opt_weights"))
 
 
 @pytest.fixture

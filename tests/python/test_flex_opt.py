@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from flexgen_runs import converted
 from hybridgen.flexgen import flex_opt
 from hybridgen.flexgen.apps import completion
-from hybridgen.flexgen.opt_config import convert
 from hybridgen.flexgen.opt_config import main as opt_config
 from hybridgen.flexgen.utils import project_decode_latency, read_benchmark_log, write_benchmark_log
 from trained import ROOT, folder_of
@@ -26,9 +26,7 @@ LINES = (WORDS, "w12 k30 v8 w2 Q k30", "k9 v9 w1 w2 w3 w4 Q k9", "w7 w8 w9 k11 v
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("opt_weights")
-    convert(folder_of("tiny-opt"), folder / "tiny-opt-np")
-    return folder
+    return converted(tmp_path_factory.mktemp("opt_weights"))
 
 
 class Run:

@@ -19,12 +19,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import transformers
 
-from flexgen_runs import PAD, different_rows, opt_lm, policy
+from flexgen_runs import (
+    continued_by_transformers,
+    converted,
+    different_rows,
+    opt_lm,
+    policy,
+)
 from hybridgen.flexgen import flex_opt
-from hybridgen.flexgen.opt_config import convert
 from trained import ROOT, folder_of
 
 NEW = 4
@@ -32,24 +35,12 @@ NEW = 4
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("opt_weights")
-    convert(folder_of("tiny-opt"), folder / "tiny-opt-np")
-    return folder
+    return converted(tmp_path_factory.mktemp("opt_weights"))
 
 
 @pytest.fixture(scope="module")
 def reference() -> Callable[[Any], Any]:
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder_of("tiny-opt"), dtype=torch.float32
-    )
-
-    def continued(rows: Any) -> Any:
-        ids = torch.tensor(rows)
-        mask = (ids != PAD).long()
-        options = {"do_sample": False, "eos_token_id": None, "pad_token_id": PAD}
-        return model.generate(ids, attention_mask=mask, max_new_tokens=NEW, **options).numpy()
-
-    return continued
+    return continued_by_transformers(NEW)
 
 
 @pytest.mark.parametrize("cache", [(0, 100), (50, 50), (0, 50), (0, 0)], ids=str)

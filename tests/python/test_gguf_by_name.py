@@ -162,6 +162,9 @@ def test_a_plan_counts_the_file_that_is_meant(
             assert plan.tiers["device"]["weights"] == llm.model.weights.weight_bytes
         weights[name] = plan.tiers["device"]["weights"]
     assert weights["tiny-F16.gguf"] < weights["tiny-F32.gguf"]
+    cached(models, "tiny-F16.gguf", revision="v2")
+    only = hg.plan(REPO, revision="v2", prompt_tokens=8, device="cpu")
+    assert only.tiers["device"]["weights"] == weights["tiny-F16.gguf"]
     run = ["plan", REPO, "--gguf-file", "tiny-F16.gguf", "--device", "cpu", "--prompt-tokens", "8"]
     assert main(run) == 0
     assert "tiny-F16.gguf" in capsys.readouterr().out

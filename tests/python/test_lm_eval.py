@@ -268,7 +268,7 @@ def test_a_task_that_nobody_knows_is_refused_before_the_model_is_read(
     ("arguments", "message"),
     [
         (["--task-config", "wrods=300"], "task_options has 'wrods'; allowed: count, seed, tokens"),
-        (["--task-config", "words=100"], "cannot be made: words is 100; allowed: 200 or more"),
+        (["--task-config", "words=100"], "cannot be made: words is 100; allowed: 200 to 40000"),
         (["--task-config", "count=many"], "hybridgen_keys cannot be made: "),
         (["--num-fewshot", "-1"], "num_fewshot is -1"),
         (["--limit", "0"], "limit is 0"),

@@ -12,12 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hybridgen as hg
-from flexgen_runs import ALL_GPU, PAD, different_rows, opt_lm, policy
+from flexgen_runs import (
+    ALL_GPU,
+    PAD,
+    continued_by_transformers,
+    converted,
+    different_rows,
+    opt_lm,
+    policy,
+)
 from hybridgen.errors import ConfigError, DeviceError
 from hybridgen.flexgen import flex_opt
 from hybridgen.flexgen.flex_opt import (
@@ -32,7 +39,7 @@ from hybridgen.flexgen.flex_opt import (
     run_flexllmgen,
     timers,
 )
-from hybridgen.flexgen.opt_config import NoSuchShapeError, convert
+from hybridgen.flexgen.opt_config import NoSuchShapeError
 from hybridgen.flexgen.policy import Policy
 from hybridgen.flexgen.pytorch_backend import DeviceType, TorchLink, general_copy
 from trained import folder_of
@@ -42,24 +49,12 @@ NEW = 6
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("opt_weights")
-    convert(folder_of("tiny-opt"), folder / "tiny-opt-np")
-    return folder
+    return converted(tmp_path_factory.mktemp("opt_weights"))
 
 
 @pytest.fixture(scope="module")
 def reference() -> Callable[[Any], Any]:
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder_of("tiny-opt"), dtype=torch.float32
-    )
-
-    def continued(rows: Any) -> Any:
-        ids = torch.tensor(rows)
-        mask = (ids != PAD).long()
-        options = {"do_sample": False, "eos_token_id": None, "pad_token_id": PAD}
-        return model.generate(ids, attention_mask=mask, max_new_tokens=NEW, **options).numpy()
-
-    return continued
+    return continued_by_transformers(NEW)
 
 
 @pytest.fixture

@@ -27,6 +27,8 @@ TASK_OPTIONS = ("count", "seed", "tokens", "words")
 """Of our generated tasks."""
 SEED = 1234
 """Of the choice of examples before a question."""
+_OF_CHANCE = ("acc", "acc_norm", "score")
+"""Metrics that guessing gives the chance of a document in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +158,8 @@ def load_tasks(
     ------
     ConfigError
         For a name that nobody knows, and for options that its documents do not allow.
+    OSError
+        If the data of a task cannot be fetched.
     """
     if num_fewshot is not None:
         as_int("eval", "num_fewshot", num_fewshot, 0)
@@ -231,6 +235,7 @@ def _known(manager: Any, tasks: Sequence[str]) -> bool:
 def _results_of(name: str, found: Mapping[str, Any], tally: Any) -> list[TaskResult]:
     """Return the metrics of a task, each with what the engine counted."""
     values = found["results"][name]
+    chance = _chance_of(found["samples"][name])
     rows = []
     for key, value in values.items():
         metric, comma, by = key.partition(",")
@@ -245,7 +250,7 @@ def _results_of(name: str, found: Mapping[str, Any], tally: Any) -> list[TaskRes
                 standard_error=float(error) if isinstance(error, int | float) else None,
                 n=found["n-samples"][name]["effective"],
                 shots=found["n-shot"][name],
-                chance=_chance_of(found["samples"][name]),
+                chance=chance if metric in _OF_CHANCE else None,
                 tokens=tally.tokens / tally.requests,
                 offloaded_share=tally.offloaded / tally.tokens,
                 dropped_share=tally.dropped / tally.tokens,

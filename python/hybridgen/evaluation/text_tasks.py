@@ -80,12 +80,12 @@ def make_documents(task: str, *, count: int, words: int, seed: int) -> list[Docu
     Raises
     ------
     ValueError
-        If the task is unknown, or so few words have no room for it.
+        If the task is unknown, or has no documents of so few or so many words.
     """
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
-    if words < 200:
-        raise ValueError(f"words is {words}; allowed: 200 or more")
+    if not 200 <= words <= 40_000:  # of more, codes would have more names than there are
+        raise ValueError(f"words is {words}; allowed: 200 to 40000")
     rng = random.Random(f"{task} {words} {seed}")
     return [TASKS[task].make(rng, words) for _ in range(count)]
 
@@ -166,16 +166,15 @@ def make_variables(rng: random.Random, words: int) -> Document:
         f"by themselves or through others? There are {hops}.\nAnswer: The variables are"
     )
     # A chain of another value shares nothing; one that is drawn blindly shares one in four.
-    chance = sum(
-        share / (2 * hops - share) * _hypergeometric(share, hops, chains * hops)
-        for share in range(1, hops + 1)
-    )
+    chance = _chance_of_overlap(hops, chains * hops)
     return Document(prompt, f" {', '.join(lists[wanted])}.", tuple(lists[wanted]), chance)
 
 
-def _hypergeometric(shared: int, wanted: int, total: int) -> float:
-    """Return the probability that of ``wanted`` drawn from ``total`` so many are wanted."""
-    return comb(wanted, shared) * comb(total - wanted, wanted - shared) / comb(total, wanted)
+def _chance_of_overlap(wanted: int, total: int) -> float:
+    """Return the average `overlap` of ``wanted`` drawn from ``total`` with as many right ones."""
+    ways = [comb(wanted, both) * comb(total - wanted, wanted - both) for both in range(wanted + 1)]
+    shares = [both / (2 * wanted - both) for both in range(wanted + 1)]
+    return sum(w * share for w, share in zip(ways, shares, strict=True)) / comb(total, wanted)
 
 
 def score_variables(text: str, parts: Sequence[str]) -> float:
@@ -198,10 +197,7 @@ def make_aggregation(rng: random.Random, words: int) -> Document:
         f"{' '.join(listed)}\nQuestion: Which {FREQUENT} words occur most often in this list?\n"
         "Answer: They are"
     )
-    chance = sum(
-        share / (2 * FREQUENT - share) * _hypergeometric(share, FREQUENT, len(drawn))
-        for share in range(1, FREQUENT + 1)
-    )
+    chance = _chance_of_overlap(FREQUENT, len(drawn))
     return Document(prompt, f" {', '.join(wanted)}.", tuple(wanted), chance)
 
 

@@ -401,7 +401,13 @@ class OptLM:
         return str(np.dtype(self.config.dtype))
 
     def plan(self, prompt_len: int, gen_len: int) -> MemoryPlan:
-        """Return what the policy's rows take of every tier, each as one in DRAM or on the GPU."""
+        """Return what the policy's rows take of every tier, in bytes; errors as `hg.plan`.
+
+        Parameters
+        ----------
+        prompt_len, gen_len : int
+            Tokens of each row. A row on the disk counts as one in DRAM.
+        """
         model = self.llm.model
         shape = {"prompt_tokens": prompt_len, "new_tokens": gen_len}
         return plan(model, batch_size=len(self.placement.rows), **shape, **self._options(model))
@@ -440,6 +446,7 @@ class OptLM:
     def _disk_bytes(self, model: Model) -> int:
         """Return what the rows on the disk can ever take, as far as there is room."""
         config = model.config
+        # Beside the rows: a block that is not full, of keys and of values, and whole pages.
         row = config["num_layers"] * config["num_kv_heads"] * config["head_dim"]
         each = 2 * row * (4 if model.dtype == "float32" else 2) * (config["max_positions"] + 512)
         wanted = self.placement.count(DISK) * each + (64 << 20)

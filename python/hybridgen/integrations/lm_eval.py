@@ -149,7 +149,7 @@ class HybridGenLM(LM):
             (text,) = request.args
             ids = self._tokenizer().encode(text, add_special_tokens=False)
             pairs = list(rolling_pairs(ids, self._prefix(), self._limit()))
-            found = self.llm.score_outputs(pairs) if pairs else []
+            found = self.llm.score_outputs(pairs)
             self._count([request] * len(found), [score.metrics for score in found])
             sums.append(sum((score.logprob for score in found), 0.0))
         return sums
