@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <utility>
 
 #include "emulated/cost_model.h"
 
@@ -36,6 +37,8 @@ class Timeline {
  public:
   /// `profile` must outlive it.
   explicit Timeline(const MachineProfile& profile, std::unique_ptr<HostClock> clock = {});
+  /// Goes on by another clock, of a time no earlier. For tests; only while no work is queued.
+  void set_clock(std::unique_ptr<HostClock> clock) { clock_ = std::move(clock); }
 
   /// Queues an operation and returns when it ends. The thread that queues is one driver: it issues
   /// operations one after the other, each taking the modelled or the real time, whichever is

@@ -3,27 +3,17 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
-#include <utility>
+
+#include "support/still_clock.h"
 
 namespace hybridgen::emulated {
 namespace {
 
 using enum OperationKind;
-
-/// Time passes only where somebody sleeps or the test says so.
-class StillClock : public HostClock {
- public:
-  explicit StillClock(std::int64_t& now) : now_(now) {}
-  std::int64_t now_ns() override { return now_; }
-  void sleep_until(std::int64_t time_ns) override { now_ = std::max(now_, time_ns); }
-
- private:
-  std::int64_t& now_;
-};
 
 /// 1 GB/s everywhere, so that a byte takes a nanosecond; no other costs.
 MachineProfile byte_per_ns() {
@@ -35,15 +25,15 @@ MachineProfile byte_per_ns() {
   return profile;
 }
 
-class TimelineTest : public testing::Test {
+class TimelineTest : public ::testing::Test {
  protected:
   Timeline& start(const MachineProfile& profile) {
     profile_ = profile;
-    timeline_ = std::make_unique<Timeline>(profile_, std::make_unique<StillClock>(now_));
+    timeline_ = std::make_unique<Timeline>(profile_, std::make_unique<testing::StillClock>(now_));
     return *timeline_;
   }
 
-  std::int64_t now_ = 1'000'000;
+  std::atomic<std::int64_t> now_ = 1'000'000;
   MachineProfile profile_;
   std::unique_ptr<Timeline> timeline_;
 };
