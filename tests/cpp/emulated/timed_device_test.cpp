@@ -56,14 +56,14 @@ TEST(TimedDevice, TakesTheModelledTimeOfWhatItDoesNotCompute) {
   at::Tensor x = at::empty({25'000'000}, at::TensorOptions().device(context.device()));
   c10::Event begin(context.device().type(), c10::EventFlag::BACKEND_DEFAULT);
   c10::Event end(context.device().type(), c10::EventFlag::BACKEND_DEFAULT);
+  const std::int64_t begin_ns = TraceRecorder::now_ns();
   begin.record(guard.getStream(context.device()));
   x.fill_(1.0);
   end.record(guard.getStream(context.device()));
-  const std::int64_t waits = TraceRecorder::now_ns();
   end.synchronize();
-  const double waited_ms = static_cast<double>(TraceRecorder::now_ns() - waits) * 1e-6;
+  const double waited_ms = static_cast<double>(TraceRecorder::now_ns() - begin_ns) * 1e-6;
   EXPECT_GE(begin.elapsedTime(end), 10.0);
-  EXPECT_GT(waited_ms, 5.0);
+  EXPECT_GE(waited_ms, 10.0);
 }
 
 TEST(TimedDevice, AnswersThatAllValuesAreFine) {
