@@ -336,6 +336,19 @@ def test_no_more_lines_are_open_than_the_window(
 
 # ------------------------------------------------------------------------------------------ resume
 
+SLOWLY = """
+import sys, time
+from hybridgen.__main__ import main
+from hybridgen.generation import EngineLoop
+step = EngineLoop.step
+def slowly(*arguments):
+    time.sleep(0.005)
+    return step(*arguments)
+EngineLoop.step = slowly
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command in a process that lasts for seconds, so that it can be killed before it ends."""
+
 
 def kill_when_there_are(number: int, out: Path, process: subprocess.Popen[bytes]) -> None:
     """Wait until there are so many shards, then kill the process."""
@@ -353,7 +366,7 @@ def test_a_run_that_is_killed_or_interrupted_goes_on_without_losing_or_repeating
     source = write_lines(tmp_path / "in.jsonl", lines)
     options = ["--lines-per-shard", "10", "--ignore-eos", "--max-num-seqs", "8"]
     out, whole = tmp_path / "out", tmp_path / "whole"
-    arguments = [sys.executable, "-m", "hybridgen", *command(source, out, *options)]
+    arguments = [sys.executable, "-c", SLOWLY, *command(source, out, *options)]
     kill_when_there_are(
         3,
         out,

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -334,21 +334,58 @@ def times_with(tmp_path: Path, method: str, **rates: float) -> hg.RunStats:
         return llm.stats
 
 
+def least_times(
+    measure: Callable[[], dict[str, float]], are_modelled: Callable[[dict[str, float]], bool]
+) -> dict[str, float]:
+    """Return the least of each time in as many tries, ten at most, as make them as modelled.
+
+    What else a machine does adds to a time and takes nothing from it.
+    """
+    least = measure()
+    for _ in range(9):
+        if are_modelled(least):
+            break
+        least = {name: min(least[name], value) for name, value in measure().items()}
+    return least
+
+
 @pytest.mark.parametrize("gbs", [0.02, 0.01])
 def test_the_link_takes_the_bytes_over_the_profiles_rate(tmp_path: Path, gbs: float) -> None:
-    stats = times_with(tmp_path, "flexgen", link__h2d_gbs=gbs)
-    assert stats.decode_steps == STEPS
-    assert stats.h2d_bytes > STEPS * 2 * 1024 * (PROMPT - 1)  # keys and values of two layers
-    assert stats.t_link_s == pytest.approx(stats.h2d_bytes / (gbs * 1e9), rel=0.05)
-    assert stats.decode_s > 0.95 * stats.t_link_s  # nothing else takes as long to hide it
+    def ratio() -> dict[str, float]:
+        stats = times_with(tmp_path, "flexgen", link__h2d_gbs=gbs)
+        assert stats.decode_steps == STEPS
+        assert stats.h2d_bytes > STEPS * 2 * 1024 * (PROMPT - 1)  # keys and values of two layers
+        assert stats.decode_s > 0.95 * stats.t_link_s  # nothing else takes as long to hide it
+        return {"link": stats.t_link_s / (stats.h2d_bytes / (gbs * 1e9))}
+
+    def is_one(found: dict[str, float]) -> bool:
+        return found["link"] == pytest.approx(1.0, rel=0.05)
+
+    found = least_times(ratio, is_one)
+    assert is_one(found), found
 
 
 def test_the_device_takes_the_time_that_the_cost_model_gives_its_bytes(tmp_path: Path) -> None:
     # Slow enough that the device never waits for the host.
-    fast = times_with(tmp_path, "full", gpu__hbm_gbs=0.04)
-    slow = times_with(tmp_path, "full", gpu__hbm_gbs=0.02)
     cache = 2 * 2 * 2 * 256 * PROMPT  # keys and values of two layers
     least = STEPS * (WEIGHT_BYTES + cache) / 0.04e9
-    assert least < fast.t_device_s
-    assert slow.t_device_s == pytest.approx(2 * fast.t_device_s, rel=0.05)
-    assert slow.decode_s == pytest.approx(2 * fast.decode_s, rel=0.1)
+
+    def times() -> dict[str, float]:
+        fast = times_with(tmp_path, "full", gpu__hbm_gbs=0.04)
+        slow = times_with(tmp_path, "full", gpu__hbm_gbs=0.02)
+        assert least < fast.t_device_s
+        assert 2 * least < slow.t_device_s
+        return {
+            "fast device": fast.t_device_s,
+            "fast decode": fast.decode_s,
+            "slow device": slow.t_device_s,
+            "slow decode": slow.decode_s,
+        }
+
+    def are_doubled(found: dict[str, float]) -> bool:
+        return found["slow device"] == pytest.approx(2 * found["fast device"], rel=0.05) and found[
+            "slow decode"
+        ] == pytest.approx(2 * found["fast decode"], rel=0.1)
+
+    found = least_times(times, are_doubled)
+    assert are_doubled(found), found
