@@ -80,7 +80,7 @@ struct Engine::Impl {
   Reservation engine_bytes{budgets[TierKind::kDevice].reserve(
       engine_bytes_of_device(
           model->config(), model->dtype(), model->device().is_cpu(), options, budgets) +
-          ring_bytes_of_device(model->weights(), method, budgets),
+          bytes_of_coming_layers(model->weights(), model->device(), method, budgets),
       "engine")};
   Admission admission{model->config(),
                       model->dtype(),
@@ -99,7 +99,7 @@ struct Engine::Impl {
   RequestQueue queue;
   std::unique_ptr<PipelineProbe> probe = make_test_probe(options.test);
   std::unique_ptr<CpuStage> cpu_stage;
-  WeightStore weights{model->weights(), model->device(), trace, ring_layers(method)};
+  WeightStore weights{model->weights(), model->device(), trace, layers_at_a_time(method)};
   std::unique_ptr<Prefill> prefill;
   std::unique_ptr<DecodePipeline> pipeline;
   std::vector<std::unique_ptr<MicroBatch>> batches;

@@ -93,15 +93,16 @@ std::int64_t engine_bytes_of_device(const ModelConfig& config,
   return bytes;
 }
 
-std::int64_t ring_layers(const Method& method) {
-  return WeightStore::ring_layers(query_of(method.work) == HostQuery::kGuessed);
+std::int64_t layers_at_a_time(const Method& method) {
+  return WeightStore::layers_at_a_time(query_of(method.work) == HostQuery::kGuessed);
 }
 
-std::int64_t ring_bytes_of_device(const Weights& weights,
-                                  const Method& method,
-                                  const Budgets& budgets) {
-  const std::int64_t layers = ring_layers(method);
-  const std::int64_t bytes = LayerRing::device_bytes(weights, layers);
+std::int64_t bytes_of_coming_layers(const Weights& weights,
+                                    const DeviceContext& device,
+                                    const Method& method,
+                                    const Budgets& budgets) {
+  const std::int64_t layers = layers_at_a_time(method);
+  const std::int64_t bytes = WeightStore::device_bytes(weights, device, layers);
   const std::int64_t capacity = budgets[TierKind::kDevice].capacity_bytes();
   if (bytes > capacity) {
     throw OutOfMemoryError(message("[engine] ",

@@ -33,12 +33,14 @@ std::int64_t engine_bytes_of_device(const ModelConfig& config,
                                     const Budgets& budgets);
 
 /// Layers that an engine of this method has room for, of those that are not on the device.
-std::int64_t ring_layers(const Method& method);
+std::int64_t layers_at_a_time(const Method& method);
 
-/// What they take of the device; 0 if all are there. OutOfMemoryError if it has less.
-std::int64_t ring_bytes_of_device(const Weights& weights,
-                                  const Method& method,
-                                  const Budgets& budgets);
+/// What they take of the device; 0 if all are there, or are read where their files have them.
+/// OutOfMemoryError if it has less.
+std::int64_t bytes_of_coming_layers(const Weights& weights,
+                                    const DeviceContext& device,
+                                    const Method& method,
+                                    const Budgets& budgets);
 
 /// `options` as an engine with these parts has them.
 EngineOptions resolved_options(EngineOptions options,

@@ -13,8 +13,8 @@
 #include "engine/request.h"
 #include "engine/resolved_options.h"
 #include "hybridgen/core/error.h"
-#include "models/layer_ring.h"
 #include "models/weight_homes.h"
+#include "models/weight_store.h"
 #include "pipeline/working_memory.h"
 #include "runtime/cpus.h"
 
@@ -143,7 +143,8 @@ TierPlan dram_tier(const Rules& rules, const RequestPlan& plan, std::int64_t tog
   TierPlan tier{.tier = TierKind::kDram,
                 .capacity = rules.dram_capacity(),
                 .weights = rules.weights.streamed().host_bytes};
-  tier.weights += LayerRing::host_bytes(rules.weights, rules.device, ring_layers(rules.method));
+  tier.weights +=
+      WeightStore::host_bytes(rules.weights, rules.device, layers_at_a_time(rules.method));
   if (plan.max_offloaded == 0) return tier;
   const HostKvShape shape = host_shape(rules.config, rules.dtype, rules.method, plan);
   const std::int64_t keys = HostKvStore::required_key_bytes(shape);
@@ -239,7 +240,7 @@ RunPlan plan_run(const ModelConfig& config,
   try {
     engine_bytes =
         engine_bytes_of_device(config, dtype, device.is_cpu(), rules.options, rules.budgets) +
-        ring_bytes_of_device(rules.weights, rules.method, rules.budgets);
+        bytes_of_coming_layers(rules.weights, rules.device, rules.method, rules.budgets);
   } catch (const OutOfMemoryError& error) {
     if (run.problem.empty()) run.problem = error.what();
   }

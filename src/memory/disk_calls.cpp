@@ -2,6 +2,7 @@
 #include "memory/disk_calls.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -63,6 +64,31 @@ int DiskCalls::flush(int file, std::int64_t offset, std::int64_t bytes) {
 
 int DiskCalls::forget(int file, std::int64_t offset, std::int64_t bytes) {
   return -::posix_fadvise(file, offset, bytes, POSIX_FADV_DONTNEED);
+}
+
+int DiskCalls::map(int file, std::int64_t bytes, std::byte*& data) {
+  const int flags = MAP_SHARED | (data == nullptr ? 0 : MAP_FIXED);
+  void* const mapped =
+      ::mmap(data, static_cast<std::size_t>(bytes), PROT_READ, flags, file, 0);
+  if (mapped == MAP_FAILED) return -errno;
+  data = static_cast<std::byte*>(mapped);
+  return 0;
+}
+
+int DiskCalls::unmap(std::byte* data, std::int64_t bytes) {
+  return value_or_error(::munmap(data, static_cast<std::size_t>(bytes)));
+}
+
+int DiskCalls::fetch(std::byte* data, std::int64_t bytes) {
+  constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ, which older headers do not name
+  if (::madvise(data, static_cast<std::size_t>(bytes), kPopulateRead) == 0) return 0;
+  if (errno != EINVAL) return -errno;
+  // A kernel before 5.14: each page is read, and errors show as zeros (file_mapping.h).
+  const std::int64_t page = ::sysconf(_SC_PAGESIZE);
+  for (std::int64_t at = 0; at < bytes; at += page) {
+    static_cast<void>(*const_cast<volatile std::byte*>(data + at));
+  }
+  return 0;
 }
 
 std::span<iovec> drop_front(std::span<iovec> vectors, std::int64_t bytes) {

@@ -5,6 +5,7 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -35,6 +36,12 @@ class DiskCalls {
   virtual int flush(int file, std::int64_t offset, std::int64_t bytes);
   /// The page cache need not keep these bytes (posix_fadvise, POSIX_FADV_DONTNEED).
   virtual int forget(int file, std::int64_t offset, std::int64_t bytes);
+  /// Maps the first bytes of a file for reading: at `data`, in place of what is there, or anywhere
+  /// if it is null.
+  virtual int map(int file, std::int64_t bytes, std::byte*& data);
+  virtual int unmap(std::byte* data, std::int64_t bytes);
+  /// Ends when mapped bytes, from a page's boundary on, can be read without waiting for the disk.
+  virtual int fetch(std::byte* data, std::int64_t bytes);
 };
 
 /// Forgets the first `bytes` of what `vectors` list, which a call has moved; returns the rest.

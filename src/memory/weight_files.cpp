@@ -45,9 +45,14 @@ std::string text_of(int error) { return std::generic_category().message(error); 
 }  // namespace
 
 WeightFiles::~WeightFiles() {
-  for (const File& file : files_) calls_.close(file.descriptor);
-  if (packed_) calls_.close(packed_->descriptor);
+  for (File& file : files_) close(file);
+  if (packed_) close(*packed_);
   if (packing_ >= 0) calls_.close(packing_);
+}
+
+void WeightFiles::close(File& file) {
+  file.mapping.reset();
+  calls_.close(file.descriptor);
 }
 
 int WeightFiles::open_to_read(const std::string& path, bool& is_direct) {
@@ -218,6 +223,56 @@ void WeightFiles::read_direct(const File& file,
     std::memcpy(range.memory, from, static_cast<std::size_t>(range.bytes));
     from += range.bytes;
   }
+}
+
+FileMapping& WeightFiles::mapping_of(std::int64_t offset) {
+  File& file = const_cast<File&>(file_of(offset));  // of files_ or packed_, which are ours
+  const std::scoped_lock lock(mapping_mutex_);
+  if (file.mapping == nullptr) {
+    auto mapping = std::make_unique<FileMapping>(file.descriptor, file.bytes, calls_);
+    if (mapping->error() != 0) fail(file.path, "map", 0, file.bytes, mapping->error());
+    file.mapping = std::move(mapping);
+  }
+  return *file.mapping;
+}
+
+std::byte* WeightFiles::address_of(std::int64_t offset) {
+  return mapping_of(offset).data() + (offset - file_of(offset).begin);
+}
+
+void WeightFiles::fetch(std::span<const DiskRange> ranges) {
+  for (const DiskRange& range : ranges) {
+    const File& file = file_of(range.offset);
+    const std::int64_t at = range.offset - file.begin;
+    int error = file.mapping->fetch(at, range.bytes);
+    if (error == 0) continue;
+    // What the system says of mapped bytes is "bad address", whatever the reason.
+    struct stat status{};
+    const bool is_short =
+        ::fstat(file.descriptor, &status) == 0 && status.st_size < at + range.bytes;
+    if (error == EFAULT) error = is_short ? 0 : EIO;
+    fail(file.path, "read", at, range.bytes, error);
+  }
+}
+
+void WeightFiles::forget(const DiskRange& range) noexcept {
+  const File& file = file_of(range.offset);
+  file.mapping->forget(range.offset - file.begin, range.bytes);
+}
+
+std::int64_t WeightFiles::zero_reads() const {
+  if (FileMapping::all_zero_reads() == 0) return 0;
+  std::int64_t sum = 0;
+  for (const File& file : files_) sum += file.zero_reads();
+  return sum + (packed_ ? packed_->zero_reads() : 0);
+}
+
+void WeightFiles::check_reads(std::int64_t& seen) const {
+  const std::int64_t now = zero_reads();
+  if (now == std::exchange(seen, now)) return;
+  const auto found = std::ranges::find_if(files_, [](const File& file) { return file.zero_reads() > 0; });
+  const File& file = found == files_.end() ? *packed_ : *found;
+  fail(file.path, "read again some of", 0, file.bytes, EIO);
 }
 
 void WeightFiles::write(std::span<const DiskRange>) {

@@ -5,6 +5,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -12,6 +14,7 @@
 
 #include "memory/disk_calls.h"
 #include "memory/disk_file.h"
+#include "memory/file_mapping.h"
 
 namespace hybridgen {
 
@@ -37,6 +40,18 @@ class WeightFiles final : public DiskTarget {
   void read(std::span<const DiskRange> ranges) override;
   void write(std::span<const DiskRange> ranges) override;  ///< never called
 
+  /// Where the bytes from `offset` on are memory that can be read: their file's (file_mapping.h).
+  /// Nothing may be appended after. DeviceError for a file that cannot be memory.
+  std::byte* address_of(std::int64_t offset);
+  /// Bytes that have an address come to it; `memory` of ranges is that. DeviceError as read().
+  void fetch(std::span<const DiskRange> ranges);
+  /// This process has no use for them for now.
+  void forget(const DiskRange& range) noexcept;
+  /// Reads of such memory so far that got zeros, as the disk had failed since the bytes came.
+  std::int64_t zero_reads() const;
+  /// DeviceError if there are more than `seen`, which is set to what there are.
+  void check_reads(std::int64_t& seen) const;
+
  private:
   struct File {
     std::string path;
@@ -44,11 +59,15 @@ class WeightFiles final : public DiskTarget {
     std::int64_t begin = 0;  ///< offset of its first byte
     std::int64_t bytes = 0;
     bool is_direct = false;
+    std::unique_ptr<FileMapping> mapping{};  ///< null: nobody has asked
+    std::int64_t zero_reads() const { return mapping == nullptr ? 0 : mapping->zero_reads(); }
   };
   /// Opens it for reading; -errno if that fails.
   int open_packed(const std::string& folder);
   int open_to_read(const std::string& path, bool& is_direct);
+  void close(File& file);
   const File& file_of(std::int64_t offset) const;
+  FileMapping& mapping_of(std::int64_t offset);
   void read_direct(const File& file, std::span<const DiskRange> ranges, std::int64_t bytes);
   /// All of `memory` from `at` on; beyond the file's end nothing is read.
   std::int64_t read_all(const File& file, std::span<iovec> memory, std::int64_t at);
@@ -58,6 +77,7 @@ class WeightFiles final : public DiskTarget {
   std::optional<File> packed_;  ///< of our own, beyond all others
   int packing_ = -1;            ///< the same file, to write to
   bool wants_direct_;
+  std::mutex mapping_mutex_;  ///< of mappings that are made
 };
 
 }  // namespace hybridgen

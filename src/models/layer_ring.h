@@ -13,27 +13,23 @@
 
 #include "device/device_context.h"
 #include "device/stretch_timer.h"
-#include "hybridgen/models/weight_statistics.h"
 #include "hybridgen/runtime/trace_recorder.h"
 #include "memory/disk_queue.h"
 #include "memory/host_buffer.h"
 #include "memory/process_memory.h"
+#include "models/layer_source.h"
 #include "models/weights.h"
 
 namespace hybridgen {
 
-/// Of one engine, whose driver thread alone uses it. Layers are used in their order, again and
-/// again; any other order works, and waits.
-class LayerRing {
+class LayerRing final : public LayerSource {
  public:
   /// All references must outlive it. OutOfMemoryError, DeviceError if threads cannot be had.
   LayerRing(const Weights& weights,
             const DeviceContext& device,
             TraceRecorder& trace,
             std::int64_t num_slots);
-  ~LayerRing();
-  LayerRing(const LayerRing&) = delete;
-  LayerRing& operator=(const LayerRing&) = delete;
+  ~LayerRing() override;
 
   /// Bytes of the device that a ring takes.
   static std::int64_t device_bytes(const Weights& weights, std::int64_t num_slots);
@@ -43,19 +39,12 @@ class LayerRing {
                                  const DeviceContext& device,
                                  std::int64_t num_slots);
 
-  /// A layer's weights once they are there: for the work that is queued from now on. They stay
-  /// until give_back(), to be called once as often. DeviceError if the disk fails; the next call
-  /// tries again.
-  const LayerWeights& take(std::int64_t layer);
-  void give_back(std::int64_t layer);
-  /// A layer of which the query's projection is there, and nothing else need be. It stays until the
-  /// layer has been taken and given back, if the ring has a slot more than layers are held.
-  const LayerWeights& take_query(std::int64_t layer);
-
-  /// What came since the last reset, without the bytes that lie where. What the device has yet to
-  /// reach is not in it.
-  WeightStatistics statistics();
-  void reset_statistics();
+  const LayerWeights& take(std::int64_t layer) override;
+  void give_back(std::int64_t layer) override;
+  const LayerWeights& take_query(std::int64_t layer) override;
+  void check() override {}  // what is in memory stays
+  WeightStatistics statistics() override;
+  void reset_statistics() override;
 
  private:
   /// Some of a layer's tensors on their way.

@@ -6,8 +6,10 @@
 #include <memory>
 #include <utility>
 
+#include "device/device_context.h"
 #include "hybridgen/models/weight_statistics.h"
-#include "models/layer_ring.h"
+#include "hybridgen/runtime/trace_recorder.h"
+#include "models/layer_source.h"
 #include "models/weights.h"
 
 namespace hybridgen {
@@ -19,16 +21,16 @@ class LayerLease {
   LayerLease() = default;
   LayerLease(LayerLease&& other) noexcept
       : weights_(std::exchange(other.weights_, nullptr)),
-        ring_(std::exchange(other.ring_, nullptr)),
+        source_(std::exchange(other.source_, nullptr)),
         layer_(other.layer_) {}
   LayerLease& operator=(LayerLease&& other) noexcept {
     std::swap(weights_, other.weights_);
-    std::swap(ring_, other.ring_);
+    std::swap(source_, other.source_);
     std::swap(layer_, other.layer_);
     return *this;
   }
   ~LayerLease() {
-    if (ring_ != nullptr) ring_->give_back(layer_);
+    if (source_ != nullptr) source_->give_back(layer_);
   }
 
   const LayerWeights& operator*() const { return *weights_; }
@@ -36,10 +38,10 @@ class LayerLease {
 
  private:
   friend class WeightStore;
-  LayerLease(const LayerWeights& weights, LayerRing* ring, std::int64_t layer)
-      : weights_(&weights), ring_(ring), layer_(layer) {}
+  LayerLease(const LayerWeights& weights, LayerSource* source, std::int64_t layer)
+      : weights_(&weights), source_(source), layer_(layer) {}
   const LayerWeights* weights_ = nullptr;
-  LayerRing* ring_ = nullptr;  ///< null: they are on the device anyway
+  LayerSource* source_ = nullptr;  ///< null: they are on the device anyway
   std::int64_t layer_ = 0;
 };
 
@@ -49,27 +51,43 @@ class WeightStore {
  public:
   /// Layers that are there at a time where they are not always: one that is used and one that
   /// comes; one more where queries are guessed for the layer after those under way.
-  static constexpr std::int64_t ring_layers(bool guesses) { return guesses ? 3 : 2; }
+  static constexpr std::int64_t layers_at_a_time(bool guesses) { return guesses ? 3 : 2; }
 
   /// `weights` must outlive it. `trace` is told of what is read from a disk.
   WeightStore(const Weights& weights,
               const DeviceContext& device,
               TraceRecorder& trace,
-              std::int64_t ring_layers);
+              std::int64_t layers_at_a_time);
   WeightStore(const WeightStore&) = delete;
   WeightStore& operator=(const WeightStore&) = delete;
 
+  /// Whether a CPU reads them where their files have them.
+  static bool reads_in_files(const Weights& weights, const DeviceContext& device);
+  /// Bytes of the device that layers come to, and of pinned host memory beside it.
+  static std::int64_t device_bytes(const Weights& weights,
+                                   const DeviceContext& device,
+                                   std::int64_t layers_at_a_time);
+  static std::int64_t host_bytes(const Weights& weights,
+                                 const DeviceContext& device,
+                                 std::int64_t layers_at_a_time);
+
   /// Whether layers come to the device again for every pass.
-  bool streams() const { return ring_ != nullptr; }
+  bool streams() const { return source_ != nullptr; }
 
   /// Waits until the layer is there; layers after it come meanwhile. DeviceError if the disk fails.
   LayerLease lease(std::int64_t layer) {
-    return {ring_ == nullptr ? resident(layer) : ring_->take(layer), ring_.get(), layer};
+    return {source_ == nullptr ? resident(layer) : source_->take(layer), source_.get(), layer};
   }
   /// A layer of which nothing but the norms and the query's projection need be there: valid until
   /// the layer has been leased and that lease has ended.
   const LayerWeights& query(std::int64_t layer) {
-    return ring_ == nullptr ? resident(layer) : ring_->take_query(layer);
+    return source_ == nullptr ? resident(layer) : source_->take_query(layer);
+  }
+
+  /// DeviceError if numbers were lost since the last call while they were used, so that what was
+  /// computed is nothing: at the end of every pass.
+  void check() {
+    if (source_ != nullptr) source_->check();
   }
 
   WeightStatistics statistics() const;
@@ -81,7 +99,7 @@ class WeightStore {
   }
 
   const Weights& weights_;
-  std::unique_ptr<LayerRing> ring_;  ///< null: all layers are resident
+  std::unique_ptr<LayerSource> source_;  ///< null: all layers are resident
 };
 
 }  // namespace hybridgen

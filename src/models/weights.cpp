@@ -3,6 +3,7 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/isfinite.h>
 
 #include <algorithm>
@@ -141,9 +142,11 @@ Weights::Weights(const ModelConfig& config,
     lm_head = allocate_linear("lm_head.weight", config.vocab_size, embedding);
   }
   const std::int64_t in_memory = (device.is_cpu() ? bytes_ : 0) + streamed_.host_bytes;
-  if (streamed_.has_disk() && !device.is_meta()) {
-    streamed_.files = std::make_unique<WeightFiles>(
-        homes_.reads_direct.value_or(streamed_.disk_bytes > available_host_bytes() - in_memory));
+  if (streamed_.has_disk()) {
+    const std::int64_t planned = device.is_meta() ? bytes_ : in_memory;
+    streamed_.is_direct =
+        homes_.reads_direct.value_or(streamed_.disk_bytes > available_host_bytes() - planned);
+    if (!device.is_meta()) streamed_.files = std::make_unique<WeightFiles>(streamed_.is_direct);
   }
   if (!device.is_meta()) held_ = HeldWeights(in_memory);
 }
@@ -252,8 +255,10 @@ Projection Weights::allocate_projection(const std::vector<Matrix>& matrices,
   for (auto first = matrices.begin(); first != matrices.end();) {
     const bool resident = is_resident(*first);
     const std::optional<kernels::CodedFormat> format = format_of(*first);
-    const auto last = std::find_if(first, matrices.end(), [&](const Matrix& matrix) {
-      return is_resident(matrix) != resident || format_of(matrix) != format;
+    // What the CPU reads where its file has it is by itself there.
+    const bool is_alone = !resident && options_.device().is_cpu();
+    const auto last = std::find_if(std::next(first), matrices.end(), [&](const Matrix& matrix) {
+      return is_alone || is_resident(matrix) != resident || format_of(matrix) != format;
     });
     std::int64_t rows = 0;
     for (auto matrix = first; matrix != last; ++matrix) rows += matrix->rows;
@@ -318,6 +323,23 @@ LayerWeights Weights::layer_in(std::int64_t layer, const at::Tensor& memory) con
         const auto bytes = static_cast<std::int64_t>(tensor->nbytes());
         *tensor = memory.narrow(0, begin, bytes).view(tensor->scalar_type()).view(tensor->sizes());
         end = begin + bytes;
+      }
+    }
+  }
+  weights.query = weights.qkv.rows(0, query_rows_);
+  return weights;
+}
+
+LayerWeights Weights::layer_in_files(std::int64_t layer) const {
+  LayerWeights weights = layers[static_cast<std::size_t>(layer)];
+  auto streamed = streamed_.layers[static_cast<std::size_t>(layer)].begin();
+  for (Projection* projection : {&weights.qkv, &weights.output, &weights.up, &weights.down}) {
+    for (LinearWeight& part : projection->parts) {
+      for (at::Tensor* tensor : tensors_of(part)) {
+        if (!tensor->is_meta()) continue;
+        *tensor = at::from_blob(streamed_.files->address_of((streamed++)->file_offset),
+                                tensor->sizes(),
+                                tensor->options().device(at::kCPU));
       }
     }
   }
@@ -481,6 +503,16 @@ void Weights::load_from_file(const std::string& name,
   StreamedTensor& streamed = *slot.streamed.front();
   streamed.file_offset = streamed_.files->add(path, offset + streamed.bytes) + offset;
   slot.loaded = true;
+  const at::Tensor& dense = slot.destination.dense;
+  if (offset % dense.element_size() != 0 && options_.device().is_cpu()) {
+    // The CPU, which may read it there, wants numbers at multiples of their size.
+    const at::Tensor numbers = at::empty(dense.sizes(), dense.options().device(at::kCPU));
+    const DiskRange range{.memory = static_cast<std::byte*>(numbers.mutable_data_ptr()),
+                          .offset = streamed.file_offset,
+                          .bytes = streamed.bytes};
+    streamed_.files->read({&range, 1});
+    store(streamed, numbers);
+  }
 }
 
 void Weights::store(StreamedTensor& streamed, const at::Tensor& tensor) {

@@ -48,9 +48,10 @@ struct StreamedTensor {
 
 /// What of all layers is not on the device.
 struct StreamedLayers {
-  std::int64_t slot_bytes = 0;  ///< of the memory that a layer comes to; 0: all are on the device
+  std::int64_t slot_bytes = 0;  ///< of the memory that holds a layer; 0: all are on the device
   std::vector<std::deque<StreamedTensor>> layers;  ///< the query's first; they stay where they are
   std::unique_ptr<WeightFiles> files;              ///< null: nothing is on disk
+  bool is_direct = false;                          ///< the disk is read past the page cache
   std::int64_t host_bytes = 0;
   std::int64_t disk_bytes = 0;
 
@@ -111,6 +112,9 @@ class Weights {
   /// A layer whose streamed tensors lie in `memory` (uint8 [slot_bytes] on the device), as
   /// StreamedTensor says.
   LayerWeights layer_in(std::int64_t layer, const at::Tensor& memory) const;
+  /// A layer of a CPU device whose streamed tensors are the memory that their files are: they are
+  /// read where they lie (WeightFiles::fetch).
+  LayerWeights layer_in_files(std::int64_t layer) const;
 
   LinearWeight embed_tokens;     ///< [V, E]
   LinearWeight embed_positions;  ///< [positions + offset, M]; learned positions only

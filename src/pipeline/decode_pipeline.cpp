@@ -103,6 +103,7 @@ void DecodePipeline::run_layers(Batches batches) {
     compute_logits(*batch);
   }
   wait_for_device(batches);
+  weights_.check();
 }
 
 void DecodePipeline::start_layer(std::int64_t layer, MicroBatch& batch) {

@@ -64,6 +64,7 @@ void Prefill::run(std::span<PrefillChunk> chunks) {
     const LayerLease lease = weights_.lease(layer);
     for_each([&](PrefillChunk& chunk) { run_layer(layer, *lease, chunk); });
   }
+  weights_.check();
   for_each([&](PrefillChunk& chunk) { end(chunk); });
   statistics_.prefill_s += static_cast<double>(TraceRecorder::now_ns() - begin_ns) * 1e-9;
 }

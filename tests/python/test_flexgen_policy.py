@@ -107,6 +107,13 @@ def test_a_cache_is_shared_by_whole_sequences_rounded_down(
     assert found.micro_batch == batch
 
 
+def test_batches_pass_a_layer_together_where_the_device_is_the_cpu() -> None:
+    block = any_policy(100, 0, 0, 100, 100, 0, gpu_batch_size=2, num_gpu_batches=3)
+    assert place(block, device_is_host=True).micro_batch == 6
+    lightning = dataclasses.replace(block, cpu_cache_compute=True)
+    assert place(lightning, device_is_host=True).micro_batch == 2, "the host works on one meanwhile"
+
+
 def test_by_tokens_every_row_is_divided() -> None:
     found = place(policy(100, 0, 30, 70, 100, 0), device_is_host=True, splits_tokens=True)
     assert (found.device_tokens, set(found.rows)) == (0.3, {"dram"})

@@ -214,9 +214,20 @@ def place(
         precision="int4" if policy.compress_cache else "full",
         device_tokens=device_tokens,
         weights=weight_options(policy),
-        micro_batch=policy.gpu_batch_size,
+        micro_batch=_micro_batch(policy, method, device_is_host=device_is_host),
         notes=tuple(notes),
     )
+
+
+def _micro_batch(policy: Policy, method: Any, *, device_is_host: bool) -> int:
+    """Return the rows that pass through a layer together: on a CPU device those of all batches.
+
+    The batches of a block are for devices whose memory holds one at a time, and for hosts that
+    work meanwhile. A CPU that is the device reads a layer's weights once for all of them.
+    """
+    if device_is_host and not isinstance(method, MoELightning):
+        return policy.gpu_batch_size * policy.num_gpu_batches
+    return policy.gpu_batch_size
 
 
 # FlexGen counts biases, which shifts all mid-points a little down: 25 % are still those of 24 %.

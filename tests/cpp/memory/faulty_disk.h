@@ -31,7 +31,9 @@ enum class DiskCall : std::uint8_t {
   kRead,
   kWrite,
   kFlush,
-  kForget
+  kForget,
+  kMap,
+  kFetch
 };
 
 class FaultyDisk final : public DiskCalls {
@@ -73,6 +75,12 @@ class FaultyDisk final : public DiskCalls {
   }
   int forget(int file, std::int64_t offset, std::int64_t bytes) override {
     return make(DiskCall::kForget, 0, [&] { return DiskCalls::forget(file, offset, bytes); });
+  }
+  int map(int file, std::int64_t bytes, std::byte*& data) override {
+    return make(DiskCall::kMap, 0, [&] { return DiskCalls::map(file, bytes, data); });
+  }
+  int fetch(std::byte* data, std::int64_t bytes) override {
+    return make(DiskCall::kFetch, 0, [&] { return DiskCalls::fetch(data, bytes); });
   }
 
  private:

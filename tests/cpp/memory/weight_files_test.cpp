@@ -4,9 +4,14 @@
 #include <gtest/gtest.h>
 
 #include <fcntl.h>
+
+#include <algorithm>
 #include <cerrno>
+#include <filesystem>
 #include <fstream>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpp/memory/faulty_disk.h"
@@ -20,6 +25,16 @@ std::vector<std::byte> counted(std::size_t count, unsigned first) {
   std::vector<std::byte> bytes(count);
   for (std::size_t i = 0; i < count; ++i) bytes[i] = static_cast<std::byte>((first + 7 * i) % 251);
   return bytes;
+}
+
+template <typename Call>
+std::string error_of(const Call& call) {
+  try {
+    call();
+  } catch (const DeviceError& error) {
+    return error.what();
+  }
+  return "no error";
 }
 
 class WeightFilesTest : public ::testing::TestWithParam<bool> {
@@ -138,6 +153,43 @@ TEST(WeightFiles, AreReadThroughThePageCacheWhereAFileSystemHasNoOtherWay) {
   files.read({&all, 1});
   EXPECT_EQ(memory, bytes);
   EXPECT_TRUE(folder.names().empty());
+}
+
+TEST_P(WeightFilesTest, AreMemoryWhereTheyLie) {
+  const auto first = counted(30001, 1);
+  const auto packed = counted(5000, 3);
+  WeightFiles files(GetParam());
+  const std::int64_t a = files.add(write("a", first), 30001);
+  const std::int64_t own = files.append(folder_.string(), packed);
+  for (const auto& [offset, bytes] : {std::pair(a + 100, part(first, 100, 9000)),
+                                      std::pair(own + 7, part(packed, 7, 4993))}) {
+    const DiskRange range{.memory = files.address_of(offset),
+                          .offset = offset,
+                          .bytes = std::ssize(bytes)};
+    files.fetch({&range, 1});
+    EXPECT_TRUE(std::ranges::equal(bytes, std::span(range.memory, bytes.size())));
+    files.forget(range);
+  }
+}
+
+TEST_P(WeightFilesTest, ThatEndTooSoonAreNamedBeforeAndAfterTheyAreRead) {
+  const std::string path = write("a", counted(30001, 1));
+  WeightFiles files(GetParam());
+  const std::int64_t a = files.add(path, 30001);
+  const DiskRange range{.memory = files.address_of(a), .offset = a, .bytes = 30001};
+  std::int64_t seen = files.zero_reads();
+  files.fetch({&range, 1});
+  files.check_reads(seen);
+  std::filesystem::resize_file(path, 5000);
+  const std::string before = error_of([&] { files.fetch({&range, 1}); });
+  EXPECT_NE(before.find(path + ": could not read 30001 bytes at 0: the file ends before"),
+            std::string::npos)
+      << before;
+  files.check_reads(seen);
+  EXPECT_EQ(range.memory[20000], std::byte{0});
+  const std::string after = error_of([&] { files.check_reads(seen); });
+  EXPECT_NE(after.find(path + ": could not read again"), std::string::npos) << after;
+  files.check_reads(seen);  // it has been said
 }
 
 }  // namespace

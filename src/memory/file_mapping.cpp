@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "memory/file_mapping.h"
+
+#include <signal.h>
+#include <sys/mman.h>
+
+#include <atomic>
+#include <cerrno>
+#include <mutex>
+
+#include "memory/page_calls.h"
+
+namespace hybridgen {
+
+// What a signal handler reads is made of atomics, and never freed: entries are used again.
+struct GuardedAddresses {
+  std::atomic<std::uintptr_t> begin{0};
+  std::atomic<std::uintptr_t> end{0};  ///< 0: of nobody
+  std::atomic<std::int64_t> zero_reads{0};
+  std::atomic<bool> is_torn{false};  ///< pages of zeros lie there
+  GuardedAddresses* next = nullptr;
+};
+
+namespace {
+
+std::atomic<GuardedAddresses*> guarded{nullptr};
+std::atomic<std::int64_t> zero_reads_of_all{0};
+struct sigaction handler_before{};
+
+bool put_zeros(std::uintptr_t address) {
+  for (GuardedAddresses* each = guarded.load(); each != nullptr; each = each->next) {
+    if (address < each->begin.load() || address >= each->end.load()) continue;
+    const std::uintptr_t page = address - address % page_bytes();
+    if (::mmap(reinterpret_cast<void*>(page),
+               page_bytes(),
+               PROT_READ,
+               MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
+               -1,
+               0) == MAP_FAILED) {
+      return false;
+    }
+    each->is_torn.store(true);
+    each->zero_reads.fetch_add(1);
+    zero_reads_of_all.fetch_add(1);
+    return true;
+  }
+  return false;
+}
+
+// Of others' addresses the handler that was there before is told, or the process ends as ever.
+void on_bus_error(int signal, siginfo_t* info, void* context) {
+  const int error = errno;
+  if (!put_zeros(reinterpret_cast<std::uintptr_t>(info->si_addr))) {
+    if ((handler_before.sa_flags & SA_SIGINFO) != 0) {
+      handler_before.sa_sigaction(signal, info, context);
+    } else if (handler_before.sa_handler == SIG_DFL || handler_before.sa_handler == SIG_IGN) {
+      ::sigaction(SIGBUS, &handler_before, nullptr);  // the same instruction again
+    } else {
+      handler_before.sa_handler(signal);
+    }
+  }
+  errno = error;
+}
+
+GuardedAddresses* guard(std::byte* data, std::int64_t bytes) {
+  static std::mutex mutex;
+  const std::scoped_lock lock(mutex);
+  static const bool is_installed = [] {
+    static_cast<void>(page_bytes());  // read once, before a handler needs it
+    struct sigaction action{};
+    action.sa_sigaction = on_bus_error;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    ::sigemptyset(&action.sa_mask);
+    return ::sigaction(SIGBUS, &action, &handler_before) == 0;
+  }();
+  if (!is_installed) return nullptr;
+  GuardedAddresses* entry = guarded.load();
+  while (entry != nullptr && entry->end.load() != 0) entry = entry->next;
+  const bool is_new = entry == nullptr;
+  if (is_new) entry = new GuardedAddresses{.next = guarded.load()};
+  entry->zero_reads.store(0);
+  entry->is_torn.store(false);
+  entry->begin.store(reinterpret_cast<std::uintptr_t>(data));
+  entry->end.store(reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(bytes));
+  if (is_new) guarded.store(entry);
+  return entry;
+}
+
+}  // namespace
+
+FileMapping::FileMapping(int file, std::int64_t bytes, DiskCalls& calls)
+    : file_(file), bytes_(bytes), calls_(calls) {
+  error_ = -calls_.map(file_, bytes_, data_);
+  if (error_ != 0) return;
+  guard_ = guard(data_, bytes_);
+  if (guard_ == nullptr) {
+    error_ = ENOTSUP;
+    calls_.unmap(data_, bytes_);
+  }
+}
+
+FileMapping::~FileMapping() {
+  if (error_ != 0) return;
+  guard_->end.store(0);
+  guard_->begin.store(0);
+  calls_.unmap(data_, bytes_);
+}
+
+int FileMapping::fetch(std::int64_t begin, std::int64_t bytes) {
+  // Zeros that were put there go, for the file's bytes if they can be had again.
+  if (guard_->is_torn.exchange(false)) {
+    std::byte* data = data_;
+    if (const int error = -calls_.map(file_, bytes_, data); error != 0) {
+      guard_->is_torn.store(true);
+      return error;
+    }
+  }
+  const std::int64_t end = begin + bytes;
+  begin -= begin % static_cast<std::int64_t>(page_bytes());
+  return -calls_.fetch(data_ + begin, end - begin);
+}
+
+void FileMapping::forget(std::int64_t begin, std::int64_t bytes) noexcept {
+  const std::int64_t end = begin + bytes;
+  begin -= begin % static_cast<std::int64_t>(page_bytes());
+  ::madvise(data_ + begin, static_cast<std::size_t>(end - begin), MADV_DONTNEED);
+}
+
+std::int64_t FileMapping::zero_reads() const { return guard_->zero_reads.load(); }
+
+std::int64_t FileMapping::all_zero_reads() { return zero_reads_of_all.load(); }
+
+}  // namespace hybridgen

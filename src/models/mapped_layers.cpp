@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "models/mapped_layers.h"
+
+#include <algorithm>
+
+#include "hybridgen/core/error.h"
+
+namespace hybridgen {
+namespace {
+
+// As LayerRing: enough for a disk's queue, few enough to leave cores to the model.
+constexpr int kReaders = 4;
+// What comes beside the layer in use: small layers would leave a disk idle between them.
+constexpr std::int64_t kAheadBytes = std::int64_t{64} << 20;
+
+}  // namespace
+
+MappedLayers::MappedLayers(const Weights& weights, TraceRecorder& trace, std::int64_t layers_ahead)
+    : files_(*weights.streamed().files),
+      queue_(fetching_, trace, kReaders),
+      layers_ahead_(std::min(layers_ahead, std::ssize(weights.layers) - 1)),
+      zero_reads_(files_.zero_reads()) {
+  for (std::int64_t i = 0; i < std::ssize(weights.layers); ++i) {
+    Layer& layer = layers_.emplace_back();
+    layer.weights = weights.layer_in_files(i);
+    layer.query.layer = layer.rest.layer = static_cast<std::int32_t>(i);
+    for (const StreamedTensor& tensor : weights.streamed().layers[static_cast<std::size_t>(i)]) {
+      (tensor.is_query ? layer.query : layer.rest)
+          .ranges.push_back({.memory = files_.address_of(tensor.file_offset),
+                             .offset = tensor.file_offset,
+                             .bytes = tensor.bytes});
+      layer.bytes += tensor.bytes;
+    }
+  }
+}
+
+MappedLayers::~MappedLayers() {
+  for (Layer& layer : layers_) forget(layer);
+}
+
+MappedLayers::Layer& MappedLayers::arrived(std::int64_t index, bool is_query_enough) {
+  check();
+  Layer& layer = layer_at(index);
+  const bool was_read_ahead = layer.is_coming;
+  start(layer);
+  try {
+    queue_.wait(layer.query);
+    if (!is_query_enough) queue_.wait(layer.rest);
+  } catch (const Error&) {
+    forget(layer);
+    if (!was_read_ahead) throw;
+    return arrived(index, is_query_enough);  // it may have failed long ago
+  }
+  return layer;
+}
+
+const LayerWeights& MappedLayers::take(std::int64_t layer) {
+  Layer& taken = arrived(layer, /*is_query_enough=*/false);
+  ++taken.holders;
+  read_ahead(layer);
+  return taken.weights;
+}
+
+const LayerWeights& MappedLayers::take_query(std::int64_t layer) {
+  return arrived(layer, /*is_query_enough=*/true).weights;
+}
+
+void MappedLayers::give_back(std::int64_t layer) {
+  Layer& held = layer_at(layer);
+  HYBRIDGEN_DCHECK(held.holders > 0, "(a layer that nobody holds)");
+  if (--held.holders == 0) forget(held);
+}
+
+void MappedLayers::check() {
+  try {
+    files_.check_reads(zero_reads_);
+  } catch (const Error&) {
+    // Zeros may lie where others begin; they go when a layer is fetched.
+    for (Layer& layer : layers_) {
+      if (layer.holders == 0) forget(layer);
+    }
+    throw;
+  }
+}
+
+void MappedLayers::read_ahead(std::int64_t layer) {
+  const auto layers = std::ssize(layers_);
+  std::int64_t bytes = 0;
+  for (std::int64_t ahead = 1; ahead < layers; ++ahead) {
+    Layer& next = layer_at((layer + ahead) % layers);
+    bytes += next.bytes;
+    if (ahead > layers_ahead_ && bytes > kAheadBytes) return;
+    start(next);
+  }
+}
+
+void MappedLayers::start(Layer& layer) {
+  if (layer.is_coming) return;
+  layer.is_coming = true;
+  queue_.submit(layer.query);
+  queue_.submit(layer.rest);
+}
+
+void MappedLayers::forget(Layer& layer) noexcept {
+  for (DiskTransfer* transfer : {&layer.query, &layer.rest}) {
+    queue_.cancel(*transfer);
+    for (const DiskRange& range : transfer->ranges) files_.forget(range);
+  }
+  layer.is_coming = false;
+}
+
+WeightStatistics MappedLayers::statistics() {
+  const DiskStatistics disk = queue_.statistics();
+  return {.read_bytes = disk.read_bytes, .read_s = disk.read_s, .wait_s = disk.read_wait_s};
+}
+
+void MappedLayers::reset_statistics() { queue_.reset_statistics(); }
+
+}  // namespace hybridgen

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+// A file as memory: its bytes, and what a disk that fails under a reader does. Files that become
+// shorter stand for such disks: the system answers both with SIGBUS.
+#include "memory/file_mapping.h"
+
+#include <gtest/gtest.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <string>
+
+#include "cpp/memory/faulty_disk.h"
+#include "memory/page_calls.h"
+
+namespace hybridgen {
+namespace {
+
+class FileMappingTest : public ::testing::Test {
+ protected:
+  FileMappingTest() {
+    file_ = disk_calls().open((folder_.path() / "file").string(), O_RDWR | O_CREAT | O_EXCL, 0600);
+    write();
+  }
+  ~FileMappingTest() override { ::close(file_); }
+
+  void write() const {
+    ASSERT_EQ(::pwrite(file_, bytes_.data(), bytes_.size(), 0), std::ssize(bytes_));
+  }
+  std::int64_t size() const { return std::ssize(bytes_); }
+  std::string read(const FileMapping& mapping, std::int64_t begin, std::int64_t count) const {
+    return {reinterpret_cast<const char*>(mapping.data()) + begin, static_cast<std::size_t>(count)};
+  }
+  std::string written(std::int64_t begin, std::int64_t count) const {
+    return bytes_.substr(static_cast<std::size_t>(begin), static_cast<std::size_t>(count));
+  }
+
+  TestFolder folder_;
+  std::int64_t page_ = static_cast<std::int64_t>(page_bytes());
+  std::string bytes_ = [this] {
+    std::string text(static_cast<std::size_t>(5 * page_ + 123), ' ');
+    for (std::size_t i = 0; i < text.size(); ++i) text[i] = static_cast<char>('a' + i % 23);
+    return text;
+  }();
+  int file_ = -1;
+};
+
+TEST_F(FileMappingTest, IsItsBytes) {
+  FileMapping mapping(file_, size(), disk_calls());
+  ASSERT_EQ(mapping.error(), 0);
+  EXPECT_EQ(mapping.fetch(0, size()), 0);
+  EXPECT_EQ(read(mapping, 0, size()), bytes_);
+  mapping.forget(0, size());
+  EXPECT_EQ(mapping.fetch(page_ + 17, 99), 0);
+  EXPECT_EQ(read(mapping, page_ + 17, 99), written(page_ + 17, 99));
+  EXPECT_EQ(mapping.zero_reads(), 0);
+}
+
+TEST_F(FileMappingTest, SaysWhatCannotBeFetchedAnyMore) {
+  FileMapping mapping(file_, size(), disk_calls());
+  ASSERT_EQ(::ftruncate(file_, 2 * page_), 0);
+  EXPECT_EQ(mapping.fetch(0, 2 * page_), 0);
+  EXPECT_EQ(mapping.fetch(page_, 3 * page_), EFAULT);
+  EXPECT_EQ(read(mapping, 0, 2 * page_), written(0, 2 * page_));
+  EXPECT_EQ(mapping.zero_reads(), 0) << "nobody has read what is gone";
+}
+
+TEST_F(FileMappingTest, GivesZerosForBytesThatAreLostAfterTheyCameAndCountsThem) {
+  FileMapping mapping(file_, size(), disk_calls());
+  FileMapping other(file_, size(), disk_calls());
+  const std::int64_t before = FileMapping::all_zero_reads();
+  ASSERT_EQ(mapping.fetch(0, size()), 0);
+  ASSERT_EQ(::ftruncate(file_, page_), 0);
+  const std::string zeros(static_cast<std::size_t>(page_), '\0');
+  EXPECT_EQ(read(mapping, 2 * page_, page_), zeros);
+  EXPECT_EQ(read(mapping, 4 * page_ + 5, 10), zeros.substr(0, 10));
+  EXPECT_EQ(mapping.zero_reads(), 2) << "pages";
+  EXPECT_EQ(other.zero_reads(), 0);
+  EXPECT_EQ(FileMapping::all_zero_reads(), before + 2);
+  EXPECT_EQ(read(mapping, 0, page_), written(0, page_)) << "what is there still is";
+  EXPECT_EQ(mapping.fetch(2 * page_, page_), EFAULT);
+
+  write();
+  EXPECT_EQ(mapping.fetch(0, size()), 0);
+  EXPECT_EQ(read(mapping, 0, size()), bytes_) << "zeros went when the file was whole again";
+  EXPECT_EQ(mapping.zero_reads(), 2);
+}
+
+TEST_F(FileMappingTest, TellsWhenTheSystemHasNone) {
+  FaultyDisk disk;
+  disk.answer = [](DiskCall call, int) -> std::optional<std::int64_t> {
+    if (call == DiskCall::kMap) return -ENODEV;
+    return {};
+  };
+  const FileMapping mapping(file_, size(), disk);
+  EXPECT_EQ(mapping.error(), ENODEV);
+}
+
+TEST_F(FileMappingTest, LeavesBusErrorsOfOtherMemoryToWhoHandledThemBefore) {
+  FileMapping mapping(file_, size(), disk_calls());
+  ASSERT_EQ(mapping.error(), 0);
+  std::byte* foreign = nullptr;
+  ASSERT_EQ(disk_calls().map(file_, size(), foreign), 0);
+  ASSERT_EQ(::ftruncate(file_, page_), 0);
+  EXPECT_DEATH(static_cast<void>(*const_cast<volatile std::byte*>(foreign + 2 * page_)), "");
+  EXPECT_EQ(mapping.zero_reads(), 0);
+  disk_calls().unmap(foreign, size());
+}
+
+TEST_F(FileMappingTest, ThatEndedIsGuardedNoLonger) {
+  std::byte* data = nullptr;
+  {
+    const FileMapping mapping(file_, size(), disk_calls());
+    data = mapping.data();
+  }
+  void* const again = ::mmap(data,
+                             static_cast<std::size_t>(size()),
+                             PROT_READ,
+                             MAP_SHARED | MAP_FIXED_NOREPLACE,
+                             file_,
+                             0);
+  ASSERT_EQ(again, data);
+  ASSERT_EQ(::ftruncate(file_, page_), 0);
+  EXPECT_DEATH(static_cast<void>(*const_cast<volatile std::byte*>(data + 2 * page_)), "");
+  ::munmap(again, static_cast<std::size_t>(size()));
+}
+
+}  // namespace
+}  // namespace hybridgen
