@@ -201,7 +201,11 @@ void register_model(py::module_& module) {
           "Random weights, seeded.")
       .def(
           "finish",
-          [](const DecoderModel& model) { model.weights().finish(); },
+          [](DecoderModel& model) {
+            const py::gil_scoped_release release;
+            const AloneIfForked alone;
+            model.weights().finish();
+          },
           "Raises CheckpointError naming the tensors that were not loaded.")
       .def_property_readonly(
           "weight_bytes",

@@ -25,6 +25,7 @@ from .model_config import read_eos_ids, resolve_dtype
 from .model_folder import local_path, read_json, resolve_model
 from .np_weights import is_np_folder, np_config
 from .packed_weights import PackedWeights, read_packing
+from .tensor_offsets import has_matrices_as_used
 from .weight_loading import GgufSource, ShardSource, WeightSource, load_weights, stored_formats
 from .weight_shards import Shard, dtype_of_weights, find_shards
 
@@ -101,6 +102,17 @@ class Description:
     gguf: GgufFile | None = None
     packing: PackedWeights | None = None
     load_format: str = "auto"
+
+    @property
+    def is_shareable(self) -> bool:
+        """Whether its files have all matrices as they are used: WeightConfig(shared=True)."""
+        return (
+            self.gguf is None
+            and self.packing is None
+            and self.load_format != "dummy"
+            and read_quantization(self.hf_config) is None
+            and all(has_matrices_as_used(shard.file, self.dtype) for shard in self.shards)
+        )
 
     @functools.cached_property
     def source(self) -> WeightSource:

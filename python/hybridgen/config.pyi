@@ -208,6 +208,10 @@ class WeightConfig(Options):
     direct : bool | None, default None
         Whether the disk is read past the page cache; None: if host memory cannot hold what lies
         there; allowed: None, True or False.
+    shared : bool, default False
+        On a CPU device, all matrices, the token table and the head too, stay where the
+        checkpoint's files have them in the page cache: processes of one machine hold them once.
+        Files are to have them as they are used; allowed: True or False.
     """
 
     format: str = "auto"
@@ -219,6 +223,7 @@ class WeightConfig(Options):
     host: int | float | str | None = None
     folder: str | None = None
     direct: bool | None = None
+    shared: bool = False
 
 @dataclass(frozen=True, kw_only=True)
 class CpuConfig(Options):

@@ -11,6 +11,7 @@ from typing import Any
 from .np_weights import NpFolder
 
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @functools.lru_cache(maxsize=1)
@@ -42,3 +43,17 @@ def place_of(file: Path, name: str, dtype: str) -> tuple[Path, int] | None:
     if entry is None or entry["dtype"] != _DTYPES[dtype]:
         return None
     return file, begin + int(entry["data_offsets"][0])
+
+
+def has_matrices_as_used(file: Path, dtype: str) -> bool:
+    """Say whether a file has all its matrices of this dtype, where a CPU can read them in place."""
+    if file.suffix != ".safetensors":
+        return False
+    status = file.stat()
+    begin, header = _header(file, (status.st_mtime_ns, status.st_ino))
+    return all(
+        entry["dtype"] == _DTYPES[dtype]
+        and (begin + int(entry["data_offsets"][0])) % _BYTES[dtype] == 0
+        for name, entry in header.items()
+        if name != "__metadata__" and len(entry["shape"]) > 1
+    )

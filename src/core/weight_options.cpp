@@ -103,7 +103,11 @@ const OptionTable<WeightOptions>& weight_table() {
            .means("Where weights are packed that are to lie on disk and that no file has as they "
                   "are used; None: in the system's folder for temporary files."),
        direct().means("Whether the disk is read past the page cache; None: if host memory cannot "
-                      "hold what lies there.")});
+                      "hold what lies there."),
+       option("shared", &W::shared)
+           .means("On a CPU device, all matrices, the token table and the head too, stay where "
+                  "the checkpoint's files have them in the page cache: processes of one machine "
+                  "hold them once. Files are to have them as they are used.")});
   return table;
 }
 

@@ -47,11 +47,17 @@ std::int64_t LinearWeight::bytes() const {
   return bytes_of(dense) + bytes_of(codes) + bytes_of(scales) + bytes_of(minima);
 }
 
+std::vector<at::Tensor*> LinearWeight::tensors() {
+  std::vector<at::Tensor*> found;
+  for (at::Tensor* tensor : {&dense, &codes, &scales, &minima}) {
+    if (tensor->defined()) found.push_back(tensor);
+  }
+  return found;
+}
+
 LinearWeight LinearWeight::rows(std::int64_t first, std::int64_t count) const {
   LinearWeight part = *this;
-  for (at::Tensor* tensor : {&part.dense, &part.codes, &part.scales, &part.minima}) {
-    if (tensor->defined()) *tensor = tensor->narrow(0, first, count);
-  }
+  for (at::Tensor* tensor : part.tensors()) *tensor = tensor->narrow(0, first, count);
   return part;
 }
 

@@ -30,6 +30,8 @@ struct LinearWeight {
   std::int64_t outputs() const { return (is_coded() ? codes : dense).size(0); }
   /// Of all its tensors.
   std::int64_t bytes() const;
+  /// Those that it has, in a fixed order.
+  std::vector<at::Tensor*> tensors();
 
   /// A view of `count` rows from `first` on.
   LinearWeight rows(std::int64_t first, std::int64_t count) const;

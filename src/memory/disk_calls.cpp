@@ -68,8 +68,7 @@ int DiskCalls::forget(int file, std::int64_t offset, std::int64_t bytes) {
 
 int DiskCalls::map(int file, std::int64_t bytes, std::byte*& data) {
   const int flags = MAP_SHARED | (data == nullptr ? 0 : MAP_FIXED);
-  void* const mapped =
-      ::mmap(data, static_cast<std::size_t>(bytes), PROT_READ, flags, file, 0);
+  void* const mapped = ::mmap(data, static_cast<std::size_t>(bytes), PROT_READ, flags, file, 0);
   if (mapped == MAP_FAILED) return -errno;
   data = static_cast<std::byte*>(mapped);
   return 0;

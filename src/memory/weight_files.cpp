@@ -270,7 +270,8 @@ std::int64_t WeightFiles::zero_reads() const {
 void WeightFiles::check_reads(std::int64_t& seen) const {
   const std::int64_t now = zero_reads();
   if (now == std::exchange(seen, now)) return;
-  const auto found = std::ranges::find_if(files_, [](const File& file) { return file.zero_reads() > 0; });
+  const auto found =
+      std::ranges::find_if(files_, [](const File& file) { return file.zero_reads() > 0; });
   const File& file = found == files_.end() ? *packed_ : *found;
   fail(file.path, "read again some of", 0, file.bytes, EIO);
 }

@@ -19,6 +19,7 @@ MappedLayers::MappedLayers(const Weights& weights, TraceRecorder& trace, std::in
     : files_(*weights.streamed().files),
       queue_(fetching_, trace, kReaders),
       layers_ahead_(std::min(layers_ahead, std::ssize(weights.layers) - 1)),
+      stays_(weights.streamed().stays),
       zero_reads_(files_.zero_reads()) {
   for (std::int64_t i = 0; i < std::ssize(weights.layers); ++i) {
     Layer& layer = layers_.emplace_back();
@@ -68,7 +69,7 @@ const LayerWeights& MappedLayers::take_query(std::int64_t layer) {
 void MappedLayers::give_back(std::int64_t layer) {
   Layer& held = layer_at(layer);
   HYBRIDGEN_DCHECK(held.holders > 0, "(a layer that nobody holds)");
-  if (--held.holders == 0) forget(held);
+  if (--held.holders == 0 && !stays_) forget(held);
 }
 
 void MappedLayers::check() {

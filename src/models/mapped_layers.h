@@ -14,7 +14,7 @@
 
 namespace hybridgen {
 
-/// Between its uses a layer belongs to the page cache alone.
+/// Between its uses a layer belongs to the page cache alone, unless it is to stay.
 class MappedLayers final : public LayerSource {
  public:
   /// All references must outlive it. At least `layers_ahead` layers come before they are taken.
@@ -58,6 +58,7 @@ class MappedLayers final : public LayerSource {
   Fetching fetching_{files_};
   DiskQueue queue_;
   std::int64_t layers_ahead_;
+  bool stays_;
   std::deque<Layer> layers_;
   std::int64_t zero_reads_ = 0;  ///< of the files, that are known
 };

@@ -73,9 +73,21 @@ WeightHomes weight_homes(const WeightFormats& formats,
                          const DeviceContext& device) {
   const WeightOptions& options = formats.made;
   WeightHomes homes{.folder = options.folder, .reads_direct = options.direct};
-  if (options.device.kind == Kind::kUnsaid && options.host.kind == Kind::kUnsaid) {
+  const bool is_unsaid = options.device.kind == Kind::kUnsaid && options.host.kind == Kind::kUnsaid;
+  if (options.shared) {
+    const auto refuse_beside = [&](const char* what) {
+      weight_table().refuse("WeightConfig", options, "shared", what);
+    };
+    if (!device.is_cpu()) refuse_beside("only a CPU reads weights in the page cache");
+    if (!is_unsaid)
+      refuse_beside("all matrices lie in the checkpoint's files; leave device and host out");
+    if (options.direct == true) refuse_beside("direct reads past the page cache; leave it out");
+    homes.layers = place_layer(config, {.device = 0.0, .host = 0.0}, /*device_is_host=*/true);
+    homes.reads_direct = false;
+    homes.are_shared = true;
     return homes;
   }
+  if (is_unsaid) return homes;
   const Weights all(config, dtype, at::kMeta, {}, formats);
   std::int64_t bytes = 0;
   for (const LayerWeights& layer : all.layers) {

@@ -72,7 +72,7 @@ class WeightStore {
                                  std::int64_t layers_at_a_time);
 
   /// Whether layers come to the device again for every pass.
-  bool streams() const { return source_ != nullptr; }
+  bool streams() const { return source_ != nullptr && !weights_.streamed().stays; }
 
   /// Waits until the layer is there; layers after it come meanwhile. DeviceError if the disk fails.
   LayerLease lease(std::int64_t layer) {

@@ -10,6 +10,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -46,12 +47,14 @@ struct StreamedTensor {
   std::int64_t file_offset = -1;  ///< of WeightFiles
 };
 
-/// What of all layers is not on the device.
+/// What is not on the device: of all layers, and of matrices around them.
 struct StreamedLayers {
   std::int64_t slot_bytes = 0;  ///< of the memory that holds a layer; 0: all are on the device
   std::vector<std::deque<StreamedTensor>> layers;  ///< the query's first; they stay where they are
-  std::unique_ptr<WeightFiles> files;              ///< null: nothing is on disk
-  bool is_direct = false;                          ///< the disk is read past the page cache
+  std::deque<StreamedTensor> tables;
+  std::unique_ptr<WeightFiles> files;  ///< null: nothing is on disk
+  bool is_direct = false;              ///< the disk is read past the page cache
+  bool stays = false;                  ///< in memory, once it is there
   std::int64_t host_bytes = 0;
   std::int64_t disk_bytes = 0;
 
@@ -64,6 +67,9 @@ struct WeightHomes {
   std::string folder{};  ///< for those on disk that cannot be read from the checkpoint as they are
   /// Past the page cache; absent: if the host has not the memory for what is on disk.
   std::optional<bool> reads_direct{};
+  /// Of a CPU device: all matrices of `layers` are on disk, and so are those around the layers;
+  /// they stay in memory once they are there.
+  bool are_shared = false;
 };
 
 class Weights {
@@ -100,8 +106,9 @@ class Weights {
   /// Gaussian weights of std 0.02 (norms 1, biases 0), seeded: for shapes without a checkpoint.
   void load_dummy(std::uint64_t seed);
 
-  /// CheckpointError listing every tensor that was not loaded.
-  void finish() const;
+  /// CheckpointError listing every tensor that was not loaded. Of shared ones those around the
+  /// layers are in memory then; DeviceError if they cannot be. Thread-safe.
+  void finish();
 
   /// Of all of them, wherever they lie.
   std::int64_t bytes() const {
@@ -161,6 +168,10 @@ class Weights {
   StreamedTensor& add_streamed(LayerMatrix matrix,
                                const at::Tensor& rows,
                                std::int64_t part_offset);
+  /// A streamed tensor, of which `like` has no memory, as the memory that its file is.
+  at::Tensor in_file(const StreamedTensor& streamed, const at::Tensor& like) const;
+  /// Lets one of the members that are no layer's be the memory that its file is.
+  void place_in_files(const std::string& name, LinearWeight& table);
   void expect(const std::string& name, const at::Tensor& destination);
   void expect(const std::string& name, const LinearWeight& destination);
   LayerWeights allocate_layer(const ModelConfig& config, const std::string& prefix);
@@ -176,6 +187,8 @@ class Weights {
   std::map<std::string, Slot> slots_;
   std::int64_t bytes_ = 0;
   HeldWeights held_;  ///< of host memory
+  std::mutex finish_mutex_;
+  bool are_tables_placed_ = false;
 };
 
 }  // namespace hybridgen

@@ -121,6 +121,7 @@ def test_an_engine_that_is_killed_and_a_node_that_is_lost_cost_no_line(
         assert place.share == NODE_BYTES
         assert watched.threads[place.pid] == {place.cpus}
         assert 0 < place.dram == place.device_bytes < NODE_BYTES // 2
+        assert place.shared_bytes > 0
     assert len(shards(out)) == 40
     assert [a["id"] for a in answers(out)] == list(range(400))
     assert answers(out) == answers(alone)

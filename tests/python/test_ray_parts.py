@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 from batch_runs import run, write_lines
-from hybridgen import ConfigError, DeviceError, OutOfMemoryError
+from hybridgen import ConfigError, DeviceError, OutOfMemoryError, WeightConfig, quantize
 from hybridgen.batch.line import Answer, Line
 from hybridgen.ray import cluster, data
 from hybridgen.ray.actor_pool import ActorPool
 from hybridgen.ray.core_claims import CoreClaim, chosen_cpus
+from hybridgen.ray.engine_actor import with_shared_weights
 from hybridgen.ray.node_share import (
     ActorShare,
     NodeOffer,
@@ -28,6 +29,7 @@ from hybridgen.ray.node_share import (
     memory_share,
     share_of_nodes,
 )
+from trained import folder_of
 
 # ------------------------------------------------------------------------------------------ shares
 
@@ -73,6 +75,22 @@ def test_budgets_of_all_actors_of_a_node_are_within_its_memory() -> None:
         assert (on_gpu.device, on_gpu.dram <= share) == (None, True)
     with pytest.raises(OutOfMemoryError, match="the weights take 500 bytes"):
         budgets_within(500, 500, device_is_host=True)
+
+
+def test_weights_are_shared_where_nobody_says_otherwise_and_files_have_them_as_used(
+    tmp_path: Path,
+) -> None:
+    folder = folder_of("tiny-llama")
+    held = with_shared_weights(str(folder), {"device": "cpu"})
+    assert held == {"device": "cpu", "weights": WeightConfig(shared=True)}
+    quantize(folder, tmp_path / "coded", weights=WeightConfig(format="int8"))
+    for model, options in {
+        folder: {"device": "cpu", "dtype": "bfloat16"},
+        str(folder): {"device": "cpu", "weights": WeightConfig(host=1.0)},
+        f"{folder}/": {"device": "emulated"},
+        tmp_path / "coded": {"device": "cpu"},
+    }.items():
+        assert with_shared_weights(str(model), options) == options
 
 
 # ------------------------------------------------------------------------------------------- cores

@@ -28,10 +28,11 @@ struct WeightOptions {
   bool min_max = false;                           ///< of kInt4: minima too; else symmetric
   WeightFormat head = WeightFormat::kAuto;        ///< of the output head
   WeightFormat embeddings = WeightFormat::kAuto;  ///< of the token table
-  PlaceAmount device;  ///< unsaid: all, or nothing where the host is said
-  PlaceAmount host;    ///< unsaid: what fits, where the device has not all
-  std::string folder;  ///< for what no file has as it is; empty: the system's for temporary files
-  std::optional<bool> direct;  ///< reads past the page cache; absent: if memory cannot hold them
+  PlaceAmount device{};  ///< unsaid: all, or nothing where the host is said
+  PlaceAmount host{};    ///< unsaid: what fits, where the device has not all
+  std::string folder{};  ///< for what no file has as it is; empty: the system's for temporary files
+  std::optional<bool> direct{};  ///< reads past the page cache; absent: if memory cannot hold them
+  bool shared = false;  ///< all matrices stay in the page cache, for every process of the machine
 
   /// Throws ConfigError naming the first bad value.
   void validate() const;

@@ -30,8 +30,8 @@ _ADDED = (
 class BatchEngine:
     """Continues the prompts of a dataset's rows.
 
-    Each actor has as many cores of its own as ``num_cpus`` says, that part of its node's memory,
-    and weights of its own.
+    Each actor has as many cores of its own as ``num_cpus`` says, and that part of its node's
+    memory; on CPUs weights are held once for all actors of a node, where their files allow it.
 
     Rows have one of the columns ``prompt``, ``prompt_token_ids`` and ``messages``, and perhaps
     ``sampling_params``, a dict of fields of `SamplingParams` of which nulls count as absent. All

@@ -16,13 +16,14 @@ from .._checks import is_auto
 from ..batch.engine_spec import EngineSpec
 from ..batch.engine_window import EngineWindow
 from ..batch.line import Answer, Line
-from ..config import KVConfig
+from ..checkpoint import describe_model
+from ..config import KVConfig, WeightConfig
 from ..devices import resolve_device
 from ..errors import DeviceError
 from ..llm import LLM
 from ..plan import plan
 from .core_claims import CoreClaim, bind_process
-from .node_share import Budgets, budgets_within, memory_share
+from .node_share import budgets_within, memory_share
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,15 @@ class ActorPlace:
     share: int
     dram: int
     device_bytes: int
+    shared_bytes: int
+    """Of weights that all engines of the node hold together, once."""
 
     def __str__(self) -> str:
         cpus = ", ".join(map(str, self.cpus))
+        shared = f", {self.shared_bytes / 2**30:.1f} GiB of weights shared"
         return (
-            f"an engine on {self.node}, CPUs {cpus}, {self.share / 2**30:.1f} GiB, process "
-            f"{self.pid}"
+            f"an engine on {self.node}, CPUs {cpus}, {self.share / 2**30:.1f} GiB"
+            f"{shared if self.shared_bytes else ''}, process {self.pid}"
         )
 
 
@@ -72,10 +76,16 @@ class SharedEngine:
         self._claim = CoreClaim(cpus, nodes=[found["cpus"] for found in _core.numa_nodes()])
         bind_process(self._claim.cpus)
         torch.set_num_threads(cpus)
-        part = memory_share(node["Resources"]["memory"], node["Resources"]["CPU"], cpus)
+        node_cpus = node["Resources"]["CPU"]
+        part = memory_share(node["Resources"]["memory"], node_cpus, cpus)
         share = int(assigned.get("memory", part))
-        options = dict(spec.engine)
-        budgets = _budgets(spec.model, options, share)
+        options = with_shared_weights(spec.model, spec.engine)
+        weights = _weights(spec.model, options)
+        budgets = budgets_within(
+            share,
+            weights.own + memory_share(weights.shared, node_cpus, cpus),
+            device_is_host=_is_cpu(options),
+        )
         kv = options.get("kv") or KVConfig()
         if is_auto(kv.dram):
             options["kv"] = replace(kv, dram=budgets.dram)
@@ -91,16 +101,44 @@ class SharedEngine:
             share=share,
             dram=resolved.dram,
             device_bytes=resolved.device_bytes,
+            shared_bytes=weights.shared,
         )
 
 
-def _budgets(model: str, options: Mapping[str, Any], share: int) -> Budgets:
-    """Return what an engine may take of its share, after its weights."""
-    found = plan(model, prompt_tokens=1, new_tokens=1, **options)
-    device_is_host = resolve_device("batch", options.get("device", "auto")).name == "cpu"
-    on_host = [name for name in found.tiers if name != "device" or device_is_host]
-    weights = sum(found.tiers[name]["weights"] for name in on_host if name != "disk")
-    return budgets_within(share, weights, device_is_host=device_is_host)
+@dataclass(frozen=True)
+class _Weights:
+    """Bytes of host memory that an engine's weights take: its own, and what others have too."""
+
+    own: int
+    shared: int
+
+
+def _is_cpu(options: Mapping[str, Any]) -> bool:
+    return resolve_device("batch", options.get("device", "auto")).name == "cpu"
+
+
+def with_shared_weights(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of `LLM` by which a node holds weights once for all of its engines.
+
+    Unless somebody has said how they are held, the device is not the CPU, or the checkpoint's files
+    have them otherwise than they are used.
+    """
+    is_unsaid = options.get("weights") in (None, WeightConfig())
+    if not is_unsaid or not _is_cpu(options):
+        return dict(options)
+    names = ("dtype", "load_format", "revision", "gguf_file")
+    found = describe_model(model, **{name: options[name] for name in names if name in options})
+    shared = {"weights": WeightConfig(shared=True)} if found.is_shareable else {}
+    return {**options, **shared}
+
+
+def _weights(model: str, options: Mapping[str, Any]) -> _Weights:
+    """Return what an engine's weights take, by its plan."""
+    tiers = plan(model, prompt_tokens=1, new_tokens=1, **options).tiers
+    on_host = [name for name in tiers if name != "device" or _is_cpu(options)]
+    own = sum(tiers[name]["weights"] for name in on_host if name != "disk")
+    is_shared = (options.get("weights") or WeightConfig()).shared
+    return _Weights(own, tiers["disk"]["weights"] if is_shared else 0)
 
 
 class EngineActor:

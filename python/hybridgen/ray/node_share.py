@@ -103,8 +103,8 @@ def budgets_within(share: int, weights: int, *, device_is_host: bool) -> Budgets
         raise OutOfMemoryError(
             f"[batch] the weights take {weights} bytes, and this actor's part of its node's memory "
             f"is {share}; allowed: less than that; ask for fewer actors (each has weights of its "
-            "own), take weights in fewer bits or with --weight-host below 1.0, or give the node "
-            "more memory (ray start --memory)"
+            "own, unless it shares them), take weights in fewer bits or with --weight-host below "
+            "1.0, or give the node more memory (ray start --memory)"
         )
     part = max(1, int(rest * _SHARE_OF_EACH))
     return Budgets(part, part) if device_is_host else Budgets(2 * part, None)

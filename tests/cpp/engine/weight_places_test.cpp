@@ -17,7 +17,9 @@
 
 #include "cpp/memory/faulty_disk.h"
 #include "hybridgen/core/error.h"
+#include "memory/process_memory.h"
 #include "models/weight_homes.h"
+#include "support/emulated_cuda.h"
 #include "support/method_settings.h"
 #include "support/placed_model.h"
 #include "support/run_to_end.h"
@@ -183,37 +185,43 @@ TEST(StreamedWeights, ComeOnceForAllPromptsThatAreReadTogether) {
   EXPECT_LE(engine.run_statistics().weights.read_bytes, pass + 3 * pass / 4) << "next pass's too";
 }
 
-TEST(StreamedWeights, AreReadOutOfAFileAsItIs) {
-  const ModelConfig config = testing::tiny_config();
-  const auto expected = run(model_at({}), settings()[1]);
-  for (const bool direct : {false, true}) {
-    auto streamed = std::make_shared<DecoderModel>(
-        config,
-        DType::kFloat32,
-        "cpu",
-        WeightHomes{.layers = place_layer(config, {.device = 0.3, .host = 0.0}, true),
-                    .folder = folder().string(),
-                    .reads_direct = direct});
-    Weights& weights = streamed->weights();
-    const std::string path = (folder().path() / "weights").string();
-    std::ofstream file(path, std::ios::binary);
-    file << "header of 17 bytes";
-    std::uint64_t seed = 1;
-    std::vector<std::pair<std::string, std::int64_t>> in_file;
-    for (const auto& [name, shape] : weights.expected_tensors()) {
-      const at::Tensor tensor = drawn(name, shape, ++seed);
-      if (!weights.is_on_disk(name)) {
-        weights.load_tensor(name, tensor);
-        continue;
-      }
-      in_file.emplace_back(name, file.tellp());
-      file.write(static_cast<const char*>(tensor.const_data_ptr()),
-                 static_cast<std::streamsize>(tensor.nbytes()));
+/// A model whose weights on disk lie in a new file at `path`, behind so many bytes.
+std::shared_ptr<DecoderModel> model_in_file(const std::string& path,
+                                            WeightHomes homes,
+                                            std::int64_t begin = 64) {
+  auto model = std::make_shared<DecoderModel>(
+      testing::tiny_config(), DType::kFloat32, "cpu", std::move(homes));
+  Weights& weights = model->weights();
+  std::ofstream file(path, std::ios::binary);
+  file << std::string(static_cast<std::size_t>(begin), 'h');
+  std::uint64_t seed = 1;
+  std::vector<std::pair<std::string, std::int64_t>> in_file;
+  for (const auto& [name, shape] : weights.expected_tensors()) {
+    const at::Tensor tensor = drawn(name, shape, ++seed);
+    if (!weights.is_on_disk(name)) {
+      weights.load_tensor(name, tensor);
+      continue;
     }
-    file.close();
-    for (const auto& [name, offset] : in_file) weights.load_from_file(name, path, offset);
-    EXPECT_EQ(run(streamed, settings()[1]), expected);
-    EXPECT_THROW(weights.load_from_file(in_file[0].first, path, 0), CheckpointError);
+    in_file.emplace_back(name, file.tellp());
+    file.write(static_cast<const char*>(tensor.const_data_ptr()),
+               static_cast<std::streamsize>(tensor.nbytes()));
+  }
+  file.close();
+  for (const auto& [name, offset] : in_file) weights.load_from_file(name, path, offset);
+  EXPECT_THROW(weights.load_from_file(in_file[0].first, path, 0), CheckpointError) << "twice";
+  return model;
+}
+
+TEST(StreamedWeights, AreReadOutOfAFileAsItIs) {
+  const auto expected = run(model_at({}), settings()[1]);
+  const std::string path = (folder().path() / "weights").string();
+  for (const bool direct : {false, true}) {
+    for (const std::int64_t begin : {64, 68, 17}) {  // 17: no multiple of a number's size
+      const WeightHomes homes{.layers = place_layer(testing::tiny_config(), {0.3, 0.0}, true),
+                              .folder = folder().string(),
+                              .reads_direct = direct};
+      EXPECT_EQ(run(model_in_file(path, homes, begin), settings()[1]), expected) << begin;
+    }
   }
 }
 
@@ -266,37 +274,12 @@ TEST_P(StreamedWeightsBothWays, EndWithTheDiskTheRequestsThatNeedThemAndNothingE
   }
 }
 
-/// A model all of whose layers lie in a file at `path`, as they are read where they lie.
-std::shared_ptr<DecoderModel> model_in_file(const std::string& path) {
-  auto model = std::make_shared<DecoderModel>(
-      testing::tiny_config(),
-      DType::kFloat32,
-      "cpu",
-      WeightHomes{.layers = place_layer(testing::tiny_config(), {0.0, 0.0}, true),
-                  .folder = "/nowhere/at/all",
-                  .reads_direct = false});
-  Weights& weights = model->weights();
-  std::ofstream file(path, std::ios::binary);
-  std::uint64_t seed = 1;
-  for (const auto& [name, shape] : weights.expected_tensors()) {
-    const at::Tensor tensor = drawn(name, shape, ++seed);
-    if (!weights.is_on_disk(name)) {
-      weights.load_tensor(name, tensor);
-      continue;
-    }
-    const std::int64_t offset = file.tellp();
-    file.write(static_cast<const char*>(tensor.const_data_ptr()),
-               static_cast<std::streamsize>(tensor.nbytes()));
-    file.flush();
-    weights.load_from_file(name, path, offset);
-  }
-  return model;
-}
-
 // The system drops pages of a file that ends before them at once, whoever is about to read them.
 TEST(StreamedWeights, ThatAreLostWhileTheyAreReadEndTheRequestsAndNothingElse) {
   const std::string path = (folder().path() / "lost").string();
-  const auto model = model_in_file(path);
+  const auto model = model_in_file(
+      path,
+      {.layers = place_layer(testing::tiny_config(), {0.0, 0.0}, true), .reads_direct = false});
   const std::filesystem::path whole = folder().path() / "whole";
   std::filesystem::copy_file(path, whole);
   const auto expected = run(model_at({}), testing::options("full"));
@@ -316,6 +299,60 @@ TEST(StreamedWeights, ThatAreLostWhileTheyAreReadEndTheRequestsAndNothingElse) {
   }
   std::ofstream(path, std::ios::binary | std::ios::in) << std::ifstream(whole).rdbuf();
   EXPECT_EQ(testing::generate(engine, testing::ragged_prompts(), 6), expected);
+}
+
+// ---------------------------------------------------------------------------------------- shared
+
+WeightHomes shared_homes() {
+  return {.layers = place_layer(testing::tiny_config(), {0.0, 0.0}, true),
+          .reads_direct = false,
+          .are_shared = true};
+}
+
+TEST(SharedWeights, GiveTheBitsOfThoseOfOnesOwn) {
+  const std::string path = (folder().path() / "shared").string();
+  const auto shared = model_in_file(path, shared_homes());
+  for (const EngineOptions& options : settings()) {
+    EXPECT_EQ(run(shared, options), run(model_at({}), options));
+  }
+}
+
+TEST(SharedWeights, AreAllButNormsAndBiasesAndComeOnce) {
+  const std::string path = (folder().path() / "shared").string();
+  const auto model = model_in_file(path, shared_homes());
+  const ModelConfig config = testing::tiny_config();
+  const std::int64_t norms = (2 * config.num_layers + 1) * config.hidden_size;
+  EXPECT_EQ(model->weights().device_bytes(), 4 * norms);
+  EXPECT_EQ(model->weights().bytes(), model_at({})->weights().bytes());
+  const std::int64_t held = ProcessMemory::instance().weights();
+  Engine engine(model, testing::options("full"));
+  EXPECT_EQ(ProcessMemory::instance().weights(), held);
+  EXPECT_GE(held, model->weights().bytes()) << "they stay, so others may not have their memory";
+  testing::generate(engine, testing::ragged_prompts(), 6);
+  const WeightStatistics statistics = engine.run_statistics().weights;
+  EXPECT_LE(statistics.read_bytes, model->weights().bytes());
+  testing::generate(engine, testing::ragged_prompts(), 6);
+  EXPECT_EQ(engine.run_statistics().weights.read_bytes, statistics.read_bytes);
+}
+
+TEST(SharedWeights, HaveToLieInFilesAsTheyAreUsed) {
+  DecoderModel model(testing::tiny_config(), DType::kFloat32, "cpu", shared_homes());
+  EXPECT_THROW(model.weights().load_dummy(1), CheckpointError);
+  EXPECT_THROW(model_in_file((folder().path() / "odd").string(), shared_homes(), 17),
+               CheckpointError);
+}
+
+TEST(SharedWeights, AreForTheCpuAndGoWithNoOtherPlace) {
+  const ModelConfig config = testing::tiny_config();
+  const auto homes_on = [&](const std::string& device, const WeightOptions& made) {
+    return weight_homes({.made = made}, config, DType::kFloat32, DeviceContext(device));
+  };
+  EXPECT_TRUE(homes_on("cpu", {.shared = true}).are_shared);
+  EXPECT_THROW(homes_on("cpu", {.device = PlaceAmount::of(0.5), .shared = true}), ConfigError);
+  EXPECT_THROW(homes_on("cpu", {.host = PlaceAmount::of(0.5), .shared = true}), ConfigError);
+  EXPECT_THROW(homes_on("cpu", {.direct = true, .shared = true}), ConfigError);
+  const testing::EmulatedCuda device(emulated::Mode::kEager);
+  EXPECT_THROW(homes_on(device.name(), {.shared = true}), ConfigError);
 }
 
 TEST(StreamedWeights, NeedAFolderForWhatNoFileHas) {

@@ -3,8 +3,8 @@
 // shorter stand for such disks: the system answers both with SIGBUS.
 #include "memory/file_mapping.h"
 
-#include <gtest/gtest.h>
 #include <fcntl.h>
+#include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <unistd.h>
 

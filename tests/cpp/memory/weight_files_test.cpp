@@ -161,11 +161,10 @@ TEST_P(WeightFilesTest, AreMemoryWhereTheyLie) {
   WeightFiles files(GetParam());
   const std::int64_t a = files.add(write("a", first), 30001);
   const std::int64_t own = files.append(folder_.string(), packed);
-  for (const auto& [offset, bytes] : {std::pair(a + 100, part(first, 100, 9000)),
-                                      std::pair(own + 7, part(packed, 7, 4993))}) {
-    const DiskRange range{.memory = files.address_of(offset),
-                          .offset = offset,
-                          .bytes = std::ssize(bytes)};
+  for (const auto& [offset, bytes] :
+       {std::pair(a + 100, part(first, 100, 9000)), std::pair(own + 7, part(packed, 7, 4993))}) {
+    const DiskRange range{
+        .memory = files.address_of(offset), .offset = offset, .bytes = std::ssize(bytes)};
     files.fetch({&range, 1});
     EXPECT_TRUE(std::ranges::equal(bytes, std::span(range.memory, bytes.size())));
     files.forget(range);
