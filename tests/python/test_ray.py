@@ -96,7 +96,7 @@ def test_an_engine_that_is_killed_and_a_node_that_is_lost_cost_no_line(
     source = write_lines(tmp_path / "in.jsonl", lines)
     out, alone = tmp_path / "out", tmp_path / "alone"
     options = ["--lines-per-shard", "10", "--ignore-eos", "--max-num-seqs", "8"]
-    options += ["--temperature", "1.2"]
+    options += ["--temperature", "1.2", "--dtype", "auto"]  # as the files have it
     assert run(source, alone, *options) == 0
     worker = cluster.list_all_nodes()[1]
 
