@@ -49,7 +49,7 @@ std::shared_ptr<DecoderModel> long_model() {
 /// Of several blocks each, but for one.
 const std::vector<std::vector<std::int64_t>>& long_prompts() {
   static const std::vector<std::vector<std::int64_t>> prompts{
-      prompt(900, 1), prompt(500, 2), prompt(30, 3)};
+      prompt(600, 1), prompt(300, 2), prompt(30, 3)};
   return prompts;
 }
 
@@ -165,7 +165,7 @@ TEST(Tiers, EveryMixtureOfThemGivesTheTokensOfDramAlone) {
       InventedNodes nodes({{kDramNode, 512 * kMiB}, {kCxlNode, 512 * kMiB}});
       const PageCallsForTest in_place(nodes);
       const EngineOptions mixed = in_tiers(each.options,
-                                           least + draw(0, kMiB),
+                                           least + draw(0, 640 * 1024),
                                            draw(8, 16) * kMiB,
                                            KvPlacement{static_cast<std::uint8_t>(draw(0, 2))});
       SCOPED_TRACE(message("dram ",
@@ -197,8 +197,8 @@ TEST(Tiers, KeysStayInDramAndValuesGoBelowOnceBothAreTooMany) {
   const std::int64_t least = least_dram(scanning());
   InventedNodes nodes({{kDramNode, 512 * kMiB}, {kCxlNode, 512 * kMiB}});
   const PageCallsForTest in_place(nodes);
-  // 900 tokens take 4 blocks of 64 KiB of each side.
-  Engine engine(long_model(), in_tiers(scanning(), least + 6 * kBlockBytes, 16 * kMiB));
+  // 600 tokens take 3 blocks of 64 KiB of each side.
+  Engine engine(long_model(), in_tiers(scanning(), least + 4 * kBlockBytes, 16 * kMiB));
   SamplingOptions sampling;
   sampling.max_tokens = kSteps;
   engine.trace().start(100000);
@@ -232,7 +232,7 @@ TEST(Tiers, PagesOfInterleavedBlocksLieByTurnsInBoth) {
     EXPECT_EQ(nodes.used(kDramNode), nodes.used(kCxlNode));
     most = std::max(most, nodes.used(kCxlNode));
   }
-  EXPECT_GT(most, 3 * kBlockBytes);  // half of eight, of which two are short
+  EXPECT_GT(most, 2 * kBlockBytes);  // half of six, of which two are short
 }
 
 TEST(Tiers, WhatNoTierHasRoomForIsRefusedWithTheirNames) {
@@ -278,7 +278,7 @@ TEST(Tiers, AFailureOfAnyCallAboutPagesIsOfTheRequestThatCannotGoOn) {
        {Call::kReserve, Call::kAllow, Call::kSetRule, Call::kTouch, Call::kFindNodes}) {
     for (std::int64_t nth = 0; nth < (tries_more() ? 60 : 12); ++nth) {
       SCOPED_TRACE(message("call ", static_cast<int>(call), ", the one after ", nth));
-      Engine engine(long_model(), in_tiers(scanning(), least + 6 * kBlockBytes, 16 * kMiB));
+      Engine engine(long_model(), in_tiers(scanning(), least + 4 * kBlockBytes, 16 * kMiB));
       nodes.fail(call, nth, ENOMEM);
       const std::vector<Ended> ended = run_all(engine);
       nodes.heal();
@@ -318,7 +318,7 @@ TEST(Tiers, ARequestMayBeEndedAtAnyStep) {
   InventedNodes nodes({{kDramNode, 512 * kMiB}, {kCxlNode, 512 * kMiB}});
   const PageCallsForTest in_place(nodes);
   for (int steps = 0; steps < 12; ++steps) {
-    Engine engine(long_model(), in_tiers(scanning(), least + 6 * kBlockBytes, 16 * kMiB));
+    Engine engine(long_model(), in_tiers(scanning(), least + 4 * kBlockBytes, 16 * kMiB));
     SamplingOptions sampling;
     sampling.max_tokens = 40;
     const std::int64_t ended = engine.add(long_prompts()[0], sampling);
