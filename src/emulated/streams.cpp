@@ -9,12 +9,15 @@
 namespace hybridgen::emulated {
 namespace {
 
-constexpr std::uint64_t kMostDelayUs = 300;
+// Few and long, so that streams overtake each other by several operations in little time.
+constexpr std::uint64_t kMostDelayUs = 600;
+constexpr std::uint64_t kOperationsPerDelay = 8;
 
 void sleep_at_random(std::uint64_t& state) {
   state ^= state << 13U;
   state ^= state >> 7U;
   state ^= state << 17U;
+  if ((state >> 32U) % kOperationsPerDelay != 0) return;
   std::this_thread::sleep_for(std::chrono::microseconds(state % (kMostDelayUs + 1)));
 }
 

@@ -19,7 +19,7 @@ namespace hybridgen::emulated {
 enum class Mode : std::uint8_t {
   kEager,    ///< at once, on the thread that queues them
   kThreads,  ///< on a thread per stream
-  kDelays,   ///< the same, after random delays
+  kDelays,   ///< the same, after random delays of some
   kLazy      ///< only when something waits for them, and no others: what is not waited for is late
 };
 

@@ -92,8 +92,8 @@ TEST_P(MethodsOnDevice, EqualTheCpuWhenEachStreamHasAThread) {
   expect_equal(run_on(device.name(), GetParam().options), on_cpu(GetParam()));
 }
 
-// Random delays take long: each stream's operations sleep 150 us on average. The long form has them
-// for all settings.
+// Random delays take long: of each stream's operations one in eight sleeps 300 us on average. The
+// long form has them for all settings.
 TEST_P(MethodsOnDevice, EqualTheCpuWhenStreamsAreDelayedAtRandom) {
   const std::set<std::string> usual = {"h2o", "hgca", "hybridgen_h2o", "hybridgen_partial_keys"};
   if (std::getenv("HYBRIDGEN_LONG") == nullptr && !usual.contains(GetParam().name)) {
