@@ -52,7 +52,12 @@ left_out=(
 # segments are of all kinds.
 left_out_of_asan='Methods/ApproximateMethods.DoNotDependOnTheImplementationOrOnTiming/*:*EachStreamHasAThread/*'
 # Planted faults are races, of which it reports those that it sees: results tell whether they are noticed.
-left_out_of_tsan='PlantedFaults.*Noticed:DTypes/MergeOnDevice.AgreesWithTheCpuTwin/*:*OnTiming/*_shifted:*OnTiming/*_on_host:*OnTiming/*_quiet:*OnTiming/*_resident:*OnlyIfItIsWaitedFor/*:*HaveNoRaceWhenWorkRunsAtOnce/*'
+left_out_of_tsan='PlantedFaults.*Noticed:DTypes/MergeOnDevice.AgreesWithTheCpuTwin/*:*OnTiming/*_shifted:*OnTiming/*_on_host:*OnTiming/*_quiet:*OnTiming/*_resident'
+# Devices whose work runs in the thread that queues it, at once or when that waits.
+left_out_of_tsan+=':*OnlyIfItIsWaitedFor/*:*HaveNoRaceWhenWorkRunsAtOnce/*:Methods/MemoryOfAMethod.*'
+left_out_of_tsan+=':Modes/StreamedOnDevice.*/0:Modes/StreamedOnDevice.*/1'
+# Each method on a disk in one setting: with all tokens chosen the threads are those of a few.
+left_out_of_tsan+=':Methods/OnDisk.*/infinigen_exact:Methods/OnDisk.*/hgca_exact:Methods/OnDisk.*/hybridgen_h2o_exact:Methods/OnDisk.*/hybridgen_keyformer_exact:Methods/OnDisk.*/hybridgen_digests_exact:Methods/OnDisk.*/hybridgen_partial_keys_exact'
 
 # Fails, naming them, if patterns above match no test of the given executables: who renames a test
 # renames it here, too.
