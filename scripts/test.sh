@@ -142,6 +142,6 @@ check "C++ tests" ctest --preset default -LE '^numa$' -j "$(nproc)"
 if $all; then
   check "emulated memory nodes" python tests/numa/run.py --required
 fi
-check "Python tests" python -m pytest -n "$(nproc)" -m "not fetches"
-check "Python tests that fetch" python -m pytest -m fetches
+check "fetching a language model" python scripts/get_smollm2.py
+check "Python tests" python -m pytest -n "$(nproc)" --dist worksteal
 summary
