@@ -9,14 +9,20 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from agreement import is_slowed
 from drawing import short
 from hybridgen.sim import SchedulerRules
-from output import Check, Result, Row, Script, main
+from output import LINES, Check, Result, Row, Script, main
 from simulations import CALIBRATIONS, profiles, run
+from slowed_machine import SLOWED_NOTE, Case, slowed_profiles
+from slowed_runs import paired_runs, run_checks
 
 MODEL, K_MIN = "llama-3.1-8b", 128
 LENGTHS = (2048, 8192, 32768)
 COLORS = ("tab:green", "tab:orange", "tab:red")
+SLOWED = Case(times=50, link_times=200, model="qwen2.5-7b", method="hybridgen")
+SLOWED_RUNS = {128: 48, 1280: 20}
+"""Steps by K_min: one that the link has room for, and one that it has not."""
 
 
 def make(quick: bool) -> Result:
@@ -44,11 +50,12 @@ def make(quick: bool) -> Result:
                         "decision": step.decision,
                     }
                 )
+    slowed = paired_runs(SLOWED, SLOWED_RUNS, quick=quick)
     ends = {(r["calibration"], r["tokens"]): r for r in rows if r["step"] == 127}
     settled = {key: (r["host_ms"] + r["link_ms"]) / r["device_ms"] for key, r in ends.items()}
     longest = ends["paper", LENGTHS[-1]]
     return Result(
-        rows,
+        rows + slowed,
         [
             Check(
                 "K never falls below K_min",
@@ -67,12 +74,16 @@ def make(quick: bool) -> Result:
                 + ", ".join(f"{c} {short(n)} {v:.2f}" for (c, n), v in settled.items()),
                 "a decision is made every four steps",
             ),
+            *run_checks(slowed),
         ],
         [
             f"{MODEL}, batch 1, machine A, K_min = {K_MIN}; the engine's defaults: K rises and "
-            "falls by a fifth, one decision in four steps, nothing returns to Post"
+            "falls by a fifth, one decision in four steps, nothing returns to Post",
+            f"{SLOWED_NOTE}. Runs of {SLOWED.model} with {SLOWED.tokens:,} tokens; K is bounded by "
+            "the link there, which is slowed more than the GPU; the CPU is not",
         ],
-        profiles("A"),
+        [*profiles("A"), *slowed_profiles([SLOWED])],
+        weights="none, and dummy",
     )
 
 
@@ -86,14 +97,15 @@ def _switch(rows: list[dict[str, Any]]) -> int:
 
 
 def draw(figure: Any, result: Result) -> None:
-    """K above, step time below; a column per calibration."""
+    """K above, step time below; a column per calibration, and one for emulated runs."""
+    figure, right = figure.subfigures(1, 2, width_ratios=(0.64, 0.36))
+    draw_slowed(right, [r for r in result.rows if is_slowed(r)])
+    shown = [r for r in result.rows if not is_slowed(r)]
     panels = figure.subplots(2, len(CALIBRATIONS), sharex=True)
     for j, calibration in enumerate(CALIBRATIONS):
-        lengths = sorted({r["tokens"] for r in result.rows})
+        lengths = sorted({r["tokens"] for r in shown})
         for length, color, width in zip(lengths, COLORS, (3.0, 2.0, 1.0), strict=False):
-            rows = [
-                r for r in result.rows if (r["calibration"], r["tokens"]) == (calibration, length)
-            ]
+            rows = [r for r in shown if (r["calibration"], r["tokens"]) == (calibration, length)]
             for i, field in enumerate(("k", "step_ms")):
                 for strategy, style in (("post", "-"), ("pre", "--")):
                     values = [r[field] if r["strategy"] == strategy else None for r in rows]
@@ -117,13 +129,35 @@ def draw(figure: Any, result: Result) -> None:
     panels[1][0].set_ylabel("step (ms)")
 
 
+def draw_slowed(figure: Any, rows: list[Row]) -> None:
+    """K above, step time below, of runs in both modes."""
+    panels = figure.subplots(2, 1, sharex=True)
+    for i, k_min in enumerate(dict.fromkeys(r["k_min"] for r in rows)):
+        for mode in ("simulated", "emulated"):
+            steps = [r for r in rows if (r["k_min"], r["mode"]) == (k_min, mode)]
+            for axes, field in zip(panels, ("k", "step_ms"), strict=True):
+                axes.plot(
+                    [r["step"] for r in steps],
+                    [r[field] for r in steps],
+                    color=COLORS[i],
+                    markersize=3,
+                    label=f"K_min {k_min}, {mode}",
+                    **LINES[mode],
+                )
+    panels[0].set_title(f"{rows[0]['model']} on {rows[0]['machine']}", fontsize=8)
+    panels[0].set_ylim(bottom=0)
+    panels[0].legend(fontsize=6)
+    panels[1].set_ylim(bottom=0)
+    panels[1].set_xlabel("decode step")
+
+
 SCRIPT = Script(
     "alg1_scheduler",
     "Algorithm 1",
     "the feedback scheduler over a run, Llama-3.1-8B",
     make,
     draw,
-    (7.5, 5.0),
+    (9.5, 5.0),
 )
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ python benchmarks/figures/fig15_end_to_end.py [--quick] [--out DIR]
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import Any
 
+from agreement import agreement, strip
 from drawing import COLORS, METHOD_LABELS, grouped_bars
 from engine_runs import NOTE, bytes_note, draw_small, is_small, small_rows, split
 from hybridgen import MachineProfile, sim
@@ -27,17 +27,16 @@ from simulations import (
     run_row,
     seconds,
 )
-from slowed_machine import (
-    SLOWED,
-    SLOWED_NOTE,
-    draw_slowed,
-    is_slowed,
-    order_check,
-    slowed_profile,
-    slowed_rows,
-)
+from slowed_machine import SLOWED_NOTE, Case, slowed_profiles, slowed_rows
 
 LENGTH = 2048
+SLOWED = {"opt-1.3b": 300, "llama-3.2-1b": 300, "qwen2.5-7b": 100, "llama-3.1-8b": 100}
+"""By how much: a step then takes half a second or several."""
+CASES = [
+    Case(times=times, model=model, method=method)
+    for model, times in SLOWED.items()
+    for method in ("flexgen", "h2o", "infinigen", "hybridgen")
+]
 WHY = (
     "budgets, overlap and K of the paper's runs are not given; InfiniGen's distance is almost all "
     "its critical path, the host's gathering and the read-back, whose rate is an estimate"
@@ -57,7 +56,7 @@ def make(quick: bool) -> Result:
         [{"method": method, "tokens": 256 if quick else 2048} for method in METHODS],
         2 if quick else 12,
     )
-    slowed = slowed_rows(quick)
+    slowed = slowed_rows(CASES, quick=quick)
     found = {
         method: {c: mean_ratio(rows, method, "model", calibration=c) for c in CALIBRATIONS}
         for method in METHODS
@@ -85,7 +84,7 @@ def make(quick: bool) -> Result:
             ratio_check("over InfiniGen on average", 1.41, found["infinigen"], WHY),
             ratio_check("over Keyformer on average", 1.86, found["keyformer"], WHY),
             ratio_check("over FlexGen and MoE-Lightning at most", 3.2, most, WHY, kind="largest"),
-            order_check(slowed),
+            *agreement(slowed),
         ],
         [
             PLAUSIBLE,
@@ -100,7 +99,7 @@ def make(quick: bool) -> Result:
         [
             *profiles("A"),
             MachineProfile.load("h100-nvl"),
-            *(slowed_profile(times) for times in dict.fromkeys(SLOWED.values())),
+            *slowed_profiles(CASES),
         ],
         weights="none, and dummy",
     )
@@ -108,10 +107,7 @@ def make(quick: bool) -> Result:
 
 def draw(figure: Any, result: Result) -> None:
     """A panel per calibration, a group per model."""
-    slowed = [row for row in result.rows if is_slowed(row)]
-    figure, third = figure.subfigures(2, 1, height_ratios=(0.77, 0.23))
-    draw_slowed(third.subplots(), slowed)
-    result = replace(result, rows=[row for row in result.rows if not is_slowed(row)])
+    figure, result = strip(figure, result, lambda row: f"{row['model']}\n{row['machine']}", 0.23)
     figure, below = split(figure, result)
     draw_small(below, result.rows, lambda row: METHOD_LABELS[row["method"]].split(" (")[0])
     panels = figure.subplots(len(CALIBRATIONS), 1, sharex=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import hybridgen as hg
+from hybridgen.sim import StepResult
 from output import HATCHES, ROOT, Row
 
 TINY = ROOT / "tests/models/tiny-llama"
@@ -23,6 +24,8 @@ COLORS = {
     "merge, output, FFN": "tab:blue",
     "head": "tab:brown",
     "score, select, gather": "tab:orange",
+    "score": "tab:orange",
+    "select, gather": "gold",
     "payload": "tab:cyan",
 }
 
@@ -53,6 +56,36 @@ def trace_of(
         if event["ph"] == "X" and event["cat"] in LANES
     ]
     return rows, text
+
+
+TASKS = {
+    "projections": ("device", "norm, q k v"),
+    "resident logits": ("device", "resident logits"),
+    "merge": ("device", "merge, output, FFN"),
+    "FFN": ("device", "merge, output, FFN"),
+    "logits": ("cpu", "score"),
+    "gather rows": ("cpu", "select, gather"),
+    "logits and values": ("link", "payload"),
+}
+"""The simulator's names of HybridGen's tasks as the engine's lanes and names."""
+
+
+def simulated_spans(step: StepResult, layers: Sequence[int], **shared: Any) -> list[Row]:
+    """Return a simulated HybridGen step's spans of some layers, named as the engine names them."""
+    return [
+        {
+            "mode": "simulated",
+            **shared,
+            "lane": TASKS[span.task.name][0],
+            "task": TASKS[span.task.name][1],
+            "layer": span.task.layer,
+            "begin_us": 1e6 * span.begin_s,
+            "end_us": 1e6 * span.end_s,
+            "bytes": span.task.bytes,
+        }
+        for span in step.spans
+        if span.task.layer in layers and span.task.name in TASKS
+    ]
 
 
 def draw_lanes(axes: Any, rows: Sequence[Row], *, mode: str, scale: float = 1.0) -> None:
