@@ -71,9 +71,9 @@ def reversed_pairs(found: Sequence[Pair]) -> list[str]:
 
 
 def where_of(pair: Pair) -> str:
-    """Name a pair's model and, where it is not one, its batch."""
+    """Name a pair's machine, model and tokens and, where it is not one, its batch."""
     batch = f", batch {pair.row['batch']}" if pair.row["batch"] > 1 else ""
-    return f"{pair.row['model']} at {pair.row['tokens']:,} tokens{batch}"
+    return f"{pair.row['model']} at {pair.row['tokens']:,} tokens{batch} on {pair.row['machine']}"
 
 
 def agreement(rows: Sequence[Row], why: str = WHY_APART) -> list[Check]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from agreement import agreement, strip
 from drawing import COLORS, METHOD_LABELS, grouped_bars
 from engine_runs import NOTE, draw_small, is_small, small_rows, split
 from hybridgen import MachineProfile
@@ -26,9 +27,15 @@ from simulations import (
     run_row,
     seconds,
 )
+from slowed_machine import SLOWED_NOTE, Case, slowed_profiles, slowed_rows
 
 MODEL, LENGTH = "opt-13b", 2048
 BATCHES = (1, 2, 4, 8, 16)
+CASES = [
+    Case(times=40, model=MODEL, method=method, batch=batch)
+    for batch in (1, 2)
+    for method in ("flexgen", "infinigen", "hybridgen")
+]
 WHY = (
     "gains as small and flat as the paper's need a HybridGen whose own cost grows with the batch: "
     "a large K and a slow CPU path"
@@ -51,6 +58,7 @@ def make(quick: bool) -> Result:
         ],
         2 if quick else 12,
     )
+    slowed = slowed_rows(CASES, quick=quick)
     found = {
         method: {c: mean_ratio(rows, method, "batch", calibration=c) for c in CALIBRATIONS}
         for method in ("infinigen", "keyformer")
@@ -61,7 +69,7 @@ def make(quick: bool) -> Result:
         for c in CALIBRATIONS
     }
     return Result(
-        rows + small,
+        rows + small + slowed,
         [
             ratio_check("over InfiniGen", 1.5, found["infinigen"], WHY),
             ratio_check("over Keyformer", 1.87, found["keyformer"], WHY),
@@ -83,15 +91,24 @@ def make(quick: bool) -> Result:
                 "H2O fetches 410 tokens where the fitted HybridGen works on 820",
                 "H2O is faster at some batches",
             ),
+            *agreement(slowed),
         ],
-        [PLAUSIBLE, NOTE, f"{LENGTH - 128:,} + 128 tokens; the paper does not list its batches"],
-        [*profiles("A"), MachineProfile.load("h100-nvl")],
+        [
+            PLAUSIBLE,
+            NOTE,
+            f"{LENGTH - 128:,} + 128 tokens; the paper does not list its batches",
+            SLOWED_NOTE,
+        ],
+        [*profiles("A"), MachineProfile.load("h100-nvl"), *slowed_profiles(CASES)],
         weights="none, and dummy",
     )
 
 
 def draw(figure: Any, result: Result) -> None:
     """A panel per calibration, a group per batch."""
+    figure, result = strip(
+        figure, result, lambda row: f"{row['model']}, batch {row['batch']}, {row['machine']}"
+    )
     figure, below = split(figure, result, 0.36)
     draw_small(
         below, result.rows, lambda row: f"{METHOD_LABELS[row['method']]}\nbatch {row['batch']}"
@@ -120,7 +137,7 @@ SCRIPT = Script(
     "end-to-end latency by batch, OPT-13B, 2K tokens, machine A",
     make,
     draw,
-    (7.5, 6.2),
+    (7.5, 8.2),
 )
 
 if __name__ == "__main__":

@@ -72,14 +72,10 @@ def config_of_rules(rules: SchedulerRules) -> SchedulerConfig:
 
 def emulated_steps(model: hg.Model, case: Case, rules: SchedulerRules, steps: int) -> list[Row]:
     """Return every decode step of the engine with its scheduler in the loop."""
-    options = options_of(
-        case.method,
-        case.tokens,
-        k=None,
-        strategy=rules.strategy,
-        pre_selector="block_digests",
-        scheduler=config_of_rules(rules),
-    )
+    chosen = {"k": None, "strategy": rules.strategy, "scheduler": config_of_rules(rules)}
+    if rules.strategy == "pre" or rules.adapt_strategy:
+        chosen["pre_selector"] = "block_digests"  # what the device chooses is waited for
+    options = options_of(case.method, case.tokens, **chosen)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the timed device withholds text
         llm = hg.LLM(model, max_num_seqs=case.batch, cpu=ONE_THREAD, **options)

@@ -81,7 +81,7 @@ def test_methods_that_emulated_steps_order_otherwise_are_named() -> None:
         pair("m", "c", 105.0, 50.0),  # simulated as fast as a
         pair("n", "b", 1.0, 1.0),
     ]
-    assert reversed_pairs(found) == ["a before b (m at 100 tokens)"]
+    assert reversed_pairs(found) == ["a before b (m at 100 tokens on A / 1)"]
 
 
 def test_an_emulated_step_beyond_15_percent_is_named_with_its_ratio() -> None:
@@ -91,7 +91,7 @@ def test_an_emulated_step_beyond_15_percent_is_named_with_its_ratio() -> None:
         rows.append({"mode": "emulated", **each.row, "step_ms": each.emulated})
     near, order = agreement(rows)
     assert not near.holds
-    assert "within 15 % for 1 of 2; beyond: b, m at 100 tokens: 1.20" in near.found
+    assert "within 15 % for 1 of 2; beyond: b, m at 100 tokens on A / 1: 1.20" in near.found
     assert order.holds
 
 
