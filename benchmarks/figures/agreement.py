@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,8 +116,16 @@ def agreement(rows: Sequence[Row], why: str = WHY_APART) -> list[Check]:
     ]
 
 
-def draw_pairs(axes: Any, rows: Sequence[Row], label: Callable[[Row], str]) -> None:
-    """Draw both modes' steps: a group for each ``label(row)``, two bars per method."""
+def draw_pairs(
+    axes: Any,
+    rows: Sequence[Row],
+    label: Callable[[Row], str],
+    names: Mapping[str, str] = METHOD_LABELS,
+) -> None:
+    """Draw both modes' steps: a group for each ``label(row)``, two bars per method.
+
+    ``names``: of methods, which have their colours; others go by their own.
+    """
     found = pairs_of(rows)
     groups = list(dict.fromkeys(label(pair.row) for pair in found))
     methods = list(dict.fromkeys(pair.row["method"] for pair in found))
@@ -130,12 +138,12 @@ def draw_pairs(axes: Any, rows: Sequence[Row], label: Callable[[Row], str]) -> N
                 [groups.index(label(pair.row)) + shift for pair in mine],
                 [getattr(pair, mode) for pair in mine],
                 width,
-                color=COLORS.get(method, f"C{i}"),
+                color=COLORS[method] if method in names else f"C{i}",
                 hatch=HATCHES[mode],
                 edgecolor="black",
                 linewidth=0.3,
                 alpha=1.0 if mode == "emulated" else 0.5,
-                label=f"{METHOD_LABELS.get(method, method)}, {mode}",
+                label=f"{names.get(method, method)}, {mode}",
             )
     axes.set_xticks(range(len(groups)), groups, fontsize=6.5)
     axes.grid(visible=False, axis="x")
@@ -146,7 +154,11 @@ def draw_pairs(axes: Any, rows: Sequence[Row], label: Callable[[Row], str]) -> N
 
 
 def strip(
-    figure: Any, result: Result, label: Callable[[Row], str], share: float = 0.25
+    figure: Any,
+    result: Result,
+    label: Callable[[Row], str],
+    share: float = 0.25,
+    names: Mapping[str, str] = METHOD_LABELS,
 ) -> tuple[Any, Result]:
     """Draw a slowed machine's steps below; return the place and the rows for everything else."""
     slowed = [row for row in result.rows if is_slowed(row)]
@@ -155,7 +167,7 @@ def strip(
         return figure, replace(result, rows=others)
     above, below = figure.subfigures(2, 1, height_ratios=(1 - share, share))
     axes = below.subplots()
-    draw_pairs(axes, slowed, label)
+    draw_pairs(axes, slowed, label, names)
     handles, labels = axes.get_legend_handles_labels()
     below.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=6)
     return above, replace(result, rows=others)
