@@ -5,9 +5,9 @@ A model whose layers all lie on disk makes tokens one by one, so that each step 
 once. Two states of the disk, in turns with what they are compared with:
 
 * cached: the page cache has the files, before and during all steps;
-* cold: before every step the cache is told to forget them (posix_fadvise), and mincore says that
-  it has, but for what the engine has fetched ahead and keeps mapped. What came while the step ran
-  is then what the system says that the disk has moved for this process.
+* cold: before every step the cache is told to forget them (MADV_PAGEOUT where this process has them
+  mapped, posix_fadvise), and mincore says that it has. What came while the step ran is then what
+  the system says that the disk has moved for this process.
 
 The disk's own rate is that of as many threads as the engine reads with, reading the same bytes in
 the same state into memory that is used again, while nothing is computed. ``accelerate`` is its disk
@@ -42,8 +42,7 @@ READERS = 4
 PIECE = 1 << 20
 MAPPED_SHARE = 0.05
 """Of a cold file what may be cached: the token table, which transformers keeps mapped (3 %)."""
-AHEAD = 64 << 20
-"""Bytes that the engine has fetched before a step begins (the same), beside one more layer."""
+MADV_PAGEOUT = 21
 
 
 def write_model(folder: Path, layers: int) -> None:
@@ -81,6 +80,18 @@ def cached_share(file: Path) -> float:
     return sum(page & 1 for page in found) / pages
 
 
+def page_out(file: Path) -> None:
+    """Let this process's mappings of a file have none of its pages."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    inode = str(file.stat().st_ino)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, _, _, _, found, *_ = line.split()
+        begin, end = (int(text, 16) for text in span.split("-"))
+        if found == inode and libc.madvise(begin, end - begin, MADV_PAGEOUT) != 0:
+            raise OSError(ctypes.get_errno(), "madvise")
+
+
 class Files:
     """The weight files, and the state of the page cache that a turn asks for."""
 
@@ -88,18 +99,14 @@ class Files:
         self.paths = paths
         self.is_cold = is_cold
 
-    def prepare(self, mapped: int = 0) -> None:
-        """Fill or empty the cache; RuntimeError if the system does not do as it is told.
-
-        ``mapped``: bytes that somebody may hold, which it cannot forget.
-        """
-        size = sum(path.stat().st_size for path in self.paths)
-        most = MAPPED_SHARE + mapped / size
+    def prepare(self) -> None:
+        """Fill or empty the cache; RuntimeError if the system does not do as it is told."""
         for path in self.paths:
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 if self.is_cold:
                     os.fsync(descriptor)
+                    page_out(path)
                     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
                 elif cached_share(path) < 1.0:
                     while os.read(descriptor, PIECE):
@@ -107,7 +114,7 @@ class Files:
             finally:
                 os.close(descriptor)
             share = cached_share(path)
-            if (share > most) if self.is_cold else (share < 0.98):
+            if (share > MAPPED_SHARE) if self.is_cold else (share < 0.98):
                 raise RuntimeError(f"{share:.0%} of {path} are in the page cache")
 
 
@@ -169,9 +176,7 @@ def steps_of_ours(
     llm.step()
     for _ in range(steps):
         time.sleep(0.3)  # until what is read ahead is there
-        files.prepare(
-            mapped=AHEAD + llm.stats.weight_disk_bytes // llm.model_config["num_hidden_layers"]
-        )
+        files.prepare()
         before = came(llm, files)
         begin = time.perf_counter()
         llm.step()

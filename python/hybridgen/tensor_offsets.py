@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .np_weights import NpFolder
+from .weight_files import open_weights
 
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -46,9 +47,17 @@ def place_of(file: Path, name: str, dtype: str) -> tuple[Path, int] | None:
 
 
 def has_matrices_as_used(file: Path, dtype: str) -> bool:
-    """Say whether a file has all its matrices of this dtype, where a CPU can read them in place."""
+    """Say whether a file has all its matrices of this dtype, where a CPU can read them in place.
+
+    Raises
+    ------
+    CheckpointError
+        If it is damaged.
+    """
     if file.suffix != ".safetensors":
         return False
+    with open_weights(file):  # its header is sound
+        pass
     status = file.stat()
     begin, header = _header(file, (status.st_mtime_ns, status.st_ino))
     return all(

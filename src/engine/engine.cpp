@@ -39,6 +39,12 @@ double seconds_since(std::int64_t begin_ns) {
   return static_cast<double>(TraceRecorder::now_ns() - begin_ns) * 1e-9;
 }
 
+/// Its weights; CheckpointError if they are not all there.
+const Weights& finished(DecoderModel& model) {
+  model.weights().finish();
+  return model.weights();
+}
+
 }  // namespace
 
 struct Engine::Impl {
@@ -99,7 +105,7 @@ struct Engine::Impl {
   RequestQueue queue;
   std::unique_ptr<PipelineProbe> probe = make_test_probe(options.test);
   std::unique_ptr<CpuStage> cpu_stage;
-  WeightStore weights{model->weights(), model->device(), trace, layers_at_a_time(method)};
+  WeightStore weights{finished(*model), model->device(), trace, layers_at_a_time(method)};
   std::unique_ptr<Prefill> prefill;
   std::unique_ptr<DecodePipeline> pipeline;
   std::vector<std::unique_ptr<MicroBatch>> batches;
@@ -126,7 +132,6 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
     disk_queue.emplace(*disk_file, trace);
   }
   admission.reads_together = weights.streams();
-  model->weights().finish();
   // Whoever filled or changed weights did so on a stream of theirs, for which ours do not wait.
   model->device().synchronize();
   if (method.offloads()) {

@@ -176,7 +176,7 @@ void spread(const Rules& rules, std::vector<TierPlan>& tiers) {
 }
 
 void add_disk_weights(const Rules& rules, std::vector<TierPlan>& tiers) {
-  const std::int64_t bytes = rules.weights.streamed().disk_bytes;
+  const std::int64_t bytes = rules.weights.disk_bytes();
   if (bytes == 0) return;
   if (tiers.back().tier != TierKind::kDisk) tiers.push_back({.tier = TierKind::kDisk});
   tiers.back().weights = bytes;

@@ -11,6 +11,12 @@
 #include <cerrno>
 #include <cstddef>
 
+#include "memory/page_calls.h"
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+
 namespace hybridgen {
 namespace {
 
@@ -79,15 +85,17 @@ int DiskCalls::unmap(std::byte* data, std::int64_t bytes) {
 }
 
 int DiskCalls::fetch(std::byte* data, std::int64_t bytes) {
-  constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ, which older headers do not name
-  if (::madvise(data, static_cast<std::size_t>(bytes), kPopulateRead) == 0) return 0;
+  if (::madvise(data, static_cast<std::size_t>(bytes), MADV_POPULATE_READ) == 0) return 0;
   if (errno != EINVAL) return -errno;
   // A kernel before 5.14: each page is read, and errors show as zeros (file_mapping.h).
-  const std::int64_t page = ::sysconf(_SC_PAGESIZE);
-  for (std::int64_t at = 0; at < bytes; at += page) {
+  for (std::int64_t at = 0; at < bytes; at += static_cast<std::int64_t>(page_bytes())) {
     static_cast<void>(*const_cast<volatile std::byte*>(data + at));
   }
   return 0;
+}
+
+int DiskCalls::find_cached(std::byte* data, std::size_t bytes, unsigned char* pages) {
+  return value_or_error(::mincore(data, bytes, pages));
 }
 
 std::span<iovec> drop_front(std::span<iovec> vectors, std::int64_t bytes) {

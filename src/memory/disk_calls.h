@@ -42,6 +42,8 @@ class DiskCalls {
   virtual int unmap(std::byte* data, std::int64_t bytes);
   /// Ends when mapped bytes, from a page's boundary on, can be read without waiting for the disk.
   virtual int fetch(std::byte* data, std::int64_t bytes);
+  /// Bit 0 of each of `pages` says whether the page cache has that page of mapped bytes.
+  virtual int find_cached(std::byte* data, std::size_t bytes, unsigned char* pages);
 };
 
 /// Forgets the first `bytes` of what `vectors` list, which a call has moved; returns the rest.

@@ -3,7 +3,11 @@
 
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <mutex>
@@ -17,7 +21,8 @@ struct GuardedAddresses {
   std::atomic<std::uintptr_t> begin{0};
   std::atomic<std::uintptr_t> end{0};  ///< 0: of nobody
   std::atomic<std::int64_t> zero_reads{0};
-  std::atomic<bool> is_torn{false};  ///< pages of zeros lie there
+  std::atomic<std::int64_t> latest{0};  ///< of zero_reads_of_all
+  std::atomic<bool> is_torn{false};     ///< pages of zeros lie there
   GuardedAddresses* next = nullptr;
 };
 
@@ -40,8 +45,8 @@ bool put_zeros(std::uintptr_t address) {
       return false;
     }
     each->is_torn.store(true);
+    each->latest.store(zero_reads_of_all.fetch_add(1) + 1);
     each->zero_reads.fetch_add(1);
-    zero_reads_of_all.fetch_add(1);
     return true;
   }
   return false;
@@ -50,11 +55,13 @@ bool put_zeros(std::uintptr_t address) {
 // Of others' addresses the handler that was there before is told, or the process ends as ever.
 void on_bus_error(int signal, siginfo_t* info, void* context) {
   const int error = errno;
-  if (!put_zeros(reinterpret_cast<std::uintptr_t>(info->si_addr))) {
+  const bool is_fault = info->si_code > 0;
+  if (!is_fault || !put_zeros(reinterpret_cast<std::uintptr_t>(info->si_addr))) {
     if ((handler_before.sa_flags & SA_SIGINFO) != 0) {
       handler_before.sa_sigaction(signal, info, context);
     } else if (handler_before.sa_handler == SIG_DFL || handler_before.sa_handler == SIG_IGN) {
       ::sigaction(SIGBUS, &handler_before, nullptr);  // the same instruction again
+      if (!is_fault) ::raise(signal);                 // somebody sent it
     } else {
       handler_before.sa_handler(signal);
     }
@@ -79,6 +86,7 @@ GuardedAddresses* guard(std::byte* data, std::int64_t bytes) {
   const bool is_new = entry == nullptr;
   if (is_new) entry = new GuardedAddresses{.next = guarded.load()};
   entry->zero_reads.store(0);
+  entry->latest.store(0);
   entry->is_torn.store(false);
   entry->begin.store(reinterpret_cast<std::uintptr_t>(data));
   entry->end.store(reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(bytes));
@@ -92,6 +100,9 @@ FileMapping::FileMapping(int file, std::int64_t bytes, DiskCalls& calls)
     : file_(file), bytes_(bytes), calls_(calls) {
   error_ = -calls_.map(file_, bytes_, data_);
   if (error_ != 0) return;
+  // Of files that are another user's the system says that all is there.
+  struct stat status{};
+  is_told_ = ::fstat(file_, &status) == 0 && (status.st_uid == ::geteuid() || ::geteuid() == 0);
   guard_ = guard(data_, bytes_);
   if (guard_ == nullptr) {
     error_ = ENOTSUP;
@@ -107,26 +118,50 @@ FileMapping::~FileMapping() {
 }
 
 int FileMapping::fetch(std::int64_t begin, std::int64_t bytes) {
-  // Zeros that were put there go, for the file's bytes if they can be had again.
-  if (guard_->is_torn.exchange(false)) {
-    std::byte* data = data_;
-    if (const int error = -calls_.map(file_, bytes_, data); error != 0) {
-      guard_->is_torn.store(true);
-      return error;
-    }
-  }
+  if (const int error = restore(); error != 0) return error;
+  // The rest of a page that the file ends in is zeros to its readers, and no error.
+  struct stat status{};
+  if (::fstat(file_, &status) != 0) return errno;
   const std::int64_t end = begin + bytes;
+  if (status.st_size < end) return ENODATA;
   begin -= begin % static_cast<std::int64_t>(page_bytes());
-  return -calls_.fetch(data_ + begin, end - begin);
+  if (is_there(begin, end)) return 0;
+  const std::int64_t before = zero_reads();
+  const int error = -calls_.fetch(data_ + begin, end - begin);
+  if (error == EFAULT) return EIO;  // what the system says of mapped memory, whatever the reason
+  return error == 0 && zero_reads() != before ? EIO : error;
 }
 
-void FileMapping::forget(std::int64_t begin, std::int64_t bytes) noexcept {
-  const std::int64_t end = begin + bytes;
-  begin -= begin % static_cast<std::int64_t>(page_bytes());
-  ::madvise(data_ + begin, static_cast<std::size_t>(end - begin), MADV_DONTNEED);
+bool FileMapping::is_there() { return is_there(0, bytes_); }
+
+bool FileMapping::is_there(std::int64_t begin, std::int64_t end) {
+  if (!is_told_) return false;
+  std::array<unsigned char, 4096> pages;  // bit 0 of each
+  const auto page = static_cast<std::int64_t>(page_bytes());
+  for (std::int64_t count = 0; begin < end; begin += count * page) {
+    count = std::min((end - begin + page - 1) / page, std::ssize(pages));
+    const auto part = static_cast<std::size_t>(std::min(count * page, end - begin));
+    if (calls_.find_cached(data_ + begin, part, pages.data()) != 0) return false;
+    if (!std::all_of(pages.begin(), pages.begin() + count, [](auto is) { return (is & 1) != 0; })) {
+      return false;
+    }
+  }
+  return true;
+}
+
+int FileMapping::restore() {
+  if (!guard_->is_torn.load()) return 0;
+  const std::scoped_lock lock(restoring_);
+  if (!guard_->is_torn.exchange(false)) return 0;
+  std::byte* data = data_;
+  const int error = -calls_.map(file_, bytes_, data);
+  if (error != 0) guard_->is_torn.store(true);
+  return error;
 }
 
 std::int64_t FileMapping::zero_reads() const { return guard_->zero_reads.load(); }
+
+std::int64_t FileMapping::latest_zero_read() const { return guard_->latest.load(); }
 
 std::int64_t FileMapping::all_zero_reads() { return zero_reads_of_all.load(); }
 

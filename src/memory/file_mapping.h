@@ -4,11 +4,13 @@
 //
 // Memory that the disk cannot fill, or that lies beyond the end of a file that has become shorter,
 // is SIGBUS to its reader. Who reads here fetches first, which tells; should pages have left the
-// cache since and not come again, reading gives zeros, and the mapping counts that.
+// cache since and not come again, reading gives zeros, and the mapping counts that. A program that
+// installs a handler of its own for SIGBUS after its first model takes this protection away.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 
 #include "memory/disk_calls.h"
 
@@ -33,24 +35,33 @@ class FileMapping {
   std::byte* data() const { return data_; }
   std::int64_t size_bytes() const { return bytes_; }
 
-  /// Returns once these bytes can be read without waiting for a disk, which does not keep them
-  /// there; else an errno.
+  /// Returns 0 once these bytes can be read without waiting for a disk, which does not keep them
+  /// there; else an errno, ENODATA if the file has become shorter. Costs next to nothing where they
+  /// are there already.
   int fetch(std::int64_t begin, std::int64_t bytes);
-  /// This process has no use for these bytes for now; the page cache keeps them as it likes.
-  void forget(std::int64_t begin, std::int64_t bytes) noexcept;
+  /// Whether all of it can be read without waiting for a disk.
+  bool is_there();
+  /// Zeros that readers got go: who reads there asks the file again. An errno if that cannot be.
+  int restore();
 
   /// Reads of this mapping that got zeros so far.
   std::int64_t zero_reads() const;
   /// The same of all mappings of the process.
   static std::int64_t all_zero_reads();
+  /// What all_zero_reads() was after this mapping's latest; 0: there was none.
+  std::int64_t latest_zero_read() const;
 
  private:
+  bool is_there(std::int64_t begin, std::int64_t end);
+
   int file_;
   std::int64_t bytes_;
   DiskCalls& calls_;
   std::byte* data_ = nullptr;
   int error_ = 0;
+  bool is_told_ = false;               ///< whether the system says what is there
   GuardedAddresses* guard_ = nullptr;  ///< of a list that only grows
+  std::mutex restoring_;
 };
 
 }  // namespace hybridgen

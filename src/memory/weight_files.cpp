@@ -230,7 +230,9 @@ FileMapping& WeightFiles::mapping_of(std::int64_t offset) {
   const std::scoped_lock lock(mapping_mutex_);
   if (file.mapping == nullptr) {
     auto mapping = std::make_unique<FileMapping>(file.descriptor, file.bytes, calls_);
-    if (mapping->error() != 0) fail(file.path, "map", 0, file.bytes, mapping->error());
+    if (mapping->error() != 0) {
+      fail(file.path, "map (WeightConfig(direct=True) does not)", 0, file.bytes, mapping->error());
+    }
     file.mapping = std::move(mapping);
   }
   return *file.mapping;
@@ -244,36 +246,50 @@ void WeightFiles::fetch(std::span<const DiskRange> ranges) {
   for (const DiskRange& range : ranges) {
     const File& file = file_of(range.offset);
     const std::int64_t at = range.offset - file.begin;
-    int error = file.mapping->fetch(at, range.bytes);
-    if (error == 0) continue;
-    // What the system says of mapped bytes is "bad address", whatever the reason.
-    struct stat status{};
-    const bool is_short =
-        ::fstat(file.descriptor, &status) == 0 && status.st_size < at + range.bytes;
-    if (error == EFAULT) error = is_short ? 0 : EIO;
-    fail(file.path, "read", at, range.bytes, error);
+    const int error = file.mapping->fetch(at, range.bytes);
+    if (error != 0) fail(file.path, "read", at, range.bytes, error == ENODATA ? 0 : error);
   }
 }
 
-void WeightFiles::forget(const DiskRange& range) noexcept {
-  const File& file = file_of(range.offset);
-  file.mapping->forget(range.offset - file.begin, range.bytes);
+template <typename Call>
+void WeightFiles::for_each_mapped(const Call& call) const {
+  const std::scoped_lock lock(mapping_mutex_);
+  for (const File& file : files_) {
+    if (file.mapping != nullptr) call(file);
+  }
+  if (packed_ && packed_->mapping != nullptr) call(*packed_);
+}
+
+bool WeightFiles::is_there() {
+  bool is_all = true;
+  for_each_mapped([&](const File& file) { is_all = is_all && file.mapping->is_there(); });
+  return is_all;
 }
 
 std::int64_t WeightFiles::zero_reads() const {
   if (FileMapping::all_zero_reads() == 0) return 0;
   std::int64_t sum = 0;
-  for (const File& file : files_) sum += file.zero_reads();
-  return sum + (packed_ ? packed_->zero_reads() : 0);
+  for_each_mapped([&](const File& file) { sum += file.mapping->zero_reads(); });
+  return sum;
 }
 
-void WeightFiles::check_reads(std::int64_t& seen) const {
-  const std::int64_t now = zero_reads();
-  if (now == std::exchange(seen, now)) return;
-  const auto found =
-      std::ranges::find_if(files_, [](const File& file) { return file.zero_reads() > 0; });
-  const File& file = found == files_.end() ? *packed_ : *found;
-  fail(file.path, "read again some of", 0, file.bytes, EIO);
+void WeightFiles::check_reads(std::int64_t seen) const {
+  if (zero_reads() == seen) return;
+  const File* last = nullptr;
+  for_each_mapped([&](const File& file) {
+    const bool is_later =
+        last == nullptr || file.mapping->latest_zero_read() > last->mapping->latest_zero_read();
+    if (is_later) last = &file;
+  });
+  fail(last->path, "read again some of", 0, last->bytes, EIO);
+}
+
+void WeightFiles::restore() {
+  if (FileMapping::all_zero_reads() == 0) return;
+  for_each_mapped([](const File& file) {
+    const int error = file.mapping->restore();
+    if (error != 0) fail(file.path, "map", 0, file.bytes, error);
+  });
 }
 
 void WeightFiles::write(std::span<const DiskRange>) {

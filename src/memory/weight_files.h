@@ -45,12 +45,14 @@ class WeightFiles final : public DiskTarget {
   std::byte* address_of(std::int64_t offset);
   /// Bytes that have an address come to it; `memory` of ranges is that. DeviceError as read().
   void fetch(std::span<const DiskRange> ranges);
-  /// This process has no use for them for now.
-  void forget(const DiskRange& range) noexcept;
+  /// Whether all such memory can be read without waiting for a disk.
+  bool is_there();
   /// Reads of such memory so far that got zeros, as the disk had failed since the bytes came.
   std::int64_t zero_reads() const;
-  /// DeviceError if there are more than `seen`, which is set to what there are.
-  void check_reads(std::int64_t& seen) const;
+  /// DeviceError if there are more than `seen`.
+  void check_reads(std::int64_t seen) const;
+  /// No zeros are left there. DeviceError if the system refuses.
+  void restore();
 
  private:
   struct File {
@@ -60,7 +62,6 @@ class WeightFiles final : public DiskTarget {
     std::int64_t bytes = 0;
     bool is_direct = false;
     std::unique_ptr<FileMapping> mapping{};  ///< null: nobody has asked
-    std::int64_t zero_reads() const { return mapping == nullptr ? 0 : mapping->zero_reads(); }
   };
   /// Opens it for reading; -errno if that fails.
   int open_packed(const std::string& folder);
@@ -68,6 +69,9 @@ class WeightFiles final : public DiskTarget {
   void close(File& file);
   const File& file_of(std::int64_t offset) const;
   FileMapping& mapping_of(std::int64_t offset);
+  /// Calls `call` with every file that has a mapping.
+  template <typename Call>
+  void for_each_mapped(const Call& call) const;
   void read_direct(const File& file, std::span<const DiskRange> ranges, std::int64_t bytes);
   /// All of `memory` from `at` on; beyond the file's end nothing is read.
   std::int64_t read_all(const File& file, std::span<iovec> memory, std::int64_t at);
@@ -77,7 +81,7 @@ class WeightFiles final : public DiskTarget {
   std::optional<File> packed_;  ///< of our own, beyond all others
   int packing_ = -1;            ///< the same file, to write to
   bool wants_direct_;
-  std::mutex mapping_mutex_;  ///< of mappings that are made
+  mutable std::mutex mapping_mutex_;  ///< of mappings that are made
 };
 
 }  // namespace hybridgen

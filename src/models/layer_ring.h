@@ -42,7 +42,8 @@ class LayerRing final : public LayerSource {
   const LayerWeights& take(std::int64_t layer) override;
   void give_back(std::int64_t layer) override;
   const LayerWeights& take_query(std::int64_t layer) override;
-  void check() override {}  // what is in memory stays
+  void begin_pass() override {}
+  void check_pass() override {}  // what is in memory stays
   WeightStatistics statistics() override;
   void reset_statistics() override;
 

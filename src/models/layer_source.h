@@ -26,8 +26,11 @@ class LayerSource {
   /// A layer of which the query's projection is there, and nothing else need be. It stays until the
   /// layer has been taken and given back, if there is room for a layer more than are held.
   virtual const LayerWeights& take_query(std::int64_t layer) = 0;
-  /// DeviceError if layers that were taken since the last call lost numbers while they were used.
-  virtual void check() = 0;
+  /// Before the first weight of a pass over the layers is used, tables included.
+  virtual void begin_pass() = 0;
+  /// DeviceError if numbers were lost since begin_pass() while they were used: what was computed is
+  /// nothing.
+  virtual void check_pass() = 0;
 
   /// What came since the last reset, without the bytes that lie where. What the device has yet to
   /// reach is not in it.

@@ -2,6 +2,7 @@
 #include "models/mapped_layers.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "hybridgen/core/error.h"
 
@@ -11,7 +12,7 @@ namespace {
 // As LayerRing: enough for a disk's queue, few enough to leave cores to the model.
 constexpr int kReaders = 4;
 // What comes beside the layer in use: small layers would leave a disk idle between them.
-constexpr std::int64_t kAheadBytes = std::int64_t{64} << 20;
+constexpr std::int64_t kAheadBytes = std::int64_t{16} << 20;
 
 }  // namespace
 
@@ -21,15 +22,18 @@ MappedLayers::MappedLayers(const Weights& weights, TraceRecorder& trace, std::in
       layers_ahead_(std::min(layers_ahead, std::ssize(weights.layers) - 1)),
       stays_(weights.streamed().stays),
       zero_reads_(files_.zero_reads()) {
+  const auto range_of = [this](const StreamedTensor& tensor) {
+    return DiskRange{.memory = files_.address_of(tensor.file_offset),
+                     .offset = tensor.file_offset,
+                     .bytes = tensor.bytes};
+  };
+  std::ranges::transform(weights.streamed().tables, std::back_inserter(tables_), range_of);
   for (std::int64_t i = 0; i < std::ssize(weights.layers); ++i) {
     Layer& layer = layers_.emplace_back();
     layer.weights = weights.layer_in_files(i);
     layer.query.layer = layer.rest.layer = static_cast<std::int32_t>(i);
     for (const StreamedTensor& tensor : weights.streamed().layers[static_cast<std::size_t>(i)]) {
-      (tensor.is_query ? layer.query : layer.rest)
-          .ranges.push_back({.memory = files_.address_of(tensor.file_offset),
-                             .offset = tensor.file_offset,
-                             .bytes = tensor.bytes});
+      (tensor.is_query ? layer.query : layer.rest).ranges.push_back(range_of(tensor));
       layer.bytes += tensor.bytes;
     }
   }
@@ -40,7 +44,7 @@ MappedLayers::~MappedLayers() {
 }
 
 MappedLayers::Layer& MappedLayers::arrived(std::int64_t index, bool is_query_enough) {
-  check();
+  check_pass();
   Layer& layer = layer_at(index);
   const bool was_read_ahead = layer.is_coming;
   start(layer);
@@ -69,20 +73,20 @@ const LayerWeights& MappedLayers::take_query(std::int64_t layer) {
 void MappedLayers::give_back(std::int64_t layer) {
   Layer& held = layer_at(layer);
   HYBRIDGEN_DCHECK(held.holders > 0, "(a layer that nobody holds)");
-  if (--held.holders == 0 && !stays_) forget(held);
+  if (--held.holders == 0 && !stays_) forget(held);  // asked for again before its next use
 }
 
-void MappedLayers::check() {
-  try {
-    files_.check_reads(zero_reads_);
-  } catch (const Error&) {
-    // Zeros may lie where others begin; they go when a layer is fetched.
-    for (Layer& layer : layers_) {
-      if (layer.holders == 0) forget(layer);
-    }
-    throw;
+void MappedLayers::begin_pass() {
+  files_.restore();
+  zero_reads_ = files_.zero_reads();
+  if (!stays_) return;
+  if (!files_.is_there()) {
+    for (Layer& layer : layers_) forget(layer);
   }
+  files_.fetch(tables_);
 }
+
+void MappedLayers::check_pass() { files_.check_reads(zero_reads_); }
 
 void MappedLayers::read_ahead(std::int64_t layer) {
   const auto layers = std::ssize(layers_);
@@ -103,10 +107,8 @@ void MappedLayers::start(Layer& layer) {
 }
 
 void MappedLayers::forget(Layer& layer) noexcept {
-  for (DiskTransfer* transfer : {&layer.query, &layer.rest}) {
-    queue_.cancel(*transfer);
-    for (const DiskRange& range : transfer->ranges) files_.forget(range);
-  }
+  queue_.cancel(layer.query);
+  queue_.cancel(layer.rest);
   layer.is_coming = false;
 }
 

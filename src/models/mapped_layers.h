@@ -5,7 +5,7 @@
 
 #include <cstdint>
 #include <deque>
-#include <memory>
+#include <vector>
 
 #include "hybridgen/runtime/trace_recorder.h"
 #include "memory/disk_queue.h"
@@ -14,7 +14,8 @@
 
 namespace hybridgen {
 
-/// Between its uses a layer belongs to the page cache alone, unless it is to stay.
+/// A layer is asked for before every use, which costs next to nothing while the page cache keeps
+/// it; those that are to stay, once, and again if some of them have not stayed.
 class MappedLayers final : public LayerSource {
  public:
   /// All references must outlive it. At least `layers_ahead` layers come before they are taken.
@@ -25,7 +26,8 @@ class MappedLayers final : public LayerSource {
   const LayerWeights& take(std::int64_t layer) override;
   void give_back(std::int64_t layer) override;
   const LayerWeights& take_query(std::int64_t layer) override;
-  void check() override;
+  void begin_pass() override;
+  void check_pass() override;
   WeightStatistics statistics() override;
   void reset_statistics() override;
 
@@ -60,7 +62,8 @@ class MappedLayers final : public LayerSource {
   std::int64_t layers_ahead_;
   bool stays_;
   std::deque<Layer> layers_;
-  std::int64_t zero_reads_ = 0;  ///< of the files, that are known
+  std::vector<DiskRange> tables_;  ///< of what is shared
+  std::int64_t zero_reads_ = 0;    ///< of the files, when the pass began
 };
 
 }  // namespace hybridgen

@@ -220,10 +220,9 @@ void Weights::store(StreamedTensor& streamed, const at::Tensor& tensor) {
   if (homes_.are_shared) {
     throw CheckpointError(
         "[load weights] weights are to be shared (WeightConfig(shared=True)), and no file has them "
-        "as they are used; allowed: a checkpoint in safetensors that has numbers of the model's "
-        "dtype, "
-        "at multiples of their size, and format='auto'; pass the checkpoint's own dtype, or leave "
-        "shared out");
+        "as they are used; allowed: files in safetensors, or FlexGen's, that have numbers of the "
+        "model's dtype at multiples of their size, and format='auto'; pass the checkpoint's own "
+        "dtype, or leave shared out");
   }
   const std::string folder =
       homes_.folder.empty() ? std::filesystem::temp_directory_path().string() : homes_.folder;
@@ -263,10 +262,6 @@ void Weights::place_in_files(const std::string& name, LinearWeight& table) {
   const std::vector<at::Tensor*> tensors = table.tensors();
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     *tensors[i] = in_file(*streamed[i], *tensors[i]);
-    const DiskRange range{.memory = static_cast<std::byte*>(tensors[i]->mutable_data_ptr()),
-                          .offset = streamed[i]->file_offset,
-                          .bytes = streamed[i]->bytes};
-    streamed_.files->fetch({&range, 1});
   }
 }
 

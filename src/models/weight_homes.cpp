@@ -72,7 +72,8 @@ WeightHomes weight_homes(const WeightFormats& formats,
                          DType dtype,
                          const DeviceContext& device) {
   const WeightOptions& options = formats.made;
-  WeightHomes homes{.folder = options.folder, .reads_direct = options.direct};
+  WeightHomes homes{
+      .folder = options.folder, .reads_direct = options.direct, .device_is_host = device.is_cpu()};
   const bool is_unsaid = options.device.kind == Kind::kUnsaid && options.host.kind == Kind::kUnsaid;
   if (options.shared) {
     const auto refuse_beside = [&](const char* what) {

@@ -39,7 +39,7 @@ WeightStatistics WeightStore::statistics() const {
   WeightStatistics statistics = source_ == nullptr ? WeightStatistics{} : source_->statistics();
   statistics.device_bytes = weights_.device_bytes();
   statistics.host_bytes = weights_.streamed().host_bytes;
-  statistics.disk_bytes = weights_.streamed().disk_bytes;
+  statistics.disk_bytes = weights_.disk_bytes();
   return statistics;
 }
 

@@ -84,10 +84,13 @@ class WeightStore {
     return source_ == nullptr ? resident(layer) : source_->take_query(layer);
   }
 
-  /// DeviceError if numbers were lost since the last call while they were used, so that what was
-  /// computed is nothing: at the end of every pass.
-  void check() {
-    if (source_ != nullptr) source_->check();
+  /// Before the first weight of a pass over the layers is used, and after the last: DeviceError if
+  /// numbers were lost meanwhile, so that what was computed is nothing.
+  void begin_pass() {
+    if (source_ != nullptr) source_->begin_pass();
+  }
+  void check_pass() {
+    if (source_ != nullptr) source_->check_pass();
   }
 
   WeightStatistics statistics() const;

@@ -58,17 +58,16 @@ Weights::Weights(const ModelConfig& config,
   } else {
     lm_head = allocate_linear("lm_head.weight", config.vocab_size, embedding);
   }
-  const std::int64_t in_memory = (device.is_cpu() ? bytes_ : 0) + streamed_.host_bytes;
+  streamed_.stays = homes_.are_shared;
+  // What is to stay is not for others, though the system counts the page cache as free.
+  const std::int64_t in_memory = (device.is_cpu() ? device_bytes() : 0) + streamed_.host_bytes;
   if (streamed_.has_disk()) {
     const std::int64_t planned = device.is_meta() ? bytes_ : in_memory;
     streamed_.is_direct =
         homes_.reads_direct.value_or(streamed_.disk_bytes > available_host_bytes() - planned);
     if (!device.is_meta()) streamed_.files = std::make_unique<WeightFiles>(streamed_.is_direct);
   }
-  streamed_.stays = homes_.are_shared;
-  // What is to stay is not for others, though the system counts the page cache as free.
-  if (!device.is_meta())
-    held_ = HeldWeights(in_memory + (streamed_.stays ? streamed_.disk_bytes : 0));
+  if (!device.is_meta()) held_ = HeldWeights(in_memory);
 }
 
 LayerWeights Weights::allocate_layer(const ModelConfig& config, const std::string& prefix) {
@@ -184,7 +183,7 @@ Projection Weights::allocate_projection(const std::vector<Matrix>& matrices,
     const bool resident = is_resident(*first);
     const std::optional<kernels::CodedFormat> format = format_of(*first);
     // What the CPU reads where its file has it is by itself there.
-    const bool is_alone = !resident && options_.device().is_cpu();
+    const bool is_alone = !resident && (options_.device().is_cpu() || homes_.device_is_host);
     const auto last = std::find_if(std::next(first), matrices.end(), [&](const Matrix& matrix) {
       return is_alone || is_resident(matrix) != resident || format_of(matrix) != format;
     });

@@ -43,7 +43,7 @@ struct StreamedTensor {
   bool is_query = false;
   std::int64_t slot_offset = 0;  ///< where it comes to, in the memory of its layer
   std::int64_t bytes = 0;
-  at::Tensor host;                ///< uint8 [bytes], pinned; undefined: it is on disk
+  at::Tensor host{};              ///< uint8 [bytes], pinned; undefined: it is on disk
   std::int64_t file_offset = -1;  ///< of WeightFiles
 };
 
@@ -54,9 +54,9 @@ struct StreamedLayers {
   std::deque<StreamedTensor> tables;
   std::unique_ptr<WeightFiles> files;  ///< null: nothing is on disk
   bool is_direct = false;              ///< the disk is read past the page cache
-  bool stays = false;                  ///< in memory, once it is there
+  bool stays = false;                  ///< in memory, as far as the system lets it
   std::int64_t host_bytes = 0;
-  std::int64_t disk_bytes = 0;
+  std::int64_t disk_bytes = 0;  ///< in files, be it that they stay in memory, too
 
   bool has_disk() const { return disk_bytes > 0; }
 };
@@ -67,8 +67,9 @@ struct WeightHomes {
   std::string folder{};  ///< for those on disk that cannot be read from the checkpoint as they are
   /// Past the page cache; absent: if the host has not the memory for what is on disk.
   std::optional<bool> reads_direct{};
+  bool device_is_host = false;  ///< of weights without memory (meta), which a plan has
   /// Of a CPU device: all matrices of `layers` are on disk, and so are those around the layers;
-  /// they stay in memory once they are there.
+  /// they stay in memory as far as the system lets them.
   bool are_shared = false;
 };
 
@@ -107,14 +108,16 @@ class Weights {
   void load_dummy(std::uint64_t seed);
 
   /// CheckpointError listing every tensor that was not loaded. Of shared ones those around the
-  /// layers are in memory then; DeviceError if they cannot be. Thread-safe.
+  /// layers have their memory then; DeviceError if they cannot. Thread-safe.
   void finish();
 
   /// Of all of them, wherever they lie.
-  std::int64_t bytes() const {
-    return device_bytes() + streamed_.host_bytes + streamed_.disk_bytes;
+  std::int64_t bytes() const { return device_bytes() + streamed_.host_bytes + disk_bytes(); }
+  /// Always there: shared ones, too.
+  std::int64_t device_bytes() const {
+    return bytes_ + (streamed_.stays ? streamed_.disk_bytes : 0);
   }
-  std::int64_t device_bytes() const { return bytes_; }
+  std::int64_t disk_bytes() const { return streamed_.stays ? 0 : streamed_.disk_bytes; }
   const StreamedLayers& streamed() const { return streamed_; }
   /// A layer whose streamed tensors lie in `memory` (uint8 [slot_bytes] on the device), as
   /// StreamedTensor says.

@@ -51,6 +51,7 @@ void DecodePipeline::step(Batches batches) {
   const std::int64_t begin_ns = TraceRecorder::now_ns();
   loop_.sample = {};
   try {
+    weights_.begin_pass();
     fetch_leaving(batches);
     for (const auto& batch : batches) {
       begin_step(*batch);
@@ -103,7 +104,7 @@ void DecodePipeline::run_layers(Batches batches) {
     compute_logits(*batch);
   }
   wait_for_device(batches);
-  weights_.check();
+  weights_.check_pass();
 }
 
 void DecodePipeline::start_layer(std::int64_t layer, MicroBatch& batch) {

@@ -52,6 +52,7 @@ void Prefill::run(std::span<PrefillChunk> chunks) {
     ws_ = {};  // the old one's memory first
     ws_ = BlockWorkspace(model_.config(), model_.dtype(), model_.device().device(), rows);
   }
+  weights_.begin_pass();
   for_each([&](PrefillChunk& chunk) {
     chunk.ws = &chunk == chunks.data() ? ws_.first_rows(std::ssize(chunk.tokens))
                                        : ws_.beside(std::ssize(chunk.tokens));
@@ -64,8 +65,8 @@ void Prefill::run(std::span<PrefillChunk> chunks) {
     const LayerLease lease = weights_.lease(layer);
     for_each([&](PrefillChunk& chunk) { run_layer(layer, *lease, chunk); });
   }
-  weights_.check();
   for_each([&](PrefillChunk& chunk) { end(chunk); });
+  weights_.check_pass();
   statistics_.prefill_s += static_cast<double>(TraceRecorder::now_ns() - begin_ns) * 1e-9;
 }
 
@@ -144,6 +145,7 @@ at::Tensor Prefill::chunk_logits(const PrefillChunk& chunk,
       at::empty({count, model_.config().vocab_size},
                 at::TensorOptions().dtype(at::kFloat).device(model_.device().device()));
   model_.head(ops_, rows, logits);
+  weights_.check_pass();
   return logits.cpu();
 }
 

@@ -76,11 +76,15 @@ inline std::optional<std::int64_t> control_group_free_bytes(
   for (const std::filesystem::path& directory : control_group_directories("memory", root)) {
     std::optional<std::int64_t> limit = read_integer(directory / "memory.max");
     std::optional<std::int64_t> usage = read_integer(directory / "memory.current");
-    std::optional<std::int64_t> droppable =
-        read_keyed_integer(directory / "memory.stat", "total_inactive_file");
+    const auto file_pages = [&](const std::string& prefix) {
+      const auto inactive = read_keyed_integer(directory / "memory.stat", prefix + "inactive_file");
+      const auto active = read_keyed_integer(directory / "memory.stat", prefix + "active_file");
+      return inactive ? std::optional(*inactive + active.value_or(0)) : std::nullopt;
+    };
+    std::optional<std::int64_t> droppable = file_pages("total_");
     if (!limit) limit = read_integer(directory / "memory.limit_in_bytes");
     if (!usage) usage = read_integer(directory / "memory.usage_in_bytes");
-    if (!droppable) droppable = read_keyed_integer(directory / "memory.stat", "inactive_file");
+    if (!droppable) droppable = file_pages("");
     if (!limit) continue;
     const std::int64_t in_use =
         std::max<std::int64_t>(0, usage.value_or(0) - droppable.value_or(0));

@@ -110,8 +110,10 @@ def test_a_cache_is_shared_by_whole_sequences_rounded_down(
 def test_batches_pass_a_layer_together_where_the_device_is_the_cpu() -> None:
     block = any_policy(100, 0, 0, 100, 100, 0, gpu_batch_size=2, num_gpu_batches=3)
     assert place(block, device_is_host=True).micro_batch == 6
-    lightning = dataclasses.replace(block, cpu_cache_compute=True)
-    assert place(lightning, device_is_host=True).micro_batch == 2, "the host works on one meanwhile"
+    for share in (0, 50):  # the host works on one meanwhile
+        shares = {"cache_gpu_percent": share, "cache_cpu_percent": 100 - share}
+        attending = dataclasses.replace(block, cpu_cache_compute=True, **shares)
+        assert place(attending, device_is_host=True).micro_batch == 2
 
 
 def test_by_tokens_every_row_is_divided() -> None:

@@ -147,15 +147,16 @@ def test_shared_weights_give_the_text_of_ones_own(name: str) -> None:
     assert texts(folder_of(name), SHARED, **options) == texts(folder_of(name), None, **options)
 
 
-def test_a_plan_counts_shared_weights_where_they_lie() -> None:
+def test_shared_weights_are_planned_and_counted_as_memory() -> None:
     folder = folder_of("tiny-llama")
     planned, whole = (
         hg.plan(folder, weights=weights, prompt_tokens=20, cpu=CPU).tiers
         for weights in (SHARED, None)
     )
-    own = planned["device"]["weights"]
-    assert own + planned["disk"]["weights"] == whole["device"]["weights"]
-    assert own < 0.02 * whole["device"]["weights"]
+    assert planned == whole
+    with LLM(folder, weights=SHARED, cpu=CPU) as llm:
+        assert llm.stats.weight_device_bytes == whole["device"]["weights"]
+        assert llm.stats.weight_disk_bytes == 0
 
 
 _RESIDENT = """

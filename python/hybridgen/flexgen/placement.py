@@ -225,7 +225,8 @@ def _micro_batch(policy: Policy, method: Any, *, device_is_host: bool) -> int:
     The batches of a block are for devices whose memory holds one at a time, and for hosts that
     work meanwhile. A CPU that is the device reads a layer's weights once for all of them.
     """
-    if device_is_host and not isinstance(method, MoELightning):
+    host_works_meanwhile = isinstance(method, MoELightning) or method is CPU_ATTENTION
+    if device_is_host and not host_works_meanwhile:
         return policy.gpu_batch_size * policy.num_gpu_batches
     return policy.gpu_batch_size
 

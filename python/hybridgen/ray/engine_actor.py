@@ -80,12 +80,11 @@ class SharedEngine:
         part = memory_share(node["Resources"]["memory"], node_cpus, cpus)
         share = int(assigned.get("memory", part))
         options = with_shared_weights(spec.model, spec.engine)
-        weights = _weights(spec.model, options)
-        budgets = budgets_within(
-            share,
-            weights.own + memory_share(weights.shared, node_cpus, cpus),
-            device_is_host=_is_cpu(options),
-        )
+        held, is_shared = _held_weights(spec.model, options), _are_shared(options)
+        # Of what a node holds once an engine bears its part, unless its memory is its own affair.
+        is_divided = is_shared and "memory" not in assigned
+        borne = memory_share(held, node_cpus, cpus) if is_divided else held
+        budgets = budgets_within(share, borne, device_is_host=_is_cpu(options))
         kv = options.get("kv") or KVConfig()
         if is_auto(kv.dram):
             options["kv"] = replace(kv, dram=budgets.dram)
@@ -101,16 +100,8 @@ class SharedEngine:
             share=share,
             dram=resolved.dram,
             device_bytes=resolved.device_bytes,
-            shared_bytes=weights.shared,
+            shared_bytes=held if is_shared else 0,
         )
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """Bytes of host memory that an engine's weights take: its own, and what others have too."""
-
-    own: int
-    shared: int
 
 
 def _is_cpu(options: Mapping[str, Any]) -> bool:
@@ -132,13 +123,15 @@ def with_shared_weights(model: str, options: Mapping[str, Any]) -> dict[str, Any
     return {**options, **shared}
 
 
-def _weights(model: str, options: Mapping[str, Any]) -> _Weights:
-    """Return what an engine's weights take, by its plan."""
+def _are_shared(options: Mapping[str, Any]) -> bool:
+    return (options.get("weights") or WeightConfig()).shared
+
+
+def _held_weights(model: str, options: Mapping[str, Any]) -> int:
+    """Return bytes of host memory that weights take, by an engine's plan."""
     tiers = plan(model, prompt_tokens=1, new_tokens=1, **options).tiers
     on_host = [name for name in tiers if name != "device" or _is_cpu(options)]
-    own = sum(tiers[name]["weights"] for name in on_host if name != "disk")
-    is_shared = (options.get("weights") or WeightConfig()).shared
-    return _Weights(own, tiers["disk"]["weights"] if is_shared else 0)
+    return sum(tiers[name]["weights"] for name in on_host if name != "disk")
 
 
 class EngineActor:

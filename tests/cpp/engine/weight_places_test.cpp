@@ -249,6 +249,7 @@ TEST_P(StreamedWeightsBothWays, EndWithTheDiskTheRequestsThatNeedThemAndNothingE
   FaultyDisk disk;
   std::atomic<std::int64_t> healthy{1 << 20};
   disk.answer = [&](DiskCall call, int) -> std::optional<std::int64_t> {
+    if (call == DiskCall::kFindCached) return -ENOMEM;  // what the page cache has is not known
     const bool is_read = call == DiskCall::kRead || call == DiskCall::kFetch;
     if (is_read && healthy.fetch_sub(1) <= 0) return -EIO;
     return {};
@@ -322,8 +323,8 @@ TEST(SharedWeights, AreAllButNormsAndBiasesAndComeOnce) {
   const auto model = model_in_file(path, shared_homes());
   const ModelConfig config = testing::tiny_config();
   const std::int64_t norms = (2 * config.num_layers + 1) * config.hidden_size;
-  EXPECT_EQ(model->weights().device_bytes(), 4 * norms);
-  EXPECT_EQ(model->weights().bytes(), model_at({})->weights().bytes());
+  EXPECT_EQ(model->weights().streamed().disk_bytes, model->weights().bytes() - 4 * norms);
+  EXPECT_EQ(model->weights().device_bytes(), model_at({})->weights().bytes());
   const std::int64_t held = ProcessMemory::instance().weights();
   Engine engine(model, testing::options("full"));
   EXPECT_EQ(ProcessMemory::instance().weights(), held);
@@ -333,6 +334,29 @@ TEST(SharedWeights, AreAllButNormsAndBiasesAndComeOnce) {
   EXPECT_LE(statistics.read_bytes, model->weights().bytes());
   testing::generate(engine, testing::ragged_prompts(), 6);
   EXPECT_EQ(engine.run_statistics().weights.read_bytes, statistics.read_bytes);
+}
+
+// Tables are used before the first layer and after the last, and layers are held meanwhile.
+TEST(SharedWeights, ThatWereLostAreAskedForAgain) {
+  const std::string path = (folder().path() / "shared").string();
+  for (const EngineOptions& options : settings()) {
+    const auto model = model_in_file(path, shared_homes());
+    const std::filesystem::path whole = folder().path() / "whole";
+    std::filesystem::copy_file(path, whole, std::filesystem::copy_options::overwrite_existing);
+    Engine engine(model, options);
+    Engine idle(model, options);
+    const auto expected = testing::generate(engine, testing::ragged_prompts(), 6);
+    EXPECT_EQ(testing::generate(idle, testing::ragged_prompts(), 6), expected);
+    std::filesystem::resize_file(path, 64);
+    SamplingOptions sampling;
+    sampling.max_tokens = 1;
+    for (const auto& prompt : testing::ragged_prompts()) engine.add(prompt, sampling);
+    EXPECT_EQ(run_to_end(engine).errors.size(), testing::ragged_prompts().size());
+    std::ofstream(path, std::ios::binary | std::ios::in) << std::ifstream(whole).rdbuf();
+    EXPECT_EQ(testing::generate(engine, testing::ragged_prompts(), 6), expected);
+    EXPECT_EQ(testing::generate(idle, testing::ragged_prompts(), 6), expected)
+        << "who lost nothing goes on";
+  }
 }
 
 TEST(SharedWeights, HaveToLieInFilesAsTheyAreUsed) {
@@ -353,6 +377,46 @@ TEST(SharedWeights, AreForTheCpuAndGoWithNoOtherPlace) {
   EXPECT_THROW(homes_on("cpu", {.direct = true, .shared = true}), ConfigError);
   const testing::EmulatedCuda device(emulated::Mode::kEager);
   EXPECT_THROW(homes_on(device.name(), {.shared = true}), ConfigError);
+}
+
+// Layers have been asked for, and have come; then their file ends before them.
+TEST(StreamedWeights, ThatAreLostAfterTheyCameEndThePassThatReadZeros) {
+  const std::string path = (folder().path() / "lost").string();
+  FaultyDisk disk;
+  const DiskCallsForTest instead(disk);
+  for (const bool are_shared : {false, true}) {
+    WeightHomes homes = shared_homes();
+    homes.are_shared = are_shared;
+    const auto model = model_in_file(path, homes);
+    std::int64_t until = 0;  // calls for all layers
+    for (const auto& layer : model->weights().streamed().layers) until += std::ssize(layer);
+    if (are_shared) until += 1 + std::ssize(model->weights().streamed().tables);
+    std::atomic<std::int64_t> calls{0};
+    disk.after = [&](DiskCall call) {
+      if (call == DiskCall::kFindCached && ++calls == until) {
+        std::filesystem::resize_file(path, 64);
+      }
+    };
+    Engine engine(model, testing::options("full"));
+    SamplingOptions sampling;
+    sampling.max_tokens = 6;
+    engine.add(testing::prompt(30), sampling);
+    const Ended ended = run_to_end(engine);
+    disk.after = {};
+    ASSERT_EQ(ended.errors.size(), 1) << are_shared;
+    const std::string text = message_of<DeviceError>(ended.errors.begin()->second);
+    EXPECT_NE(text.find(path + ": could not read again"), std::string::npos) << text;
+    EXPECT_TRUE(ended.generated.empty()) << "no token is made of zeros";
+  }
+}
+
+TEST(StreamedWeights, ThatWereNotLoadedAreNamedWhenAnEngineIsMade) {
+  const auto model = std::make_shared<DecoderModel>(
+      testing::tiny_config(),
+      DType::kFloat32,
+      "cpu",
+      WeightHomes{.layers = place_layer(testing::tiny_config(), {0.0, 0.0}, true)});
+  EXPECT_THROW(Engine(model, testing::options("full")), CheckpointError);
 }
 
 TEST(StreamedWeights, NeedAFolderForWhatNoFileHas) {

@@ -33,7 +33,8 @@ enum class DiskCall : std::uint8_t {
   kFlush,
   kForget,
   kMap,
-  kFetch
+  kFetch,
+  kFindCached
 };
 
 class FaultyDisk final : public DiskCalls {
@@ -81,6 +82,10 @@ class FaultyDisk final : public DiskCalls {
   }
   int fetch(std::byte* data, std::int64_t bytes) override {
     return make(DiskCall::kFetch, 0, [&] { return DiskCalls::fetch(data, bytes); });
+  }
+  int find_cached(std::byte* data, std::size_t bytes, unsigned char* pages) override {
+    return make(
+        DiskCall::kFindCached, 0, [&] { return DiskCalls::find_cached(data, bytes, pages); });
   }
 
  private:

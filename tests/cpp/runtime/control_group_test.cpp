@@ -46,7 +46,7 @@ TEST_F(ControlGroup, V2FreeIsLimitLessUsageWithoutDroppableFilePages) {
   write("proc/self/cgroup", "0::/a\n");
   write("sys/fs/cgroup/a/memory.max", "1000\n");
   write("sys/fs/cgroup/a/memory.current", "700\n");
-  write("sys/fs/cgroup/a/memory.stat", "anon 300\ninactive_file 100\n");
+  write("sys/fs/cgroup/a/memory.stat", "anon 300\ninactive_file 70\nactive_file 30\n");
   EXPECT_EQ(control_group_free_bytes(root_), 400);
 }
 
