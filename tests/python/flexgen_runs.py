@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
 
@@ -87,3 +89,17 @@ def opt_lm(
     engine = EngineChoices(**({"dtype": "float32", "cpu": CPU} | choices))
     env = ExecutionEnv.create(str(offload), device)
     return OptLM("tiny-opt", env, str(weights), wanted, engine=engine)
+
+
+def step_after_writes(model: OptLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let blocks that go to the disk be there before the next step, which then reads them back.
+
+    Until they have been written they are read where they still are.
+    """
+    step = model.llm._loop.step
+
+    def late() -> object:
+        time.sleep(0.1)
+        return step()
+
+    monkeypatch.setattr(model.llm._loop, "step", late)

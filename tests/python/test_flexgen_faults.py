@@ -26,6 +26,7 @@ from flexgen_runs import (
     different_rows,
     opt_lm,
     policy,
+    step_after_writes,
 )
 from hybridgen.flexgen import flex_opt
 from trained import ROOT, folder_of
@@ -56,11 +57,16 @@ def test_with_attention_on_the_cpu_every_batch_reads_its_own_cache(
 
 @pytest.mark.parametrize("on_cpu", [False, True])
 def test_without_overlap_nothing_is_read_before_its_copy_is_done(
-    weights: Path, tmp_path: Path, reference: Callable[[Any], Any], on_cpu: bool
+    weights: Path,
+    tmp_path: Path,
+    reference: Callable[[Any], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    on_cpu: bool,
 ) -> None:
     rows = different_rows(4, length=600)
     wanted = policy(0, 50, 0, 50, 100, 0, overlap=False, cpu_cache_compute=on_cpu)
     model = opt_lm(weights, tmp_path, wanted)
+    step_after_writes(model, monkeypatch)
     assert np.array_equal(model.generate(rows, NEW), reference(rows))
     assert model.llm.stats.disk_bytes_read > 0
     assert model.llm.stats.weight_bytes_read > 0

@@ -24,6 +24,7 @@ from flexgen_runs import (
     different_rows,
     opt_lm,
     policy,
+    step_after_writes,
 )
 from hybridgen.errors import ConfigError, DeviceError
 from hybridgen.flexgen import flex_opt
@@ -182,12 +183,13 @@ def plain(weights: Path, batch: int, batches: int) -> Any:
 
 
 def test_rows_lie_where_the_policy_says_and_the_disk_is_clean_afterwards(
-    made: Callable[..., OptLM], tmp_path: Path
+    made: Callable[..., OptLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = different_rows(length=700)
     expected = made().generate(rows, NEW)
     # Two batches of two rows: of each one row on the GPU, the other on the disk.
     model = made(100, 0, 50, 0, 100, 0)
+    step_after_writes(model, monkeypatch)
     assert np.array_equal(model.generate(rows, NEW), expected)
     stats = model.llm.stats
     token = 2 * 4 * model.config.num_hidden_layers * model.config.hidden_size
