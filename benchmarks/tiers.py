@@ -20,15 +20,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "benchmarks/figures")]
 
 import hybridgen as hg  # noqa: E402
-from hybridgen import _core  # noqa: E402
+from emulated_cxl import emulated_cxl  # noqa: E402
 from report import Report  # noqa: E402
 
 EXECUTABLE = ROOT / "build" / "benchmarks" / "cpp" / "cpu_benchmarks"
@@ -143,21 +142,6 @@ def measure_short_requests(report: Report, folder: Path) -> None:
         SHORT_REQUESTS_BAR,
         at_most=True,
     )
-
-
-@contextlib.contextmanager
-def emulated_cxl(rate: float) -> Iterator[None]:
-    """Let engines have a cxl tier on the first memory node, read at `rate` bytes/s at most."""
-    real = _core.EngineOptions
-    _core.EngineOptions = partial(  # type: ignore[misc,assignment]
-        real,
-        invented_cxl_node=hg.info().tiers[0]["node"],
-        cxl_bytes_per_second=int(rate),
-    )
-    try:
-        yield
-    finally:
-        _core.EngineOptions = real  # type: ignore[misc]
 
 
 def step_seconds(folder: Path, tokens: int, rate: float, placement: str) -> tuple[float, Any]:

@@ -472,3 +472,18 @@ def test_a_trace_of_a_step_says_lanes_bytes_and_that_it_is_simulated(tmp_path: P
         e["args"]["bytes"] for e in trace["traceEvents"] if e["ph"] == "X" and e["tid"] == 2
     )
     assert moved == pytest.approx(step.bytes(H2D))
+
+
+def test_values_that_the_host_gathers_from_cxl_memory_take_its_rate() -> None:
+    machine = Machine.load("C")
+    slow = Machine.load(machine.profile.with_values({"cxl.gbs": 1.0}, source="", confidence="e"))
+
+    def gather_seconds(where: Machine, mapping: str) -> float:
+        setting = HybridSetting(k=512, gather="host", mapping=mapping)
+        step = simulate_step(where, "opt-1.3b", "hybridgen", tokens=2048, setting=setting)
+        return next(s.seconds for s in step.spans if s.task.name == "gather rows")
+
+    assert gather_seconds(slow, "dram") == gather_seconds(machine, "dram")
+    values = 512 * 2048 * 2
+    assert gather_seconds(slow, "semantic") == pytest.approx(values / 1e9, rel=1e-6)
+    assert gather_seconds(slow, "interleaved") == pytest.approx(values / 2 / 1e9, rel=1e-6)

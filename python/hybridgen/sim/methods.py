@@ -308,7 +308,8 @@ def _host_stage(step: StepBuilder, layer: int, made: int, setting: HybridSetting
     if setting.gather == "host":
         sides = 2 if setting.query == "rescore" and guessed else 1
         union = setting.union if setting.strategy == "post" else 1.0
-        ready = step.gather(layer, (ready,), sides * k * union, hands_off=False)
+        rows = sides * k * union
+        ready = step.gather(layer, (ready,), rows, hands_off=False, source=values)
     return step.to_device(
         "logits and values",
         layer,

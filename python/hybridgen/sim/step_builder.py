@@ -218,9 +218,15 @@ class StepBuilder:
         )
 
     def gather(
-        self, layer: int, after: tuple[int, ...], rows: float, *, hands_off: bool = True
+        self,
+        layer: int,
+        after: tuple[int, ...],
+        rows: float,
+        *,
+        hands_off: bool = True,
+        source: Mapping[str, float] = DRAM,
     ) -> int:
-        """Add the gathering of ``rows`` keys or values of each text into one piece."""
+        """Add the gathering of ``rows`` keys or values of each text into one piece in DRAM."""
         machine = self.machine
         return self.tasks.add(
             Task(
@@ -230,7 +236,7 @@ class StepBuilder:
                 machine.hand_off_seconds if hands_off else 0.0,
                 self.batch * rows * self.shape.kv_width * ELEMENT_BYTES,
                 machine.gather_rate,
-                {"dram": 2.0},  # read and written
+                dict(source) | {"dram": 1.0 + source.get("dram", 0.0)},  # read and written
                 layer,
             )
         )
