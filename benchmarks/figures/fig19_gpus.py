@@ -9,14 +9,22 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from agreement import agreement, strip
 from drawing import METHOD_LABELS, grouped_bars
 from engine_runs import NOTE, draw_small, is_small, small_rows, split
 from hybridgen import MachineProfile, sim
 from output import Check, Result, Row, Script, main
 from simulations import CALIBRATIONS, profiles, run_row, seconds
+from slowed_machine import SLOWED_NOTE, Case, slowed_profiles, slowed_rows
 
 MACHINES = {"A": "A100 (A)", "B": "H100 NVL (B)", "gh200": "GH200", "H200": "H200, B's CPU"}
 LENGTH = 2048
+CASES = [
+    Case(letter=letter, times=times, model=model, method=method)
+    for letter, times in (("A", 200), ("B", 400))
+    for model in ("opt-1.3b", "llama-3.2-1b")
+    for method in ("flexgen", "hybridgen")
+]
 
 
 def make(quick: bool) -> Result:
@@ -37,6 +45,7 @@ def make(quick: bool) -> Result:
     for name in emulated:
         cases = [{"method": m, "tokens": 256 if quick else 2048} for m in ("flexgen", "hybridgen")]
         small += small_rows(cases, 2 if quick else 12, (f"emulated:{name}",))
+    slowed = slowed_rows(CASES, quick=quick)
     links = ", ".join(
         f"{r['method']} on {r['machine'].partition(':')[2]} {r['link_ms']:.2f} ms" for r in small
     )
@@ -59,7 +68,7 @@ def make(quick: bool) -> Result:
     below = {c: [name for name, v in found.items() if v <= 1] for c, found in above.items()}
     large = [f"{x}: {above['paper'][f'{models[-1]} on {x}']:.2f}x" for x in ("A", "B")]
     return Result(
-        rows + small,
+        rows + small + slowed,
         [
             Check(
                 "HybridGen is faster than the baseline on A and B for every model",
@@ -82,20 +91,27 @@ def make(quick: bool) -> Result:
                 ),
                 f"paper calibration, {models[-1]}: {', '.join(large)}",
             ),
+            *agreement(slowed),
         ],
         [
             NOTE,
+            SLOWED_NOTE,
             f"emulated link time per step: {links}",
             "the H200's own profile has no CPU: machine B's is assumed",
             "2K tokens, batch 1",
         ],
-        [*profiles(*machines), *(MachineProfile.load(name) for name in emulated)],
+        [
+            *profiles(*machines),
+            *(MachineProfile.load(name) for name in emulated),
+            *slowed_profiles(CASES),
+        ],
         weights="none, and dummy",
     )
 
 
 def draw(figure: Any, result: Result) -> None:
     """A panel per calibration, a group per model, a bar per machine."""
+    figure, result = strip(figure, result, lambda row: f"{row['model']}\n{row['machine']}")
     figure, below = split(figure, result)
     draw_small(
         below,
@@ -121,7 +137,7 @@ def draw(figure: Any, result: Result) -> None:
     panels[0].legend(ncols=4)
 
 
-SCRIPT = Script("fig19_gpus", "Figure 19", "HybridGen on several machines", make, draw, (7.5, 7.0))
+SCRIPT = Script("fig19_gpus", "Figure 19", "HybridGen on several machines", make, draw, (7.5, 9.0))
 
 if __name__ == "__main__":
     sys.exit(main(SCRIPT))
