@@ -23,7 +23,8 @@ ONE_DECISION = 1.25
 """K after one fall of a fifth is this factor smaller, after a rise that factor larger at most."""
 WHY_APART = (
     "on the timed device a merge is LibTorch's operations over as many rows as K may become, where "
-    "the simulator counts those of K"
+    "the simulator counts those of K: a layer takes longer and has room for a larger K, the more "
+    "so where query heads choose most rows between them already"
 )
 QUICK_RUNS = {16: 6}
 STAGES = ("t_cpu_s", "t_link_s", "t_device_s")
