@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "memory/file_mapping.h"
 
-#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -10,6 +9,7 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <csignal>
 #include <mutex>
 
 #include "memory/page_calls.h"
@@ -18,8 +18,8 @@ namespace hybridgen {
 
 // What a signal handler reads is made of atomics, and never freed: entries are used again.
 struct GuardedAddresses {
-  std::atomic<std::uintptr_t> begin{0};
-  std::atomic<std::uintptr_t> end{0};  ///< 0: of nobody
+  std::atomic<std::byte*> begin{nullptr};
+  std::atomic<std::byte*> end{nullptr};  ///< null: of nobody
   std::atomic<std::int64_t> zero_reads{0};
   std::atomic<std::int64_t> latest{0};  ///< of zero_reads_of_all
   std::atomic<bool> is_torn{false};     ///< pages of zeros lie there
@@ -32,16 +32,12 @@ std::atomic<GuardedAddresses*> guarded{nullptr};
 std::atomic<std::int64_t> zero_reads_of_all{0};
 struct sigaction handler_before{};
 
-bool put_zeros(std::uintptr_t address) {
+bool put_zeros(std::byte* address) {
   for (GuardedAddresses* each = guarded.load(); each != nullptr; each = each->next) {
     if (address < each->begin.load() || address >= each->end.load()) continue;
-    const std::uintptr_t page = address - address % page_bytes();
-    if (::mmap(reinterpret_cast<void*>(page),
-               page_bytes(),
-               PROT_READ,
-               MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
-               -1,
-               0) == MAP_FAILED) {
+    std::byte* const page = address - reinterpret_cast<std::uintptr_t>(address) % page_bytes();
+    if (::mmap(page, page_bytes(), PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) ==
+        MAP_FAILED) {
       return false;
     }
     each->is_torn.store(true);
@@ -56,7 +52,7 @@ bool put_zeros(std::uintptr_t address) {
 void on_bus_error(int signal, siginfo_t* info, void* context) {
   const int error = errno;
   const bool is_fault = info->si_code > 0;
-  if (!is_fault || !put_zeros(reinterpret_cast<std::uintptr_t>(info->si_addr))) {
+  if (!is_fault || !put_zeros(static_cast<std::byte*>(info->si_addr))) {
     if ((handler_before.sa_flags & SA_SIGINFO) != 0) {
       handler_before.sa_sigaction(signal, info, context);
     } else if (handler_before.sa_handler == SIG_DFL || handler_before.sa_handler == SIG_IGN) {
@@ -82,14 +78,14 @@ GuardedAddresses* guard(std::byte* data, std::int64_t bytes) {
   }();
   if (!is_installed) return nullptr;
   GuardedAddresses* entry = guarded.load();
-  while (entry != nullptr && entry->end.load() != 0) entry = entry->next;
+  while (entry != nullptr && entry->end.load() != nullptr) entry = entry->next;
   const bool is_new = entry == nullptr;
   if (is_new) entry = new GuardedAddresses{.next = guarded.load()};
   entry->zero_reads.store(0);
   entry->latest.store(0);
   entry->is_torn.store(false);
-  entry->begin.store(reinterpret_cast<std::uintptr_t>(data));
-  entry->end.store(reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(bytes));
+  entry->begin.store(data);
+  entry->end.store(data + bytes);
   if (is_new) guarded.store(entry);
   return entry;
 }
@@ -97,8 +93,7 @@ GuardedAddresses* guard(std::byte* data, std::int64_t bytes) {
 }  // namespace
 
 FileMapping::FileMapping(int file, std::int64_t bytes, DiskCalls& calls)
-    : file_(file), bytes_(bytes), calls_(calls) {
-  error_ = -calls_.map(file_, bytes_, data_);
+    : file_(file), bytes_(bytes), calls_(calls), error_(-calls_.map(file_, bytes_, data_)) {
   if (error_ != 0) return;
   // Of files that are another user's the system says that all is there.
   struct stat status{};
@@ -112,8 +107,8 @@ FileMapping::FileMapping(int file, std::int64_t bytes, DiskCalls& calls)
 
 FileMapping::~FileMapping() {
   if (error_ != 0) return;
-  guard_->end.store(0);
-  guard_->begin.store(0);
+  guard_->end.store(nullptr);
+  guard_->begin.store(nullptr);
   calls_.unmap(data_, bytes_);
 }
 

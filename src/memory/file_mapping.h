@@ -58,7 +58,7 @@ class FileMapping {
   std::int64_t bytes_;
   DiskCalls& calls_;
   std::byte* data_ = nullptr;
-  int error_ = 0;
+  int error_;
   bool is_told_ = false;               ///< whether the system says what is there
   GuardedAddresses* guard_ = nullptr;  ///< of a list that only grows
   std::mutex restoring_;
