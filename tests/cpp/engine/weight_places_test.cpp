@@ -397,11 +397,14 @@ TEST(StreamedWeights, ThatAreLostAfterTheyCameEndThePassThatReadZeros) {
         std::filesystem::resize_file(path, 64);
       }
     };
-    Engine engine(model, testing::options("full"));
-    SamplingOptions sampling;
-    sampling.max_tokens = 6;
-    engine.add(testing::prompt(30), sampling);
-    const Ended ended = run_to_end(engine);
+    Ended ended;
+    {
+      Engine engine(model, testing::options("full"));
+      SamplingOptions sampling;
+      sampling.max_tokens = 6;
+      engine.add(testing::prompt(30), sampling);
+      ended = run_to_end(engine);
+    }
     disk.after = {};
     ASSERT_EQ(ended.errors.size(), 1) << are_shared;
     const std::string text = message_of<DeviceError>(ended.errors.begin()->second);
