@@ -30,7 +30,12 @@ namespace {
 
 std::atomic<GuardedAddresses*> guarded{nullptr};
 std::atomic<std::int64_t> zero_reads_of_all{0};
-struct sigaction handler_before{};
+/// Whom the handler replaced, of the two latest.
+std::array<struct sigaction, 2> handlers_before;
+std::atomic<const struct sigaction*> handler_before{nullptr};
+/// It replaced one that came after it, and that may call it in turn.
+std::atomic<bool> is_back{false};
+std::atomic<bool> has_passed_on{false};
 
 bool put_zeros(std::byte* address) {
   for (GuardedAddresses* each = guarded.load(); each != nullptr; each = each->next) {
@@ -48,35 +53,59 @@ bool put_zeros(std::byte* address) {
   return false;
 }
 
+// As if there had never been a handler: the same instruction again, or the same signal.
+void end_by_default(int signal, bool is_fault) {
+  struct sigaction action{};
+  action.sa_handler = SIG_DFL;
+  ::sigaction(signal, &action, nullptr);
+  if (!is_fault) ::raise(signal);
+}
+
 // Of others' addresses the handler that was there before is told, or the process ends as ever.
 void on_bus_error(int signal, siginfo_t* info, void* context) {
   const int error = errno;
-  const bool is_fault = info->si_code > 0;
+  const bool is_fault = info->si_code > 0;  // else somebody sent it
   if (!is_fault || !put_zeros(static_cast<std::byte*>(info->si_addr))) {
-    if ((handler_before.sa_flags & SA_SIGINFO) != 0) {
-      handler_before.sa_sigaction(signal, info, context);
-    } else if (handler_before.sa_handler == SIG_DFL || handler_before.sa_handler == SIG_IGN) {
-      ::sigaction(SIGBUS, &handler_before, nullptr);  // the same instruction again
-      if (!is_fault) ::raise(signal);                 // somebody sent it
+    const struct sigaction& before = *handler_before.load();
+    const bool has_handler = before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN;
+    if (!has_handler || (is_back.load() && has_passed_on.exchange(true))) {
+      end_by_default(signal, is_fault);
+    } else if ((before.sa_flags & SA_SIGINFO) != 0) {
+      before.sa_sigaction(signal, info, context);
     } else {
-      handler_before.sa_handler(signal);
+      before.sa_handler(signal);
     }
   }
   errno = error;
 }
 
-GuardedAddresses* guard(std::byte* data, std::int64_t bytes) {
+std::mutex& guard_mutex() {
   static std::mutex mutex;
-  const std::scoped_lock lock(mutex);
-  static const bool is_installed = [] {
-    static_cast<void>(page_bytes());  // read once, before a handler needs it
-    struct sigaction action{};
-    action.sa_sigaction = on_bus_error;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    ::sigemptyset(&action.sa_mask);
-    return ::sigaction(SIGBUS, &action, &handler_before) == 0;
-  }();
-  if (!is_installed) return nullptr;
+  return mutex;
+}
+
+/// With guard_mutex() held.
+bool install() {
+  struct sigaction current{};
+  if (::sigaction(SIGBUS, nullptr, &current) != 0) return false;
+  if ((current.sa_flags & SA_SIGINFO) != 0 && current.sa_sigaction == on_bus_error) return true;
+  static_cast<void>(page_bytes());  // read once, before a handler needs it
+  const bool is_first = handler_before.load() == nullptr;
+  auto& free =
+      handler_before.load() == handlers_before.data() ? handlers_before[1] : handlers_before[0];
+  free = current;
+  is_back.store(!is_first);
+  handler_before.store(&free);
+  struct sigaction action{};
+  action.sa_sigaction = on_bus_error;
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+  ::sigemptyset(&action.sa_mask);
+  return ::sigaction(SIGBUS, &action, nullptr) == 0;
+}
+
+GuardedAddresses* guard(std::byte* data, std::int64_t bytes) {
+  const std::scoped_lock lock(guard_mutex());
+  if (!install()) return nullptr;
   GuardedAddresses* entry = guarded.load();
   while (entry != nullptr && entry->end.load() != nullptr) entry = entry->next;
   const bool is_new = entry == nullptr;
@@ -125,6 +154,11 @@ int FileMapping::fetch(std::int64_t begin, std::int64_t bytes) {
   const int error = -calls_.fetch(data_ + begin, end - begin);
   if (error == EFAULT) return EIO;  // what the system says of mapped memory, whatever the reason
   return error == 0 && zero_reads() != before ? EIO : error;
+}
+
+void FileMapping::protect() {
+  const std::scoped_lock lock(guard_mutex());
+  install();
 }
 
 bool FileMapping::is_there() { return is_there(0, bytes_); }

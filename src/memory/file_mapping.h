@@ -4,8 +4,8 @@
 //
 // Memory that the disk cannot fill, or that lies beyond the end of a file that has become shorter,
 // is SIGBUS to its reader. Who reads here fetches first, which tells; should pages have left the
-// cache since and not come again, reading gives zeros, and the mapping counts that. A program that
-// installs a handler of its own for SIGBUS after its first model takes this protection away.
+// cache since and not come again, reading gives zeros, and the mapping counts that. Handlers for
+// SIGBUS that others install later take this away until protect() puts ours before them.
 #pragma once
 
 #include <cstddef>
@@ -41,6 +41,8 @@ class FileMapping {
   int fetch(std::int64_t begin, std::int64_t bytes);
   /// Whether all of it can be read without waiting for a disk.
   bool is_there();
+  /// Lets bus errors of mappings come here first, whoever has asked for them since.
+  static void protect();
   /// Zeros that readers got go: who reads there asks the file again. An errno if that cannot be.
   int restore();
 

@@ -285,6 +285,7 @@ void WeightFiles::check_reads(std::int64_t seen) const {
 }
 
 void WeightFiles::restore() {
+  FileMapping::protect();
   if (FileMapping::all_zero_reads() == 0) return;
   for_each_mapped([](const File& file) {
     const int error = file.mapping->restore();

@@ -51,7 +51,8 @@ class WeightFiles final : public DiskTarget {
   std::int64_t zero_reads() const;
   /// DeviceError if there are more than `seen`.
   void check_reads(std::int64_t seen) const;
-  /// No zeros are left there. DeviceError if the system refuses.
+  /// Before it is read: no zeros are left there, and losses are counted. DeviceError if the system
+  /// refuses.
   void restore();
 
  private:

@@ -12,7 +12,7 @@ namespace {
 // As LayerRing: enough for a disk's queue, few enough to leave cores to the model.
 constexpr int kReaders = 4;
 // What comes beside the layer in use: small layers would leave a disk idle between them.
-constexpr std::int64_t kAheadBytes = std::int64_t{16} << 20;
+constexpr std::int64_t kAheadBytes = std::int64_t{32} << 20;
 
 }  // namespace
 
@@ -36,6 +36,8 @@ MappedLayers::MappedLayers(const Weights& weights, TraceRecorder& trace, std::in
       (tensor.is_query ? layer.query : layer.rest).ranges.push_back(range_of(tensor));
       layer.bytes += tensor.bytes;
     }
+    // As they lie, which is how the system reads ahead.
+    std::ranges::sort(layer.rest.ranges, {}, &DiskRange::offset);
   }
 }
 

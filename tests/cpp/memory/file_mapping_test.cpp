@@ -151,6 +151,31 @@ TEST_F(FileMappingTest, LeavesBusErrorsOfOtherMemoryToWhoHandledThemBefore) {
   disk_calls().unmap(foreign, size());
 }
 
+void end_by_3(int) { ::_exit(3); }
+
+void end_by_3_for_bus_errors() {
+  struct sigaction action{};
+  action.sa_handler = end_by_3;
+  ::sigaction(SIGBUS, &action, nullptr);
+}
+
+TEST_F(FileMappingTest, ComesBeforeHandlersThatAreInstalledLater) {
+  FileMapping mapping(file_, size(), disk_calls());
+  std::byte* foreign = nullptr;
+  ASSERT_EQ(disk_calls().map(file_, size(), foreign), 0);
+  ASSERT_EQ(::ftruncate(file_, page_), 0);
+  const auto read_lost = [&](const std::byte* data, bool protects) {
+    end_by_3_for_bus_errors();
+    if (protects) FileMapping::protect();
+    static_cast<void>(*const_cast<const volatile std::byte*>(data + 2 * page_));
+    ::_exit(mapping.zero_reads() == 1 ? 0 : 1);
+  };
+  EXPECT_EXIT(read_lost(mapping.data(), false), ::testing::ExitedWithCode(3), "");
+  EXPECT_EXIT(read_lost(mapping.data(), true), ::testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(read_lost(foreign, true), ::testing::ExitedWithCode(3), "") << "they are told";
+  disk_calls().unmap(foreign, size());
+}
+
 TEST_F(FileMappingTest, LeavesBusErrorsThatSomebodySendsToThem) {
   const FileMapping mapping(file_, size(), disk_calls());
   EXPECT_EXIT(::raise(SIGBUS), of_a_bus_error, "");
