@@ -38,7 +38,7 @@ import hybridgen as hg
 from report import Report
 
 READERS = 4
-"""Threads that the engine reads weights with (src/models/mapped_layers.cpp)."""
+"""Threads that the engine reads weights with (src/memory/weight_files.h)."""
 PIECE = 1 << 20
 MAPPED_SHARE = 0.05
 """Of a cold file what may be cached: the token table, which transformers keeps mapped (3 %)."""

@@ -15,7 +15,7 @@ from hybridgen.sim import SchedulerRules
 from output import LINES, Check, Result, Row, Script, main
 from simulations import CALIBRATIONS, profiles, run
 from slowed_machine import SLOWED_NOTE, Case, slowed_profiles
-from slowed_runs import paired_runs, run_checks
+from slowed_runs import columns_of, paired_runs, run_checks
 
 MODEL, K_MIN = "llama-3.1-8b", 128
 LENGTHS = (2048, 8192, 32768)
@@ -41,13 +41,7 @@ def make(quick: bool) -> Result:
                         "model": MODEL,
                         "tokens": length,
                         "step": number,
-                        "k": step.k,
-                        "strategy": step.strategy,
-                        "step_ms": 1e3 * step.seconds,
-                        "host_ms": 1e3 * step.stages.host_s,
-                        "link_ms": 1e3 * step.stages.link_s,
-                        "device_ms": 1e3 * step.stages.device_s,
-                        "decision": step.decision,
+                        **columns_of(step),
                     }
                 )
     slowed = paired_runs(SLOWED, SLOWED_RUNS, quick=quick)

@@ -14,7 +14,7 @@ import hybridgen as hg
 from engine_runs import ONE_THREAD, options_of
 from hybridgen import SchedulerConfig, sim
 from hybridgen.sim import PRESETS, SchedulerRules
-from hybridgen.sim.runs import schedule
+from hybridgen.sim.runs import ScheduledStep, schedule
 from output import Check, Row
 from simulations import NEAR
 from slowed_machine import QUICK, Case, loaded, setting_of, simulated_step
@@ -43,16 +43,23 @@ def simulated_steps(case: Case, rules: SchedulerRules, steps: int) -> list[Row]:
             "mode": "simulated",
             **case.row,
             "step": number,
-            "k": step.k,
-            "strategy": step.strategy,
-            "step_ms": 1e3 * step.seconds,
-            "host_ms": 1e3 * step.stages.host_s,
-            "link_ms": 1e3 * step.stages.link_s,
-            "device_ms": 1e3 * step.stages.device_s,
-            "decision": step.decision,
+            **columns_of(step),
         }
         for number, step in enumerate(found)
     ]
+
+
+def columns_of(step: ScheduledStep) -> Row:
+    """Return what a scheduled step of the simulator was: its choice, milliseconds, decision."""
+    return {
+        "k": step.k,
+        "strategy": step.strategy,
+        "step_ms": 1e3 * step.seconds,
+        "host_ms": 1e3 * step.stages.host_s,
+        "link_ms": 1e3 * step.stages.link_s,
+        "device_ms": 1e3 * step.stages.device_s,
+        "decision": step.decision,
+    }
 
 
 def config_of_rules(rules: SchedulerRules) -> SchedulerConfig:

@@ -179,12 +179,17 @@ bool FileMapping::is_there(std::int64_t begin, std::int64_t end) {
 }
 
 int FileMapping::restore() {
-  if (!guard_->is_torn.load()) return 0;
+  // In this order: who finds it whole while somebody restores it waits for that.
+  if (!guard_->is_torn.load() && !is_restoring_.load()) return 0;
   const std::scoped_lock lock(restoring_);
-  if (!guard_->is_torn.exchange(false)) return 0;
-  std::byte* data = data_;
-  const int error = -calls_.map(file_, bytes_, data);
-  if (error != 0) guard_->is_torn.store(true);
+  is_restoring_.store(true);
+  int error = 0;
+  if (guard_->is_torn.exchange(false)) {
+    std::byte* data = data_;
+    error = -calls_.map(file_, bytes_, data);
+    if (error != 0) guard_->is_torn.store(true);
+  }
+  is_restoring_.store(false);
   return error;
 }
 

@@ -8,6 +8,7 @@
 // SIGBUS that others install later take this away until protect() puts ours before them.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
@@ -64,6 +65,7 @@ class FileMapping {
   bool is_told_ = false;               ///< whether the system says what is there
   GuardedAddresses* guard_ = nullptr;  ///< of a list that only grows
   std::mutex restoring_;
+  std::atomic<bool> is_restoring_ = false;
 };
 
 }  // namespace hybridgen

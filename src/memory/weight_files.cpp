@@ -25,19 +25,20 @@ std::string text_of(int error) { return std::generic_category().message(error); 
 
 [[noreturn]] void fail(
     const std::string& path, const char* what, std::int64_t at, std::int64_t bytes, int error) {
-  const std::string text = message("[stream weights] ",
-                                   path,
-                                   ": could not ",
-                                   what,
-                                   ' ',
-                                   bytes,
-                                   " bytes at ",
-                                   at,
-                                   ": ",
-                                   error == 0 ? "the file ends before" : text_of(error),
-                                   "; allowed: a disk that works and files that stay as they were "
-                                   "when the model was loaded; repair that, or let weights lie in "
-                                   "memory: WeightConfig(host=...)");
+  const std::string text =
+      message("[stream weights] ",
+              path,
+              ": could not ",
+              what,
+              ' ',
+              bytes,
+              " bytes at ",
+              at,
+              ": ",
+              error == 0 ? "the file ends before" : text_of(error),
+              "; allowed: a disk that works and files that stay as they were "
+              "when the model was loaded; repair that, or let weights lie in "
+              "memory of the engine's own: WeightConfig(host=1.0), without shared");
   if (error == ENOSPC || error == EDQUOT) throw OutOfMemoryError(text);
   throw DeviceError(text);
 }
@@ -231,7 +232,7 @@ FileMapping& WeightFiles::mapping_of(std::int64_t offset) {
   if (file.mapping == nullptr) {
     auto mapping = std::make_unique<FileMapping>(file.descriptor, file.bytes, calls_);
     if (mapping->error() != 0) {
-      fail(file.path, "map (WeightConfig(direct=True) does not)", 0, file.bytes, mapping->error());
+      fail(file.path, "map (which direct=True does not)", 0, file.bytes, mapping->error());
     }
     file.mapping = std::move(mapping);
   }

@@ -18,6 +18,9 @@
 
 namespace hybridgen {
 
+/// Reads under way at a time: enough for a disk's queue, few enough to leave cores to the model.
+inline constexpr int kWeightReaders = 4;
+
 /// Files are added by one thread; after that it is thread-safe.
 class WeightFiles final : public DiskTarget {
  public:

@@ -11,9 +11,6 @@
 namespace hybridgen {
 namespace {
 
-// Reads under way at a time: enough for a disk's queue, few enough to leave cores to the model.
-constexpr int kReaders = 4;
-
 at::Tensor bytes_at(std::byte* data, std::int64_t bytes) {
   return at::from_blob(data, {bytes}, at::TensorOptions().dtype(at::kByte));
 }
@@ -27,7 +24,7 @@ LayerRing::LayerRing(const Weights& weights,
     : weights_(weights), device_(device) {
   const StreamedLayers& streamed = weights.streamed();
   if (streamed.files != nullptr && streamed.has_disk()) {
-    queue_ = std::make_unique<DiskQueue>(*streamed.files, trace, kReaders);
+    queue_ = std::make_unique<DiskQueue>(*streamed.files, trace, kWeightReaders);
   }
   held_ = HeldWeights(host_bytes(weights, device, num_slots));
   const std::int64_t bytes = streamed.slot_bytes;

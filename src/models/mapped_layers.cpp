@@ -9,8 +9,6 @@
 namespace hybridgen {
 namespace {
 
-// As LayerRing: enough for a disk's queue, few enough to leave cores to the model.
-constexpr int kReaders = 4;
 // What comes beside the layer in use: small layers would leave a disk idle between them.
 constexpr std::int64_t kAheadBytes = std::int64_t{32} << 20;
 
@@ -18,7 +16,7 @@ constexpr std::int64_t kAheadBytes = std::int64_t{32} << 20;
 
 MappedLayers::MappedLayers(const Weights& weights, TraceRecorder& trace, std::int64_t layers_ahead)
     : files_(*weights.streamed().files),
-      queue_(fetching_, trace, kReaders),
+      queue_(fetching_, trace, kWeightReaders),
       layers_ahead_(std::min(layers_ahead, std::ssize(weights.layers) - 1)),
       stays_(weights.streamed().stays),
       zero_reads_(files_.zero_reads()) {

@@ -10,7 +10,10 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <csignal>
+#include <future>
+#include <optional>
 #include <string>
 
 #include "cpp/memory/faulty_disk.h"
@@ -127,6 +130,26 @@ TEST_F(FileMappingTest, GivesZerosForBytesThatAreLostAfterTheyCameAndCountsThem)
   EXPECT_TRUE(read(mapping, 0, size()) == bytes_);
   EXPECT_EQ(mapping.fetch(0, size()), 0);
   EXPECT_EQ(mapping.zero_reads(), 2);
+}
+
+// Until the zeros are gone nobody is told that what lies there is the file's.
+TEST_F(FileMappingTest, LetsAFetchWaitForWhoRestores) {
+  FaultyDisk disk;
+  FileMapping mapping(file_, size(), disk);
+  ASSERT_EQ(::ftruncate(file_, page_), 0);
+  EXPECT_EQ(read(mapping, 2 * page_, 1), std::string(1, '\0'));
+  write();
+  std::future<int> other;
+  disk.answer = [&](DiskCall call, int) -> std::optional<std::int64_t> {
+    if (call == DiskCall::kMap) {
+      other = std::async(std::launch::async, [&] { return mapping.fetch(0, size()); });
+      EXPECT_EQ(other.wait_for(std::chrono::milliseconds(50)), std::future_status::timeout);
+    }
+    return {};
+  };
+  EXPECT_EQ(mapping.restore(), 0);
+  EXPECT_EQ(other.get(), 0);
+  EXPECT_TRUE(read(mapping, 0, size()) == bytes_);
 }
 
 TEST_F(FileMappingTest, TellsWhenTheSystemHasNone) {
