@@ -2,66 +2,15 @@
 // Token Concatenator and softmax-weighted values on the device (paper §4.2.3): one block per
 // (segment, query row). The logits of a row are in memory anyway, since the caller may want the
 // weights, so maximum, sum and weighting are separate sweeps over them.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
-#include "hybridgen/core/error.h"
 #include "kernels/cuda_kernels.h"
-#include "kernels/cuda_launch.h"
+#include "kernels/cuda_math.h"
 
 namespace hybridgen::kernels {
 
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kWarp = 32;
-constexpr int kWarps = kThreads / kWarp;
 constexpr std::int64_t kMaxGridY = 65535;
-
-void check_launch(const char* operation) {
-  const cudaError_t status = cudaGetLastError();
-  if (status != cudaSuccess) {
-    throw DeviceError(message("[",
-                              operation,
-                              "] launch gave ",
-                              cudaGetErrorName(status),
-                              " (",
-                              cudaGetErrorString(status),
-                              "); allowed: cudaSuccess; see the device with nvidia-smi or choose "
-                              "the device \"cpu\""));
-  }
-}
-
-__device__ float to_float(float value) { return value; }
-__device__ float to_float(__half value) { return __half2float(value); }
-__device__ float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
-
-__device__ void store(float* to, float value) { *to = value; }
-__device__ void store(__half* to, float value) { *to = __float2half_rn(value); }
-__device__ void store(__nv_bfloat16* to, float value) { *to = __float2bfloat16_rn(value); }
-
-struct Larger {
-  __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
-};
-struct Sum {
-  __device__ float operator()(float a, float b) const { return a + b; }
-};
-
-/// The combination over all threads, in every thread. `shared` has room for kWarps values.
-template <typename Combine>
-__device__ float combine_block(float value, float* shared, Combine combine) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    value = combine(value, __shfl_xor_sync(0xffffffffU, value, offset));
-  }
-  const int thread = static_cast<int>(threadIdx.x);
-  if (thread % kWarp == 0) shared[thread / kWarp] = value;
-  __syncthreads();
-  value = shared[0];
-  for (int warp = 1; warp < kWarps; ++warp) value = combine(value, shared[warp]);
-  __syncthreads();
-  return value;
-}
 
 __global__ void concat_kernel(const MergeSegment* segments, std::int64_t num_queries) {
   const MergeSegment segment = segments[blockIdx.x / num_queries];
@@ -183,20 +132,9 @@ void softmax_values_cuda(const MergeSegment* segments,
   const auto grid = static_cast<unsigned>(num_segments * num_queries);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const int dim = static_cast<int>(head_dim);
-  const auto launch_of = [&](auto* kernel) {
-    launch(kernel, grid, kThreads, 0, cuda_stream, segments, num_queries, dim);
-  };
-  switch (dtype) {
-    case DType::kFloat32:
-      launch_of(softmax_values_kernel<float>);
-      break;
-    case DType::kFloat16:
-      launch_of(softmax_values_kernel<__half>);
-      break;
-    case DType::kBFloat16:
-      launch_of(softmax_values_kernel<__nv_bfloat16>);
-      break;
-  }
+  with_type_of(dtype, [&]<typename T>(T* /*type*/) {
+    launch(softmax_values_kernel<T>, grid, kThreads, 0, cuda_stream, segments, num_queries, dim);
+  });
   check_launch("softmax_values_cuda");
 }
 
