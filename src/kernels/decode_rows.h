@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// A decode step in flat arrays, as kernels on a device read it: one StepRow per request, the same
+// for all layers, and one PayloadRow per request and layer. No Torch, no ownership. Strides count
+// elements.
+#pragma once
+
+#include <cstdint>
+
+namespace hybridgen::kernels {
+
+/// Where a request's resident tokens lie. The new one is the last of them.
+struct StepRow {
+  std::int64_t num_resident = 0;  ///< n_g, the new token included; 0: all tokens are on the host
+  std::int64_t first_slot = 0;    ///< they lie in slots [first_slot, first_slot + n_g)
+  void* keys = nullptr;           ///< of layer 0: [G, slots, D]
+  void* values = nullptr;         ///< the same
+  std::int64_t layer_stride = 0;  ///< from a layer's keys (values) to the next one's
+  std::int64_t head_stride = 0;   ///< from a KV head's keys (values) to the next one's
+  /// Keys of slot first_slot on as attention reads them, if not those above: [G, n_g, D] of the
+  /// layer at hand.
+  const void* turned_keys = nullptr;
+  std::int64_t turned_head_stride = 0;
+  /// [H, n_g] scaled logits, and [H, merged_stride] softmax weights of chosen host tokens, then of
+  /// resident ones; null: unwanted.
+  float* resident_logits = nullptr;
+  float* weights = nullptr;
+};
+
+/// What a host job contributes to the attention of one request in one layer, on the device.
+struct PayloadRow {
+  std::int64_t count = 0;         ///< S: chosen tokens per query head, at most
+  const float* logits = nullptr;  ///< [H, S]; unread where there are keys
+  /// [H, S] rows of `values`; null: every query head of KV head g uses rows 0 .. union_sizes[g].
+  const std::int32_t* index = nullptr;
+  const void* values = nullptr;  ///< [G, union_capacity, D]; rows in token order
+  const void* keys = nullptr;    ///< the same shape; the device computes the logits from them
+  std::int64_t union_capacity = 0;
+  const std::int64_t* union_sizes = nullptr;  ///< [G] rows of `values` in use
+  const void* output = nullptr;  ///< [H, D] attention over tokens of which nothing else was sent
+  const float* lse = nullptr;    ///< [H] natural log-sum-exp of their logits
+};
+
+}  // namespace hybridgen::kernels
