@@ -6,6 +6,8 @@
 //   DEVICE_SHARED(float, sums, 32);      float sums[32] of the block; at block scope
 //   DEVICE_DYNAMIC_SHARED(float, tile);  float* tile, aligned to 16; the launch says how many bytes
 //
+//   DEVICE_UNROLL for (...)              all of a loop's iterations, a constant number, in a row
+//
 //   launch(kernel<float>, grid, block, shared_bytes, stream, arguments...);
 #pragma once
 
@@ -21,6 +23,8 @@
 #define DEVICE_DYNAMIC_SHARED(type, name)                                  \
   extern __shared__ __align__(16) unsigned char dynamic_shared_of_block[]; \
   type* name = reinterpret_cast<type*>(dynamic_shared_of_block)
+
+#define DEVICE_UNROLL _Pragma("unroll")
 
 namespace hybridgen::kernels {
 
@@ -40,6 +44,8 @@ void launch(void (*kernel)(Parameters...),
 #else
 
 #include <cuda_emulator.h>
+
+#define DEVICE_UNROLL
 
 namespace hybridgen::kernels {
 

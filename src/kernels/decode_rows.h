@@ -24,6 +24,7 @@ struct StepRow {
   /// resident ones; null: unwanted.
   float* resident_logits = nullptr;
   float* weights = nullptr;
+  float* parts = nullptr;  ///< scratch, attention_floats() floats
 };
 
 /// What a host job contributes to the attention of one request in one layer, on the device.

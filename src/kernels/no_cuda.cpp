@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The symbols of merge_cuda.cu for a build without CUDA.
+// The symbols of our .cu files for a build without CUDA.
 #include "hybridgen/core/error.h"
+#include "kernels/cuda_attention.h"
 #include "kernels/cuda_kernels.h"
 
 namespace hybridgen::kernels {
@@ -36,6 +37,23 @@ void softmax_values_cuda(const MergeSegment* /*segments*/,
                          std::int64_t /*max_tokens*/,
                          void* /*stream*/) {
   refuse("softmax_values_cuda");
+}
+
+void attend_resident_cuda(const DecodeAttention& /*attention*/, void* /*stream*/) {
+  refuse("attend_resident_cuda");
+}
+
+void merge_cuda(const DecodeAttention& /*attention*/, void* /*stream*/) { refuse("merge_cuda"); }
+
+void fetch_payloads_cuda(const PayloadCopy* /*copies*/,
+                         std::int64_t /*batch*/,
+                         std::int64_t /*num_heads*/,
+                         std::int64_t /*num_kv_heads*/,
+                         std::int64_t /*head_dim*/,
+                         DType /*dtype*/,
+                         PayloadRow* /*payloads*/,
+                         void* /*stream*/) {
+  refuse("fetch_payloads_cuda");
 }
 
 }  // namespace hybridgen::kernels

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// Payloads of a micro-batch cross the link in one launch: the device reads the host's pinned memory
+// itself, and only what is in use. Some blocks per matrix are enough to fill the link.
+#include "kernels/cuda_attention.h"
+#include "kernels/cuda_math.h"
+
+namespace hybridgen::kernels {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr unsigned kBlocksPerMatrix = 8;
+
+/// This block's and its siblings' share of a copy, 16 bytes a thread where both ends allow it.
+__device__ void copy_bytes(const void* from, void* to, std::int64_t bytes) {
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  const bool is_aligned =
+      (reinterpret_cast<std::uintptr_t>(from) | reinterpret_cast<std::uintptr_t>(to)) %
+          sizeof(uint4) ==
+      0;
+  const std::int64_t wide = is_aligned ? bytes / static_cast<std::int64_t>(sizeof(uint4)) : 0;
+  for (std::int64_t i = first; i < wide; i += step) {
+    static_cast<uint4*>(to)[i] = static_cast<const uint4*>(from)[i];
+  }
+  // Logits and indices of any number: all sizes are multiples of an element of 2 bytes.
+  const std::int64_t done =
+      wide * static_cast<std::int64_t>(sizeof(uint4) / sizeof(unsigned short));
+  for (std::int64_t i = done + first; i < bytes / 2; i += step) {
+    static_cast<unsigned short*>(to)[i] = static_cast<const unsigned short*>(from)[i];
+  }
+}
+
+__global__ void fetch_kernel(const PayloadCopy* copies,
+                             std::int64_t num_heads,
+                             std::int64_t num_kv_heads,
+                             std::int64_t row_bytes,
+                             PayloadRow* payloads) {
+  const PayloadRow from = copies[blockIdx.z].from;
+  const PayloadRow to = copies[blockIdx.z].to;
+  const std::int64_t matrix = blockIdx.y;
+  if (matrix < num_kv_heads) {
+    if (from.count == 0) return;
+    const std::int64_t first = matrix * from.union_capacity * row_bytes;
+    const std::int64_t bytes = from.union_sizes[matrix] * row_bytes;
+    const auto copy_rows = [&](const void* source, const void* target) {
+      if (source != nullptr) {
+        copy_bytes(static_cast<const char*>(source) + first,
+                   static_cast<char*>(const_cast<void*>(target)) + first,
+                   bytes);
+      }
+    };
+    copy_rows(from.keys, to.keys);
+    copy_rows(from.values, to.values);
+    return;
+  }
+  if (blockIdx.x == 0 && threadIdx.x == 0) payloads[blockIdx.z] = to;
+  const auto copy = [&](const auto* source, const auto* target, std::int64_t bytes) {
+    if (source != nullptr)
+      copy_bytes(source, const_cast<void*>(static_cast<const void*>(target)), bytes);
+  };
+  const std::int64_t chosen = num_heads * from.count;
+  copy(from.logits, to.logits, chosen * static_cast<std::int64_t>(sizeof(float)));
+  copy(from.index, to.index, chosen * static_cast<std::int64_t>(sizeof(std::int32_t)));
+  copy(from.union_sizes,
+       to.union_sizes,
+       num_kv_heads * static_cast<std::int64_t>(sizeof(std::int64_t)));
+  copy(from.output, to.output, num_heads * row_bytes);
+  copy(from.lse, to.lse, num_heads * static_cast<std::int64_t>(sizeof(float)));
+}
+
+}  // namespace
+
+void fetch_payloads_cuda(const PayloadCopy* copies,
+                         std::int64_t batch,
+                         std::int64_t num_heads,
+                         std::int64_t num_kv_heads,
+                         std::int64_t head_dim,
+                         DType dtype,
+                         PayloadRow* payloads,
+                         void* stream) {
+  if (batch <= 0) return;
+  const dim3 grid(
+      kBlocksPerMatrix, static_cast<unsigned>(num_kv_heads + 1), static_cast<unsigned>(batch));
+  launch(fetch_kernel,
+         grid,
+         kThreads,
+         0,
+         static_cast<cudaStream_t>(stream),
+         copies,
+         num_heads,
+         num_kv_heads,
+         head_dim * static_cast<std::int64_t>(size_of(dtype)),
+         payloads);
+  check_launch("fetch_payloads_cuda");
+}
+
+}  // namespace hybridgen::kernels
