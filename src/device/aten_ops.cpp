@@ -137,27 +137,41 @@ class AtenOps final : public DeviceOps {
 
   void append_row(const at::Tensor& rows,
                   std::int64_t row,
-                  at::Tensor& destination,
+                  const at::Tensor& destination,
                   std::int64_t slot) const override {
     destination.select(1, slot).copy_(rows.select(0, row));
   }
 
-  void resident_logits(const at::Tensor& query,
-                       std::span<const AttentionItem> items) const override {
+  void fetch(const PayloadBatch& batch) const override {
+    const auto is_staged = [](const AttentionItem& item) {
+      return item.payload != nullptr && item.payload->staged != nullptr;
+    };
+    if (std::ranges::any_of(batch.items, [&](const AttentionItem& item) {
+          return is_staged(item) && !item.payload->is_partial();
+        })) {
+      at::Tensor sizes = batch.device_union_sizes;
+      sizes.copy_(batch.union_sizes, /*non_blocking=*/true);
+    }
+    for (const AttentionItem& item : batch.items) {
+      if (is_staged(item)) {
+        copy_payload(*item.payload);
+      }
+    }
+  }
+
+  void resident_logits(const at::Tensor& query, const AttentionBatch& batch) const override {
     const std::int64_t heads = query.size(1);
-    for (const AttentionItem& item : items) {
+    for (const AttentionItem& item : batch.items) {
       const at::Tensor keys = item.keys->narrow(1, item.first_slot, item.num_resident);
       item.resident_logits->narrow(0, 0, heads * item.num_resident)
           .copy_(scaled_logits(query.select(0, item.row), keys).view({-1}));
     }
   }
 
-  void merge(const at::Tensor& query,
-             std::span<const AttentionItem> items,
-             at::Tensor& out) const override {
+  void merge(const at::Tensor& query, const AttentionBatch& batch, at::Tensor& out) const override {
     const std::int64_t heads = query.size(1);
     const std::int64_t head_dim = query.size(2);
-    for (const AttentionItem& item : items) {
+    for (const AttentionItem& item : batch.items) {
       const std::int64_t groups = item.keys->size(0);
       const std::int64_t resident = item.num_resident;
       at::Tensor logits = item.resident_logits->narrow(0, 0, heads * resident)
@@ -264,6 +278,28 @@ class AtenOps final : public DeviceOps {
   }
 
  private:
+  // What is in use of a payload, from where the job left it.
+  static void copy_payload(const HostPayload& payload) {
+    const HostPayload& from = *payload.staged;
+    const auto copy = [](const at::Tensor& to, const at::Tensor& source) {
+      if (source.defined()) {
+        to.copy_(source, /*non_blocking=*/true);
+      }
+    };
+    copy(payload.output, from.output);
+    copy(payload.lse, from.lse);
+    copy(payload.index, from.index);
+    copy(payload.logits, from.logits);
+    for (std::int64_t g = 0; g < std::ssize(payload.union_sizes); ++g) {
+      const std::int64_t rows = payload.union_sizes[static_cast<std::size_t>(g)];
+      const auto used = [&](const at::Tensor& all) {
+        return all.defined() ? all.select(0, g).narrow(0, 0, rows) : all;
+      };
+      copy(used(payload.values), used(from.values));
+      copy(used(payload.keys), used(from.keys));
+    }
+  }
+
   // Attention of query rows [T, H, D] over keys and values [G, N, D]; causal: row t sees the first
   // t + 1 of them.
   static PartialAttention attention_of_block(const at::Tensor& query,

@@ -138,26 +138,24 @@ void CpuOps::attend_payload(const at::Tensor& query,
   }
 }
 
-void CpuOps::resident_logits(const at::Tensor& query, std::span<const AttentionItem> items) const {
+void CpuOps::resident_logits(const at::Tensor& query, const AttentionBatch& batch) const {
   for_parts(
       query,
-      items,
+      batch.items,
       [](const AttentionItem& item) { return item.num_resident; },
       [&](const AttentionItem& item, const Group& group, const Part& part) {
         attend_resident(query, item, group, part);
       });
 }
 
-void CpuOps::merge(const at::Tensor& query,
-                   std::span<const AttentionItem> items,
-                   at::Tensor& out) const {
+void CpuOps::merge(const at::Tensor& query, const AttentionBatch& batch, at::Tensor& out) const {
   for_parts(query,
-            items,
+            batch.items,
             chosen_tokens,
             [&](const AttentionItem& item, const Group& group, const Part& part) {
               attend_payload(query, item, group, part);
             });
-  for_groups(query, items, [&](const AttentionItem& item, const Group& group) {
+  for_groups(query, batch.items, [&](const AttentionItem& item, const Group& group) {
     merge_group(item, group, out);
   });
 }

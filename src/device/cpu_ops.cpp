@@ -206,7 +206,7 @@ void CpuOps::add(at::Tensor& y, const at::Tensor& x) const {
 
 void CpuOps::append_row(const at::Tensor& rows,
                         std::int64_t row,
-                        at::Tensor& destination,
+                        const at::Tensor& destination,
                         std::int64_t slot) const {
   const std::int64_t element = rows.element_size();
   const std::int64_t head_dim = rows.size(2);

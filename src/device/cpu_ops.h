@@ -49,13 +49,11 @@ class CpuOps final : public DeviceOps {
   void add(at::Tensor& y, const at::Tensor& x) const override;
   void append_row(const at::Tensor& rows,
                   std::int64_t row,
-                  at::Tensor& destination,
+                  const at::Tensor& destination,
                   std::int64_t slot) const override;
-  void resident_logits(const at::Tensor& query,
-                       std::span<const AttentionItem> items) const override;
-  void merge(const at::Tensor& query,
-             std::span<const AttentionItem> items,
-             at::Tensor& out) const override;
+  void fetch(const PayloadBatch& /*batch*/) const override {}
+  void resident_logits(const at::Tensor& query, const AttentionBatch& batch) const override;
+  void merge(const at::Tensor& query, const AttentionBatch& batch, at::Tensor& out) const override;
   PartialAttention partial_attention(const at::Tensor& query,
                                      const at::Tensor& keys,
                                      const at::Tensor& values,

@@ -14,6 +14,7 @@
 #include "device/linear_weight.h"
 #include "device/rope_table.h"
 #include "hybridgen/core/model_config.h"
+#include "kernels/decode_rows.h"
 
 namespace hybridgen {
 
@@ -33,6 +34,8 @@ struct HostPayload {
   at::Tensor device_union_sizes;              ///< the same numbers, int64 on the device
   at::Tensor output;  ///< [H, D] attention over tokens of which nothing else was sent
   at::Tensor lse;     ///< float32 [H] natural log-sum-exp of their logits
+  /// The same where the job left it, in pinned memory; null: the device reads it there.
+  const HostPayload* staged = nullptr;
 
   bool is_partial() const { return output.defined(); }
   /// Tokens that KV head g's query heads see.
@@ -56,14 +59,44 @@ struct AttentionItem {
   /// Somebody reads resident_logits after resident_logits(), or merged_logits after merge(). Else
   /// neither need be written.
   bool wants_weights = false;
-  /// float32 scratch on a CPU device, >= attention_scratch() elements: what resident_logits()
-  /// leaves for merge() there.
+  /// float32 scratch, >= attention_scratch() elements: what resident_logits() leaves for merge().
   at::Tensor* parts = nullptr;
 
   /// Of a row of merged_logits.
   std::int64_t merged_stride() const {
     return num_resident + (payload == nullptr || payload->is_partial() ? 0 : payload->count);
   }
+};
+
+/// The rows of a micro-batch in one layer.
+struct AttentionBatch {
+  std::span<const AttentionItem> items;
+  std::int64_t layer = 0;
+  // The same flat, one for each item, on a device that is not the host:
+  const kernels::StepRow* rows = nullptr;
+  const kernels::PayloadRow* payloads = nullptr;  ///< null: no item has a payload
+};
+
+/// What the host's jobs of a micro-batch and layer have left in pinned memory.
+struct PayloadBatch {
+  std::span<const AttentionItem> items;  ///< payloads without `staged` are there already
+  at::Tensor union_sizes;                ///< int64 [B, G] on the host: of all payloads
+  at::Tensor device_union_sizes;         ///< where they go
+  // The same flat, one for each item:
+  const kernels::PayloadCopy* copies = nullptr;  ///< pinned
+  kernels::PayloadRow* payloads = nullptr;       ///< on the device
+};
+
+/// Heads that a projection made of a layer's input, and what happens to them before they meet.
+struct LayerHeads {
+  at::Tensor& query;                       ///< [rows, H, D]
+  at::Tensor* key = nullptr;               ///< [rows, G, D]; null: queries alone
+  const at::Tensor* value = nullptr;       ///< [rows, G, D], with keys
+  const at::Tensor* query_norm = nullptr;  ///< [D] weight of their own RMS norm; null: none
+  const at::Tensor* key_norm = nullptr;
+  const RopeTable* table = nullptr;  ///< null: positions are not rotary
+  at::Tensor rotation_rows{};        ///< int64 [rows] of the table
+  bool rotates_key = true;
 };
 
 /// Running result of attention over parts of the tokens: out is normalised, lse is the natural
@@ -108,21 +141,24 @@ class DeviceOps {
   /// y += x.
   virtual void add(at::Tensor& y, const at::Tensor& x) const = 0;
 
-  /// destination[:, slot, :] = rows[row]; rows [B, G, D], destination [G, capacity, D].
-  virtual void append_row(const at::Tensor& rows,
-                          std::int64_t row,
-                          at::Tensor& destination,
-                          std::int64_t slot) const = 0;
+  /// The heads' own norms and rotation; with a `batch` keys and values then become the newest
+  /// resident tokens of its items, as far as these have any.
+  virtual void place_heads(const ModelConfig& config,
+                           const LayerHeads& heads,
+                           const AttentionBatch* batch) const;
+
+  /// Starts the copies of payloads to the device, on the current stream. Nothing where the device
+  /// is the host.
+  virtual void fetch(const PayloadBatch& batch) const = 0;
 
   /// Step 4 of the paper's Figure 12, all that can be done of the resident tokens before the
   /// payload is there: their scaled logits into resident_logits if wants_weights, and where values
   /// can be summed without the host's logits, attention over them into parts.
-  virtual void resident_logits(const at::Tensor& query,
-                               std::span<const AttentionItem> items) const = 0;
+  virtual void resident_logits(const at::Tensor& query, const AttentionBatch& batch) const = 0;
   /// Step 5: concatenates host and resident logits in token order, one softmax, aggregates values.
   /// query and out [B, H, D].
   virtual void merge(const at::Tensor& query,
-                     std::span<const AttentionItem> items,
+                     const AttentionBatch& batch,
                      at::Tensor& out) const = 0;
 
   /// Attention of T query rows [T, H, D] over keys and values [G, N, D]; causal: row t sees keys
@@ -158,6 +194,11 @@ class DeviceOps {
                                        const at::Tensor& count = {}) const = 0;
 
  protected:
+  /// destination[:, slot, :] = rows[row]; rows [B, G, D], destination [G, capacity, D].
+  virtual void append_row(const at::Tensor& rows,
+                          std::int64_t row,
+                          const at::Tensor& destination,
+                          std::int64_t slot) const = 0;
   /// linear() of a coded weight by linear() of dense ones: some rows of it at a time.
   void linear_restored(const at::Tensor& x,
                        const LinearWeight& weight,

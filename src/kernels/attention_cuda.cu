@@ -157,9 +157,9 @@ __device__ void aggregate(const Tokens<T>& tokens,
   const int lane = place % spread.lanes;
   const int at_a_time = kWarp / spread.lanes;
   float held[kHeld];
-  float own[kHeads][kHeld];
+  float own[static_cast<unsigned>(kHeads * kHeld)];
   DEVICE_UNROLL for (int r = 0; r < kHeads; ++r) {
-    DEVICE_UNROLL for (int i = 0; i < kHeld; ++i) own[r][i] = 0.0F;
+    DEVICE_UNROLL for (int i = 0; i < kHeld; ++i) own[r * kHeld + i] = 0.0F;
   }
   const int passes = tokens.index == nullptr ? 1 : num_heads;
   for (int pass = 0; pass < passes; ++pass) {
@@ -171,7 +171,8 @@ __device__ void aggregate(const Tokens<T>& tokens,
       DEVICE_UNROLL for (int r = 0; r < kHeads; ++r) {
         if (r >= num_heads || (tokens.index != nullptr && r != pass)) continue;
         const float weight = weights[r][t];
-        DEVICE_UNROLL for (int i = 0; i < kHeld; ++i) own[r][i] = fmaf(weight, held[i], own[r][i]);
+        DEVICE_UNROLL for (int i = 0; i < kHeld; ++i) own[r * kHeld + i] =
+            fmaf(weight, held[i], own[r * kHeld + i]);
       }
     }
   }
@@ -179,11 +180,11 @@ __device__ void aggregate(const Tokens<T>& tokens,
     if (r >= num_heads) continue;
     DEVICE_UNROLL for (int i = 0; i < kHeld; ++i) {
       for (int offset = spread.lanes; offset < kWarp; offset *= 2) {
-        own[r][i] += __shfl_xor_sync(kAllLanes, own[r][i], offset);
+        own[r * kHeld + i] += __shfl_xor_sync(kAllLanes, own[r * kHeld + i], offset);
       }
       const int chunk = lane + i / kVector * spread.lanes;
       if (place < spread.lanes && chunk < spread.chunks) {
-        sums[(warp * kHeads + r) * head_dim + chunk * kVector + i % kVector] = own[r][i];
+        sums[(warp * kHeads + r) * head_dim + chunk * kVector + i % kVector] = own[r * kHeld + i];
       }
     }
   }

@@ -42,12 +42,6 @@ void attend_resident_cuda(const DecodeAttention& attention, void* stream);
 /// weights unless StepRow::weights is null. A row without any token gives out = 0; NaN logits stay.
 void merge_cuda(const DecodeAttention& attention, void* stream);
 
-/// A payload in the host's pinned memory, and where it goes.
-struct PayloadCopy {
-  PayloadRow from;
-  PayloadRow to;  ///< its count and sizes are those of `from`, and what `from` lacks is null
-};
-
 /// Copies what is in use of each payload, read by the device where it lies: `copies` [B] in pinned
 /// memory; payloads [B] on the device become the `to` of each. Rows with count 0 and no output
 /// carry nothing.

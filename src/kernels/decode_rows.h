@@ -41,4 +41,10 @@ struct PayloadRow {
   const float* lse = nullptr;    ///< [H] natural log-sum-exp of their logits
 };
 
+/// A payload in the host's pinned memory, and where it goes.
+struct PayloadCopy {
+  PayloadRow from;
+  PayloadRow to;  ///< its count and sizes are those of `from`, and what `from` lacks is null
+};
+
 }  // namespace hybridgen::kernels

@@ -168,47 +168,43 @@ const at::Tensor& DecoderModel::attention_input(const DeviceOps& ops,
   return ws.normed;
 }
 
-void DecoderModel::project(const DeviceOps& ops,
-                           const LayerWeights& norm_of,
-                           const LayerWeights& weights,
-                           const Heads& heads,
-                           bool rotate_key,
-                           BlockWorkspace& ws) const {
-  const Projection& projection = heads.key == nullptr ? weights.query : weights.qkv;
-  ops.project(attention_input(ops, norm_of, ws), projection, heads.all);
+void DecoderModel::place(const DeviceOps& ops,
+                         const LayerWeights& weights,
+                         LayerHeads heads,
+                         const AttentionBatch* batch,
+                         const BlockWorkspace& ws) const {
   if (config_.qk_norm) {
-    ops.norm(config_, heads.query, weights.query_norm_weight, {}, heads.query);
-    if (heads.key != nullptr) {
-      ops.norm(config_, *heads.key, weights.key_norm_weight, {}, *heads.key);
-    }
+    heads.query_norm = &weights.query_norm_weight;
+    heads.key_norm = &weights.key_norm_weight;
   }
-  if (config_.position != PositionKind::kRotary) {
-    return;
+  std::optional<Rotation> rotation;
+  if (config_.position == PositionKind::kRotary) {
+    rotation = rotation_of(ws);
+    heads.table = &rotation->table;
+    heads.rotation_rows = rotation->rows;
   }
-  const Rotation rotation = rotation_of(ws);
-  ops.rotate(rotation.table, rotation.rows, heads.query);
-  if (heads.key != nullptr && rotate_key) {
-    ops.rotate(rotation.table, rotation.rows, *heads.key);
-  }
+  ops.place_heads(config_, heads, batch);
 }
 
 void DecoderModel::project_query(const DeviceOps& ops,
                                  const LayerWeights& layer,
                                  const LayerWeights& norm_layer,
                                  BlockWorkspace& ws) const {
-  project(ops,
-          norm_layer,
-          layer,
-          {.all = ws.guess, .query = ws.guess_heads, .key = nullptr},
-          /*rotate_key=*/false,
-          ws);
+  ops.project(attention_input(ops, norm_layer, ws), layer.query, ws.guess);
+  place(ops, layer, {.query = ws.guess_heads}, nullptr, ws);
 }
 
 void DecoderModel::attention_inputs(const DeviceOps& ops,
                                     const LayerWeights& layer,
                                     BlockWorkspace& ws,
-                                    bool rotate_key) const {
-  project(ops, layer, layer, {.all = ws.qkv, .query = ws.query, .key = &ws.key}, rotate_key, ws);
+                                    bool rotate_key,
+                                    const AttentionBatch* batch) const {
+  ops.project(attention_input(ops, layer, ws), layer.qkv, ws.qkv);
+  place(ops,
+        layer,
+        {.query = ws.query, .key = &ws.key, .value = &ws.value, .rotates_key = rotate_key},
+        batch,
+        ws);
 }
 
 void rotate_keys(const DeviceOps& ops,

@@ -95,11 +95,13 @@ class DecoderModel {
                      BlockWorkspace& ws) const;
 
   /// Norm, query, key and value projections and rotation of `layer`: into ws.query, key, value.
-  /// Without `rotate_key` the key stays as it was before its rotation.
+  /// Without `rotate_key` the key stays as it was before its rotation. With a `batch` keys and
+  /// values become its newest resident tokens.
   void attention_inputs(const DeviceOps& ops,
                         const LayerWeights& layer,
                         BlockWorkspace& ws,
-                        bool rotate_key = true) const;
+                        bool rotate_key = true,
+                        const AttentionBatch* batch = nullptr) const;
 
   /// Row p: what turns a token at position p in a decode step. Stays valid while the model's grows.
   RopeTable step_rope() const;
@@ -121,20 +123,13 @@ class DecoderModel {
   void head(const DeviceOps& ops, BlockWorkspace& ws, at::Tensor& logits) const;
 
  private:
-  /// Heads that a projection makes of a layer's input: views of one tensor.
-  struct Heads {
-    at::Tensor& all;    ///< [rows, outputs of the projection]
-    at::Tensor& query;  ///< [rows, H, D]
-    at::Tensor* key;    ///< [rows, G, D]; null: queries alone
-  };
-  /// Heads that the layer of `weights` makes of ws.x as `norm_of` norms it, and what is done to
-  /// queries and keys before they meet: their own norms and rotation, the key's with `rotate_key`.
-  void project(const DeviceOps& ops,
-               const LayerWeights& norm_of,
-               const LayerWeights& weights,
-               const Heads& heads,
-               bool rotate_key,
-               BlockWorkspace& ws) const;
+  /// What is done to the heads that the layer of `weights` made before they meet: their own norms
+  /// and rotation.
+  void place(const DeviceOps& ops,
+             const LayerWeights& weights,
+             LayerHeads heads,
+             const AttentionBatch* batch,
+             const BlockWorkspace& ws) const;
 
   /// What a layer's projections read, [rows, M]: ws.x normed into ws.normed, or ws.x itself where
   /// the norm comes after the residual sum.

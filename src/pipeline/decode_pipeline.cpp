@@ -124,9 +124,10 @@ void DecodePipeline::start_layer(std::int64_t layer, MicroBatch& batch) {
   if (guesses_first) {
     start_guessed(layer, batch);
   }
+  describe_rows(layer, batch);
+  const AttentionBatch attention = batch.attention(layer);
   model_.attention_inputs(
-      ops_, *lease(layer), batch.ws, method_.positions != PositionMode::kCacheIndex);
-  append_key_value(layer, batch);
+      ops_, *lease(layer), batch.ws, method_.positions != PositionMode::kCacheIndex, &attention);
   if (is_exact) {
     host_.start(layer, batch, batch.ws.query);
   }
@@ -202,6 +203,7 @@ void DecodePipeline::begin_step(MicroBatch& batch) {
       positions[row] = position_of_newest(method_.positions, request);
       item.first_slot = request.resident.first_slot();
       item.num_resident = request.resident.size();
+      item.wants_weights = wants_weights(request) || is<FetchKeys>(method_.work);
       if (request.shifted) {
         request.shifted->begin_step(*request.parts.retention);
       }
@@ -212,19 +214,14 @@ void DecodePipeline::begin_step(MicroBatch& batch) {
   loop_.statistics.decode_tokens += batch.rows();
 }
 
-void DecodePipeline::append_key_value(std::int64_t layer, MicroBatch& batch) {
+void DecodePipeline::describe_rows(std::int64_t layer, MicroBatch& batch) {
+  batch.slot(layer).has_payloads = false;
   for (std::size_t row = 0; row < batch.requests.size(); ++row) {
     RequestState& request = *batch.requests[row];
     AttentionItem& item = batch.items[row];
     item.keys = &request.resident.keys(layer);
     item.values = &request.resident.values(layer);
     item.payload = nullptr;
-    item.wants_weights = is<FetchKeys>(method_.work_of(layer)) || wants_weights(request);
-    if (item.num_resident > 0) {
-      const std::int64_t slot = item.first_slot + item.num_resident - 1;
-      ops_.append_row(batch.ws.key, item.row, request.resident.keys(layer), slot);
-      ops_.append_row(batch.ws.value, item.row, request.resident.values(layer), slot);
-    }
   }
 }
 
@@ -239,7 +236,7 @@ void DecodePipeline::score_resident(std::int64_t layer, MicroBatch& batch) {
       });
     }
   }
-  ops_.resident_logits(batch.ws.query, batch.items);
+  ops_.resident_logits(batch.ws.query, batch.attention(layer));
   loop_.at_seam();
 }
 
@@ -247,7 +244,7 @@ void DecodePipeline::merge(std::int64_t layer, MicroBatch& batch) {
   if (is<FetchKeys>(method_.work_of(layer))) {
     attend_by_parts(loop_, layer, batch);
   } else {
-    ops_.merge(batch.ws.query, batch.items, batch.ws.attended_heads);
+    ops_.merge(batch.ws.query, batch.attention(layer), batch.ws.attended_heads);
   }
   clear_failed_rows(batch);
 }

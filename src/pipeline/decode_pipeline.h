@@ -69,7 +69,8 @@ class DecodePipeline {
   void start_guessed(std::int64_t layer, MicroBatch& batch);
   void fetch_leaving(Batches batches);
   void begin_step(MicroBatch& batch);
-  void append_key_value(std::int64_t layer, MicroBatch& batch);
+  /// Where the layer's keys and values of every row lie.
+  void describe_rows(std::int64_t layer, MicroBatch& batch);
   void score_resident(std::int64_t layer, MicroBatch& batch);
   void merge(std::int64_t layer, MicroBatch& batch);
   void compute_logits(MicroBatch& batch);

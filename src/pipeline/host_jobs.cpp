@@ -259,9 +259,6 @@ void HostJobs::ship(std::int64_t layer, MicroBatch& batch) {
   const auto copy = device.use_copy();
   std::int64_t bytes = 0;
   loop_.timer.begin_link();
-  if (!device.is_cpu() && slot.batch.jobs.front().payload != Payload::kPartialAttention) {
-    slot.device_union_sizes.copy_(slot.union_sizes, /*non_blocking=*/true);
-  }
   for (std::size_t i = 0; i < slot.batch.jobs.size(); ++i) {
     const auto row = static_cast<std::size_t>(slot.rows[i]);
     RequestState& request = *batch.requests[row];
@@ -270,11 +267,13 @@ void HostJobs::ship(std::int64_t layer, MicroBatch& batch) {
       if (const std::exception_ptr& error = slot.batch.error(i)) {
         std::rethrow_exception(error);
       }
-      bytes += staging.ship(device, slot.batch.jobs[i], slot.device_union_rows[row]);
+      bytes += staging.ship(slot.batch.jobs[i], slot.union_rows[row], slot.device_union_rows[row]);
       note_attended(slot.batch.jobs[i], loop_.config().num_kv_heads, request);
       batch.items[row].payload = &staging.payload();
     });
   }
+  loop_.ops.fetch(batch.payloads(layer));
+  slot.has_payloads = true;
   loop_.timer.end_link();
   device.record_copy(slot.payload_ready);
   loop_.link.to_device(bytes);

@@ -43,35 +43,36 @@ HostStaging::HostStaging(const ModelConfig& config,
       num_kv_heads_(config.num_kv_heads),
       head_dim_(config.head_dim),
       shape_(shape),
+      device_is_host_(device.is_cpu()),
       merged_(device.host_staging({num_kv_heads_ * shape.union_rows}, at::kInt)),
       union_sizes_(at::zeros({num_kv_heads_}, at::kLong)),
       scores_(static_cast<std::size_t>(score_bytes(config, shape))),
       parts_(static_cast<std::size_t>(part_bytes(config, shape))) {
   const at::ScalarType type = to_scalar_type(dtype);
-  logits_ = device.host_staging({num_heads_ * shape.max_chosen}, at::kFloat);
+  host_.logits = device.host_staging({num_heads_ * shape.max_chosen}, at::kFloat);
   if (shape.has_own_choices) {
     positions_.resize(static_cast<std::size_t>(num_heads_ * shape.max_chosen));
-    index_ = device.host_staging({num_heads_ * shape.max_chosen}, at::kInt);
+    host_.index = device.host_staging({num_heads_ * shape.max_chosen}, at::kInt);
   }
-  values_ = device.host_staging({num_kv_heads_, shape.union_rows, head_dim_}, type);
+  host_.values = device.host_staging({num_kv_heads_, shape.union_rows, head_dim_}, type);
   if (shape.has_keys) {
-    keys_ = device.host_staging({num_kv_heads_, shape.union_rows, head_dim_}, type);
+    host_.keys = device.host_staging({num_kv_heads_, shape.union_rows, head_dim_}, type);
   }
   if (shape.num_attended > 0) {
-    output_ = device.host_staging({num_heads_, head_dim_}, type);
-    lse_ = device.host_staging({num_heads_}, at::kFloat);
+    host_.output = device.host_staging({num_heads_, head_dim_}, type);
+    host_.lse = device.host_staging({num_heads_}, at::kFloat);
   }
   const auto on_device = [&](const at::Tensor& host) {
     return device.is_cpu() || !host.defined()
                ? host
                : at::empty_like(host, host.options().pinned_memory(false).device(device.device()));
   };
-  device_.logits = on_device(logits_);
-  device_.index = on_device(index_);
-  device_.values = on_device(values_);
-  device_.keys = on_device(keys_);
-  device_.output = on_device(output_);
-  device_.lse = on_device(lse_);
+  device_.logits = on_device(host_.logits);
+  device_.index = on_device(host_.index);
+  device_.values = on_device(host_.values);
+  device_.keys = on_device(host_.keys);
+  device_.output = on_device(host_.output);
+  device_.lse = on_device(host_.lse);
 }
 
 std::int64_t HostStaging::required_bytes(const ModelConfig& config,
@@ -99,15 +100,15 @@ HostJobBuffers HostStaging::buffers() {
     return tensor.defined() ? tensor.mutable_data_ptr() : nullptr;
   };
   HostJobBuffers buffers;
-  buffers.logits = static_cast<float*>(data(logits_));
+  buffers.logits = static_cast<float*>(data(host_.logits));
   buffers.positions = positions_.data();
-  buffers.index = static_cast<std::int32_t*>(data(index_));
+  buffers.index = static_cast<std::int32_t*>(data(host_.index));
   buffers.merged = static_cast<std::int32_t*>(data(merged_));
   buffers.union_sizes = static_cast<std::int64_t*>(data(union_sizes_));
-  buffers.values = data(values_);
-  buffers.keys = data(keys_);
-  buffers.output = data(output_);
-  buffers.lse = static_cast<float*>(data(lse_));
+  buffers.values = data(host_.values);
+  buffers.keys = data(host_.keys);
+  buffers.output = data(host_.output);
+  buffers.lse = static_cast<float*>(data(host_.lse));
   buffers.union_capacity = shape_.union_rows;
   buffers.device_reads = !device_.values.is_cpu();
   buffers.scores = reinterpret_cast<float*>(scores_.data());
@@ -115,70 +116,59 @@ HostJobBuffers HostStaging::buffers() {
   return buffers;
 }
 
-std::int64_t HostStaging::ship(const DeviceContext& device,
-                               const HostJob& job,
+std::int64_t HostStaging::ship(const HostJob& job,
+                               const at::Tensor& union_sizes,
                                const at::Tensor& device_union_sizes) {
-  const auto element = static_cast<std::int64_t>(values_.element_size());
   payload_ = {};
+  staged_ = {};
   std::int64_t bytes = 0;
-  const auto send = [&](at::Tensor& to, const at::Tensor& from, std::int64_t count) {
-    bytes += count * static_cast<std::int64_t>(from.element_size());
-    if (!device.is_cpu()) {
-      to.view({-1})
-          .narrow(0, 0, count)
-          .copy_(from.view({-1}).narrow(0, 0, count),
-                 /*non_blocking=*/true);
+  const auto send = [&](at::Tensor HostPayload::* part, std::int64_t count) {
+    const at::Tensor& staged = host_.*part;
+    bytes += count * static_cast<std::int64_t>(staged.element_size());
+    payload_.*part = device_.*part;
+    if (!device_is_host_ && count < staged.numel()) {
+      payload_.*part = (device_.*part).narrow(0, 0, count);
+      staged_.*part = staged.narrow(0, 0, count);
+    } else {
+      staged_.*part = staged;
     }
   };
+  payload_.staged = device_is_host_ ? nullptr : &staged_;
   if (job.payload == Payload::kPartialAttention) {
-    send(device_.output, output_, num_heads_ * head_dim_);
-    send(device_.lse, lse_, num_heads_);
-    payload_.output = device_.output;
-    payload_.lse = device_.lse;
+    send(&HostPayload::output, num_heads_ * head_dim_);
+    send(&HostPayload::lse, num_heads_);
     return bytes;
   }
-  const bool keys_only = job.payload == Payload::kKeys;
   const bool ships_keys = job.sends_keys();
-  payload_.count = job.num_chosen;
   const std::span<const std::int64_t> sizes{job.buffers.union_sizes,
                                             static_cast<std::size_t>(num_kv_heads_)};
+  payload_.count = job.num_chosen;
   payload_.union_sizes = sizes;
   payload_.device_union_sizes = device_union_sizes.defined() ? device_union_sizes : union_sizes_;
   payload_.logits = device_.logits;
   payload_.values = device_.values;
+  staged_.count = job.num_chosen;
+  staged_.device_union_sizes = union_sizes;
   const std::int64_t rows = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
   if (!job.is_shared()) {
-    send(device_.index, index_, num_heads_ * job.num_chosen);
-    payload_.index = device_.index;
+    send(&HostPayload::index, num_heads_ * job.num_chosen);
   }
-  if (!ships_keys) {
-    send(device_.logits, logits_, num_heads_ * job.num_chosen);
+  if (ships_keys) {
+    payload_.keys = device_.keys;
+    staged_.keys = host_.keys;
+  } else {
+    send(&HostPayload::logits, num_heads_ * job.num_chosen);
     if (job.is_shared()) {
       // Heads with fewer tokens than S leave a gap that means nothing and need not be sent.
       bytes -= (num_kv_heads_ * job.num_chosen - rows) * (num_heads_ / num_kv_heads_) * 4;
     }
-  } else {
-    payload_.keys = device_.keys;
   }
-  bytes += rows * head_dim_ * element * (ships_keys && !keys_only ? 2 : 1);
-  if (!device.is_cpu()) {
-    for (std::int64_t g = 0; g < num_kv_heads_; ++g) {
-      const std::int64_t count = sizes[static_cast<std::size_t>(g)];
-      const auto copy_rows = [&](const at::Tensor& to, const at::Tensor& from) {
-        to.select(0, g)
-            .narrow(0, 0, count)
-            .copy_(from.select(0, g).narrow(0, 0, count),
-                   /*non_blocking=*/true);
-      };
-      if (!keys_only) {
-        copy_rows(device_.values, values_);
-      }
-      if (ships_keys) {
-        copy_rows(device_.keys, keys_);
-      }
-    }
+  const bool keys_only = job.payload == Payload::kKeys;
+  if (!keys_only) {
+    staged_.values = host_.values;
   }
-  return bytes;
+  const auto element = static_cast<std::int64_t>(host_.values.element_size());
+  return bytes + rows * head_dim_ * element * (ships_keys && !keys_only ? 2 : 1);
 }
 
 at::Tensor HostStaging::planned(at::IntArrayRef sizes) const {
@@ -187,7 +177,7 @@ at::Tensor HostStaging::planned(at::IntArrayRef sizes) const {
 
 at::Tensor HostStaging::readers(at::IntArrayRef sizes) const {
   // The device computes these logits itself, so that their place is free, and large enough.
-  return logits_.view(at::kShort).narrow(0, 0, sizes[0] * sizes[1]).view(sizes);
+  return host_.logits.view(at::kShort).narrow(0, 0, sizes[0] * sizes[1]).view(sizes);
 }
 
 std::int64_t HostStaging::ship_values(const DeviceContext& device) {
@@ -197,12 +187,12 @@ std::int64_t HostStaging::ship_values(const DeviceContext& device) {
     for (std::int64_t g = 0; g < num_kv_heads_; ++g) {
       device_.values.select(0, g)
           .narrow(0, 0, sizes[g])
-          .copy_(values_.select(0, g).narrow(0, 0, sizes[g]), /*non_blocking=*/true);
+          .copy_(host_.values.select(0, g).narrow(0, 0, sizes[g]), /*non_blocking=*/true);
     }
     const std::int64_t used = (num_kv_heads_ - 1) * shape_.union_rows + sizes[num_kv_heads_ - 1];
-    device_.index.narrow(0, 0, used).copy_(index_.narrow(0, 0, used), /*non_blocking=*/true);
+    device_.index.narrow(0, 0, used).copy_(host_.index.narrow(0, 0, used), /*non_blocking=*/true);
   }
-  return rows * head_dim_ * static_cast<std::int64_t>(values_.element_size());
+  return rows * head_dim_ * static_cast<std::int64_t>(host_.values.element_size());
 }
 
 at::Tensor HostStaging::value_rows(std::int64_t kv_head) const {

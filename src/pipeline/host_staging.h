@@ -48,12 +48,12 @@ class HostStaging {
 
   HostJobBuffers buffers();
 
-  /// Starts the copies to the device on the current stream (none on a CPU device) and fills
-  /// payload(). Returns the bytes that cross the link, counted the same on every device.
-  /// `device_union_sizes` [G]: the job's union_sizes where they are on the device once the stream
-  /// has come here; undefined: the job has those of buffers(), on a CPU device.
-  std::int64_t ship(const DeviceContext& device,
-                    const HostJob& job,
+  /// Fills payload(), of which a device that is not the host has yet to fetch the rest
+  /// (DeviceOps::fetch). Returns the bytes that cross the link, counted the same on every device.
+  /// `union_sizes` [G]: the job's, and where they go on the device; undefined: the job has those of
+  /// buffers(), on a CPU device.
+  std::int64_t ship(const HostJob& job,
+                    const at::Tensor& union_sizes = {},
                     const at::Tensor& device_union_sizes = {});
 
   /// Where the device's plan for a job arrives: int32 [G, M] with M <= union_rows, contiguous. It
@@ -78,14 +78,16 @@ class HostStaging {
   std::int64_t num_kv_heads_ = 0;
   std::int64_t head_dim_ = 0;
   StagingShape shape_;
-  at::Tensor logits_, index_, values_, keys_, output_, lse_;  ///< host side
-  HostPayload device_;                                        ///< every tensor, as on the device
+  bool device_is_host_ = true;
+  HostPayload host_;    ///< every tensor, where the CPU stage writes
+  HostPayload device_;  ///< the same, where the device reads
   std::vector<std::int32_t> positions_;
   at::Tensor merged_;       ///< int32 [G * union_rows], on the host
   at::Tensor union_sizes_;  ///< int64 [G], on the host
   HostBuffer scores_;
   HostBuffer parts_;
   HostPayload payload_;  ///< of the last ship(): what the job sent and nothing else
+  HostPayload staged_;   ///< the same on the host
 };
 
 }  // namespace hybridgen

@@ -5,9 +5,22 @@
 
 #include <utility>
 
+#include "device/flat_rows.h"
 #include "device/torch_types.h"
 
 namespace hybridgen {
+namespace {
+
+constexpr std::int64_t kWord = sizeof(std::int64_t);
+constexpr std::int64_t kRowBytes = sizeof(kernels::StepRow);
+constexpr std::int64_t kInputBytes = 2 * kWord + kRowBytes;
+
+template <typename T>
+T* data_as(const at::Tensor& bytes, std::int64_t first = 0) {
+  return reinterpret_cast<T*>(static_cast<std::byte*>(bytes.data_ptr()) + first);
+}
+
+}  // namespace
 
 MicroBatch::MicroBatch(const DecoderModel& model,
                        const Method& method,
@@ -20,12 +33,15 @@ MicroBatch::MicroBatch(const DecoderModel& model,
   const auto on_device = [&](const at::Tensor& host) {
     return device.is_cpu() ? host : at::empty(host.sizes(), host.options().device(device.device()));
   };
-  inputs_ = device.host_staging({2, rows()}, at::kLong);
+  inputs_ = device.host_staging({rows() * kInputBytes}, at::kByte);
   device_inputs_ = on_device(inputs_);
-  tokens = inputs_.select(0, 0);
-  positions = inputs_.select(0, 1);
-  device_tokens = device_inputs_.select(0, 0);
-  ws.positions = device_inputs_.select(0, 1);
+  const auto part = [&](const at::Tensor& inputs, std::int64_t index) {
+    return inputs.narrow(0, index * rows() * kWord, rows() * kWord).view(at::kLong);
+  };
+  tokens = part(inputs_, 0);
+  positions = part(inputs_, 1);
+  device_tokens = part(device_inputs_, 0);
+  ws.positions = part(device_inputs_, 1);
   logits = at::empty({rows(), config.vocab_size},
                      at::TensorOptions().dtype(at::kFloat).device(device.device()));
   host_logits = device.is_cpu() ? logits : device.host_staging(logits.sizes(), at::kFloat);
@@ -39,7 +55,15 @@ MicroBatch::MicroBatch(const DecoderModel& model,
     }
     slot.union_sizes = device.host_staging({rows(), config.num_kv_heads}, at::kLong);
     slot.device_union_sizes = on_device(slot.union_sizes);
+    slot.union_rows = slot.union_sizes.unbind(0);
     slot.device_union_rows = slot.device_union_sizes.unbind(0);
+    if (!device.is_cpu()) {
+      slot.payload_copies = device.host_staging(
+          {rows() * static_cast<std::int64_t>(sizeof(kernels::PayloadCopy))}, at::kByte);
+      slot.device_payloads =
+          at::empty({rows() * static_cast<std::int64_t>(sizeof(kernels::PayloadRow))},
+                    at::TensorOptions().dtype(at::kByte).device(device.device()));
+    }
     slot.batch.jobs.reserve(requests.size());
     slot.rows.reserve(requests.size());
     if (!device.is_cpu()) {
@@ -54,9 +78,46 @@ void MicroBatch::wait_for_plans(const DeviceContext& device) {
 }
 
 void MicroBatch::send_inputs() {
-  if (!device_inputs_.is_same(inputs_)) {
-    device_inputs_.copy_(inputs_, /*non_blocking=*/true);
+  if (device_inputs_.is_same(inputs_)) {
+    return;
   }
+  auto* step_rows = data_as<kernels::StepRow>(inputs_, 2 * rows() * kWord);
+  for (std::size_t row = 0; row < requests.size(); ++row) {
+    const RequestState& request = *requests[row];
+    step_rows[row] = flat_row(
+        items[row], request.resident, request.shifted ? request.shifted->keys() : at::Tensor());
+  }
+  device_inputs_.copy_(inputs_, /*non_blocking=*/true);
+}
+
+AttentionBatch MicroBatch::attention(std::int64_t layer) {
+  AttentionBatch batch{.items = items, .layer = layer};
+  if (!device_inputs_.is_same(inputs_)) {
+    batch.rows = data_as<const kernels::StepRow>(device_inputs_, 2 * rows() * kWord);
+    if (slot(layer).has_payloads) {
+      batch.payloads = data_as<const kernels::PayloadRow>(slot(layer).device_payloads);
+    }
+  }
+  return batch;
+}
+
+PayloadBatch MicroBatch::payloads(std::int64_t layer) {
+  HostSlot& slot = this->slot(layer);
+  PayloadBatch batch{.items = items,
+                     .union_sizes = slot.union_sizes,
+                     .device_union_sizes = slot.device_union_sizes};
+  if (slot.payload_copies.defined()) {
+    auto* copies = data_as<kernels::PayloadCopy>(slot.payload_copies);
+    for (std::size_t row = 0; row < items.size(); ++row) {
+      const HostPayload* payload = items[row].payload;
+      copies[row] = payload == nullptr
+                        ? kernels::PayloadCopy{}
+                        : kernels::PayloadCopy{flat_row(*payload->staged), flat_row(*payload)};
+    }
+    batch.copies = copies;
+    batch.payloads = data_as<kernels::PayloadRow>(slot.device_payloads);
+  }
+  return batch;
 }
 
 }  // namespace hybridgen

@@ -30,9 +30,15 @@ struct MicroBatch {
   at::Tensor logits;                    ///< float32 [B, V] on the device
   at::Tensor host_logits;  ///< float32 [B, V] on the host; the same tensor on a CPU device
 
-  /// Starts the copy of tokens and positions to the device, on the current stream; nothing on a
-  /// CPU device. They must not change before the device has come here.
+  /// Starts the copy of tokens, positions and where the requests' tokens lie to the device, on the
+  /// current stream: one copy; nothing on a CPU device. They must not change before the device has
+  /// come here.
   void send_inputs();
+
+  /// All rows in a layer; with payloads once fetch() was queued for it.
+  AttentionBatch attention(std::int64_t layer);
+  /// What the jobs of a layer left for the rows, flat too where the device is not the host.
+  PayloadBatch payloads(std::int64_t layer);
 
   /// The host waits for what the device planned for all rows, queued so far on the compute stream:
   /// once per layer where it does. Nothing on a CPU device.
@@ -41,14 +47,18 @@ struct MicroBatch {
   /// One layer's host jobs; layers alternate between two of them.
   struct HostSlot {
     HostJobBatch batch;
-    std::vector<std::int64_t> rows;  ///< row of each job
-    std::vector<at::Tensor> plans;   ///< of each job what the device planned, if it does
-    at::Tensor queries;              ///< [B, H D] on the host
-    at::Tensor new_keys;             ///< [B, G D] on the host; where the host holds every token
-    at::Tensor new_values;           ///< the same
-    at::Tensor union_sizes;          ///< [B, G] int64 on the host: of each row's payload
-    at::Tensor device_union_sizes;   ///< the same on the device, with the payload
-    std::vector<at::Tensor> device_union_rows;  ///< [G] views of it, one per row
+    std::vector<std::int64_t> rows;      ///< row of each job
+    std::vector<at::Tensor> plans;       ///< of each job what the device planned, if it does
+    at::Tensor queries;                  ///< [B, H D] on the host
+    at::Tensor new_keys;                 ///< [B, G D] on the host; where the host holds every token
+    at::Tensor new_values;               ///< the same
+    at::Tensor union_sizes;              ///< [B, G] int64 on the host: of each row's payload
+    at::Tensor device_union_sizes;       ///< the same on the device, with the payload
+    std::vector<at::Tensor> union_rows;  ///< [G] views of both, one per row
+    std::vector<at::Tensor> device_union_rows;
+    at::Tensor payload_copies;   ///< PayloadCopy [B], pinned; where the device is not the host
+    at::Tensor device_payloads;  ///< PayloadRow [B] on the device
+    bool has_payloads = false;   ///< of the layer at hand
     std::optional<c10::Event> device_ready;
     std::optional<c10::Event> payload_ready;
   };
@@ -58,7 +68,7 @@ struct MicroBatch {
   HostSlot& slot(std::int64_t layer) { return slots[static_cast<std::size_t>(layer % 2)]; }
 
  private:
-  at::Tensor inputs_;         ///< [2, B]: tokens, positions
+  at::Tensor inputs_;         ///< bytes: tokens, positions and StepRow of every row
   at::Tensor device_inputs_;  ///< the same tensor on a CPU device
   std::optional<c10::Event> planned_;
 };

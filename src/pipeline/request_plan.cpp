@@ -145,9 +145,7 @@ RequestPlan plan_request(const ModelConfig& config,
   }
   // LogitScratch
   const std::int64_t parts =
-      device_is_host ? attention_scratch(
-                           config.num_heads, config.head_dim, plan.window, plan.staging.max_chosen)
-                     : 0;
+      attention_scratch(config.num_heads, config.head_dim, plan.window, plan.staging.max_chosen);
   plan.device_bytes += (config.num_heads * (2 * plan.window + plan.staging.max_chosen) + parts) *
                        static_cast<std::int64_t>(sizeof(float));
   return plan;

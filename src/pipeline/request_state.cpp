@@ -17,9 +17,7 @@ LogitScratch logit_scratch(const DecoderModel& model, const RequestPlan& plan) {
   LogitScratch scratch;
   scratch.resident = floats(heads * plan.window);
   scratch.merged = floats(heads * (plan.window + chosen));
-  if (model.device().is_cpu()) {
-    scratch.parts = floats(attention_scratch(heads, model.config().head_dim, plan.window, chosen));
-  }
+  scratch.parts = floats(attention_scratch(heads, model.config().head_dim, plan.window, chosen));
   return scratch;
 }
 

@@ -32,7 +32,7 @@ namespace hybridgen {
 struct LogitScratch {
   at::Tensor resident;  ///< [H * n_g] at most
   at::Tensor merged;    ///< [H * (S + n_g)] at most
-  at::Tensor parts;     ///< attention_scratch() at most, on a CPU device; else undefined
+  at::Tensor parts;     ///< attention_scratch() at most
 };
 
 LogitScratch logit_scratch(const DecoderModel& model, const RequestPlan& plan);

@@ -177,8 +177,8 @@ double merged(const DeviceOps& ops, const std::vector<float>& of_tokens) {
                            .resident_logits = &logits,
                            .merged_logits = &weights,
                            .parts = &parts};
-  ops.resident_logits(query, {&item, 1});
-  ops.merge(query, {&item, 1}, out);
+  ops.resident_logits(query, {.items = {&item, 1}});
+  ops.merge(query, {.items = {&item, 1}}, out);
   return out.view({-1}).select(0, 0).item<double>();
 }
 

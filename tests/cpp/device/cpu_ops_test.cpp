@@ -195,8 +195,8 @@ TEST_P(CpuOpsOnAPool, AttentionOverResidentTokensIsTheSameBitByBit) {
                                             .resident_logits = &logits,
                                             .merged_logits = &merged,
                                             .parts = &parts}};
-    ops.resident_logits(query, items);
-    ops.merge(query, items, out);
+    ops.resident_logits(query, {.items = items});
+    ops.merge(query, {.items = items}, out);
     return out;
   };
   EXPECT_TRUE(at::equal(attend(*spread_), attend(*alone_)));

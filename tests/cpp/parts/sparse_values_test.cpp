@@ -60,7 +60,7 @@ Result attend(double attn_sparsity) {
   job.buffers = request.staging[0].buffers();
   std::copy(keys.begin(), keys.end(), static_cast<float*>(job.buffers.keys));
   job.buffers.union_sizes[0] = 3;
-  request.staging[0].ship(model.device(), job);
+  request.staging[0].ship(job);
 
   batch.ws.query.fill_(1.0);
   request.resident.values(0).fill_(16.0);

@@ -173,7 +173,7 @@ class Split {
     batch_.jobs = {job_};
     stage_.submit(batch_);
     stage_.wait(batch_);
-    staging_.ship(device_, batch_.jobs.front());
+    staging_.ship(batch_.jobs.front());
   }
 
   /// [H, D] after the merge with the resident tokens; `with_host`: false if there was no host job.
@@ -196,8 +196,9 @@ class Split {
     item.resident_logits = &logits;
     item.merged_logits = &merged_;
     at::Tensor out = at::empty_like(problem_.query);
-    ops.resident_logits(problem_.query, {&item, 1});
-    ops.merge(problem_.query, {&item, 1}, out);
+    const AttentionBatch batch{.items = {&item, 1}};
+    ops.resident_logits(problem_.query, batch);
+    ops.merge(problem_.query, batch, out);
     return out.select(0, 0);
   }
 

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "device/device_ops.h"
+
+namespace hybridgen {
+
+void DeviceOps::place_heads(const ModelConfig& config,
+                            const LayerHeads& heads,
+                            const AttentionBatch* batch) const {
+  if (heads.query_norm != nullptr) {
+    norm(config, heads.query, *heads.query_norm, {}, heads.query);
+  }
+  if (heads.key != nullptr && heads.key_norm != nullptr) {
+    norm(config, *heads.key, *heads.key_norm, {}, *heads.key);
+  }
+  if (heads.table != nullptr) {
+    rotate(*heads.table, heads.rotation_rows, heads.query);
+    if (heads.key != nullptr && heads.rotates_key) {
+      rotate(*heads.table, heads.rotation_rows, *heads.key);
+    }
+  }
+  if (batch == nullptr) {
+    return;
+  }
+  for (const AttentionItem& item : batch->items) {
+    if (item.num_resident > 0) {
+      const std::int64_t slot = item.first_slot + item.num_resident - 1;
+      append_row(*heads.key, item.row, *item.keys, slot);
+      append_row(*heads.value, item.row, *item.values, slot);
+    }
+  }
+}
+
+}  // namespace hybridgen

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "device/flat_rows.h"
+
+namespace hybridgen {
+namespace {
+
+template <typename T>
+const T* data_of(const at::Tensor& tensor) {
+  return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
+}
+
+}  // namespace
+
+kernels::StepRow flat_row(const AttentionItem& item,
+                          const ResidentCache& resident,
+                          const at::Tensor& turned_keys) {
+  kernels::StepRow row;
+  row.num_resident = item.num_resident;
+  row.first_slot = item.first_slot;
+  row.keys = resident.all_keys().data_ptr();
+  row.values = resident.all_values().data_ptr();
+  row.layer_stride = resident.all_keys().stride(0);
+  row.head_stride = resident.all_keys().stride(1);
+  if (turned_keys.defined()) {
+    row.turned_keys = turned_keys.const_data_ptr();
+    row.turned_head_stride = turned_keys.stride(0);
+  }
+  if (item.wants_weights) {
+    row.resident_logits = item.resident_logits->mutable_data_ptr<float>();
+    row.weights = item.merged_logits->mutable_data_ptr<float>();
+  }
+  row.parts = item.parts->mutable_data_ptr<float>();
+  return row;
+}
+
+kernels::PayloadRow flat_row(const HostPayload& payload) {
+  kernels::PayloadRow row;
+  row.count = payload.count;
+  row.logits = data_of<float>(payload.logits);
+  row.index = data_of<std::int32_t>(payload.index);
+  row.values = data_of<void>(payload.values);
+  row.keys = data_of<void>(payload.keys);
+  row.union_capacity = payload.values.defined() ? payload.values.size(1) : 0;
+  row.union_sizes = data_of<std::int64_t>(payload.device_union_sizes);
+  row.output = data_of<void>(payload.output);
+  row.lse = data_of<float>(payload.lse);
+  return row;
+}
+
+}  // namespace hybridgen

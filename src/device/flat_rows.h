@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+// What tensors of a decode step are in the flat arrays that kernels read (kernels/decode_rows.h).
+#pragma once
+
+#include "device/device_ops.h"
+#include "device/resident_cache.h"
+#include "kernels/decode_rows.h"
+
+namespace hybridgen {
+
+/// Of an item whose request has these caches; `turned_keys` [G, slots, D], if defined, is what
+/// attention reads of the layer at hand.
+kernels::StepRow flat_row(const AttentionItem& item,
+                          const ResidentCache& resident,
+                          const at::Tensor& turned_keys);
+
+kernels::PayloadRow flat_row(const HostPayload& payload);
+
+}  // namespace hybridgen
