@@ -3,6 +3,7 @@
 #include "hybridgen/core/error.h"
 #include "kernels/cuda_attention.h"
 #include "kernels/cuda_kernels.h"
+#include "kernels/cuda_planning.h"
 
 namespace hybridgen::kernels {
 
@@ -54,6 +55,24 @@ void fetch_payloads_cuda(const PayloadCopy* /*copies*/,
                          PayloadRow* /*payloads*/,
                          void* /*stream*/) {
   refuse("fetch_payloads_cuda");
+}
+
+void guess_logits_cuda(const GuessLogitsArgs& /*args*/, void* /*stream*/) {
+  refuse("guess_logits_cuda");
+}
+
+std::size_t count_near_workspace_bytes(std::int64_t /*groups*/, std::int64_t /*tokens*/) {
+  return 0;
+}
+
+void count_near_cuda(const CountNearArgs& /*args*/, void* /*stream*/) { refuse("count_near_cuda"); }
+
+std::size_t largest_positions_workspace_bytes(std::int64_t /*groups*/, std::int64_t /*tokens*/) {
+  return 0;
+}
+
+void largest_positions_cuda(const LargestPositionsArgs& /*args*/, void* /*stream*/) {
+  refuse("largest_positions_cuda");
 }
 
 }  // namespace hybridgen::kernels
