@@ -4,6 +4,7 @@
 #include "kernels/cuda_attention.h"
 #include "kernels/cuda_kernels.h"
 #include "kernels/cuda_planning.h"
+#include "kernels/cuda_rows.h"
 
 namespace hybridgen::kernels {
 
@@ -73,6 +74,23 @@ std::size_t largest_positions_workspace_bytes(std::int64_t /*groups*/, std::int6
 
 void largest_positions_cuda(const LargestPositionsArgs& /*args*/, void* /*stream*/) {
   refuse("largest_positions_cuda");
+}
+
+void norm_rows_cuda(const NormRows& /*args*/, void* /*stream*/) { refuse("norm_rows_cuda"); }
+
+void place_heads_cuda(const HeadsOfRows& /*args*/, void* /*stream*/) { refuse("place_heads_cuda"); }
+
+void select_rows_cuda(const SelectRows& /*args*/, void* /*stream*/) { refuse("select_rows_cuda"); }
+
+void silu_gate_cuda(const SiluGateArgs& /*args*/, void* /*stream*/) { refuse("silu_gate_cuda"); }
+
+void relu_cuda(DType /*dtype*/, void* /*x*/, std::int64_t /*count*/, void* /*stream*/) {
+  refuse("relu_cuda");
+}
+
+void add_cuda(
+    DType /*dtype*/, void* /*y*/, const void* /*x*/, std::int64_t /*count*/, void* /*stream*/) {
+  refuse("add_cuda");
 }
 
 }  // namespace hybridgen::kernels
