@@ -135,13 +135,6 @@ class AtenOps final : public DeviceOps {
   void relu(at::Tensor& x) const override { x.relu_(); }
   void add(at::Tensor& y, const at::Tensor& x) const override { y.add_(x); }
 
-  void append_row(const at::Tensor& rows,
-                  std::int64_t row,
-                  const at::Tensor& destination,
-                  std::int64_t slot) const override {
-    destination.select(1, slot).copy_(rows.select(0, row));
-  }
-
   void fetch(const PayloadBatch& batch) const override {
     const auto is_staged = [](const AttentionItem& item) {
       return item.payload != nullptr && item.payload->staged != nullptr;

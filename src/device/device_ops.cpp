@@ -30,4 +30,11 @@ void DeviceOps::place_heads(const ModelConfig& config,
   }
 }
 
+void DeviceOps::append_row(const at::Tensor& rows,
+                           std::int64_t row,
+                           const at::Tensor& destination,
+                           std::int64_t slot) const {
+  destination.select(1, slot).copy_(rows.select(0, row));
+}
+
 }  // namespace hybridgen

@@ -82,6 +82,7 @@ struct PayloadBatch {
   std::span<const AttentionItem> items;  ///< payloads without `staged` are there already
   at::Tensor union_sizes;                ///< int64 [B, G] on the host: of all payloads
   at::Tensor device_union_sizes;         ///< where they go
+  std::int64_t num_heads = 0;            ///< H
   // The same flat, one for each item:
   const kernels::PayloadCopy* copies = nullptr;  ///< pinned
   kernels::PayloadRow* payloads = nullptr;       ///< on the device
@@ -133,6 +134,16 @@ class DeviceOps {
                     const at::Tensor& weight,
                     const at::Tensor& bias,
                     at::Tensor& y) const = 0;
+  /// x += addend; y = norm(x). All [rows, dim].
+  virtual void add_norm(const ModelConfig& config,
+                        at::Tensor& x,
+                        const at::Tensor& addend,
+                        const at::Tensor& weight,
+                        const at::Tensor& bias,
+                        at::Tensor& y) const {
+    add(x, addend);
+    norm(config, x, weight, bias, y);
+  }
   /// Rotates x [rows, heads, D] in place by positions [rows] (int64, on the device).
   virtual void rotate(const RopeTable& table, const at::Tensor& positions, at::Tensor& x) const = 0;
   /// y = silu(gate) * up, all [rows, F].
@@ -198,7 +209,7 @@ class DeviceOps {
   virtual void append_row(const at::Tensor& rows,
                           std::int64_t row,
                           const at::Tensor& destination,
-                          std::int64_t slot) const = 0;
+                          std::int64_t slot) const;
   /// linear() of a coded weight by linear() of dense ones: some rows of it at a time.
   void linear_restored(const at::Tensor& x,
                        const LinearWeight& weight,
@@ -223,6 +234,10 @@ inline constexpr std::int64_t kWideElements = std::int64_t{1} << 24;
 /// Operations through LibTorch for tensors on any device. `block_elements`: logits of a block of
 /// keys in partial_attention(), at most, but for blocks of one key.
 std::unique_ptr<DeviceOps> make_aten_ops(std::int64_t block_elements = kAttentionBlockElements);
+
+/// Operations through our CUDA kernels (kernels::has_cuda_kernels()) on a device of that type, for
+/// heads of up to kernels::kMostHeadDim dimensions. Rows of a micro-batch come flat, too.
+std::unique_ptr<DeviceOps> make_cuda_ops(at::Device device);
 
 /// Whose rows an operation gets: one of each request, or many of one.
 enum class RowsOf : std::uint8_t { kStep, kPrompt };

@@ -40,7 +40,8 @@ kernels::PayloadRow flat_row(const HostPayload& payload) {
   row.index = data_of<std::int32_t>(payload.index);
   row.values = data_of<void>(payload.values);
   row.keys = data_of<void>(payload.keys);
-  row.union_capacity = payload.values.defined() ? payload.values.size(1) : 0;
+  const at::Tensor& rows = payload.values.defined() ? payload.values : payload.keys;
+  row.union_capacity = rows.defined() ? rows.size(1) : 0;
   row.union_sizes = data_of<std::int64_t>(payload.device_union_sizes);
   row.output = data_of<void>(payload.output);
   row.lse = data_of<float>(payload.lse);

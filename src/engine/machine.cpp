@@ -6,7 +6,10 @@
 #include <utility>
 
 #include "device/driver_thread.h"
+#include "emulated/backend.h"
 #include "hybridgen/core/error.h"
+#include "kernels/cuda_attention.h"
+#include "kernels/cuda_kernels.h"
 #include "memory/numa.h"
 #include "runtime/control_group.h"
 #include "runtime/cpus.h"
@@ -14,13 +17,26 @@
 namespace hybridgen {
 namespace {
 
-Math resolve_math(Math asked, bool device_is_cpu) {
-  if (asked == Math::kKernels && !device_is_cpu) {
-    throw ConfigError(
-        "[engine] math is 'kernels' on a device that is not the CPU; allowed there: aten");
+// Whether our CUDA kernels take this model there.
+bool kernels_serve(const DecoderModel& model) {
+  return kernels::has_cuda_kernels() && model.device().device().is_cuda() &&
+         model.config().head_dim <= kernels::kMostHeadDim;
+}
+
+Math resolve_math(Math asked, const DecoderModel& model) {
+  const bool has_kernels = model.device().is_cpu() || kernels_serve(model);
+  if (asked == Math::kKernels && !has_kernels) {
+    throw ConfigError(message("[engine] math is 'kernels' on ",
+                              model.device().name(),
+                              ", for which this build has none; allowed there: aten (kernels are "
+                              "for cpu, and for cuda where nvcc built them and heads have at most ",
+                              kernels::kMostHeadDim,
+                              " dimensions)"));
   }
   if (asked != Math::kAuto) return asked;
-  return device_is_cpu ? Math::kKernels : Math::kAten;
+  // A stand-in for a GPU runs nvcc's kernels only where a test has brought their emulation.
+  return has_kernels && !emulated::is_registered(model.device().device().type()) ? Math::kKernels
+                                                                                 : Math::kAten;
 }
 
 }  // namespace
@@ -28,7 +44,7 @@ Math resolve_math(Math asked, bool device_is_cpu) {
 Machine::Machine(const EngineOptions& options, const Method& method, const DecoderModel& model)
     : device_is_cpu_(model.device().is_cpu()),
       isa_(kernels::resolve_isa(options.isa)),
-      math_(resolve_math(options.math, device_is_cpu_)),
+      math_(resolve_math(options.math, model)),
       cores_(available_cpus()) {
   const bool divides = options.numa_node == -1 && options.divides_heads && method.offloads();
   const std::vector<NumaNode> nodes = divides ? numa_nodes() : std::vector<NumaNode>{};
@@ -40,7 +56,7 @@ Machine::Machine(const EngineOptions& options, const Method& method, const Decod
                              method.offloads(),
                              static_cast<std::int64_t>(host_cpus.size()));
   // One pool for host jobs and the device's operations: whoever is free takes what is there.
-  const std::int64_t helpers = math_ == Math::kKernels ? threads_.device - 1 : 0;
+  const std::int64_t helpers = device_is_cpu_ && math_ == Math::kKernels ? threads_.device - 1 : 0;
   WorkerPool::Options pool_options;
   pool_options.cpus = worker_cpus(cores, host_cpus, threads_.host, helpers);
   if (!pool_options.cpus.empty()) {
@@ -51,7 +67,9 @@ Machine::Machine(const EngineOptions& options, const Method& method, const Decod
     const std::optional<double> quota = control_group_quota();
     quota_lasts_ = !quota || pool_->size() + 1 <= *quota;
   }
-  if (math_ == Math::kKernels) {
+  if (math_ == Math::kKernels && !device_is_cpu_) {
+    ops_ = make_cuda_ops(model.device().device());
+  } else if (math_ == Math::kKernels) {
     ops_ = make_cpu_ops(name_of(isa_), pool_.get());
     prompt_ops_ = make_cpu_ops(name_of(isa_), pool_.get(), RowsOf::kPrompt);
   } else {

@@ -164,7 +164,19 @@ const at::Tensor& DecoderModel::attention_input(const DeviceOps& ops,
   if (!config_.pre_norm) {
     return ws.x;
   }
-  ops.norm(config_, ws.x, weights.attention_norm_weight, weights.attention_norm_bias, ws.normed);
+  return normed(ops, weights.attention_norm_weight, weights.attention_norm_bias, ws);
+}
+
+const at::Tensor& DecoderModel::normed(const DeviceOps& ops,
+                                       const at::Tensor& weight,
+                                       const at::Tensor& bias,
+                                       BlockWorkspace& ws) const {
+  if (ws.lacks_projected) {
+    ops.add_norm(config_, ws.x, ws.projected, weight, bias, ws.normed);
+    ws.lacks_projected = false;
+  } else {
+    ops.norm(config_, ws.x, weight, bias, ws.normed);
+  }
   return ws.normed;
 }
 
@@ -221,27 +233,31 @@ void DecoderModel::attention_output(const DeviceOps& ops,
                                     const LayerWeights& layer,
                                     BlockWorkspace& ws) const {
   ops.project(ws.attended, layer.output, ws.projected);
-  ops.add(ws.x, ws.projected);
-  if (!config_.pre_norm) {
-    ops.norm(config_, ws.x, layer.attention_norm_weight, layer.attention_norm_bias, ws.x);
+  if (config_.pre_norm) {
+    ws.lacks_projected = true;  // until feed_forward()
+    return;
   }
+  ops.add(ws.x, ws.projected);
+  ops.norm(config_, ws.x, layer.attention_norm_weight, layer.attention_norm_bias, ws.x);
 }
 
 void DecoderModel::feed_forward(const DeviceOps& ops,
                                 const LayerWeights& layer,
-                                BlockWorkspace& ws) const {
-  const at::Tensor* input = &ws.x;
-  if (config_.pre_norm) {
-    ops.norm(config_, ws.x, layer.ffn_norm_weight, layer.ffn_norm_bias, ws.normed);
-    input = &ws.normed;
-  }
-  ops.project(*input, layer.up, ws.up);
+                                BlockWorkspace& ws,
+                                bool may_wait) const {
+  const at::Tensor& input =
+      config_.pre_norm ? normed(ops, layer.ffn_norm_weight, layer.ffn_norm_bias, ws) : ws.x;
+  ops.project(input, layer.up, ws.up);
   if (config_.activation == Activation::kSiluGate) {
     ops.silu_gate(ws.gate_half, ws.up_half, ws.ffn);
   } else {
     ops.relu(ws.ffn);
   }
   ops.project(ws.ffn, layer.down, ws.projected);
+  if (config_.pre_norm && may_wait) {
+    ws.lacks_projected = true;
+    return;
+  }
   ops.add(ws.x, ws.projected);
   if (!config_.pre_norm) {
     ops.norm(config_, ws.x, layer.ffn_norm_weight, layer.ffn_norm_bias, ws.x);
@@ -251,8 +267,10 @@ void DecoderModel::feed_forward(const DeviceOps& ops,
 void DecoderModel::head(const DeviceOps& ops, BlockWorkspace& ws, at::Tensor& logits) const {
   const at::Tensor* input = &ws.x;
   if (config_.final_norm) {
-    ops.norm(config_, ws.x, weights_.final_norm_weight, weights_.final_norm_bias, ws.normed);
-    input = &ws.normed;
+    input = &normed(ops, weights_.final_norm_weight, weights_.final_norm_bias, ws);
+  } else if (ws.lacks_projected) {
+    ops.add(ws.x, ws.projected);
+    ws.lacks_projected = false;
   }
   if (weights_.project_out.defined()) {
     ops.linear(*input, weights_.project_out, {}, ws.embedding);

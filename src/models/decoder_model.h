@@ -54,6 +54,7 @@ struct BlockWorkspace {
   at::Tensor up;              ///< [rows, 2 F] (gated) or [rows, F]
   at::Tensor gate_half, up_half;  ///< views of up
   at::Tensor ffn;                 ///< [rows, F]
+  bool lacks_projected = false;   ///< `projected` has yet to be added to x
 };
 
 /// Rotates the first `count` rows of keys [G, capacity, D] by the table's rows places [count]
@@ -116,8 +117,12 @@ class DecoderModel {
   /// Output projection of `layer` from ws.attended, added to ws.x.
   void attention_output(const DeviceOps& ops, const LayerWeights& layer, BlockWorkspace& ws) const;
 
-  /// Feed-forward of `layer`, added to ws.x, which becomes the input of the next layer.
-  void feed_forward(const DeviceOps& ops, const LayerWeights& layer, BlockWorkspace& ws) const;
+  /// Feed-forward of `layer`, added to ws.x, which becomes the input of the next layer. In a decode
+  /// step the sum may wait for the norm that reads it (ws.lacks_projected).
+  void feed_forward(const DeviceOps& ops,
+                    const LayerWeights& layer,
+                    BlockWorkspace& ws,
+                    bool may_wait = false) const;
 
   /// Final norm and head of ws.x: float32 [rows, V].
   void head(const DeviceOps& ops, BlockWorkspace& ws, at::Tensor& logits) const;
@@ -136,6 +141,12 @@ class DecoderModel {
   const at::Tensor& attention_input(const DeviceOps& ops,
                                     const LayerWeights& weights,
                                     BlockWorkspace& ws) const;
+
+  /// ws.x, with all that it lacks, normed into ws.normed.
+  const at::Tensor& normed(const DeviceOps& ops,
+                           const at::Tensor& weight,
+                           const at::Tensor& bias,
+                           BlockWorkspace& ws) const;
 
   /// Of the rows of a pass.
   Rotation rotation_of(const BlockWorkspace& ws) const;

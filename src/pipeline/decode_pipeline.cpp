@@ -146,7 +146,7 @@ void DecodePipeline::finish_layer(std::int64_t layer, MicroBatch& batch) {
   host_.release(layer, batch);
   give_feedback(loop_, layer, batch);
   model_.attention_output(ops_, *lease(layer), batch.ws);
-  model_.feed_forward(ops_, *lease(layer), batch.ws);  // 5, 6
+  model_.feed_forward(ops_, *lease(layer), batch.ws, /*may_wait=*/true);  // 5, 6
   loop_.timer.end();
 }
 
@@ -210,6 +210,7 @@ void DecodePipeline::begin_step(MicroBatch& batch) {
     });
   }
   batch.send_inputs();
+  batch.ws.lacks_projected = false;  // of a step that was broken off
   model_.embed(ops_, batch.device_tokens, batch.ws);
   loop_.statistics.decode_tokens += batch.rows();
 }

@@ -105,7 +105,8 @@ PayloadBatch MicroBatch::payloads(std::int64_t layer) {
   HostSlot& slot = this->slot(layer);
   PayloadBatch batch{.items = items,
                      .union_sizes = slot.union_sizes,
-                     .device_union_sizes = slot.device_union_sizes};
+                     .device_union_sizes = slot.device_union_sizes,
+                     .num_heads = ws.query.size(1)};
   if (slot.payload_copies.defined()) {
     auto* copies = data_as<kernels::PayloadCopy>(slot.payload_copies);
     for (std::size_t row = 0; row < items.size(); ++row) {

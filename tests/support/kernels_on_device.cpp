@@ -3,7 +3,6 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdint>
 #include <exception>
 #include <functional>
 #include <utility>
@@ -16,19 +15,10 @@ namespace {
 
 emulated::Device* device_of_kernels = nullptr;
 
-// A handle is the stream's number: that of the default stream is null, as in CUDA.
+// A handle is what LibTorch says; null is the default stream, as in CUDA.
 void enqueue(cudaStream_t stream, std::function<void()> run) {
-  emulated::Device& device = *device_of_kernels;
-  device.count_launch();
-  device.enqueue(
-      {.name = "kernel",
-       .stream = static_cast<emulated::StreamIndex>(reinterpret_cast<std::uintptr_t>(stream)),
-       .reads = {},
-       .writes = {}},
-      [&device, run = std::move(run)] {
-        const emulated::DeviceMemory::Opened opened(device.memory());
-        run();
-      });
+  const auto* handle = reinterpret_cast<const emulated::StreamHandle*>(stream);
+  device_of_kernels->launch(handle == nullptr ? 0 : handle->stream, "kernel", std::move(run));
 }
 
 }  // namespace
@@ -48,8 +38,7 @@ KernelsOnDevice::~KernelsOnDevice() {
 }
 
 cudaStream_t KernelsOnDevice::stream_handle(c10::Stream stream) {
-  // NOLINTNEXTLINE(performance-no-int-to-ptr): an opaque handle
-  return reinterpret_cast<cudaStream_t>(static_cast<std::uintptr_t>(emulated::index_of(stream)));
+  return static_cast<cudaStream_t>(stream.native_handle());
 }
 
 }  // namespace hybridgen::testing

@@ -11,6 +11,7 @@
 
 #include "device/driver_thread.h"
 #include "support/emulated_cuda.h"
+#include "support/kernels_on_device.h"
 #include "support/method_settings.h"
 #include "support/order_checker.h"
 #include "support/tiny_model.h"
@@ -43,8 +44,10 @@ std::vector<Setting> all_settings() {
   return settings;
 }
 
-std::vector<Generated> run_on(const std::string& device, EngineOptions options) {
-  options.math = Math::kAten;
+std::vector<Generated> run_on(const std::string& device,
+                              EngineOptions options,
+                              Math math = Math::kAten) {
+  options.math = math;
   Engine engine(tiny_model(device), options);
   return generate(engine, ragged_prompts(), kSteps);
 }
@@ -106,6 +109,31 @@ TEST_P(MethodsOnDevice, EqualTheCpuWhenStreamsAreDelayedAtRandom) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Methods, MethodsOnDevice, ::testing::ValuesIn(all_settings()), kName);
+
+#if !HYBRIDGEN_TORCH_HAS_CUDA
+// The same by our CUDA kernels, which the emulator carries out on the device's streams. They sum in
+// an order of their own.
+class MethodsByKernels : public ::testing::TestWithParam<Setting> {
+ protected:
+  void expect_cpu_on(emulated::DeviceOptions options) const {
+    options.uploads_wait = false;
+    EmulatedCuda device(options);
+    const testing::KernelsOnDevice kernels(device.device());
+    testing::expect_same(run_on(device.name(), GetParam().options, Math::kKernels),
+                         on_cpu(GetParam()));
+  }
+};
+
+TEST_P(MethodsByKernels, GiveWhatTheCpuGivesWhenWorkRunsOnlyIfItIsWaitedFor) {
+  expect_cpu_on(EmulatedCuda::options(Mode::kLazy));
+}
+
+TEST_P(MethodsByKernels, GiveWhatTheCpuGivesWhenEachStreamHasAThread) {
+  expect_cpu_on(EmulatedCuda::options(Mode::kThreads));
+}
+
+INSTANTIATE_TEST_SUITE_P(Methods, MethodsByKernels, ::testing::ValuesIn(all_settings()), kName);
+#endif
 
 // What does not depend on a method's arithmetic, on the device that gives most away: work is late.
 class EngineOnDevice : public ::testing::Test {

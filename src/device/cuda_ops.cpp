@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+// A decode step by our CUDA kernels, one launch an operation whatever the number of requests;
+// matrix products by LibTorch (cuBLAS), and what only prompts and planners need by AtenOps.
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/mm.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <algorithm>
+
+#include "device/device_ops.h"
+#include "device/torch_types.h"
+#include "kernels/cuda_attention.h"
+#include "kernels/cuda_rows.h"
+
+namespace hybridgen {
+namespace {
+
+DType dtype_of(const at::Tensor& tensor) { return to_dtype(tensor.scalar_type()); }
+
+const void* data_or_null(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr() : nullptr;
+}
+
+class CudaOps final : public DeviceOps {
+ public:
+  explicit CudaOps(at::Device device) : device_(device), guard_(device.type()) {}
+
+  std::string_view name() const override { return "cuda"; }
+
+  void linear(const at::Tensor& x,
+              const LinearWeight& weight,
+              const at::Tensor& bias,
+              at::Tensor& y) const override {
+    if (weight.is_coded() || y.scalar_type() != x.scalar_type()) {
+      aten_->linear(x, weight, bias, y);
+    } else if (bias.defined()) {
+      at::addmm_out(y, bias, x, weight.dense.t());
+    } else {
+      at::mm_out(y, x, weight.dense.t());
+    }
+  }
+
+  void select_rows(const LinearWeight& table,
+                   const at::Tensor& ids,
+                   std::int64_t offset,
+                   at::Tensor& y) const override {
+    if (table.is_coded() || table.dense.scalar_type() != y.scalar_type()) {
+      aten_->select_rows(table, ids, offset, y);
+      return;
+    }
+    kernels::SelectRows args;
+    args.dtype = dtype_of(y);
+    args.table = table.dense.const_data_ptr();
+    args.ids = ids.const_data_ptr<std::int64_t>();
+    args.offset = offset;
+    args.y = y.mutable_data_ptr();
+    args.rows = y.size(0);
+    args.dim = y.size(1);
+    args.y_stride = y.stride(0);
+    kernels::select_rows_cuda(args, stream());
+  }
+
+  void norm(const ModelConfig& config,
+            const at::Tensor& x,
+            const at::Tensor& weight,
+            const at::Tensor& bias,
+            at::Tensor& y) const override {
+    kernels::norm_rows_cuda(norm_of(config, x, weight, bias, y), stream());
+  }
+
+  void add_norm(const ModelConfig& config,
+                at::Tensor& x,
+                const at::Tensor& addend,
+                const at::Tensor& weight,
+                const at::Tensor& bias,
+                at::Tensor& y) const override {
+    kernels::NormRows args = norm_of(config, x, weight, bias, y);
+    args.x = x.mutable_data_ptr();
+    args.addend = addend.const_data_ptr();
+    args.addend_stride = addend.stride(0);
+    kernels::norm_rows_cuda(args, stream());
+  }
+
+  void rotate(const RopeTable& table, const at::Tensor& positions, at::Tensor& x) const override {
+    kernels::HeadsOfRows args;
+    args.dtype = dtype_of(x);
+    args.query = x.mutable_data_ptr();
+    args.rows = x.size(0);
+    args.num_heads = x.size(1);
+    args.head_dim = x.size(2);
+    args.query_stride = x.stride(0);
+    set_rotation(table, positions, args);
+    kernels::place_heads_cuda(args, stream());
+  }
+
+  void silu_gate(const at::Tensor& gate, const at::Tensor& up, at::Tensor& y) const override {
+    kernels::SiluGateArgs args;
+    args.dtype = dtype_of(gate);
+    args.gate = gate.const_data_ptr();
+    args.up = up.const_data_ptr();
+    args.y = y.mutable_data_ptr();
+    args.rows = gate.size(0);
+    args.dim = gate.size(1);
+    args.gate_stride = gate.stride(0);
+    args.up_stride = up.stride(0);
+    args.y_stride = y.stride(0);
+    kernels::silu_gate_cuda(args, stream());
+  }
+
+  void relu(at::Tensor& x) const override {
+    kernels::relu_cuda(dtype_of(x), x.mutable_data_ptr(), x.numel(), stream());
+  }
+
+  void add(at::Tensor& y, const at::Tensor& x) const override {
+    kernels::add_cuda(dtype_of(y), y.mutable_data_ptr(), x.const_data_ptr(), y.numel(), stream());
+  }
+
+  void place_heads(const ModelConfig& config,
+                   const LayerHeads& heads,
+                   const AttentionBatch* batch) const override {
+    if (config.qk_norm && config.norm != NormKind::kRms) {
+      DeviceOps::place_heads(config, heads, batch);
+      return;
+    }
+    kernels::HeadsOfRows args;
+    args.dtype = dtype_of(heads.query);
+    args.query = heads.query.mutable_data_ptr();
+    args.rows = heads.query.size(0);
+    args.num_heads = heads.query.size(1);
+    args.head_dim = heads.query.size(2);
+    args.query_stride = heads.query.stride(0);
+    args.eps = static_cast<float>(config.norm_eps);
+    if (heads.query_norm != nullptr) {
+      args.query_norm = heads.query_norm->const_data_ptr();
+    }
+    if (heads.key != nullptr) {
+      args.key = heads.key->mutable_data_ptr();
+      args.value = heads.value->const_data_ptr();
+      args.num_kv_heads = heads.key->size(1);
+      args.key_stride = heads.key->stride(0);
+      args.value_stride = heads.value->stride(0);
+      args.rotate_key = heads.rotates_key;
+      if (heads.key_norm != nullptr) {
+        args.key_norm = heads.key_norm->const_data_ptr();
+      }
+    }
+    if (heads.table != nullptr) {
+      set_rotation(*heads.table, heads.rotation_rows, args);
+    }
+    if (batch != nullptr) {
+      args.step_rows = batch->rows;
+      args.layer = batch->layer;
+    }
+    kernels::place_heads_cuda(args, stream());
+  }
+
+  void fetch(const PayloadBatch& batch) const override {
+    const auto has_payload = [](const AttentionItem& item) { return item.payload != nullptr; };
+    const auto first = std::ranges::find_if(batch.items, has_payload);
+    if (first == batch.items.end()) {
+      return;
+    }
+    const at::Tensor& keys = *first->keys;
+    const HostPayload& payload = *first->payload;
+    const std::int64_t head_dim = keys.size(2);
+    kernels::fetch_payloads_cuda(batch.copies,
+                                 std::ssize(batch.items),
+                                 batch.num_heads,
+                                 keys.size(0),
+                                 head_dim,
+                                 dtype_of(payload.is_partial() ? payload.output : keys),
+                                 batch.payloads,
+                                 stream());
+  }
+
+  void resident_logits(const at::Tensor& query, const AttentionBatch& batch) const override {
+    kernels::attend_resident_cuda(attention_of(query, batch), stream());
+  }
+
+  void merge(const at::Tensor& query, const AttentionBatch& batch, at::Tensor& out) const override {
+    kernels::DecodeAttention args = attention_of(query, batch);
+    args.out = out.mutable_data_ptr();
+    args.out_stride = out.stride(0);
+    args.payloads = batch.payloads;
+    for (const AttentionItem& item : batch.items) {
+      if (item.payload != nullptr && !item.payload->is_partial()) {
+        args.max_chosen = std::max(args.max_chosen, item.payload->count);
+      }
+    }
+    kernels::merge_cuda(args, stream());
+  }
+
+  PartialAttention partial_attention(const at::Tensor& query,
+                                     const at::Tensor& keys,
+                                     const at::Tensor& values,
+                                     bool causal) const override {
+    return aten_->partial_attention(query, keys, values, causal);
+  }
+
+  at::Tensor column_sums(const at::Tensor& query,
+                         const at::Tensor& keys,
+                         const at::Tensor& lse,
+                         bool causal) const override {
+    return aten_->column_sums(query, keys, lse, causal);
+  }
+
+  void guess_logits(const at::Tensor& queries,
+                    const at::Tensor& keys,
+                    at::Tensor& guesses) const override {
+    aten_->guess_logits(queries, keys, guesses);
+  }
+
+  at::Tensor largest_positions(const at::Tensor& scores,
+                               std::int64_t most,
+                               const at::Tensor& count) const override {
+    return aten_->largest_positions(scores, most, count);
+  }
+
+ private:
+  void* stream() const { return guard_.getStream(device_).native_handle(); }
+
+  static kernels::NormRows norm_of(const ModelConfig& config,
+                                   const at::Tensor& x,
+                                   const at::Tensor& weight,
+                                   const at::Tensor& bias,
+                                   at::Tensor& y) {
+    const bool has_heads = x.dim() == 3;
+    kernels::NormRows args;
+    args.dtype = dtype_of(x);
+    args.x = const_cast<void*>(x.const_data_ptr());  // written only with an addend
+    args.weight = weight.const_data_ptr();
+    args.bias = data_or_null(bias);
+    args.y = y.mutable_data_ptr();
+    args.is_layer_norm = config.norm == NormKind::kLayer;
+    args.rows = x.size(0);
+    args.heads = has_heads ? x.size(1) : 1;
+    args.dim = x.size(-1);
+    args.x_stride = x.stride(0);
+    args.y_stride = y.stride(0);
+    args.eps = static_cast<float>(config.norm_eps);
+    return args;
+  }
+
+  static void set_rotation(const RopeTable& table,
+                           const at::Tensor& rows,
+                           kernels::HeadsOfRows& args) {
+    args.rotation_rows = rows.const_data_ptr<std::int64_t>();
+    args.cosines = table.cosines.const_data_ptr<float>();
+    args.sines = table.sines.const_data_ptr<float>();
+  }
+
+  static kernels::DecodeAttention attention_of(const at::Tensor& query,
+                                               const AttentionBatch& batch) {
+    kernels::DecodeAttention args;
+    args.dtype = dtype_of(query);
+    args.query = query.const_data_ptr();
+    args.query_stride = query.stride(0);
+    args.batch = std::ssize(batch.items);
+    args.num_heads = query.size(1);
+    args.num_kv_heads = batch.items.front().keys->size(0);
+    args.head_dim = query.size(2);
+    args.layer = batch.layer;
+    args.rows = batch.rows;
+    for (const AttentionItem& item : batch.items) {
+      args.max_resident = std::max(args.max_resident, item.num_resident);
+    }
+    return args;
+  }
+
+  at::Device device_;
+  c10::impl::VirtualGuardImpl guard_;
+  std::unique_ptr<DeviceOps> aten_ = make_aten_ops();
+};
+
+}  // namespace
+
+std::unique_ptr<DeviceOps> make_cuda_ops(at::Device device) {
+  return std::make_unique<CudaOps>(device);
+}
+
+}  // namespace hybridgen
