@@ -142,7 +142,7 @@ class NormRowsOnDevice : public testing::TestWithParam<std::tuple<DType, Kind>> 
     for (const Layout layout : kLayouts) {
       for (const std::int64_t dim : {1, 33, 96, 4097, 4608}) {
         for (const auto& [rows, heads] : {std::pair{1, 1}, std::pair{3, 1}, std::pair{2, 5}}) {
-          if (dim > 4000 && rows > 1) continue;
+          if (dim > 4000 && (rows > 1 || layout.gap > 0)) continue;
           SCOPED_TRACE(message(rows, " rows of ", heads, " x ", dim, ", shift ", layout.shift));
           check(Shape{kind(), rows, heads, dim, layout});
           if (testing::Test::HasFatalFailure()) return;
