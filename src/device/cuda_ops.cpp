@@ -68,16 +68,23 @@ class CudaOps final : public DeviceOps {
     kernels::norm_rows_cuda(norm_of(config, x, weight, bias, y), stream());
   }
 
-  void add_norm(const ModelConfig& config,
-                at::Tensor& x,
-                const at::Tensor& addend,
-                const at::Tensor& weight,
-                const at::Tensor& bias,
-                at::Tensor& y) const override {
-    kernels::NormRows args = norm_of(config, x, weight, bias, y);
-    args.x = x.mutable_data_ptr();
-    args.addend = addend.const_data_ptr();
-    args.addend_stride = addend.stride(0);
+  void norms(const ModelConfig& config,
+             at::Tensor& x,
+             const at::Tensor& addend,
+             const NormTarget& first,
+             const NormTarget* second) const override {
+    kernels::NormRows args = norm_of(config, x, first.weight, first.bias, first.y);
+    if (addend.defined()) {
+      args.x = x.mutable_data_ptr();
+      args.addend = addend.const_data_ptr();
+      args.addend_stride = addend.stride(0);
+    }
+    if (second != nullptr) {
+      args.second_weight = second->weight.const_data_ptr();
+      args.second_bias = data_or_null(second->bias);
+      args.second_y = second->y.mutable_data_ptr();
+      args.second_y_stride = second->y.stride(0);
+    }
     kernels::norm_rows_cuda(args, stream());
   }
 

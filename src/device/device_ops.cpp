@@ -30,6 +30,20 @@ void DeviceOps::place_heads(const ModelConfig& config,
   }
 }
 
+void DeviceOps::norms(const ModelConfig& config,
+                      at::Tensor& x,
+                      const at::Tensor& addend,
+                      const NormTarget& first,
+                      const NormTarget* second) const {
+  if (addend.defined()) {
+    add(x, addend);
+  }
+  norm(config, x, first.weight, first.bias, first.y);
+  if (second != nullptr) {
+    norm(config, x, second->weight, second->bias, second->y);
+  }
+}
+
 void DeviceOps::append_row(const at::Tensor& rows,
                            std::int64_t row,
                            const at::Tensor& destination,

@@ -61,6 +61,7 @@ struct AttentionItem {
   bool wants_weights = false;
   /// float32 scratch, >= attention_scratch() elements: what resident_logits() leaves for merge().
   at::Tensor* parts = nullptr;
+  at::Tensor* finished = nullptr;  ///< int32 [H] of 0, of kernels on a device that is not the host
 
   /// Of a row of merged_logits.
   std::int64_t merged_stride() const {
@@ -100,6 +101,12 @@ struct LayerHeads {
   bool rotates_key = true;
 };
 
+struct NormTarget {
+  const at::Tensor& weight;
+  const at::Tensor& bias;  ///< may be undefined
+  at::Tensor& y;
+};
+
 /// Running result of attention over parts of the tokens: out is normalised, lse is the natural
 /// logarithm of the sum of exponentials. Undefined tensors: nothing merged yet.
 struct PartialAttention {
@@ -134,16 +141,13 @@ class DeviceOps {
                     const at::Tensor& weight,
                     const at::Tensor& bias,
                     at::Tensor& y) const = 0;
-  /// x += addend; y = norm(x). All [rows, dim].
-  virtual void add_norm(const ModelConfig& config,
-                        at::Tensor& x,
-                        const at::Tensor& addend,
-                        const at::Tensor& weight,
-                        const at::Tensor& bias,
-                        at::Tensor& y) const {
-    add(x, addend);
-    norm(config, x, weight, bias, y);
-  }
+  /// x += addend, unless it is undefined; then first.y = norm(x), and the same with the weights of
+  /// `second`, unless it is null. All [rows, dim].
+  virtual void norms(const ModelConfig& config,
+                     at::Tensor& x,
+                     const at::Tensor& addend,
+                     const NormTarget& first,
+                     const NormTarget* second) const;
   /// Rotates x [rows, heads, D] in place by positions [rows] (int64, on the device).
   virtual void rotate(const RopeTable& table, const at::Tensor& positions, at::Tensor& x) const = 0;
   /// y = silu(gate) * up, all [rows, F].

@@ -30,6 +30,7 @@ kernels::StepRow flat_row(const AttentionItem& item,
     row.weights = item.merged_logits->mutable_data_ptr<float>();
   }
   row.parts = item.parts->mutable_data_ptr<float>();
+  row.finished = reinterpret_cast<unsigned*>(item.finished->mutable_data_ptr<std::int32_t>());
   return row;
 }
 

@@ -38,8 +38,9 @@ struct DecodeAttention {
 /// StepRow::parts; their logits into resident_logits unless that is null.
 void attend_resident_cuda(const DecodeAttention& attention, void* stream);
 
-/// Step 5: the same over the payloads' tokens; then one softmax over all tokens, out, and the
-/// weights unless StepRow::weights is null. A row without any token gives out = 0; NaN logits stay.
+/// Step 5, one launch: the same over the payloads' tokens; then one softmax over all tokens, out,
+/// and the weights unless StepRow::weights is null. A row without any token gives out = 0; NaN
+/// logits stay.
 void merge_cuda(const DecodeAttention& attention, void* stream);
 
 /// Copies what is in use of each payload, read by the device where it lies: `copies` [B] in pinned

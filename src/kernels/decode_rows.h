@@ -24,7 +24,9 @@ struct StepRow {
   /// resident ones; null: unwanted.
   float* resident_logits = nullptr;
   float* weights = nullptr;
-  float* parts = nullptr;  ///< scratch, attention_floats() floats
+  float* parts = nullptr;  ///< scratch: D + 2 floats for each query head and part of 256 tokens
+  unsigned* finished =
+      nullptr;  ///< [H] of 0: parts of a merge that are done, by KV head; 0 after it
 };
 
 /// What a host job contributes to the attention of one request in one layer, on the device.

@@ -25,6 +25,7 @@ BlockWorkspace::BlockWorkspace(const ModelConfig& config,
   positions = at::empty({rows}, options.dtype(at::kLong));
   x = at::empty({rows, config.hidden_size}, options);
   normed = at::empty_like(x);
+  guess_normed = at::empty_like(x);
   projected = at::empty_like(x);
   if (config.embedding_size != config.hidden_size) {
     embedding = at::empty({rows, config.embedding_size}, options);
@@ -53,7 +54,7 @@ std::int64_t BlockWorkspace::required_bytes(const ModelConfig& config,
                                             std::int64_t rows) {
   const std::int64_t attended = config.num_heads * config.head_dim;
   const std::int64_t elements =
-      3 * config.hidden_size +
+      4 * config.hidden_size +
       (config.embedding_size != config.hidden_size ? config.embedding_size : 0) +
       (attended + 2 * config.num_kv_heads * config.head_dim) + 2 * attended +
       (config.activation == Activation::kSiluGate ? 3 : 1) * config.ffn_size;
@@ -67,6 +68,7 @@ BlockWorkspace BlockWorkspace::first_rows(std::int64_t count) const {
   for (at::Tensor* tensor : {&part.positions,
                              &part.x,
                              &part.normed,
+                             &part.guess_normed,
                              &part.embedding,
                              &part.qkv,
                              &part.query,
@@ -164,19 +166,34 @@ const at::Tensor& DecoderModel::attention_input(const DeviceOps& ops,
   if (!config_.pre_norm) {
     return ws.x;
   }
+  if (std::exchange(ws.is_normed, false)) {
+    return ws.normed;
+  }
   return normed(ops, weights.attention_norm_weight, weights.attention_norm_bias, ws);
+}
+
+const at::Tensor& DecoderModel::guess_input(const DeviceOps& ops,
+                                            const LayerWeights& norm_layer,
+                                            const LayerWeights* own,
+                                            BlockWorkspace& ws) const {
+  if (own == nullptr || !config_.pre_norm) {
+    return attention_input(ops, norm_layer, ws);
+  }
+  const NormTarget guess{
+      norm_layer.attention_norm_weight, norm_layer.attention_norm_bias, ws.guess_normed};
+  const bool is_same = own == &norm_layer;
+  normed(ops, own->attention_norm_weight, own->attention_norm_bias, ws, is_same ? nullptr : &guess);
+  ws.is_normed = true;
+  return is_same ? ws.normed : ws.guess_normed;
 }
 
 const at::Tensor& DecoderModel::normed(const DeviceOps& ops,
                                        const at::Tensor& weight,
                                        const at::Tensor& bias,
-                                       BlockWorkspace& ws) const {
-  if (ws.lacks_projected) {
-    ops.add_norm(config_, ws.x, ws.projected, weight, bias, ws.normed);
-    ws.lacks_projected = false;
-  } else {
-    ops.norm(config_, ws.x, weight, bias, ws.normed);
-  }
+                                       BlockWorkspace& ws,
+                                       const NormTarget* second) const {
+  const bool adds = std::exchange(ws.lacks_projected, false);
+  ops.norms(config_, ws.x, adds ? ws.projected : at::Tensor(), {weight, bias, ws.normed}, second);
   return ws.normed;
 }
 
@@ -201,8 +218,9 @@ void DecoderModel::place(const DeviceOps& ops,
 void DecoderModel::project_query(const DeviceOps& ops,
                                  const LayerWeights& layer,
                                  const LayerWeights& norm_layer,
+                                 const LayerWeights* own,
                                  BlockWorkspace& ws) const {
-  ops.project(attention_input(ops, norm_layer, ws), layer.query, ws.guess);
+  ops.project(guess_input(ops, norm_layer, own, ws), layer.query, ws.guess);
   place(ops, layer, {.query = ws.guess_heads}, nullptr, ws);
 }
 

@@ -41,6 +41,7 @@ struct BlockWorkspace {
   std::optional<Rotation> rotation;  ///< of the pass, where it is not that of single steps
   at::Tensor x;               ///< [rows, M] residual stream: the layer's input, later its output
   at::Tensor normed;          ///< [rows, M]
+  at::Tensor guess_normed;    ///< [rows, M] the same input as another layer norms it
   at::Tensor embedding;       ///< [rows, E]; only where E != M
   at::Tensor qkv;             ///< [rows, (H + 2 G) D]
   at::Tensor query;           ///< view of qkv: [rows, H, D]
@@ -55,6 +56,7 @@ struct BlockWorkspace {
   at::Tensor gate_half, up_half;  ///< views of up
   at::Tensor ffn;                 ///< [rows, F]
   bool lacks_projected = false;   ///< `projected` has yet to be added to x
+  bool is_normed = false;         ///< `normed` is what attention_inputs() reads
 };
 
 /// Rotates the first `count` rows of keys [G, capacity, D] by the table's rows places [count]
@@ -90,9 +92,12 @@ class DecoderModel {
 
   /// The query that `layer` would ask with if its input were ws.x, rotated: into ws.guess
   /// (paper §4.2.2: input of layer i, weights of layer i+1). `norm_layer`: whose norm is used.
+  /// `own`: the layer that reads ws.x, if its attention_inputs() come next; both norms are then one
+  /// pass. Null: they came before.
   void project_query(const DeviceOps& ops,
                      const LayerWeights& layer,
                      const LayerWeights& norm_layer,
+                     const LayerWeights* own,
                      BlockWorkspace& ws) const;
 
   /// Norm, query, key and value projections and rotation of `layer`: into ws.query, key, value.
@@ -141,12 +146,18 @@ class DecoderModel {
   const at::Tensor& attention_input(const DeviceOps& ops,
                                     const LayerWeights& weights,
                                     BlockWorkspace& ws) const;
+  /// The same for the query that is guessed; see project_query().
+  const at::Tensor& guess_input(const DeviceOps& ops,
+                                const LayerWeights& norm_layer,
+                                const LayerWeights* own,
+                                BlockWorkspace& ws) const;
 
-  /// ws.x, with all that it lacks, normed into ws.normed.
+  /// ws.x, with all that it lacks, normed into ws.normed and what `second` says.
   const at::Tensor& normed(const DeviceOps& ops,
                            const at::Tensor& weight,
                            const at::Tensor& bias,
-                           BlockWorkspace& ws) const;
+                           BlockWorkspace& ws,
+                           const NormTarget* second = nullptr) const;
 
   /// Of the rows of a pass.
   Rotation rotation_of(const BlockWorkspace& ws) const;

@@ -122,7 +122,7 @@ void DecodePipeline::start_layer(std::int64_t layer, MicroBatch& batch) {
   const bool is_exact = starts_by(HostQuery::kExact, layer);
   const bool guesses_first = !is_exact && method_.guess_source == GuessSource::kNextWeights;
   if (guesses_first) {
-    start_guessed(layer, batch);
+    start_guessed(layer, batch, /*comes_first=*/true);
   }
   describe_rows(layer, batch);
   const AttentionBatch attention = batch.attention(layer);
@@ -132,7 +132,7 @@ void DecodePipeline::start_layer(std::int64_t layer, MicroBatch& batch) {
     host_.start(layer, batch, batch.ws.query);
   }
   if (!guesses_first) {
-    start_guessed(layer, batch);
+    start_guessed(layer, batch, /*comes_first=*/false);
   }
   loop_.timer.end();
 }
@@ -154,7 +154,7 @@ bool DecodePipeline::starts_by(HostQuery query, std::int64_t layer) const {
   return layer < model_.config().num_layers && query_of(method_.work_of(layer)) == query;
 }
 
-void DecodePipeline::start_guessed(std::int64_t layer, MicroBatch& batch) {
+void DecodePipeline::start_guessed(std::int64_t layer, MicroBatch& batch, bool comes_first) {
   const std::int64_t guessed = layer + guess_distance_;
   if (!starts_by(HostQuery::kGuessed, guessed)) {
     return;
@@ -165,7 +165,7 @@ void DecodePipeline::start_guessed(std::int64_t layer, MicroBatch& batch) {
   }
   const LayerWeights& query = weights_.query(guessed);
   const LayerWeights& norm_of = method_.guess_norm == GuessNorm::kNext ? query : *lease(layer);
-  model_.project_query(ops_, query, norm_of, batch.ws);
+  model_.project_query(ops_, query, norm_of, comes_first ? &*lease(layer) : nullptr, batch.ws);
   host_.start(guessed, batch, batch.ws.guess);
 }
 
@@ -193,7 +193,8 @@ void DecodePipeline::begin_step(MicroBatch& batch) {
     item = {.row = static_cast<std::int64_t>(row),
             .resident_logits = &request.logits.resident,
             .merged_logits = &request.logits.merged,
-            .parts = &request.logits.parts};
+            .parts = &request.logits.parts,
+            .finished = &request.logits.finished};
     positions[row] = 0;
     contain(request, [&] {
       request.parts.tell([&](KvPart& part) {
@@ -210,7 +211,8 @@ void DecodePipeline::begin_step(MicroBatch& batch) {
     });
   }
   batch.send_inputs();
-  batch.ws.lacks_projected = false;  // of a step that was broken off
+  batch.ws.lacks_projected = false;  // as a step that was broken off may leave it
+  batch.ws.is_normed = false;
   model_.embed(ops_, batch.device_tokens, batch.ws);
   loop_.statistics.decode_tokens += batch.rows();
 }

@@ -66,7 +66,8 @@ class DecodePipeline {
   /// Whether there is such a layer and its host job starts by such a query.
   bool starts_by(HostQuery query, std::int64_t layer) const;
   /// The host's job for which `layer` is early enough to guess a query, if any.
-  void start_guessed(std::int64_t layer, MicroBatch& batch);
+  /// `comes_first`: the layer's own projections come next.
+  void start_guessed(std::int64_t layer, MicroBatch& batch, bool comes_first);
   void fetch_leaving(Batches batches);
   void begin_step(MicroBatch& batch);
   /// Where the layer's keys and values of every row lie.

@@ -146,7 +146,8 @@ RequestPlan plan_request(const ModelConfig& config,
   // LogitScratch
   const std::int64_t parts =
       attention_scratch(config.num_heads, config.head_dim, plan.window, plan.staging.max_chosen);
-  plan.device_bytes += (config.num_heads * (2 * plan.window + plan.staging.max_chosen) + parts) *
+  plan.device_bytes += (config.num_heads * (2 * plan.window + plan.staging.max_chosen) + parts +
+                        (device_is_host ? 0 : config.num_heads)) *
                        static_cast<std::int64_t>(sizeof(float));
   return plan;
 }

@@ -2,6 +2,7 @@
 #include "pipeline/request_state.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include "device/torch_types.h"
 
@@ -18,6 +19,9 @@ LogitScratch logit_scratch(const DecoderModel& model, const RequestPlan& plan) {
   scratch.resident = floats(heads * plan.window);
   scratch.merged = floats(heads * (plan.window + chosen));
   scratch.parts = floats(attention_scratch(heads, model.config().head_dim, plan.window, chosen));
+  if (!model.device().is_cpu()) {
+    scratch.finished = at::zeros({heads}, scratch.parts.options().dtype(at::kInt));
+  }
   return scratch;
 }
 

@@ -33,6 +33,7 @@ struct LogitScratch {
   at::Tensor resident;  ///< [H * n_g] at most
   at::Tensor merged;    ///< [H * (S + n_g)] at most
   at::Tensor parts;     ///< attention_scratch() at most
+  at::Tensor finished;  ///< int32 [H] of 0; undefined on a CPU device
 };
 
 LogitScratch logit_scratch(const DecoderModel& model, const RequestPlan& plan);

@@ -146,6 +146,10 @@ T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T
 // ---- Arithmetic ----
 
 template <typename T>
+T __ldcg(const T* address) {
+  return *address;
+}
+template <typename T>
 T __ldg(const T* address) {
   return *address;
 }

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+// How many operations a decode step queues per layer where our kernels do its work: as many for one
+// request as for many. docs/cuda.md has the table; HYBRIDGEN_COUNTS=1 prints it.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include "support/emulated_cuda.h"
+#include "support/kernels_on_device.h"
+#include "support/method_settings.h"
+#include "support/tiny_model.h"
+
+#if !HYBRIDGEN_TORCH_HAS_CUDA
+
+namespace hybridgen {
+namespace {
+
+using emulated::Counters;
+using emulated::Mode;
+using testing::EmulatedCuda;
+using testing::Setting;
+
+struct PerLayer {
+  std::int64_t launches = 0;
+  std::int64_t copies_to_device = 0;
+  std::int64_t copies_to_host = 0;
+};
+
+/// What the device does in the fourth decode step of so many equal requests.
+Counters counted_step(const Setting& setting, std::size_t requests, std::int64_t layers) {
+  EmulatedCuda cuda(Mode::kEager);
+  const testing::KernelsOnDevice kernels(cuda.device());
+  ModelConfig config = testing::tiny_config();
+  config.num_layers = layers;
+  EngineOptions options = setting.options;
+  options.math = Math::kKernels;
+  options.micro_batch = 4;
+  Engine engine(testing::tiny_model(cuda.name(), config), options);
+  SamplingOptions sampling;
+  sampling.max_tokens = 6;
+  for (std::size_t i = 0; i < requests; ++i) {
+    engine.add(testing::prompt(60), sampling);
+  }
+  Counters counters;
+  while (engine.run_statistics().pipeline.decode_steps < 4) {
+    cuda.reset_counters();
+    for (const TokenEvent& event : engine.step()) {
+      EXPECT_EQ(event.error, nullptr);
+    }
+    counters = cuda.counters();
+  }
+  return counters;
+}
+
+/// Two more layers do twice what one does.
+PerLayer per_layer(const Setting& setting, std::size_t requests) {
+  const Counters more = counted_step(setting, requests, 6);
+  const Counters less = counted_step(setting, requests, 4);
+  return {.launches = (more.launches - less.launches) / 2,
+          .copies_to_device = (more.copies_to_device - less.copies_to_device) / 2,
+          .copies_to_host = (more.copies_to_host - less.copies_to_host) / 2};
+}
+
+std::vector<Setting> all_settings() {
+  std::vector<Setting> settings = {{"full", testing::options("full")}};
+  for (Setting& each : testing::exact_settings()) {
+    each.name = "exact_" + each.name;
+    settings.push_back(std::move(each));
+  }
+  for (Setting& each : testing::approximate_settings()) {
+    settings.push_back(std::move(each));
+  }
+  return settings;
+}
+
+struct Expected {
+  std::string name;  ///< of a setting
+  std::int64_t launches;
+};
+
+void PrintTo(const Expected& expected, std::ostream* out) { *out << expected.name; }
+
+class LaunchesPerLayer : public ::testing::TestWithParam<Expected> {};
+
+// norm, q k v, heads and append, resident attention, merge, output, norm, up, gate, down; one that
+// fetches payloads, on the copies' stream, and two more where the next layer's query is guessed.
+TEST_P(LaunchesPerLayer, AreAsManyForOneRequestAsForFour) {
+  const auto settings = all_settings();
+  const auto setting = std::ranges::find(settings, GetParam().name, &Setting::name);
+  ASSERT_NE(setting, settings.end());
+  for (const std::size_t requests : {std::size_t{1}, std::size_t{4}}) {
+    const PerLayer counts = per_layer(*setting, requests);
+    EXPECT_EQ(counts.launches, GetParam().launches) << requests << " requests";
+    EXPECT_EQ(counts.copies_to_device, 0) << requests << " requests";
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Methods,
+                         LaunchesPerLayer,
+                         ::testing::Values(Expected{"full", 10},
+                                           Expected{"exact_streaming_llm", 10},
+                                           Expected{"exact_h2o", 10},
+                                           Expected{"exact_keyformer", 10},
+                                           Expected{"exact_flexgen", 11},
+                                           Expected{"exact_moe_lightning_one_batch", 10},
+                                           Expected{"hgca", 11},
+                                           Expected{"hybridgen_keyformer", 11},
+                                           Expected{"hybridgen_digests", 13}),
+                         [](const auto& info) { return info.param.name; });
+
+TEST(StepLaunches, ArePrintedForTheTable) {
+  if (std::getenv("HYBRIDGEN_COUNTS") == nullptr) {
+    GTEST_SKIP() << "set HYBRIDGEN_COUNTS=1";
+  }
+  for (const Setting& setting : all_settings()) {
+    for (const std::size_t requests : {std::size_t{1}, std::size_t{4}}) {
+      const PerLayer counts = per_layer(setting, requests);
+      std::cout << "| " << setting.name << " | " << requests << " | " << counts.launches << " | "
+                << counts.copies_to_device << " | " << counts.copies_to_host << " |\n";
+    }
+  }
+}
+
+}  // namespace
+}  // namespace hybridgen
+
+#endif  // !HYBRIDGEN_TORCH_HAS_CUDA
