@@ -2,6 +2,7 @@
 // The symbols of our .cu files for a build without CUDA.
 #include "hybridgen/core/error.h"
 #include "kernels/cuda_attention.h"
+#include "kernels/cuda_coded.h"
 #include "kernels/cuda_kernels.h"
 #include "kernels/cuda_planning.h"
 #include "kernels/cuda_rows.h"
@@ -74,6 +75,12 @@ std::size_t largest_positions_workspace_bytes(std::int64_t /*groups*/, std::int6
 
 void largest_positions_cuda(const LargestPositionsArgs& /*args*/, void* /*stream*/) {
   refuse("largest_positions_cuda");
+}
+
+void coded_linear_cuda(const CodedLinearArgs& /*args*/,
+                       std::int64_t /*outputs*/,
+                       void* /*stream*/) {
+  refuse("coded_linear_cuda");
 }
 
 void norm_rows_cuda(const NormRows& /*args*/, void* /*stream*/) { refuse("norm_rows_cuda"); }
