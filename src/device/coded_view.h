@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A coded weight in host memory, as kernels see it.
+// A coded weight as kernels see it, where it lies.
 #pragma once
 
 #include "device/linear_weight.h"

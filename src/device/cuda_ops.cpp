@@ -2,14 +2,19 @@
 // A decode step by our CUDA kernels, one launch an operation whatever the number of requests;
 // matrix products by LibTorch (cuBLAS), and what only prompts and planners need by AtenOps.
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 
+#include "device/coded_view.h"
 #include "device/device_ops.h"
+#include "device/linear_form.h"
 #include "device/torch_types.h"
 #include "kernels/cuda_attention.h"
+#include "kernels/cuda_coded.h"
+#include "kernels/cuda_planning.h"
 #include "kernels/cuda_rows.h"
 
 namespace hybridgen {
@@ -31,7 +36,9 @@ class CudaOps final : public DeviceOps {
               const LinearWeight& weight,
               const at::Tensor& bias,
               at::Tensor& y) const override {
-    if (weight.is_coded() || y.scalar_type() != x.scalar_type()) {
+    if (weight.is_coded() && x.size(0) <= kMostStepRows) {
+      coded_linear(x, weight, bias, y);
+    } else if (weight.is_coded() || y.scalar_type() != x.scalar_type()) {
       aten_->linear(x, weight, bias, y);
     } else if (bias.defined()) {
       at::addmm_out(y, bias, x, weight.dense.t());
@@ -214,16 +221,65 @@ class CudaOps final : public DeviceOps {
   void guess_logits(const at::Tensor& queries,
                     const at::Tensor& keys,
                     at::Tensor& guesses) const override {
-    aten_->guess_logits(queries, keys, guesses);
+    kernels::GuessLogitsArgs args;
+    args.dtype = dtype_of(keys);
+    args.groups = guesses.size(0);
+    args.num_queries = queries.size(1);
+    args.width = queries.size(2);
+    args.tokens = guesses.size(1);
+    args.queries = queries.const_data_ptr();
+    args.query_group_stride = queries.stride(0);
+    args.query_stride = queries.stride(1);
+    args.keys = keys.const_data_ptr();
+    args.key_group_stride = keys.stride(0);
+    args.key_block_stride = keys.stride(1);
+    args.key_column_stride = keys.stride(2);
+    args.guesses = guesses.mutable_data_ptr<float>();
+    kernels::guess_logits_cuda(args, stream());
   }
 
   at::Tensor largest_positions(const at::Tensor& scores,
                                std::int64_t most,
                                const at::Tensor& count) const override {
-    return aten_->largest_positions(scores, most, count);
+    kernels::LargestPositionsArgs args;
+    args.scores = scores.const_data_ptr<float>();
+    args.groups = scores.size(0);
+    args.tokens = scores.size(1);
+    args.most = most;
+    args.count = most;
+    if (count.defined()) {
+      args.device_count = count.const_data_ptr<std::int64_t>();
+    }
+    const at::Tensor positions = at::empty({args.groups, most}, scores.options().dtype(at::kInt));
+    // Freed in the order of this stream, as all that is used on it.
+    const at::Tensor workspace =
+        at::empty({static_cast<std::int64_t>(
+                      kernels::largest_positions_workspace_bytes(args.groups, args.tokens))},
+                  scores.options().dtype(at::kByte));
+    args.positions = positions.mutable_data_ptr<std::int32_t>();
+    args.workspace = workspace.mutable_data_ptr();
+    kernels::largest_positions_cuda(args, stream());
+    return positions;
   }
 
  private:
+  void coded_linear(const at::Tensor& x,
+                    const LinearWeight& weight,
+                    const at::Tensor& bias,
+                    at::Tensor& y) const {
+    kernels::CodedLinearArgs args;
+    args.weight = coded_view(weight);
+    args.dtype = dtype_of(x);
+    args.y_dtype = dtype_of(y);
+    args.x = x.const_data_ptr();
+    args.bias = data_or_null(bias);
+    args.y = y.mutable_data_ptr();
+    args.rows = x.size(0);
+    args.x_stride = x.stride(0);
+    args.y_stride = y.stride(0);
+    kernels::coded_linear_cuda(args, weight.outputs(), stream());
+  }
+
   void* stream() const { return guard_.getStream(device_).native_handle(); }
 
   static kernels::NormRows norm_of(const ModelConfig& config,

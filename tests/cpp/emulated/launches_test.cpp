@@ -99,6 +99,8 @@ TEST_P(LaunchesPerLayer, AreAsManyForOneRequestAsForFour) {
   }
 }
 
+const auto kName = [](const auto& expected) { return expected.param.name; };
+
 INSTANTIATE_TEST_SUITE_P(Methods,
                          LaunchesPerLayer,
                          ::testing::Values(Expected{"full", 10},
@@ -110,7 +112,7 @@ INSTANTIATE_TEST_SUITE_P(Methods,
                                            Expected{"hgca", 11},
                                            Expected{"hybridgen_keyformer", 11},
                                            Expected{"hybridgen_digests", 13}),
-                         [](const auto& info) { return info.param.name; });
+                         kName);
 
 TEST(StepLaunches, ArePrintedForTheTable) {
   if (std::getenv("HYBRIDGEN_COUNTS") == nullptr) {
