@@ -16,12 +16,12 @@
 
 #include "bind_options.h"
 #include "bindings.h"
+#include "device/device_ops.h"
 #include "device/own_error.h"
 #include "hybridgen/core/error.h"
 #include "hybridgen/methods/method.h"
 #include "hybridgen/selection/token_selector.h"
 #include "kernels/cpu_kernels.h"
-#include "kernels/cuda_kernels.h"
 #include "kvcache/scoring_shadow.h"
 #include "memory/host_buffer.h"
 #include "memory/huge_pages.h"
@@ -136,7 +136,7 @@ py::dict build_info() {
   info["torch_version"] = HYBRIDGEN_TORCH_VERSION;
   info["compiler"] = "gcc " __VERSION__;
   info["build_type"] = HYBRIDGEN_BUILD_TYPE;
-  info["cuda"] = kernels::has_cuda_kernels();
+  info["cuda"] = runs_cuda_kernels();
   info["onednn"] = static_cast<bool>(HYBRIDGEN_HAS_ONEDNN);
   info["numa"] = has_numa();
   std::vector<std::string> isas;

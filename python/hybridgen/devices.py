@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 import types
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +81,20 @@ def resolve_device(operation: str, device: object) -> Device:
             "devices; allowed: auto, cpu"
             + (f", cuda:0 to cuda:{count - 1}" if count else "; a GPU needs a CUDA build of torch")
         )
+    _warn_without_kernels()
     return Device(f"cuda:{index}", f"cuda:{index}")
+
+
+@functools.cache
+def _warn_without_kernels() -> None:
+    """Say once that a GPU will be used operation by operation."""
+    if not _core.build_info()["cuda"]:
+        warnings.warn(
+            "this build of hybridgen has no CUDA kernels (it found no nvcc, or torch is older than "
+            "2.13): decode steps run through LibTorch's operators, about ten times as many "
+            "launches; install the CUDA toolkit and build it again (docs/development.md)",
+            stacklevel=2,
+        )
 
 
 def _offer_emulated() -> None:

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/version.h>
 
 #include <algorithm>
 
@@ -12,10 +13,18 @@
 #include "device/device_ops.h"
 #include "device/linear_form.h"
 #include "device/torch_types.h"
+#include "hybridgen/core/error.h"
 #include "kernels/cuda_attention.h"
 #include "kernels/cuda_coded.h"
+#include "kernels/cuda_kernels.h"
 #include "kernels/cuda_planning.h"
 #include "kernels/cuda_rows.h"
+
+#if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 13)
+#define HYBRIDGEN_KNOWS_STREAM_HANDLES 1
+#else
+#define HYBRIDGEN_KNOWS_STREAM_HANDLES 0
+#endif
 
 namespace hybridgen {
 namespace {
@@ -280,7 +289,13 @@ class CudaOps final : public DeviceOps {
     kernels::coded_linear_cuda(args, weight.outputs(), stream());
   }
 
-  void* stream() const { return guard_.getStream(device_).native_handle(); }
+  void* stream() const {
+#if HYBRIDGEN_KNOWS_STREAM_HANDLES
+    return guard_.getStream(device_).native_handle();
+#else
+    throw DeviceError("[device] LibTorch before 2.13 has no stream handles; allowed: math aten");
+#endif
+  }
 
   static kernels::NormRows norm_of(const ModelConfig& config,
                                    const at::Tensor& x,
@@ -336,6 +351,10 @@ class CudaOps final : public DeviceOps {
 };
 
 }  // namespace
+
+bool runs_cuda_kernels() {
+  return HYBRIDGEN_KNOWS_STREAM_HANDLES != 0 && kernels::has_cuda_kernels();
+}
 
 std::unique_ptr<DeviceOps> make_cuda_ops(at::Device device) {
   return std::make_unique<CudaOps>(device);

@@ -9,7 +9,6 @@
 #include "emulated/backend.h"
 #include "hybridgen/core/error.h"
 #include "kernels/cuda_attention.h"
-#include "kernels/cuda_kernels.h"
 #include "memory/numa.h"
 #include "runtime/control_group.h"
 #include "runtime/cpus.h"
@@ -19,7 +18,7 @@ namespace {
 
 // Whether our CUDA kernels take this model there.
 bool kernels_serve(const DecoderModel& model) {
-  return kernels::has_cuda_kernels() && model.device().device().is_cuda() &&
+  return runs_cuda_kernels() && model.device().device().is_cuda() &&
          model.config().head_dim <= kernels::kMostHeadDim;
 }
 

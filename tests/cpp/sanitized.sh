@@ -18,20 +18,21 @@ left_out=(
   # The same settings with LibTorch's operators, which are not instrumented.
   'Methods/ExactMethods.EqualFullAttentionThroughLibTorch/*'
   'Mathematics.AtenAndKernelsAgree'
-  # Settings that differ in values only: each method runs on the emulated device in one.
-  'Methods/MethodsOnDevice.*/exact_*_*'
-  'Methods/MethodsOnDevice.*/exact_streaming_llm'
-  'Methods/MethodsOnDevice.*/exact_h2o'
-  'Methods/MethodsOnDevice.*/exact_keyformer'
-  'Methods/MethodsOnDevice.*/exact_infinigen'
-  'Methods/MethodsOnDevice.*/exact_hgca'
-  'Methods/MethodsOnDevice.*/*_shifted'
-  'Methods/MethodsOnDevice.*/*_on_host'
-  'Methods/MethodsOnDevice.*/*_quiet'
-  'Methods/MethodsOnDevice.*/*_pool'
-  'Methods/MethodsOnDevice.*/*_resident'
-  'Methods/MethodsOnDevice.*/hybridgen_keyformer'
-  'Methods/MethodsOnDevice.*/hybridgen_digests'
+  # Settings that differ in values only: each method runs on the emulated device in one, by LibTorch's
+  # operators and by our kernels.
+  'Methods/Methods*/exact_*_*'
+  'Methods/Methods*/exact_streaming_llm'
+  'Methods/Methods*/exact_h2o'
+  'Methods/Methods*/exact_keyformer'
+  'Methods/Methods*/exact_infinigen'
+  'Methods/Methods*/exact_hgca'
+  'Methods/Methods*/*_shifted'
+  'Methods/Methods*/*_on_host'
+  'Methods/Methods*/*_quiet'
+  'Methods/Methods*/*_pool'
+  'Methods/Methods*/*_resident'
+  'Methods/Methods*/hybridgen_keyformer'
+  'Methods/Methods*/hybridgen_digests'
   # Modelled times.
   'Methods/MethodsInTime.*'
   'TimedDevice.*'
@@ -39,6 +40,7 @@ left_out=(
   'Methods/ApproximateMethods.DifferFromFullAttention/*'
   'Methods/ApproximateMethods.DoNotDependOnTheBatch/*'
   'Methods/LinkBytes.*'
+  'Methods/LaunchesPerLayer.*'
   'Methods/DriverWaits.*'
   'LinkBytesOfTwiceTheTokens.*'
   # Allocations, counted by an operator new of the test's own.
@@ -53,6 +55,8 @@ left_out=(
 left_out_of_asan='Methods/ApproximateMethods.DoNotDependOnTheImplementationOrOnTiming/*:*EachStreamHasAThread/*:*StreamsAreDelayedAtRandom/*:Modes/StreamedOnDevice.*/2'
 # Planted faults are races, of which it reports those that it sees: results tell whether they are noticed.
 left_out_of_tsan='PlantedFaults.*Noticed:DTypes/MergeOnDevice.AgreesWithTheCpuTwin/*:*OnTiming/*_shifted:*OnTiming/*_on_host:*OnTiming/*_quiet:*OnTiming/*_resident'
+# A kernel's threads are as many for any method.
+left_out_of_tsan+=':Methods/MethodsByKernels.*/h2o:Methods/MethodsByKernels.*/hgca:Methods/MethodsByKernels.*/infinigen'
 # Devices whose work runs in the thread that queues it, at once or when that waits.
 left_out_of_tsan+=':*OnlyIfItIsWaitedFor/*:*HaveNoRaceWhenWorkRunsAtOnce/*:Methods/MemoryOfAMethod.*'
 left_out_of_tsan+=':Modes/StreamedOnDevice.*/0:Modes/StreamedOnDevice.*/1'

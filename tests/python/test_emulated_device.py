@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import hybridgen as hg
-from hybridgen import LLM, ConfigError, KVConfig, MachineProfile, SamplingParams
+from hybridgen import LLM, ConfigError, KVConfig, MachineProfile, SamplingParams, devices
 from hybridgen.cli import main
 from hybridgen.devices import resolve_device
 from hybridgen.k_min import calibrate
@@ -34,6 +34,22 @@ def test_auto_is_never_an_emulated_device() -> None:
     expected = "cuda:0" if torch.cuda.device_count() else "cpu"
     assert resolve_device("LLM", "auto").name == expected
     assert resolve_device("LLM", "auto").emulated is None
+
+
+def test_a_gpu_without_kernels_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    info = devices._core.build_info()
+    monkeypatch.setattr(devices._core, "build_info", lambda: info | {"cuda": False})
+    devices._warn_without_kernels.cache_clear()
+    with pytest.warns(UserWarning, match="has no CUDA kernels"):
+        assert resolve_device("LLM", "cuda:0").name == "cuda:0"
+    monkeypatch.setattr(devices._core, "build_info", lambda: info | {"cuda": True})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resolve_device("LLM", "cuda:0")
+        devices._warn_without_kernels.cache_clear()
+        resolve_device("LLM", "cuda:0")
+    devices._warn_without_kernels.cache_clear()
 
 
 def test_a_profile_is_named_by_its_name_its_short_name_or_its_file(tmp_path: Path) -> None:
