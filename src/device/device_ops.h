@@ -239,8 +239,8 @@ inline constexpr std::int64_t kWideElements = std::int64_t{1} << 24;
 /// keys in partial_attention(), at most, but for blocks of one key.
 std::unique_ptr<DeviceOps> make_aten_ops(std::int64_t block_elements = kAttentionBlockElements);
 
-/// Operations through our CUDA kernels on a device of that type, where runs_cuda_kernels(), for heads
-/// of up to kernels::kMostHeadDim dimensions. Rows of a micro-batch come flat, too.
+/// Operations through our CUDA kernels on a device of that type, where runs_cuda_kernels(), for
+/// heads of up to kernels::kMostHeadDim dimensions. Rows of a micro-batch come flat, too.
 std::unique_ptr<DeviceOps> make_cuda_ops(at::Device device);
 /// Whether this build has them, and a LibTorch that tells on which stream to start them (2.13).
 bool runs_cuda_kernels();
