@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CPU stage of one layer (scan, selection, gather) by turns with the scan alone: `ratio` is
-// scan over stage.
+// scan over stage. And what it takes to measure the lost mass: `ratio` is the stage without over
+// the stage with it.
 #include <algorithm>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "stage_support.h"
@@ -45,6 +47,16 @@ void stage(benchmark::State& state, const StageShape& shape) {
       });
 }
 
+void lost_mass(benchmark::State& state, const StageShape& shape) {
+  StageRunner runner(shape);
+  std::int64_t layer = 0;
+  const auto step = [&](bool measures) {
+    layer = 1 - layer;
+    return runner.step(layer, measures);
+  };
+  ratio_to(state, [&] { return step(false); }, [&] { return step(true); });
+}
+
 const bool kRegistered = [] {
   struct Case {
     const char* name;
@@ -58,6 +70,10 @@ const bool kRegistered = [] {
         Case{"stage/64_requests_of_1000_tokens/4_kv_heads/k64", {kHalf, 64, 4, 1000, 64}}}) {
     benchmark::RegisterBenchmark(each.name,
                                  [each](benchmark::State& state) { stage(state, each.shape); })
+        ->UseManualTime()
+        ->Unit(benchmark::kMicrosecond);
+    benchmark::RegisterBenchmark((std::string("lost_mass/") + each.name).c_str(),
+                                 [each](benchmark::State& state) { lost_mass(state, each.shape); })
         ->UseManualTime()
         ->Unit(benchmark::kMicrosecond);
   }

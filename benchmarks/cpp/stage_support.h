@@ -81,6 +81,7 @@ class StageRequest {
                 size_of(shape.dtype)),
         scores_(static_cast<std::size_t>(shape.heads() * score_stride(shape.tokens)) *
                 sizeof(float)),
+        unchosen_(static_cast<std::size_t>(shape.heads())),
         selector_(make_top_k_selector({.num_layers = StageShape::kLayers,
                                        .num_kv_heads = shape.kv_heads,
                                        .query_heads_per_kv_head = StageShape::kPerGroup})) {
@@ -107,7 +108,8 @@ class StageRequest {
     }
   }
 
-  HostJob job() {
+  /// `measures`: what is not chosen, too, as a decode step does.
+  HostJob job(bool measures) {
     HostJob job;
     job.store = &store_;
     job.payload = Payload::kLogitsAndValues;
@@ -122,7 +124,8 @@ class StageRequest {
                    .union_sizes = union_sizes_.data(),
                    .values = values_.data(),
                    .union_capacity = union_rows_,
-                   .scores = reinterpret_cast<float*>(scores_.data())};
+                   .scores = reinterpret_cast<float*>(scores_.data()),
+                   .unchosen = measures ? unchosen_.data() : nullptr};
     return job;
   }
 
@@ -145,6 +148,7 @@ class StageRequest {
   std::vector<std::int64_t> union_sizes_;
   HostBuffer values_;
   HostBuffer scores_;
+  std::vector<float> unchosen_;
   std::unique_ptr<TokenSelector> selector_;
 };
 
@@ -160,12 +164,12 @@ class StageRunner {
   }
 
   /// Runs the stage of `layer` with the next queries; returns its seconds.
-  double step(std::int64_t layer) {
+  double step(std::int64_t layer, bool measures = true) {
     batch_.layer = layer;
     batch_.jobs.clear();
     for (auto& request : requests_) {
       request->drift();
-      batch_.jobs.push_back(request->job());
+      batch_.jobs.push_back(request->job(measures));
     }
     const auto begin = std::chrono::steady_clock::now();
     stage_.submit(batch_);

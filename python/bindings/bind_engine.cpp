@@ -242,6 +242,11 @@ py::dict to_dict(const RequestStatistics& s) {
   d["scheduler_decisions"] = s.scheduler_decisions;
   d["last_decision"] = s.last_decision;
   d["attended_offloaded_share"] = s.attended_offloaded_share;
+  d["lost_mass"] = s.lost_mass;
+  d["largest_lost_mass"] = s.largest_lost_mass;
+  d["lost_mass_kind"] =
+      s.lost_mass_kind.empty() ? py::object(py::none()) : py::object(py::str(s.lost_mass_kind));
+  d["lost_mass_steps"] = s.lost_mass_steps;
   d["finish_reason"] = std::string(name_of(s.finish_reason));
   return d;
 }
@@ -312,6 +317,7 @@ py::list stop_trace(Engine& engine) {
     d["begin_ns"] = span.begin_ns;
     d["end_ns"] = span.end_ns;
     d["bytes"] = span.bytes;
+    d["value"] = span.value;
     spans.append(d);
   }
   return spans;

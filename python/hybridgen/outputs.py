@@ -16,6 +16,23 @@ def _rate(count: float, seconds: float) -> float:
     return count / seconds if seconds > 0 else 0.0
 
 
+def _combined_loss(parts: Sequence[RequestMetrics]) -> dict[str, Any]:
+    """Return the fields of the lost mass over all steps of `parts` in which it is known."""
+    known = [p for p in parts if p.lost_mass is not None]
+    if not known:
+        return {}
+    steps = sum(p.lost_mass_steps for p in known)
+    return {
+        "lost_mass": sum((p.lost_mass or 0.0) * p.lost_mass_steps for p in known) / steps,
+        "lost_mass_kind": max((p.lost_mass_kind or "" for p in known), key=_KINDS.index),
+        "largest_lost_mass": max(p.largest_lost_mass or 0.0 for p in known),
+        "lost_mass_steps": steps,
+    }
+
+
+_KINDS = ("", "exact", "estimated")
+
+
 @dataclass
 class RequestMetrics:
     """What one prompt cost. Times are in seconds.
@@ -44,6 +61,16 @@ class RequestMetrics:
         "hold", "grow", "shrink", "to_pre" or "to_post"; empty if they are fixed.
     attended_offloaded_share : float
         Part of the offloaded tokens that entered the softmax, averaged over steps.
+    lost_mass : float or None
+        Softmax mass over resident and offloaded tokens, by the query of the softmax, that was not
+        attended to: mean over layers, query heads and the `lost_mass_steps` decode steps in which
+        it is known. None if it never is: where tokens were chosen before their logits, or dropped.
+    lost_mass_kind : str or None
+        "exact", or "estimated" where a guessed query or a scoring shadow ranked the tokens.
+    largest_lost_mass : float or None
+        Of these steps, each averaged over layers and query heads.
+    lost_mass_steps : int
+        Decode steps in which it is known.
     emulated : str or None
         On an emulated device, whose times these are.
     """
@@ -62,6 +89,10 @@ class RequestMetrics:
     scheduler_decisions: int = 0
     last_decision: str = ""
     attended_offloaded_share: float = 0.0
+    lost_mass: float | None = None
+    lost_mass_kind: str | None = None
+    largest_lost_mass: float | None = None
+    lost_mass_steps: int = 0
     emulated: str | None = None
 
     @classmethod
@@ -82,6 +113,7 @@ class RequestMetrics:
             prefill_s=sum(p.prefill_s for p in parts),
             decode_s=max(p.decode_s for p in parts),
             decode_steps=sum(p.decode_steps for p in parts),
+            **_combined_loss(parts),
         )
 
     @property

@@ -27,6 +27,24 @@ def _row_of(span: Mapping[str, Any]) -> tuple[str, int]:
     return lane, int(span["worker"]) if lane in _LANES_OF_THREADS else 0
 
 
+def _counter(span: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the scheduler's lane says: a track per request and quantity.
+
+    Its series are the kinds of the quantity, so that a switch changes colour.
+    """
+    quantity, _, kind = span["name"].rpartition(", ")
+    if quantity:
+        value, kinds = span["value"], ("exact", "estimated")
+    else:
+        value, kinds, quantity = span["bytes"], ("post", "pre"), "K"
+    return {
+        "ph": "C",
+        "name": f"{quantity} of request {span['worker']}",
+        "pid": _PROCESS,
+        "args": {series: value if kind == series else 0 for series in kinds},
+    }
+
+
 def chrome_trace(spans: Iterable[Mapping[str, Any]], emulated: str | None = None) -> dict[str, Any]:
     """Return spans of the engine as a trace: one row per lane, one per thread of host and disk.
 
@@ -34,7 +52,8 @@ def chrome_trace(spans: Iterable[Mapping[str, Any]], emulated: str | None = None
     ----------
     spans : iterable of mappings
         With name, lane, worker, layer, step, begin_ns, end_ns and bytes. On the lane "scheduler"
-        the name is the strategy, the worker a request and the bytes are K.
+        the worker is a request and the name the strategy, where the bytes are K, or "lost mass,
+        exact" or "lost mass, estimated", where the value is that of a step.
     emulated : str, optional
         Whose times these are, if they are not this machine's.
     """
@@ -72,19 +91,7 @@ def chrome_trace(spans: Iterable[Mapping[str, Any]], emulated: str | None = None
         )
     for span in everything:
         if span["lane"] == "scheduler":
-            # One track per request; the strategy is the series, so a switch changes colour.
-            events.append(
-                {
-                    "ph": "C",
-                    "name": f"K of request {span['worker']}",
-                    "pid": _PROCESS,
-                    "ts": (span["begin_ns"] - origin) / 1000,
-                    "args": {
-                        series: span["bytes"] if span["name"] == series else 0
-                        for series in ("post", "pre")
-                    },
-                }
-            )
+            events.append(_counter(span) | {"ts": (span["begin_ns"] - origin) / 1000})
     trace = {"traceEvents": events, "displayTimeUnit": "ms"}
     return trace if emulated is None else trace | {"otherData": {"emulated": emulated}}
 

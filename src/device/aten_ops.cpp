@@ -17,6 +17,7 @@
 #include <ATen/ops/silu.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/sort.h>
+#include <ATen/ops/sub.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -183,6 +184,9 @@ class AtenOps final : public DeviceOps {
                       {payload->output.to(at::kFloat).view({heads, 1, head_dim}),
                        payload->lse.view({heads, 1})});
         out.select(0, item.row).copy_(sum.out.view({heads, head_dim}));
+        if (item.lse != nullptr) {
+          item.lse->copy_(sum.lse.view({heads}));
+        }
         continue;
       }
       const bool has_rows = payload != nullptr && payload->count > 0;
@@ -195,6 +199,7 @@ class AtenOps final : public DeviceOps {
       }
       const at::Tensor weights = weights_of(logits);
       keep_weights(item, has_rows ? payload : nullptr, weights);
+      keep_log_sum(item, logits, weights);
       out.select(0, item.row).copy_(at::matmul(weights, values).view({heads, head_dim}));
     }
   }
@@ -397,6 +402,17 @@ class AtenOps final : public DeviceOps {
               : weights.select(0, g).narrow(-1, 0, count);
       rows.select(0, g).narrow(-1, 0, count).copy_(host);
       rows.select(0, g).narrow(-1, count, resident).copy_(own.select(0, g));
+    }
+  }
+
+  // The largest logit less the logarithm of its weight: fewer operations than another sum. NaN for
+  // a head without any token.
+  static void keep_log_sum(const AttentionItem& item,
+                           const at::Tensor& logits,
+                           const at::Tensor& weights) {
+    if (item.lse != nullptr) {
+      at::Tensor lse = item.lse->view({logits.size(0), logits.size(1)});
+      at::sub_out(lse, logits.amax(-1), weights.amax(-1).log_());
     }
   }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <vector>
@@ -212,6 +213,9 @@ void CpuOps::merge_group(const AttentionItem& item, const Group& group, at::Tens
                     item.row * out.stride(0) + group.first_head() * group.head_dim,
                     element);
   kernels_.merge_parts(args);
+  if (item.lse != nullptr) {
+    std::copy_n(lse, queries, item.lse->mutable_data_ptr<float>() + group.first_head());
+  }
   if (item.wants_weights && !is_partial) {
     write_weights(item, group, lse);
   }

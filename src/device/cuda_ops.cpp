@@ -205,6 +205,7 @@ class CudaOps final : public DeviceOps {
     args.out = out.mutable_data_ptr();
     args.out_stride = out.stride(0);
     args.payloads = batch.payloads;
+    args.lse = batch.lse;
     for (const AttentionItem& item : batch.items) {
       if (item.payload != nullptr && !item.payload->is_partial()) {
         args.max_chosen = std::max(args.max_chosen, item.payload->count);

@@ -62,6 +62,9 @@ struct AttentionItem {
   /// float32 scratch, >= attention_scratch() elements: what resident_logits() leaves for merge().
   at::Tensor* parts = nullptr;
   at::Tensor* finished = nullptr;  ///< int32 [H] of 0, of kernels on a device that is not the host
+  /// float32 [H]: where merge() leaves the natural log-sum-exp of all logits that it merged, those
+  /// of a partial payload included; null: unwanted.
+  at::Tensor* lse = nullptr;
 
   /// Of a row of merged_logits.
   std::int64_t merged_stride() const {
@@ -76,6 +79,7 @@ struct AttentionBatch {
   // The same flat, one for each item, on a device that is not the host:
   const kernels::StepRow* rows = nullptr;
   const kernels::PayloadRow* payloads = nullptr;  ///< null: no item has a payload
+  float* lse = nullptr;  ///< [B, H], where AttentionItem::lse lie; null: no item wants it
 };
 
 /// What the host's jobs of a micro-batch and layer have left in pinned memory.

@@ -166,17 +166,18 @@ __device__ __forceinline__ float share_of(float peak, float all) {
 struct Shares {
   float own = 1.0F;
   float host = 0.0F;
+  float lse = 0.0F;  ///< of both
 };
 
 __device__ Shares shares_of(const PayloadRow& payload, std::int64_t head, float lse) {
-  if (payload.output == nullptr) return {};
+  if (payload.output == nullptr) return {1.0F, 0.0F, lse};
   const float host_lse = payload.lse[head];
   const float larger = fmaxf(host_lse, lse);
   const float host = share_of(host_lse, larger);
   const float own = share_of(lse, larger);
   const float all = host + own;
-  if (all == 0.0F) return {0.0F, 0.0F};
-  return {own / all, host / all};
+  if (all == 0.0F) return {0.0F, 0.0F, -INFINITY};
+  return {own / all, host / all, larger + logf(all)};
 }
 
 /// Turns the logits of one head's tokens into weights.
@@ -215,6 +216,9 @@ __device__ void join(const DecodeAttention& a,
   for (std::int64_t i = 0; i < parts; ++i) sum += joined.sum(i) * share_of(joined.peak(i), peak);
   const float lse = sum == 0.0F ? -INFINITY : peak + logf(sum);
   const Shares shares = shares_of(*joined.payload, head, lse);
+  if (a.lse != nullptr && threadIdx.x == 0) {
+    a.lse[request * a.num_heads + head] = shares.lse;
+  }
   const float inverse = sum == 0.0F ? 0.0F : shares.own / sum;
   T* out = static_cast<T*>(a.out) + request * a.out_stride + head * a.head_dim;
   const T* output = static_cast<const T*>(joined.payload->output) + head * a.head_dim;

@@ -6,6 +6,7 @@
 #include "kernels/cpu_attention-inl.h"
 #include "kernels/cpu_blocked_logits-inl.h"
 #include "kernels/cpu_linear-inl.h"
+#include "kernels/cpu_log_sum-inl.h"
 #include "kernels/cpu_norm-inl.h"
 #include "kernels/cpu_packed_linear-inl.h"
 #include "kernels/cpu_prefill-inl.h"
@@ -53,6 +54,7 @@ constinit const CpuKernels kTable = {
     .attend = attend,
     .merge_parts = merge_parts,
     .softmax_weights = softmax_weights,
+    .log_sum_exp = log_sum_exp,
     .gumbel_row = gumbel_row,
     .exponential_gather = exponential_gather,
     .tempered_softmax = tempered_softmax,

@@ -367,6 +367,8 @@ struct CpuKernels {
                           std::int64_t count,
                           float lse,
                           float* weights) = nullptr;
+  /// Natural log-sum-exp; -inf if every logit is, or there is none. NaN if one is.
+  float (*log_sum_exp)(const float* logits, std::int64_t count) = nullptr;
   /// out[j] = -ln(-ln u) of the draw at position first + j.
   void (*gumbel_row)(const GumbelRow& row,
                      std::int64_t first,

@@ -32,6 +32,9 @@ struct DecodeAttention {
   const PayloadRow* payloads = nullptr;
   std::int64_t max_resident = 0;  ///< the largest n_g of the rows
   std::int64_t max_chosen = 0;    ///< the largest S of the payloads
+  /// [B, H] natural log-sum-exp of all logits that merge_cuda joins, those of an attention that the
+  /// host has finished included; null: unwanted.
+  float* lse = nullptr;
 };
 
 /// Step 4 of the paper's Figure 12: attention over every row's resident tokens, unnormalised, into

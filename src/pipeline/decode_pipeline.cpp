@@ -213,6 +213,7 @@ void DecodePipeline::begin_step(MicroBatch& batch) {
   batch.send_inputs();
   batch.ws.lacks_projected = false;  // as a step that was broken off may leave it
   batch.ws.is_normed = false;
+  batch.lost.begin_step();
   model_.embed(ops_, batch.device_tokens, batch.ws);
   loop_.statistics.decode_tokens += batch.rows();
 }
@@ -225,6 +226,7 @@ void DecodePipeline::describe_rows(std::int64_t layer, MicroBatch& batch) {
     item.keys = &request.resident.keys(layer);
     item.values = &request.resident.values(layer);
     item.payload = nullptr;
+    item.lse = nullptr;
   }
 }
 
@@ -257,6 +259,7 @@ void DecodePipeline::compute_logits(MicroBatch& batch) {
   loop_.timer.begin();
   model_.head(ops_, batch.ws, batch.logits);
   loop_.timer.end();
+  batch.lost.send();
   if (!model_.device().is_cpu()) {
     batch.host_logits.copy_(batch.logits, /*non_blocking=*/true);
   }
@@ -284,16 +287,34 @@ void DecodePipeline::end_step(Batches batches) {
   loop_.sample.link_s = times.link_s;
   loop_.sample.device_s = std::max(times.paired_s, 0.0);
   for (const auto& batch : batches) {
-    for (RequestState* request : batch->requests) {
-      request->end_reading();
-      contain(*request, [&] {
+    for (std::size_t row = 0; row < batch->requests.size(); ++row) {
+      RequestState& request = *batch->requests[row];
+      request.end_reading();
+      contain(request, [&] {
         if (!model_.device().is_cpu()) {
-          give_sent_feedback(loop_, *request);
+          give_sent_feedback(loop_, request);
         }
-        end_request_step(*request);
+        end_loss(*batch, row);
+        end_request_step(request);
       });
-      trace_decision(*request);
+      trace_decision(request);
     }
+  }
+}
+
+// Of what a step left out; of tokens that are gone nobody knows.
+void DecodePipeline::end_loss(const MicroBatch& batch, std::size_t row) {
+  RequestState& request = *batch.requests[row];
+  const StepLoss loss = batch.lost.of(static_cast<std::int64_t>(row));
+  const bool is_invented = model_.device().is_timed() && loss.kind != LossKind::kNone;
+  if (request.tokens.num_dropped() > 0 || is_invented) {
+    return;
+  }
+  request.loss.add(loss);
+  if (loss.kind != LossKind::kUnknown && request.tokens.num_offloaded() > 0) {
+    trace_request(request,
+                  loss.kind == LossKind::kEstimated ? "lost mass, estimated" : "lost mass, exact",
+                  {.value = loss.mass});
   }
 }
 
@@ -306,18 +327,26 @@ void DecodePipeline::end_request_step(RequestState& request) {
 // What the scheduler decided for the next step.
 void DecodePipeline::trace_decision(const RequestState& request) const {
   const std::int64_t num_offloaded = request.tokens.num_offloaded();
-  if (!loop_.trace.enabled() || num_offloaded == 0) {
+  if (num_offloaded > 0) {
+    trace_request(request,
+                  request.steering.strategy() == SelectionStrategy::kPreQkt ? "pre" : "post",
+                  {.bytes = request.steering.num_chosen(num_offloaded)});
+  }
+}
+
+// On the scheduler's lane: `span` says what the event does not tell by itself.
+void DecodePipeline::trace_request(const RequestState& request,
+                                   const char* name,
+                                   TraceSpan span) const {
+  if (!loop_.trace.enabled()) {
     return;
   }
-  const std::int64_t now_ns = TraceRecorder::now_ns();
-  loop_.trace.record(
-      {.name = request.steering.strategy() == SelectionStrategy::kPreQkt ? "pre" : "post",
-       .lane = TraceLane::kScheduler,
-       .worker = static_cast<std::int32_t>(request.plan.shape.request_id),
-       .step = loop_.step,
-       .begin_ns = now_ns,
-       .end_ns = now_ns,
-       .bytes = request.steering.num_chosen(num_offloaded)});
+  span.name = name;
+  span.lane = TraceLane::kScheduler;
+  span.worker = static_cast<std::int32_t>(request.plan.shape.request_id);
+  span.step = loop_.step;
+  span.begin_ns = span.end_ns = TraceRecorder::now_ns();
+  loop_.trace.record(span);
 }
 
 }  // namespace hybridgen

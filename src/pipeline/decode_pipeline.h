@@ -78,7 +78,9 @@ class DecodePipeline {
   void wait_for_device(Batches batches);
   void end_step(Batches batches);
   void end_request_step(RequestState& request);
+  void end_loss(const MicroBatch& batch, std::size_t row);
   void trace_decision(const RequestState& request) const;
+  void trace_request(const RequestState& request, const char* name, TraceSpan span) const;
 
   const DecoderModel& model_;
   WeightStore& weights_;

@@ -33,6 +33,9 @@ struct HostJobBuffers {
   float* scores = nullptr;
   /// [G, attended_floats()] of the attention that the host finishes. Never leaves the host.
   float* parts = nullptr;
+  /// [H] natural log-sum-exp of the logits that a selector did not choose, where it chose by them;
+  /// null: unwanted. Never leaves the host.
+  float* unchosen = nullptr;
 };
 
 /// Floats of the parts of a KV head's attention over `num_tokens` tokens, `query_heads` of which

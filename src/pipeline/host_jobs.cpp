@@ -28,8 +28,8 @@ const std::byte* row_of(const at::Tensor& staging, std::size_t row) {
              static_cast<std::int64_t>(staging.element_size());
 }
 
-// How many of the offloaded tokens a finished job let take part.
-void note_attended(const HostJob& job, std::int64_t num_kv_heads, RequestState& request) {
+// How many of the offloaded tokens a finished job let take part; whether all of them.
+bool note_attended(const HostJob& job, std::int64_t num_kv_heads, RequestState& request) {
   std::int64_t attended = 0;
   for (std::int64_t g = 0; g < num_kv_heads; ++g) {
     attended += job.payload == Payload::kKeys ? request.parts.attention->num_attended(
@@ -41,6 +41,16 @@ void note_attended(const HostJob& job, std::int64_t num_kv_heads, RequestState& 
   request.attended.attended += attended;
   request.attended.available += num_kv_heads * job.num_offloaded;
   request.attended.last_attended = attended / num_kv_heads;
+  return attended == num_kv_heads * job.num_offloaded;
+}
+
+// What a finished job tells of the tokens that it left out, if it did.
+LossKind loss_of(const HostJob& job, HostQuery query) {
+  if (job.buffers.unchosen == nullptr) {
+    return LossKind::kUnknown;
+  }
+  return query == HostQuery::kExact && job.selection()->proxy == nullptr ? LossKind::kExact
+                                                                         : LossKind::kEstimated;
 }
 
 }  // namespace
@@ -129,6 +139,9 @@ bool HostJobs::add_job(std::int64_t layer,
   HostJob job = host_job(request, layer, work);
   job.buffers.union_sizes = slot.union_sizes.mutable_data_ptr<std::int64_t>() +
                             static_cast<std::int64_t>(row) * slot.union_sizes.size(1);
+  if (job.selection() != nullptr && job.num_chosen < job.num_offloaded) {
+    job.buffers.unchosen = batch.lost.unchosen(layer, static_cast<std::int64_t>(row));
+  }
   if (request.on_disk() != nullptr) {
     contain(request, [&] {
       read_for(job, layer, request);
@@ -268,8 +281,8 @@ void HostJobs::ship(std::int64_t layer, MicroBatch& batch) {
         std::rethrow_exception(error);
       }
       bytes += staging.ship(slot.batch.jobs[i], slot.union_rows[row], slot.device_union_rows[row]);
-      note_attended(slot.batch.jobs[i], loop_.config().num_kv_heads, request);
       batch.items[row].payload = &staging.payload();
+      note_loss(layer, batch, slot.rows[i], slot.batch.jobs[i]);
     });
   }
   loop_.ops.fetch(batch.payloads(layer));
@@ -285,6 +298,21 @@ void HostJobs::ship(std::int64_t layer, MicroBatch& batch) {
                         .begin_ns = slot.batch.end_ns,
                         .end_ns = TraceRecorder::now_ns(),
                         .bytes = bytes});
+  }
+}
+
+void HostJobs::note_loss(std::int64_t layer,
+                         MicroBatch& batch,
+                         std::int64_t row,
+                         const HostJob& job) {
+  const auto index = static_cast<std::size_t>(row);
+  if (note_attended(job, loop_.config().num_kv_heads, *batch.requests[index])) {
+    return;
+  }
+  batch.lost.note(layer, row, loss_of(job, query_of(loop_.method.work_of(layer))));
+  if (job.buffers.unchosen != nullptr) {
+    batch.items[index].lse = batch.lost.merged(layer, row);
+    loop_.link.to_host(loop_.config().num_heads * static_cast<std::int64_t>(sizeof(float)));
   }
 }
 

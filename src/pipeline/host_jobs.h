@@ -40,6 +40,8 @@ class HostJobs {
   void take_plan(std::int64_t layer, const at::Tensor& plan, RequestState& request, HostJob& job);
   void send(const at::Tensor& from, at::Tensor& staging, std::size_t num_jobs);
   void ship(std::int64_t layer, MicroBatch& batch);
+  /// What a row's finished job left out.
+  void note_loss(std::int64_t layer, MicroBatch& batch, std::int64_t row, const HostJob& job);
   void count(const HostJobBatch& jobs, const HostWork& work);
 
   LoopContext& loop_;

@@ -2,6 +2,7 @@
 #include "pipeline/host_selection.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "hybridgen/core/error.h"
 
@@ -38,12 +39,24 @@ void check_positions(const TokenSelector& selector,
   }
 }
 
-void choose_by_logits(const HostTask& task,
+// Log-sum-exp of all scores of a query head but those of the chosen tokens, which are overwritten.
+float sum_unchosen(const HostTaskRunner& runner,
+                   std::span<const std::int32_t> chosen,
+                   float* scores,
+                   std::int64_t count) {
+  for (const std::int32_t position : chosen) {
+    scores[position] = -std::numeric_limits<float>::infinity();
+  }
+  return runner.kernels().log_sum_exp(scores, count);
+}
+
+void choose_by_logits(const HostTaskRunner& runner,
+                      const HostTask& task,
                       const SelectedHere& selected,
-                      std::int64_t per_group,
-                      const float* logits,
+                      float* logits,
                       std::int64_t stride) {
   const HostJob& job = task.job;
+  const std::int64_t per_group = runner.query_heads_per_kv_head();
   const std::int64_t first_head = task.kv_head * per_group;
   const std::int64_t chosen = job.num_chosen;
   for (std::int64_t r = 0; r < per_group; ++r) {
@@ -57,6 +70,10 @@ void choose_by_logits(const HostTask& task,
                               {job.buffers.logits + row, static_cast<std::size_t>(chosen)},
                               task.scratch.selection);
     check_positions(*selected.selector, positions, job.num_offloaded, chosen);
+    if (job.buffers.unchosen != nullptr) {
+      job.buffers.unchosen[first_head + r] =
+          sum_unchosen(runner, positions, logits + r * stride, job.num_offloaded);
+    }
   }
 }
 
@@ -95,11 +112,30 @@ std::span<const std::int32_t> propose(const HostTask& task,
   return {rescoring.merged.data(), static_cast<std::size_t>(num_merged)};
 }
 
+// A proxy's scores are logits less a constant of the query head, which the chosen tokens tell: both
+// are known of them.
+float estimate_unchosen(const HostTaskRunner& runner,
+                        const HostTask& task,
+                        std::span<const std::int32_t> chosen,
+                        const float* logits,
+                        float* scores) {
+  const auto num_chosen = static_cast<std::int64_t>(chosen.size());
+  std::vector<float>& of_chosen = task.scratch.rescoring.scores;
+  of_chosen.clear();
+  for (const std::int32_t position : chosen) {
+    of_chosen.push_back(scores[position]);
+  }
+  const kernels::CpuKernels& kernels = runner.kernels();
+  const float constant =
+      kernels.log_sum_exp(logits, num_chosen) - kernels.log_sum_exp(of_chosen.data(), num_chosen);
+  return sum_unchosen(runner, chosen, scores, task.job.num_offloaded) + constant;
+}
+
 // The proxy proposes; exact logits of what it proposed to any query head of the group decide.
 void choose_by_proxy(const HostTaskRunner& runner,
                      const HostTask& task,
                      const SelectedHere& selected,
-                     const float* scores,
+                     float* scores,
                      std::int64_t stride) {
   const HostJob& job = task.job;
   const std::int64_t per_group = runner.query_heads_per_kv_head();
@@ -126,6 +162,14 @@ void choose_by_proxy(const HostTaskRunner& runner,
     // Places in an ascending list: the positions ascend, too, and ties go to the lowest.
     for (std::int64_t j = 0; j < job.num_chosen; ++j) {
       positions[j] = merged[static_cast<std::size_t>(positions[j])];
+    }
+    if (job.buffers.unchosen != nullptr) {
+      job.buffers.unchosen[head] =
+          estimate_unchosen(runner,
+                            task,
+                            {positions, static_cast<std::size_t>(job.num_chosen)},
+                            job.buffers.logits + head * job.num_chosen,
+                            scores + r * stride);
     }
   }
 }
@@ -155,14 +199,14 @@ std::span<const std::int32_t> plan_tokens(const HostTask& task) {
 
 void select_tokens(const HostTaskRunner& runner,
                    const HostTask& task,
-                   const float* scores,
+                   float* scores,
                    std::int64_t stride) {
   const SelectedHere& selected = *task.job.selection();
   const std::int64_t per_group = runner.query_heads_per_kv_head();
   if (selected.proxy != nullptr) {
     choose_by_proxy(runner, task, selected, scores, stride);
   } else {
-    choose_by_logits(task, selected, per_group, scores, stride);
+    choose_by_logits(runner, task, selected, scores, stride);
   }
   const HostJobBuffers& out = task.job.buffers;
   const std::int64_t first = task.kv_head * per_group * task.job.num_chosen;

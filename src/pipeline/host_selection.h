@@ -13,10 +13,11 @@ namespace hybridgen {
 std::span<const std::int32_t> plan_tokens(const HostTask& task);
 
 /// `scores`: of all offloaded tokens, row r of the KV head's query heads at r * stride; a proxy's
-/// if the job has one. Leaves choices and logits of every query head, and their union.
+/// if the job has one. Leaves choices and logits of every query head, and their union; where the
+/// job wants it, what was not chosen, too, over which scores are lost.
 void select_tokens(const HostTaskRunner& runner,
                    const HostTask& task,
-                   const float* scores,
+                   float* scores,
                    std::int64_t stride);
 
 }  // namespace hybridgen

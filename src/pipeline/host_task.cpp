@@ -52,6 +52,7 @@ void HostTaskRunner::reserve(HostScratch& scratch,
     rescoring.merged.reserve(candidates);
     rescoring.index.reserve(candidates);
     rescoring.logits.reserve(per_group * std::min(candidates, tokens));
+    rescoring.scores.reserve(static_cast<std::size_t>(max_candidates));
   }
 }
 
@@ -153,7 +154,7 @@ void HostTaskRunner::score(const HostTask& task, float* logits, std::int64_t str
   task.result.key_bytes += task.tokens.size() * head.key_bytes();
 }
 
-void HostTaskRunner::finish(const HostTask& task, const float* logits, std::int64_t stride) const {
+void HostTaskRunner::finish(const HostTask& task, float* logits, std::int64_t stride) const {
   select_tokens(*this, task, logits, stride);
   gather(task);
 }

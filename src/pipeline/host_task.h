@@ -23,6 +23,7 @@ struct HostScratch {
     std::vector<std::int32_t> merged;
     std::vector<std::int32_t> index;
     std::vector<float> logits;  ///< [R, union]
+    std::vector<float> scores;  ///< [K]
   };
   /// What attention that ends on the host needs.
   struct Attending {
@@ -74,8 +75,8 @@ class HostTaskRunner {
   void run_whole(const HostTask& task) const;
   /// Of a range of a job that selects by logits: row r of the KV head's query heads at r * stride.
   void score(const HostTask& task, float* logits, std::int64_t stride) const;
-  /// The rest, once all ranges are scored: `logits` of all offloaded tokens.
-  void finish(const HostTask& task, const float* logits, std::int64_t stride) const;
+  /// The rest, once all ranges are scored: `logits` of all offloaded tokens, of no use afterwards.
+  void finish(const HostTask& task, float* logits, std::int64_t stride) const;
   /// Of a range, which is not empty and begins at a multiple of kPartTokens, of a job that attends
   /// to every token. `positions`: of all tokens that were chosen instead, where the range counts
   /// places.

@@ -3,6 +3,7 @@
 
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "device/flat_rows.h"
@@ -27,7 +28,8 @@ MicroBatch::MicroBatch(const DecoderModel& model,
                        std::vector<RequestState*> requests_)
     : requests(std::move(requests_)),
       ws(model.config(), model.dtype(), model.device().device(), rows()),
-      items(requests.size()) {
+      items(requests.size()),
+      lost(model.config(), model.device(), rows(), method.has(PartRole::kSelector)) {
   const ModelConfig& config = model.config();
   const DeviceContext& device = model.device();
   const auto on_device = [&](const at::Tensor& host) {
@@ -96,6 +98,10 @@ AttentionBatch MicroBatch::attention(std::int64_t layer) {
     batch.rows = data_as<const kernels::StepRow>(device_inputs_, 2 * rows() * kWord);
     if (slot(layer).has_payloads) {
       batch.payloads = data_as<const kernels::PayloadRow>(slot(layer).device_payloads);
+    }
+    const auto wants_sum = [](const AttentionItem& item) { return item.lse != nullptr; };
+    if (std::ranges::any_of(items, wants_sum)) {
+      batch.lse = lost.merged(layer, 0)->mutable_data_ptr<float>();
     }
   }
   return batch;

@@ -13,6 +13,7 @@
 
 #include "models/decoder_model.h"
 #include "pipeline/cpu_stage.h"
+#include "pipeline/lost_mass.h"
 #include "pipeline/request_state.h"
 
 namespace hybridgen {
@@ -64,6 +65,7 @@ struct MicroBatch {
   };
   std::array<HostSlot, 2> slots;
   std::vector<AttentionItem> items;  ///< one per row
+  LostMass lost;
 
   HostSlot& slot(std::int64_t layer) { return slots[static_cast<std::size_t>(layer % 2)]; }
 

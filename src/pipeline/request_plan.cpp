@@ -7,6 +7,7 @@
 #include "device/resident_cache.h"
 #include "kvcache/store_memory.h"
 #include "parts/request_parts.h"
+#include "pipeline/lost_mass.h"
 #include "pipeline/rows_to_host.h"
 #include "pipeline/shifted_keys.h"
 #include "pipeline/weights_to_host.h"
@@ -85,6 +86,9 @@ void plan_step_end(const ModelConfig& config,
                    const Method& method,
                    const AttendedTokens& attended,
                    RequestPlan& plan) {
+  if (plan.max_offloaded > 0 && method.has(PartRole::kSelector)) {
+    plan.dram_bytes += LostMass::host_bytes(config);
+  }
   if (plan.max_offloaded > 0 && method.residency != Residency::kNone) {
     plan.leaving_rows =
         method.residency == Residency::kRetained ? 1 : std::min(method.window.block, plan.window);

@@ -20,6 +20,7 @@
 #include "models/decoder_model.h"
 #include "parts/request_parts.h"
 #include "pipeline/host_staging.h"
+#include "pipeline/lost_mass.h"
 #include "pipeline/request_plan.h"
 #include "pipeline/rows_to_host.h"
 #include "pipeline/shifted_keys.h"
@@ -103,6 +104,7 @@ struct RequestState {
   /// whose caches are undefined; its row stays in the batch, so that no other row changes.
   std::exception_ptr failure;
   AttendedCount attended;
+  LossSum loss;
 };
 
 /// Does `work` for `request` alone, unless it has failed; what is thrown becomes its failure.

@@ -6,6 +6,7 @@
 #include "device/device_ops.h"
 #include "device/row_blocks.h"
 #include "models/decoder_model.h"
+#include "pipeline/lost_mass.h"
 #include "pipeline/prefill.h"
 
 namespace hybridgen {
@@ -144,7 +145,8 @@ std::int64_t engine_device_bytes(const ModelConfig& config, DType dtype, const E
 }
 
 std::int64_t decode_row_bytes(const ModelConfig& config, DType dtype) {
-  return BlockWorkspace::required_bytes(config, dtype, 1) + config.vocab_size * kFloat;
+  return BlockWorkspace::required_bytes(config, dtype, 1) + config.vocab_size * kFloat +
+         LostMass::device_bytes(config);
 }
 
 std::int64_t momentary_device_bytes(const ModelConfig& config,
@@ -184,7 +186,9 @@ std::int64_t host_working_bytes(const ModelConfig& config,
     scratch = 2 * config.query_heads_per_kv_head() * plan.max_offloaded * kFloat;
   }
   return rope + BlockWorkspace::required_bytes(config, dtype, rows.prefill + 1) + attended +
-         streamed + host_threads * scratch + rows.decode * decode_row_bytes(config, dtype);
+         streamed + host_threads * scratch +
+         rows.decode * (decode_row_bytes(config, dtype) + LostMass::host_bytes(config) -
+                        LostMass::device_bytes(config));
 }
 
 }  // namespace hybridgen

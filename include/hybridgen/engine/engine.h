@@ -76,6 +76,13 @@ struct RequestStatistics {
   std::int64_t scheduler_decisions = 0;
   std::string last_decision;              ///< of the scheduler, if there is one
   double attended_offloaded_share = 0.0;  ///< chosen / offloaded, over all decode steps
+  /// Softmax mass over resident and offloaded tokens that was not attended to, by the query of the
+  /// softmax: mean over layers, query heads and those decode steps in which it is known. None where
+  /// not all tokens were scored, or some are gone.
+  std::optional<double> lost_mass;
+  std::optional<double> largest_lost_mass;  ///< of these steps
+  std::string lost_mass_kind;               ///< "exact", "estimated" or ""
+  std::int64_t lost_mass_steps = 0;
   FinishReason finish_reason = FinishReason::kNone;
 };
 

@@ -24,6 +24,7 @@ struct TraceSpan {
   std::int64_t begin_ns = 0;  ///< steady clock
   std::int64_t end_ns = 0;
   std::int64_t bytes = 0;  ///< moved or read; K on the scheduler's lane
+  double value = 0.0;      ///< of "lost mass" there
 };
 
 class TraceRecorder {

@@ -355,7 +355,9 @@ def hybridgen(step: StepBuilder, *, setting: HybridSetting) -> None:
         step.store(layer, (ended,))
         before = (step.mlp(layer, (ended,)),)
         payload = following
-    step.head(before)
+    leaves_some = setting.strategy == "post" and k < step.tokens - setting.window
+    sums = step.batch * shape.layers * shape.heads * LOGIT_BYTES  # for the mass that was lost
+    step.head(before, sums if leaves_some else 0)
 
 
 METHODS: dict[str, Callable[..., None]] = {

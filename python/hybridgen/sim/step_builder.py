@@ -145,16 +145,18 @@ class StepBuilder:
             ends_half_layer=True,
         )
 
-    def head(self, after: tuple[int, ...]) -> int:
-        """Add the output head, whose token the host waits for."""
+    def head(self, after: tuple[int, ...], sent: float = 0.0) -> int:
+        """Add the output head, whose token the host waits for, and bytes that cross with it."""
         number = self.gpu(
             "output head", -1, after, params=self.shape.head_params, launches=_HEAD_LAUNCHES
         )
-        return self.gpu_wait(number)
+        return self.gpu_wait(number, sent)
 
-    def gpu_wait(self, after: int) -> int:
-        """Add the host's wait for the step's token."""
-        return self.tasks.add(Task("token to the host", D2H, (after,), self.machine.sync_seconds))
+    def gpu_wait(self, after: int, num_bytes: float = 0.0) -> int:
+        """Add the host's wait for the step's token, and in its time for what crosses with it."""
+        rate = self.machine.d2h
+        seconds = max(0.0, self.machine.sync_seconds - num_bytes / rate)
+        return self.tasks.add(Task("token to the host", D2H, (after,), seconds, num_bytes, rate))
 
     # --------------------------------------------------------------------------------------- link
 

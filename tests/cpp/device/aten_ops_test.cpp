@@ -3,8 +3,13 @@
 // little memory, keep float32 logits unrounded, take the earlier of equal scores, pass NaN on.
 #include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/allclose.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/logsumexp.h>
+#include <ATen/ops/matmul.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/randn.h>
@@ -180,6 +185,62 @@ double merged(const DeviceOps& ops, const std::vector<float>& of_tokens) {
   ops.resident_logits(query, {.items = {&item, 1}});
   ops.merge(query, {.items = {&item, 1}}, out);
   return out.view({-1}).select(0, 0).item<double>();
+}
+
+// Resident tokens, alone and beside what the host sent: chosen tokens of each head's own, tokens
+// that all heads share, or a finished attention.
+TEST_P(Operations, LeaveTheLogSumExpOfAllThatTheyMerged) {
+  constexpr std::int64_t kHeads = 4;
+  constexpr std::int64_t kDim = 8;
+  constexpr std::int64_t kResident = 300;
+  constexpr std::int64_t kChosen = 3;
+  const at::Tensor query = at::randn({1, kHeads, kDim});
+  const at::Tensor keys = at::randn({2, kResident, kDim});
+  const at::Tensor values = at::randn({2, kResident, kDim});
+  const std::vector<std::int64_t> sizes{kChosen, kChosen};
+  HostPayload shared;
+  shared.count = kChosen;
+  shared.logits = at::randn({kHeads * kChosen}) + 5.0;
+  shared.values = at::randn({2, kChosen, kDim});
+  shared.union_sizes = sizes;
+  shared.device_union_sizes = at::full({2}, kChosen, at::kLong);
+  HostPayload own = shared;
+  own.index = at::arange(kChosen, at::kInt).repeat({kHeads});
+  HostPayload finished;
+  finished.output = at::randn({kHeads, kDim});
+  finished.lse = at::randn({kHeads}) + 6.0;
+  const at::Tensor by_hand =
+      at::matmul(query[0].view({2, 2, kDim}).to(at::kDouble), keys.to(at::kDouble).transpose(1, 2))
+          .view({kHeads, kResident}) /
+      std::sqrt(static_cast<double>(kDim));
+  const auto expected = [&](const at::Tensor& others) {
+    return at::logsumexp(at::cat({by_hand, others.to(at::kDouble).view({kHeads, -1})}, 1), {1});
+  };
+  const auto found = [&](const HostPayload* payload) {
+    at::Tensor logits = at::empty({kHeads * kResident});
+    at::Tensor merged = at::empty({kHeads * (kResident + kChosen)});
+    at::Tensor parts = at::empty({attention_scratch(kHeads, kDim, kResident, kChosen)});
+    at::Tensor out = at::empty({1, kHeads, kDim});
+    at::Tensor lse = at::empty({kHeads});
+    const AttentionItem item{.keys = &keys,
+                             .values = &values,
+                             .num_resident = kResident,
+                             .payload = payload,
+                             .resident_logits = &logits,
+                             .merged_logits = &merged,
+                             .parts = &parts,
+                             .lse = &lse};
+    ops_->resident_logits(query, {.items = {&item, 1}});
+    ops_->merge(query, {.items = {&item, 1}}, out);
+    return lse;
+  };
+  const auto expect_near = [](const at::Tensor& lse, const at::Tensor& reference) {
+    EXPECT_TRUE(at::allclose(lse.to(at::kDouble), reference, 0.0, 1e-5)) << lse << reference;
+  };
+  expect_near(found(nullptr), expected(at::empty({kHeads, 0})));
+  expect_near(found(&shared), expected(shared.logits));
+  expect_near(found(&own), expected(own.logits));
+  expect_near(found(&finished), expected(finished.lse));
 }
 
 TEST_P(Operations, PassNaNAndInfiniteLogitsOn) {

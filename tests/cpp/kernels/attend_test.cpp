@@ -246,6 +246,34 @@ TEST_P(Attend, WeightsOfTheLogitsSumToOne) {
   }
 }
 
+TEST_P(Attend, LogSumExpIsThatOfFloat64) {
+  for (const std::int64_t count : {1, 7, 64, 4099, 100000}) {
+    for (const float offset : {0.0F, 1000.0F, -1000.0F}) {
+      std::vector<float> logits = random_floats(count, 90);
+      for (float& logit : logits) logit = 4.0F * logit + offset;
+      for (std::int64_t i = 5; i < count; i += 9) logits[static_cast<std::size_t>(i)] = -kInfinity;
+      double sum = 0.0;
+      for (const float logit : logits) sum += std::exp(static_cast<double>(logit - offset));
+      // Of the sum 4,096 terms at a time are added in float32; what is returned is rounded once.
+      const double expected = offset + std::log(sum);
+      EXPECT_NEAR(kernels().log_sum_exp(logits.data(), count),
+                  expected,
+                  sum_error(512) + 2.0 * std::abs(expected) * unit_roundoff(DType::kFloat32))
+          << count << " logits about " << offset;
+    }
+  }
+}
+
+TEST_P(Attend, LogSumExpOfNothingIsMinusInfinityAndNaNStays) {
+  std::vector<float> logits(70, -kInfinity);
+  EXPECT_EQ(kernels().log_sum_exp(logits.data(), 0), -kInfinity);
+  EXPECT_EQ(kernels().log_sum_exp(logits.data(), 70), -kInfinity);
+  logits[66] = -3.0F;
+  EXPECT_FLOAT_EQ(kernels().log_sum_exp(logits.data(), 70), -3.0F);
+  logits[3] = kNaN;
+  EXPECT_TRUE(std::isnan(kernels().log_sum_exp(logits.data(), 70)));
+}
+
 TEST_P(Attend, OfNoTokenOrOnlyMaskedOnesIsZeroWhateverLiesThere) {
   const std::vector<float> masked(70, -kInfinity);
   const OwnPart empty = of_logits({}, {});

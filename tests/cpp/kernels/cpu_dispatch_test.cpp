@@ -47,6 +47,7 @@ TEST(CpuDispatch, EverySupportedTableIsCompleteAndNamesItself) {
     EXPECT_NE(table.attend, nullptr);
     EXPECT_NE(table.merge_parts, nullptr);
     EXPECT_NE(table.softmax_weights, nullptr);
+    EXPECT_NE(table.log_sum_exp, nullptr);
     EXPECT_NE(table.prefill_scratch, nullptr);
     EXPECT_NE(table.prefill_attention, nullptr);
     EXPECT_NE(table.column_sums, nullptr);

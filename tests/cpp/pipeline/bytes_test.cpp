@@ -221,6 +221,9 @@ Bytes hybrid_bytes(const At& at, const HybridSetting& setting) {
   if (!is_rescored) {
     bytes.h2d += at.H * k * kLogitBytes;
   }
+  if (is_post && k < n_c) {
+    bytes.d2h += at.H * kLogitBytes;  // log-sum-exp of what was attended to, for the lost mass
+  }
   if (is_post) {
     // Query heads choose for themselves: k <= u <= min(R k, n_c).
     bytes.h2d += at.H * k * kIndexBytes + at.G * k * row;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "hybridgen/methods/method.h"
+#include "pipeline/lost_mass.h"
 #include "pipeline/request_plan.h"
 #include "pipeline/rows_to_host.h"
 #include "pipeline/shifted_keys.h"
@@ -115,10 +116,13 @@ TEST(APlan, CountsOnTheHostWhatAnotherDeviceSendsDuringAStep) {
   EXPECT_EQ(one_row, 2 * 4 * 2 * 16 * 4);  // K and V of 4 layers, 2 KV heads of 16 floats
   EXPECT_EQ(more(testing::options("full")), 0);
   EXPECT_EQ(more(testing::options("moe_lightning")), 0);  // the host job appends the new token
-  EXPECT_EQ(more(testing::options("hybridgen")), one_row);
+  // Of a method that scores tokens two log-sum-exps for each of 4 layers and 4 query heads.
+  const std::int64_t sums = LostMass::host_bytes(config);
+  EXPECT_EQ(sums, 2 * 4 * 4 * 4);
+  EXPECT_EQ(more(testing::options("hybridgen")), one_row + sums);
   EngineOptions scored = testing::options("hybridgen");
   scored.hybridgen.selector = "h2o";
-  EXPECT_EQ(more(scored), one_row + WeightsToHost::required_bytes(config, 20, 4));
+  EXPECT_EQ(more(scored), one_row + sums + WeightsToHost::required_bytes(config, 20, 4));
   EngineOptions blocks = testing::options("hgca");
   blocks.method_config = {{"block", std::int64_t{4}}};
   EXPECT_EQ(more(blocks), 4 * one_row + WeightsToHost::required_bytes(config, 20, 0));
