@@ -163,7 +163,8 @@ class Request {
 
   const Array& query() const { return query_; }
 
-  void expect_result(const Array& out, std::int64_t first) const {
+  /// `lse`: [H].
+  void expect_result(const Array& out, std::int64_t first, const float* lse) const {
     for (std::int64_t h = 0; h < shape_.num_heads; ++h) {
       const std::vector<Token> tokens = tokens_of(h);
       double peak = -kInfinity;
@@ -188,6 +189,8 @@ class Request {
             << "head " << h << ", " << d;
       }
       if (kind_.wants_weights) expect_weights(h, tokens, error);
+      const double all = peak + std::log(sum);
+      ASSERT_NEAR(lse[h], all, error + 2.0 * std::abs(all) * unit_roundoff(DType::kFloat32));
     }
   }
 
@@ -343,11 +346,14 @@ void expect_attention(const Shape& shape, const std::vector<Kind>& kinds, Payloa
   }
   const DeviceCopy device_query(query);
   const DeviceCopy device_out(random_array(shape.dtype, batch * stride, 2));
+  std::vector<float> sums(static_cast<std::size_t>(batch * shape.num_heads));
+  const DeviceCopy device_sums(sums);
   const DeviceCopy device_rows(rows);
   const DeviceCopy device_payloads(
       how == Payloads::kThere ? payloads : std::vector<PayloadRow>(payloads.size()));
   attention.query = device_query.get();
   attention.out = device_out.get();
+  attention.lse = device_sums.get<float>();
   attention.rows = device_rows.get<StepRow>();
   attention.payloads = device_payloads.get<PayloadRow>();
   attend_resident_cuda(attention, nullptr);
@@ -365,9 +371,11 @@ void expect_attention(const Shape& shape, const std::vector<Kind>& kinds, Payloa
   merge_cuda(attention, nullptr);  // leaves behind what the next one needs
   Array out(shape.dtype, batch * stride);
   device_out.copy_to(out.data());
+  device_sums.copy_to(sums.data());
   for (std::int64_t b = 0; b < batch; ++b) {
     SCOPED_TRACE("request " + std::to_string(b));
-    requests[static_cast<std::size_t>(b)]->expect_result(out, b * stride);
+    requests[static_cast<std::size_t>(b)]->expect_result(
+        out, b * stride, sums.data() + b * shape.num_heads);
     if (testing::Test::HasFatalFailure()) return;
   }
 }
@@ -425,6 +433,7 @@ TEST_P(AttentionOnDevice, WithoutAnyTokenIsZeroAndNanStays) {
   const DeviceCopy logits(std::vector<float>(2, std::numeric_limits<float>::quiet_NaN()));
   const DeviceCopy parts(std::vector<float>(2 * 34));
   const DeviceCopy out(random_array(shape.dtype, 2 * 64, 3));
+  const DeviceCopy sums(std::vector<float>(4));
   const DeviceCopy finished(std::vector<unsigned>(2));
   const DeviceCopy rows(std::vector<StepRow>{
       {}, {.parts = parts.get<float>(), .finished = finished.get<unsigned>()}});
@@ -445,11 +454,17 @@ TEST_P(AttentionOnDevice, WithoutAnyTokenIsZeroAndNanStays) {
                                   .head_dim = 32,
                                   .rows = rows.get<StepRow>(),
                                   .payloads = payloads.get<PayloadRow>(),
-                                  .max_chosen = 1};
+                                  .max_chosen = 1,
+                                  .lse = sums.get<float>()};
   attend_resident_cuda(attention, nullptr);
   merge_cuda(attention, nullptr);
   Array result(shape.dtype, 2 * 64);
   out.copy_to(result.data());
+  std::vector<float> lse(4);
+  sums.copy_to(lse.data());
+  EXPECT_EQ(lse[0], -kInfinity);
+  EXPECT_EQ(lse[1], -kInfinity);
+  EXPECT_TRUE(std::isnan(lse[2]));
   for (std::int64_t i = 0; i < 64; ++i) {
     EXPECT_EQ(result.at(i), 0.0F);
     EXPECT_TRUE(std::isnan(result.at(64 + i)));
