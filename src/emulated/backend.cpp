@@ -54,9 +54,12 @@ struct Current {
   std::array<StreamIndex, kMostDevices> streams{};
 };
 
+bool can_be_emulated(c10::DeviceType type) {
+  return type == c10::kCUDA || type == c10::kPrivateUse1;
+}
+
 std::size_t slot_of(c10::DeviceType type) {
-  TORCH_CHECK(
-      type == c10::kCUDA || type == c10::kPrivateUse1, "no emulated device is of type ", type);
+  TORCH_CHECK(can_be_emulated(type), "no emulated device is of type ", type);
   return type == c10::kCUDA ? 0 : 1;
 }
 
@@ -359,7 +362,9 @@ void register_backend(c10::DeviceType type) {
   register_operators(type);
 }
 
-bool is_registered(c10::DeviceType type) { return backend_slot(type).load() != nullptr; }
+bool is_registered(c10::DeviceType type) {
+  return can_be_emulated(type) && backend_slot(type).load() != nullptr;
+}
 
 Device& device_of(c10::Device device) {
   Backend& found = backend(device.type());
