@@ -9,6 +9,7 @@
 #include "emulated/backend.h"
 #include "hybridgen/core/error.h"
 #include "kernels/cuda_attention.h"
+#include "kernels/cuda_kernels.h"
 #include "memory/numa.h"
 #include "runtime/control_group.h"
 #include "runtime/cpus.h"
@@ -16,26 +17,39 @@
 namespace hybridgen {
 namespace {
 
-// Whether our CUDA kernels take this model there.
-bool kernels_serve(const DecoderModel& model) {
-  return runs_cuda_kernels() && model.device().device().is_cuda() &&
-         model.config().head_dim <= kernels::kMostHeadDim;
+// Why our CUDA kernels do not take this model there; empty: they do.
+std::string why_no_kernels(const DecoderModel& model) {
+  const at::Device device = model.device().device();
+  if (!device.is_cuda()) return "kernels are for cpu and cuda";
+  if (!kernels::has_cuda_kernels()) return "this build found no nvcc";
+  if (!runs_cuda_kernels()) return "LibTorch before 2.13 does not tell a stream's handle";
+  if (model.config().head_dim > kernels::kMostHeadDim) {
+    return message("heads have more than ", kernels::kMostHeadDim, " dimensions");
+  }
+  if (!emulated::is_registered(device.type()) &&
+      kernels::cuda_compute_capability(device.index()) < kernels::kLeastComputeCapability) {
+    return "the GPU's compute capability is below 8.0";
+  }
+  return {};
 }
 
 Math resolve_math(Math asked, const DecoderModel& model) {
-  const bool has_kernels = model.device().is_cpu() || kernels_serve(model);
-  if (asked == Math::kKernels && !has_kernels) {
+  if (model.device().is_cpu()) {
+    return asked == Math::kAuto ? Math::kKernels : asked;
+  }
+  const std::string why_not = why_no_kernels(model);
+  if (asked == Math::kKernels && !why_not.empty()) {
     throw ConfigError(message("[engine] math is 'kernels' on ",
                               model.device().name(),
-                              ", for which this build has none; allowed there: aten (kernels are "
-                              "for cpu, and for cuda where nvcc built them and heads have at most ",
-                              kernels::kMostHeadDim,
-                              " dimensions)"));
+                              "; allowed there: aten (",
+                              why_not,
+                              ")"));
   }
   if (asked != Math::kAuto) return asked;
-  // A stand-in for a GPU runs nvcc's kernels only where a test has brought their emulation.
-  return has_kernels && !emulated::is_registered(model.device().device().type()) ? Math::kKernels
-                                                                                 : Math::kAten;
+  // A stand-in for a GPU runs them only where a test has brought their emulation.
+  return why_not.empty() && !emulated::is_registered(model.device().device().type())
+             ? Math::kKernels
+             : Math::kAten;
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 // sizes and a stream; no Torch. Calls enqueue on `stream` and return. CPU twins: `attend`,
 // `merge_parts` and `softmax_weights` of CpuKernels.
 //
-// Matrices are aligned to 16 bytes; strides count elements.
+// Matrices are aligned to 16 bytes; strides count elements. At most 65535 requests and KV heads.
 #pragma once
 
 #include <cstdint>

@@ -30,6 +30,9 @@ struct MergeSegment {
 bool has_cuda_kernels();
 /// Devices that can be used right now; 0 without a driver (never throws).
 int cuda_device_count();
+/// 10 times the major plus the minor number, as in sm_80; 0 without such a device (never throws).
+int cuda_compute_capability(int device);
+inline constexpr int kLeastComputeCapability = 80;  ///< of the code that a build contains
 
 /// concat_logits of every segment. `segments` [num_segments] in device memory.
 void concat_logits_cuda(const MergeSegment* segments,

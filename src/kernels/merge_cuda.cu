@@ -107,6 +107,17 @@ int cuda_device_count() {
   return count;
 }
 
+int cuda_compute_capability(int device) {
+  int major = 0;
+  int minor = 0;
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());
+    return 0;
+  }
+  return 10 * major + minor;
+}
+
 void concat_logits_cuda(const MergeSegment* segments,
                         std::int64_t num_segments,
                         std::int64_t num_queries,

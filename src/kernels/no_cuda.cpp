@@ -23,6 +23,7 @@ namespace {
 bool has_cuda_kernels() { return false; }
 
 int cuda_device_count() { return 0; }
+int cuda_compute_capability(int /*device*/) { return 0; }
 
 void concat_logits_cuda(const MergeSegment* /*segments*/,
                         std::int64_t /*num_segments*/,

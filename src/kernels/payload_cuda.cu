@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Payloads of a micro-batch cross the link in one launch: the device reads the host's pinned memory
 // itself, and only what is in use. Some blocks per matrix are enough to fill the link.
+#include <algorithm>
+
 #include "kernels/cuda_attention.h"
 #include "kernels/cuda_math.h"
 
@@ -9,7 +11,8 @@ namespace hybridgen::kernels {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr unsigned kBlocksPerMatrix = 8;
+constexpr std::int64_t kMostBlocksPerMatrix = 8;
+constexpr std::int64_t kBlocks = 64;  // more would only wait for the link, in the way of others
 
 /// This block's and its siblings' share of a copy, 16 bytes a thread where both ends allow it.
 __device__ void copy_bytes(const void* from, void* to, std::int64_t bytes) {
@@ -36,8 +39,18 @@ __global__ void fetch_kernel(const PayloadCopy* copies,
                              std::int64_t num_kv_heads,
                              std::int64_t row_bytes,
                              PayloadRow* payloads) {
-  const PayloadRow from = copies[blockIdx.z].from;
-  const PayloadRow to = copies[blockIdx.z].to;
+  // Over the link once for all threads.
+  constexpr unsigned kWords = sizeof(PayloadCopy) / sizeof(std::int64_t);
+  DEVICE_SHARED(std::int64_t, words, kWords);
+  if (threadIdx.x < kWords) {
+    const auto* bytes = reinterpret_cast<const char*>(copies + blockIdx.z);
+    memcpy(&words[threadIdx.x], bytes + threadIdx.x * sizeof(std::int64_t), sizeof(std::int64_t));
+  }
+  __syncthreads();
+  PayloadCopy row;
+  memcpy(&row, &words[0], sizeof(row));
+  const PayloadRow& from = row.from;
+  const PayloadRow& to = row.to;
   const std::int64_t matrix = blockIdx.y;
   if (matrix < num_kv_heads) {
     if (from.count == 0) return;
@@ -80,8 +93,11 @@ void fetch_payloads_cuda(const PayloadCopy* copies,
                          PayloadRow* payloads,
                          void* stream) {
   if (batch <= 0) return;
-  const dim3 grid(
-      kBlocksPerMatrix, static_cast<unsigned>(num_kv_heads + 1), static_cast<unsigned>(batch));
+  const std::int64_t per_matrix =
+      std::clamp<std::int64_t>(kBlocks / (batch * (num_kv_heads + 1)), 1, kMostBlocksPerMatrix);
+  const dim3 grid(static_cast<unsigned>(per_matrix),
+                  static_cast<unsigned>(num_kv_heads + 1),
+                  static_cast<unsigned>(batch));
   launch(fetch_kernel,
          grid,
          kThreads,

@@ -25,7 +25,6 @@ BlockWorkspace::BlockWorkspace(const ModelConfig& config,
   positions = at::empty({rows}, options.dtype(at::kLong));
   x = at::empty({rows, config.hidden_size}, options);
   normed = at::empty_like(x);
-  guess_normed = at::empty_like(x);
   projected = at::empty_like(x);
   if (config.embedding_size != config.hidden_size) {
     embedding = at::empty({rows, config.embedding_size}, options);
@@ -49,12 +48,14 @@ BlockWorkspace::BlockWorkspace(const ModelConfig& config,
   }
 }
 
+void BlockWorkspace::add_guess_norm() { guess_normed = at::empty_like(x); }
+
 std::int64_t BlockWorkspace::required_bytes(const ModelConfig& config,
                                             DType dtype,
                                             std::int64_t rows) {
   const std::int64_t attended = config.num_heads * config.head_dim;
   const std::int64_t elements =
-      4 * config.hidden_size +
+      3 * config.hidden_size +
       (config.embedding_size != config.hidden_size ? config.embedding_size : 0) +
       (attended + 2 * config.num_kv_heads * config.head_dim) + 2 * attended +
       (config.activation == Activation::kSiluGate ? 3 : 1) * config.ffn_size;

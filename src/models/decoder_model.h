@@ -30,6 +30,8 @@ struct Rotation {
 struct BlockWorkspace {
   BlockWorkspace() = default;
   BlockWorkspace(const ModelConfig& config, DType dtype, at::Device device, std::int64_t rows);
+  /// Makes guess_normed, for steps whose queries are guessed.
+  void add_guess_norm();
   static std::int64_t required_bytes(const ModelConfig& config, DType dtype, std::int64_t rows);
   /// Views of the first `count` rows of everything.
   BlockWorkspace first_rows(std::int64_t count) const;
@@ -41,7 +43,7 @@ struct BlockWorkspace {
   std::optional<Rotation> rotation;  ///< of the pass, where it is not that of single steps
   at::Tensor x;               ///< [rows, M] residual stream: the layer's input, later its output
   at::Tensor normed;          ///< [rows, M]
-  at::Tensor guess_normed;    ///< [rows, M] the same input as another layer norms it
+  at::Tensor guess_normed;    ///< [rows, M] the same input as another layer norms it, if added
   at::Tensor embedding;       ///< [rows, E]; only where E != M
   at::Tensor qkv;             ///< [rows, (H + 2 G) D]
   at::Tensor query;           ///< view of qkv: [rows, H, D]

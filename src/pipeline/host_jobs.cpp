@@ -282,11 +282,13 @@ void HostJobs::ship(std::int64_t layer, MicroBatch& batch) {
       }
       bytes += staging.ship(slot.batch.jobs[i], slot.union_rows[row], slot.device_union_rows[row]);
       batch.items[row].payload = &staging.payload();
+      slot.has_payloads = true;
       note_loss(layer, batch, slot.rows[i], slot.batch.jobs[i]);
     });
   }
-  loop_.ops.fetch(batch.payloads(layer));
-  slot.has_payloads = true;
+  if (slot.has_payloads) {
+    loop_.ops.fetch(batch.payloads(layer));
+  }
   loop_.timer.end_link();
   device.record_copy(slot.payload_ready);
   loop_.link.to_device(bytes);

@@ -32,6 +32,7 @@ MicroBatch::MicroBatch(const DecoderModel& model,
       lost(model.config(), model.device(), rows(), method.has(PartRole::kSelector)) {
   const ModelConfig& config = model.config();
   const DeviceContext& device = model.device();
+  ws.add_guess_norm();
   const auto on_device = [&](const at::Tensor& host) {
     return device.is_cpu() ? host : at::empty(host.sizes(), host.options().device(device.device()));
   };

@@ -23,6 +23,11 @@ TEST(MergeCuda, WithoutCudaIsRefusedAndNoDeviceIsCounted) {
 
 TEST(MergeCuda, CountsDevicesWithoutThrowing) { EXPECT_GE(cuda_device_count(), 0); }
 
+TEST(MergeCuda, SaysWhatADeviceCanWithoutThrowing) {
+  EXPECT_EQ(cuda_compute_capability(1000), 0);
+  EXPECT_EQ(cuda_compute_capability(0) > 0, cuda_device_count() > 0);
+}
+
 #if HYBRIDGEN_HAS_CUDA
 
 using hybridgen::test::in_every_order;

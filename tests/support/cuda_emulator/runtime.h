@@ -20,6 +20,11 @@ enum cudaMemcpyKind {
   cudaMemcpyDefault = 4,
 };
 
+enum cudaDeviceAttr {
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrComputeCapabilityMinor = 76,
+};
+
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
 /// Opaque. Without set_enqueue() every stream is done when a call returns.
@@ -30,6 +35,8 @@ const char* cudaGetErrorString(cudaError_t error);
 /// Of this OS thread; reading it clears it.
 cudaError_t cudaGetLastError();
 cudaError_t cudaGetDeviceCount(int* count);
+/// Of compute capability 9.0.
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaMalloc(void** memory, std::size_t bytes);
 cudaError_t cudaFree(void* memory);
 cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind);
