@@ -48,7 +48,7 @@ __global__ void fetch_kernel(const PayloadCopy* copies,
   }
   __syncthreads();
   PayloadCopy row;
-  memcpy(&row, &words[0], sizeof(row));
+  memcpy(static_cast<void*>(&row), &words[0], sizeof(row));
   const PayloadRow& from = row.from;
   const PayloadRow& to = row.to;
   const std::int64_t matrix = blockIdx.y;
