@@ -18,6 +18,7 @@
 #include "kernels/cuda_coded.h"
 #include "kernels/cuda_kernels.h"
 #include "kernels/cuda_planning.h"
+#include "kernels/cuda_resident.h"
 #include "kernels/cuda_rows.h"
 
 #if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 13)
@@ -175,6 +176,41 @@ class CudaOps final : public DeviceOps {
       args.layer = batch->layer;
     }
     kernels::place_heads_cuda(args, stream());
+  }
+
+  void turn_keys(const RopeTable& table, const AttentionBatch& batch) const override {
+    const at::Tensor& keys = *batch.items.front().keys;
+    kernels::TurnKeys args;
+    args.dtype = dtype_of(keys);
+    args.rows = batch.rows;
+    args.batch = std::ssize(batch.items);
+    args.num_kv_heads = keys.size(0);
+    args.head_dim = keys.size(2);
+    args.layer = batch.layer;
+    args.max_resident = most_resident(batch);
+    args.cosines = table.cosines.const_data_ptr<float>();
+    args.sines = table.sines.const_data_ptr<float>();
+    kernels::turn_keys_cuda(args, stream());
+  }
+
+  void move_rows(const RowMoves& moves) const override {
+    const std::span all(moves.slots.const_data_ptr<std::int32_t>(),
+                        static_cast<std::size_t>(moves.slots.numel()));
+    if (std::ranges::all_of(all, [](std::int32_t slot) { return slot < 0; })) {
+      return;
+    }
+    // Not read where they are: LibTorch keeps pinned memory for its own copies, not for kernels.
+    moves.device_slots.copy_(moves.slots, /*non_blocking=*/true);
+    const at::Tensor& keys = moves.caches.front()->all_keys();
+    kernels::MoveRows args;
+    args.dtype = dtype_of(keys);
+    args.rows = moves.rows;
+    args.slots = moves.device_slots.const_data_ptr<std::int32_t>();
+    args.batch = moves.slots.size(0);
+    args.num_layers = moves.slots.size(1);
+    args.num_kv_heads = moves.slots.size(2);
+    args.head_dim = keys.size(3);
+    kernels::move_rows_cuda(args, stream());
   }
 
   void fetch(const PayloadBatch& batch) const override {
@@ -340,10 +376,12 @@ class CudaOps final : public DeviceOps {
     args.head_dim = query.size(2);
     args.layer = batch.layer;
     args.rows = batch.rows;
-    for (const AttentionItem& item : batch.items) {
-      args.max_resident = std::max(args.max_resident, item.num_resident);
-    }
+    args.max_resident = most_resident(batch);
     return args;
+  }
+
+  static std::int64_t most_resident(const AttentionBatch& batch) {
+    return std::ranges::max(batch.items, {}, &AttentionItem::num_resident).num_resident;
   }
 
   at::Device device_;

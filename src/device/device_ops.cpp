@@ -30,6 +30,37 @@ void DeviceOps::place_heads(const ModelConfig& config,
   }
 }
 
+void DeviceOps::turn_keys(const RopeTable& table, const AttentionBatch& batch) const {
+  for (const AttentionItem& item : batch.items) {
+    if (item.turned == nullptr) {
+      continue;
+    }
+    const TurnedKeys& turned = *item.turned;
+    for (std::int64_t g = 0; g < turned.keys.size(0); ++g) {
+      at::Tensor keys = turned.keys.select(0, g).narrow(0, 0, item.num_resident);
+      keys.copy_(item.keys->select(0, g).narrow(0, item.first_slot, item.num_resident));
+      keys = keys.unsqueeze(1);
+      const at::Tensor places =
+          turned.places.select(0, turned.place_rows[static_cast<std::size_t>(g)]);
+      rotate(table, places.narrow(0, 0, item.num_resident), keys);
+    }
+  }
+}
+
+void DeviceOps::move_rows(const RowMoves& moves) const {
+  const auto* slot = moves.slots.const_data_ptr<std::int32_t>();
+  for (ResidentCache* cache : moves.caches) {
+    const std::int64_t newest = cache->first_slot() + cache->size() - 1;
+    for (std::int64_t layer = 0; layer < moves.slots.size(1); ++layer) {
+      for (std::int64_t g = 0; g < moves.slots.size(2); ++g, ++slot) {
+        if (*slot >= 0) {
+          cache->copy_row(layer, g, newest, *slot);
+        }
+      }
+    }
+  }
+}
+
 void DeviceOps::norms(const ModelConfig& config,
                       at::Tensor& x,
                       const at::Tensor& addend,

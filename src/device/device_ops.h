@@ -12,6 +12,7 @@
 #include <string_view>
 
 #include "device/linear_weight.h"
+#include "device/resident_cache.h"
 #include "device/rope_table.h"
 #include "hybridgen/core/model_config.h"
 #include "kernels/decode_rows.h"
@@ -44,6 +45,13 @@ struct HostPayload {
   }
 };
 
+/// Resident keys of a request in one layer as attention reads them: turned by their tokens' places.
+struct TurnedKeys {
+  at::Tensor keys;                           ///< [G, slots, D]; token i of KV head g in slot i
+  at::Tensor places;                         ///< int64 [.., slots] rows of a rotary table
+  std::span<const std::int64_t> place_rows;  ///< [G] rows of `places`
+};
+
 /// Attention of one decode row over its resident tokens and its payload.
 struct AttentionItem {
   std::int64_t row = 0;                ///< of the query and output tensors
@@ -65,6 +73,7 @@ struct AttentionItem {
   /// float32 [H]: where merge() leaves the natural log-sum-exp of all logits that it merged, those
   /// of a partial payload included; null: unwanted.
   at::Tensor* lse = nullptr;
+  const TurnedKeys* turned = nullptr;  ///< what turn_keys() writes; null: nothing
 
   /// Of a row of merged_logits.
   std::int64_t merged_stride() const {
@@ -91,6 +100,14 @@ struct PayloadBatch {
   // The same flat, one for each item:
   const kernels::PayloadCopy* copies = nullptr;  ///< pinned
   kernels::PayloadRow* payloads = nullptr;       ///< on the device
+};
+
+/// Where the newest resident tokens of a micro-batch go once all layers have seen them.
+struct RowMoves {
+  std::span<ResidentCache* const> caches;  ///< [B], the newest token the last
+  at::Tensor slots;                        ///< int32 [B, L, G], pinned; -1: stays
+  at::Tensor device_slots;                 ///< room for the same on the device
+  const kernels::StepRow* rows = nullptr;  ///< the caches flat, on the device
 };
 
 /// Heads that a projection made of a layer's input, and what happens to them before they meet.
@@ -165,6 +182,12 @@ class DeviceOps {
   virtual void place_heads(const ModelConfig& config,
                            const LayerHeads& heads,
                            const AttentionBatch* batch) const;
+
+  /// The items' `turned` keys from their `keys`.
+  virtual void turn_keys(const RopeTable& table, const AttentionBatch& batch) const;
+  /// Copies keys and values of the newest tokens to other slots, on the current stream. `slots` may
+  /// change once the device has come here.
+  virtual void move_rows(const RowMoves& moves) const;
 
   /// Starts the copies of payloads to the device, on the current stream. Nothing where the device
   /// is the host.

@@ -11,9 +11,7 @@ const T* data_of(const at::Tensor& tensor) {
 
 }  // namespace
 
-kernels::StepRow flat_row(const AttentionItem& item,
-                          const ResidentCache& resident,
-                          const at::Tensor& turned_keys) {
+kernels::StepRow flat_row(const AttentionItem& item, const ResidentCache& resident) {
   kernels::StepRow row;
   row.num_resident = item.num_resident;
   row.first_slot = item.first_slot;
@@ -21,10 +19,6 @@ kernels::StepRow flat_row(const AttentionItem& item,
   row.values = resident.all_values().data_ptr();
   row.layer_stride = resident.all_keys().stride(0);
   row.head_stride = resident.all_keys().stride(1);
-  if (turned_keys.defined()) {
-    row.turned_keys = turned_keys.const_data_ptr();
-    row.turned_head_stride = turned_keys.stride(0);
-  }
   if (item.wants_weights) {
     row.resident_logits = item.resident_logits->mutable_data_ptr<float>();
     row.weights = item.merged_logits->mutable_data_ptr<float>();

@@ -8,11 +8,8 @@
 
 namespace hybridgen {
 
-/// Of an item whose request has these caches; `turned_keys` [G, slots, D], if defined, is what
-/// attention reads of the layer at hand.
-kernels::StepRow flat_row(const AttentionItem& item,
-                          const ResidentCache& resident,
-                          const at::Tensor& turned_keys);
+/// Of an item whose request has these caches.
+kernels::StepRow flat_row(const AttentionItem& item, const ResidentCache& resident);
 
 kernels::PayloadRow flat_row(const HostPayload& payload);
 

@@ -60,6 +60,42 @@ inline bool are_in_packs(DType dtype,
   return true;
 }
 
+/// Where only the device knows whether a pack may begin.
+template <unsigned kCount, typename T>
+__device__ __forceinline__ void read_anywhere(const T* from, float (&to)[kCount]) {
+  if (begins_a_pack(from)) {
+    read_pack(from, to);
+  } else {
+    for (unsigned k = 0; k < kCount; ++k) to[k] = to_float(from[k]);
+  }
+}
+
+template <unsigned kCount, typename T>
+__device__ __forceinline__ void write_anywhere(T* to, const float (&from)[kCount]) {
+  if (begins_a_pack(to)) {
+    write_pack(to, from);
+  } else {
+    for (unsigned k = 0; k < kCount; ++k) store(to + k, from[k]);
+  }
+}
+
+/// Turns numbers of a head's first half with those of its second.
+template <unsigned kCount>
+__device__ __forceinline__ void turn(const float* cosines,
+                                     const float* sines,
+                                     float (&a)[kCount],
+                                     float (&b)[kCount]) {
+  float cosine[kCount];
+  float sine[kCount];
+  read_pack(cosines, cosine);
+  read_pack(sines, sine);
+  for (unsigned k = 0; k < kCount; ++k) {
+    const float turned = a[k] * cosine[k] - b[k] * sine[k];
+    b[k] = b[k] * cosine[k] + a[k] * sine[k];
+    a[k] = turned;
+  }
+}
+
 /// Names a type and how many numbers of it are one pack.
 template <typename T, unsigned kCount>
 struct PackOf {};

@@ -18,8 +18,12 @@ struct StepRow {
   std::int64_t head_stride = 0;   ///< from a KV head's keys (values) to the next one's
   /// Keys of slot first_slot on as attention reads them, if not those above: [G, n_g, D] of the
   /// layer at hand.
-  const void* turned_keys = nullptr;
+  void* turned_keys = nullptr;
   std::int64_t turned_head_stride = 0;
+  /// Places by which they turn: of layer l and KV head g row place_rows[l G + g] of `places`.
+  const std::int64_t* place_rows = nullptr;
+  const std::int64_t* places = nullptr;
+  std::int64_t place_stride = 0;  ///< from a row to the next
   /// [H, n_g] scaled logits, and [H, merged_stride] softmax weights of chosen host tokens, then of
   /// resident ones; null: unwanted.
   float* resident_logits = nullptr;

@@ -105,16 +105,6 @@ __device__ __forceinline__ void read_normed(
   for (unsigned k = 0; k < kCount; ++k) to[k] = round_to<T>(round_to<T>(to[k] * scale) * weight[k]);
 }
 
-/// Into a cache, whose alignment only the device knows.
-template <unsigned kCount, typename T>
-__device__ __forceinline__ void write_to_slot(T* to, const float (&from)[kCount]) {
-  if (begins_a_pack(to)) {
-    write_pack(to, from);
-  } else {
-    for (unsigned k = 0; k < kCount; ++k) store(to + k, from[k]);
-  }
-}
-
 template <unsigned kCount, typename T>
 __device__ void finish_head(
     const HeadsOfRows& args, const Head<T>& head, float scale, unsigned lane, unsigned lanes) {
@@ -125,22 +115,12 @@ __device__ void finish_head(
     float b[kCount];
     read_normed(head.x, head.norm, scale, i, a);
     read_normed(head.x, head.norm, scale, i + half, b);
-    if (head.turns) {
-      float cosine[kCount];
-      float sine[kCount];
-      read_pack(args.cosines + angles + i, cosine);
-      read_pack(args.sines + angles + i, sine);
-      for (unsigned k = 0; k < kCount; ++k) {
-        const float turned = a[k] * cosine[k] - b[k] * sine[k];
-        b[k] = b[k] * cosine[k] + a[k] * sine[k];
-        a[k] = turned;
-      }
-    }
+    if (head.turns) turn(args.cosines + angles + i, args.sines + angles + i, a, b);
     write_pack(head.x + i, a);
     write_pack(head.x + i + half, b);
     if (head.key_slot != nullptr) {
-      write_to_slot(head.key_slot + i, a);
-      write_to_slot(head.key_slot + i + half, b);
+      write_anywhere(head.key_slot + i, a);
+      write_anywhere(head.key_slot + i + half, b);
     }
   }
   if (args.head_dim % 2 == 1 && lane == 0) {  // the last one of an odd number is not turned
@@ -174,7 +154,7 @@ __global__ void place_heads_kernel(const HeadsOfRows args, unsigned lanes) {
     for (std::int64_t i = lane * kCount; i < args.head_dim; i += lanes * kCount) {
       float v[kCount];
       read_pack(head.value + i, v);
-      write_to_slot(head.value_slot + i, v);
+      write_anywhere(head.value_slot + i, v);
     }
   }
 }

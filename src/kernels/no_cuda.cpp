@@ -5,6 +5,7 @@
 #include "kernels/cuda_coded.h"
 #include "kernels/cuda_kernels.h"
 #include "kernels/cuda_planning.h"
+#include "kernels/cuda_resident.h"
 #include "kernels/cuda_rows.h"
 
 namespace hybridgen::kernels {
@@ -87,6 +88,10 @@ void coded_linear_cuda(const CodedLinearArgs& /*args*/,
 void norm_rows_cuda(const NormRows& /*args*/, void* /*stream*/) { refuse("norm_rows_cuda"); }
 
 void place_heads_cuda(const HeadsOfRows& /*args*/, void* /*stream*/) { refuse("place_heads_cuda"); }
+
+void move_rows_cuda(const MoveRows& /*args*/, void* /*stream*/) { refuse("move_rows_cuda"); }
+
+void turn_keys_cuda(const TurnKeys& /*args*/, void* /*stream*/) { refuse("turn_keys_cuda"); }
 
 void select_rows_cuda(const SelectRows& /*args*/, void* /*stream*/) { refuse("select_rows_cuda"); }
 

@@ -233,16 +233,26 @@ void DecodePipeline::describe_rows(std::int64_t layer, MicroBatch& batch) {
 void DecodePipeline::score_resident(std::int64_t layer, MicroBatch& batch) {
   const ScopedSpan span = loop_.span("resident logits", layer);
   if (method_.positions == PositionMode::kCacheIndex) {
-    for (std::size_t row = 0; row < batch.requests.size(); ++row) {
-      RequestState& request = *batch.requests[row];
-      contain(request, [&] {
-        request.shifted->shift(model_, ops_, layer, request.resident, *request.parts.retention);
-        batch.items[row].keys = &request.shifted->keys();
-      });
-    }
+    turn_keys(layer, batch);
   }
   ops_.resident_logits(batch.ws.query, batch.attention(layer));
   loop_.at_seam();
+}
+
+void DecodePipeline::turn_keys(std::int64_t layer, MicroBatch& batch) {
+  for (std::size_t row = 0; row < batch.requests.size(); ++row) {
+    RequestState& request = *batch.requests[row];
+    batch.items[row].turned = nullptr;
+    contain(request, [&] {
+      batch.items[row].turned = &request.shifted->of_layer(layer, *request.parts.retention);
+    });
+  }
+  ops_.turn_keys(model_.step_rope(), batch.attention(layer));
+  for (AttentionItem& item : batch.items) {
+    if (item.turned != nullptr) {
+      item.keys = &item.turned->keys;
+    }
+  }
 }
 
 void DecodePipeline::merge(std::int64_t layer, MicroBatch& batch) {
@@ -287,19 +297,31 @@ void DecodePipeline::end_step(Batches batches) {
   loop_.sample.link_s = times.link_s;
   loop_.sample.device_s = std::max(times.paired_s, 0.0);
   for (const auto& batch : batches) {
+    for (RequestState* request : batch->requests) {
+      request->end_reading();
+    }
+    if (!model_.device().is_cpu()) {
+      finish_feedback(*batch);
+    }
     for (std::size_t row = 0; row < batch->requests.size(); ++row) {
       RequestState& request = *batch->requests[row];
-      request.end_reading();
       contain(request, [&] {
-        if (!model_.device().is_cpu()) {
-          give_sent_feedback(loop_, request);
-        }
         end_loss(*batch, row);
         end_request_step(request);
       });
       trace_decision(request);
     }
   }
+}
+
+// Moves are queued behind all that reads the rows, and before the caches forget the newest.
+void DecodePipeline::finish_feedback(MicroBatch& batch) {
+  batch.clear_moves();
+  for (std::size_t row = 0; row < batch.requests.size(); ++row) {
+    RequestState& request = *batch.requests[row];
+    contain(request, [&] { give_sent_feedback(loop_, request, batch.moves_of(row)); });
+  }
+  batch.move_rows(ops_);
 }
 
 // Of what a step left out; of tokens that are gone nobody knows.

@@ -73,10 +73,12 @@ class DecodePipeline {
   /// Where the layer's keys and values of every row lie.
   void describe_rows(std::int64_t layer, MicroBatch& batch);
   void score_resident(std::int64_t layer, MicroBatch& batch);
+  void turn_keys(std::int64_t layer, MicroBatch& batch);
   void merge(std::int64_t layer, MicroBatch& batch);
   void compute_logits(MicroBatch& batch);
   void wait_for_device(Batches batches);
   void end_step(Batches batches);
+  void finish_feedback(MicroBatch& batch);
   void end_request_step(RequestState& request);
   void end_loss(const MicroBatch& batch, std::size_t row);
   void trace_decision(const RequestState& request) const;

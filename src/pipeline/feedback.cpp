@@ -90,17 +90,25 @@ void give_weights(LoopContext& loop,
   }
 }
 
+// `moves` [L, G]: where slots are noted; empty: rows are moved at once.
 void retain_new_token(LoopContext& loop,
                       std::int64_t layer,
                       RequestState& request,
-                      const SoftmaxWeights& weights) {
+                      const SoftmaxWeights& weights,
+                      std::span<std::int32_t> moves) {
   choose_slots(loop, layer, request, weights);
   const std::int64_t newest = request.resident.first_slot() + request.resident.size() - 1;
   if (request.host == nullptr) {
     for (std::int64_t g = 0; g < loop.config().num_kv_heads; ++g) {
       const std::int64_t slot = loop.new_slots[static_cast<std::size_t>(g)];
-      if (slot != newest) {
+      if (slot == newest) {
+        continue;
+      }
+      if (moves.empty()) {
         request.resident.copy_row(layer, g, newest, slot);
+      } else {
+        moves[static_cast<std::size_t>(layer * loop.config().num_kv_heads + g)] =
+            static_cast<std::int32_t>(slot);
       }
     }
     return;
@@ -123,7 +131,8 @@ void retain_new_token(LoopContext& loop,
 void use_weights(LoopContext& loop,
                  std::int64_t layer,
                  RequestState& request,
-                 const SoftmaxWeights& weights) {
+                 const SoftmaxWeights& weights,
+                 std::span<std::int32_t> moves = {}) {
   const std::int64_t bytes =
       loop.config().num_heads * weights.stride * static_cast<std::int64_t>(sizeof(float));
   if (weights.data != nullptr && parts_want_weights(request)) {
@@ -133,7 +142,7 @@ void use_weights(LoopContext& loop,
   if (request.parts.retention != nullptr) {
     const bool wants = retention_wants_weights(request);
     loop.link.to_host(wants ? bytes : 0);
-    retain_new_token(loop, layer, request, wants ? weights : SoftmaxWeights{});
+    retain_new_token(loop, layer, request, wants ? weights : SoftmaxWeights{}, moves);
   }
 }
 
@@ -189,13 +198,16 @@ void give_feedback(LoopContext& loop, std::int64_t layer, MicroBatch& batch) {
   }
 }
 
-void give_sent_feedback(LoopContext& loop, RequestState& request) {
+void give_sent_feedback(LoopContext& loop, RequestState& request, std::span<std::int32_t> moves) {
   if (request.parts.retention == nullptr && !request.weights) {
     return;
   }
   for (std::int64_t layer = 0; layer < loop.config().num_layers; ++layer) {
-    use_weights(
-        loop, layer, request, request.weights ? request.weights->take(layer) : SoftmaxWeights{});
+    use_weights(loop,
+                layer,
+                request,
+                request.weights ? request.weights->take(layer) : SoftmaxWeights{},
+                moves);
   }
 }
 

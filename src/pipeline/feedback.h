@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "pipeline/loop_context.h"
 #include "pipeline/micro_batch.h"
@@ -19,8 +20,9 @@ bool wants_weights(const RequestState& request);
 /// copy starts.
 void give_feedback(LoopContext& loop, std::int64_t layer, MicroBatch& batch);
 
-/// The rest of it there, for all layers of a request, once the host has waited for the step.
-void give_sent_feedback(LoopContext& loop, RequestState& request);
+/// The rest of it there, for all layers of a request, once the host has waited for the step. Rows
+/// that are to move within the resident cache are not moved yet: their slots go to `moves` [L, G].
+void give_sent_feedback(LoopContext& loop, RequestState& request, std::span<std::int32_t> moves);
 
 /// After the last layer: tells the token mapper and the resident cache what a retention policy
 /// dropped; nothing without one.

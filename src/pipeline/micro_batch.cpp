@@ -48,6 +48,13 @@ MicroBatch::MicroBatch(const DecoderModel& model,
   logits = at::empty({rows(), config.vocab_size},
                      at::TensorOptions().dtype(at::kFloat).device(device.device()));
   host_logits = device.is_cpu() ? logits : device.host_staging(logits.sizes(), at::kFloat);
+  if (!device.is_cpu() && method.residency == Residency::kRetained && !method.retains_on_host()) {
+    moves_ = device.host_staging({rows(), config.num_layers, config.num_kv_heads}, at::kInt);
+    device_moves_ = on_device(moves_);
+    for (RequestState* request : requests) {
+      caches_.push_back(&request->resident);
+    }
+  }
   for (HostSlot& slot : slots) {
     slot.queries = device.host_staging({rows(), config.num_heads * config.head_dim},
                                        to_scalar_type(model.dtype()));
@@ -80,6 +87,29 @@ void MicroBatch::wait_for_plans(const DeviceContext& device) {
   DeviceContext::host_waits(planned_);
 }
 
+std::span<std::int32_t> MicroBatch::moves_of(std::size_t row) {
+  if (!moves_.defined()) {
+    return {};
+  }
+  const auto count = static_cast<std::size_t>(moves_.stride(0));
+  return {moves_.mutable_data_ptr<std::int32_t>() + row * count, count};
+}
+
+void MicroBatch::clear_moves() {
+  if (moves_.defined()) {
+    std::fill_n(moves_.mutable_data_ptr<std::int32_t>(), moves_.numel(), -1);
+  }
+}
+
+void MicroBatch::move_rows(const DeviceOps& ops) {
+  if (moves_.defined()) {
+    ops.move_rows({.caches = caches_,
+                   .slots = moves_,
+                   .device_slots = device_moves_,
+                   .rows = attention(0).rows});
+  }
+}
+
 void MicroBatch::send_inputs() {
   if (device_inputs_.is_same(inputs_)) {
     return;
@@ -87,8 +117,10 @@ void MicroBatch::send_inputs() {
   auto* step_rows = data_as<kernels::StepRow>(inputs_, 2 * rows() * kWord);
   for (std::size_t row = 0; row < requests.size(); ++row) {
     const RequestState& request = *requests[row];
-    step_rows[row] = flat_row(
-        items[row], request.resident, request.shifted ? request.shifted->keys() : at::Tensor());
+    step_rows[row] = flat_row(items[row], request.resident);
+    if (request.shifted && request.failure == nullptr) {  // else its places may never be sent
+      request.shifted->describe(step_rows[row]);
+    }
   }
   device_inputs_.copy_(inputs_, /*non_blocking=*/true);
 }

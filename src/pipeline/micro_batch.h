@@ -9,6 +9,7 @@
 
 #include <array>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "models/decoder_model.h"
@@ -45,6 +46,14 @@ struct MicroBatch {
   /// once per layer where it does. Nothing on a CPU device.
   void wait_for_plans(const DeviceContext& device);
 
+  /// Where the newest token of a row's request goes, [L, G] slots on the host, -1: it stays. Empty
+  /// where rows do not move, or at once (a CPU device). Written between a step's wait for the
+  /// device and move_rows(): that wait is behind the copy that the step before started there.
+  std::span<std::int32_t> moves_of(std::size_t row);
+  void clear_moves();
+  /// Carries them out for all rows, on the current stream.
+  void move_rows(const DeviceOps& ops);
+
   /// One layer's host jobs; layers alternate between two of them.
   struct HostSlot {
     HostJobBatch batch;
@@ -72,6 +81,9 @@ struct MicroBatch {
  private:
   at::Tensor inputs_;         ///< bytes: tokens, positions and StepRow of every row
   at::Tensor device_inputs_;  ///< the same tensor on a CPU device
+  at::Tensor moves_;          ///< int32 [B, L, G], pinned; undefined where nothing moves
+  at::Tensor device_moves_;   ///< the same on the device
+  std::vector<ResidentCache*> caches_;
   std::optional<c10::Event> planned_;
 };
 

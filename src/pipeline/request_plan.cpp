@@ -94,6 +94,10 @@ void plan_step_end(const ModelConfig& config,
         method.residency == Residency::kRetained ? 1 : std::min(method.window.block, plan.window);
     plan.dram_bytes += RowsToHost::required_bytes(config, dtype, plan.leaving_rows);
   }
+  if (method.residency == Residency::kRetained && plan.max_offloaded == 0) {
+    plan.dram_bytes += row_move_bytes(config);
+    plan.device_bytes += row_move_bytes(config);
+  }
   const auto wants_weights = [](const PartFactory* part) { return part->wants_decode_weights; };
   if (std::ranges::any_of(parts_needed(method, attended, plan), wants_weights)) {
     plan.dram_bytes += WeightsToHost::required_bytes(config, plan.window, plan.staging.max_chosen);
@@ -154,6 +158,10 @@ RequestPlan plan_request(const ModelConfig& config,
                         (device_is_host ? 0 : config.num_heads)) *
                        static_cast<std::int64_t>(sizeof(float));
   return plan;
+}
+
+std::int64_t row_move_bytes(const ModelConfig& config) {
+  return config.num_layers * config.num_kv_heads * static_cast<std::int64_t>(sizeof(std::int32_t));
 }
 
 std::int64_t resident_capacity(const Method& method, const RequestPlan& plan) {

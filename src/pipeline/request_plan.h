@@ -60,4 +60,8 @@ HostKvShape host_shape(const ModelConfig& config,
                        const Method& method,
                        const RequestPlan& plan);
 
+/// Slots that a device which is not the host is told of after a step, for a request whose rows move
+/// within its resident cache: so many bytes there and as many on the host.
+std::int64_t row_move_bytes(const ModelConfig& config);
+
 }  // namespace hybridgen

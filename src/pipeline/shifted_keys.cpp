@@ -14,17 +14,18 @@ ShiftedKeys::ShiftedKeys(const ModelConfig& config,
                          DType dtype,
                          const DeviceContext& device,
                          std::int64_t window)
-    : num_layers_(config.num_layers),
-      num_kv_heads_(config.num_kv_heads),
-      keys_(at::empty({config.num_kv_heads, window, config.head_dim},
-                      at::TensorOptions().dtype(to_scalar_type(dtype)).device(device.device()))),
-      host_ranks_(device.host_staging(
-          {device.is_cpu() ? 1 : config.num_layers * config.num_kv_heads, window}, at::kLong)) {
-  host_ranks_.zero_();  // right where the new token is the only one
-  if (!device.is_cpu()) {
-    ranks_ = at::empty(host_ranks_.sizes(), host_ranks_.options().device(device.device()));
-    rank_row_.resize(static_cast<std::size_t>(host_ranks_.size(0)));
-  }
+    : num_kv_heads_(config.num_kv_heads),
+      window_(window),
+      num_sets_(config.num_kv_heads * (device.is_cpu() ? 1 : config.num_layers)),
+      host_places_(device.host_staging({num_sets_ * (1 + window)}, at::kLong)),
+      places_(device.is_cpu() ? host_places_
+                              : at::empty(host_places_.sizes(),
+                                          host_places_.options().device(device.device()))) {
+  host_places_.zero_();  // right where the new token is the only one
+  turned_.keys =
+      at::empty({config.num_kv_heads, window, config.head_dim},
+                at::TensorOptions().dtype(to_scalar_type(dtype)).device(device.device()));
+  turned_.places = places_.narrow(0, num_sets_, num_sets_ * window).view({num_sets_, window});
 }
 
 std::int64_t ShiftedKeys::required_bytes(const ModelConfig& config,
@@ -38,7 +39,7 @@ std::int64_t ShiftedKeys::place_bytes(const ModelConfig& config,
                                       bool device_is_host,
                                       std::int64_t window) {
   return device_is_host ? 0
-                        : config.num_layers * config.num_kv_heads * window *
+                        : config.num_layers * config.num_kv_heads * (1 + window) *
                               static_cast<std::int64_t>(sizeof(std::int64_t));
 }
 
@@ -48,7 +49,7 @@ void ShiftedKeys::rank(std::span<const std::int32_t> positions, std::int64_t row
   std::iota(order.begin(), order.end(), 0);
   std::ranges::sort(
       order, {}, [&](std::int64_t slot) { return positions[static_cast<std::size_t>(slot)]; });
-  auto* ranks = host_ranks_.mutable_data_ptr<std::int64_t>() + row * host_ranks_.size(1);
+  std::int64_t* ranks = place_rows() + num_sets_ + row * window_;
   for (std::size_t place = 0; place < order.size(); ++place) {
     ranks[order[place]] = static_cast<std::int64_t>(place);
   }
@@ -56,49 +57,47 @@ void ShiftedKeys::rank(std::span<const std::int32_t> positions, std::int64_t row
   ranks[newest] = newest;
 }
 
+void ShiftedKeys::rank_sets(const RetentionPolicy& retention, std::int64_t first_set) {
+  for (std::int64_t set = 0; set < num_sets_; ++set) {
+    const std::int64_t of_all = first_set + set;
+    const auto positions = retention.positions(of_all / num_kv_heads_, of_all % num_kv_heads_);
+    if (!std::ranges::equal(positions, ranked_positions_)) {
+      last_row_ = (last_row_ + 1) % num_sets_;  // comes back only to what no set here has
+      rank(positions, last_row_);
+    }
+    place_rows()[set] = last_row_;
+  }
+}
+
 void ShiftedKeys::begin_step(const RetentionPolicy& retention) {
-  if (!ranks_.defined()) {
+  if (places_.is_same(host_places_)) {
     return;
   }
-  std::int64_t rows = 0;
-  for (std::int64_t set = 0; set < num_layers_ * num_kv_heads_; ++set) {
-    const auto positions = retention.positions(set / num_kv_heads_, set % num_kv_heads_);
-    if (rows == 0 || !std::ranges::equal(positions, ranked_positions_)) {
-      rank(positions, rows++);
-    }
-    rank_row_[static_cast<std::size_t>(set)] = rows - 1;
-  }
-  ranks_.narrow(0, 0, rows).copy_(host_ranks_.narrow(0, 0, rows), /*non_blocking=*/true);
+  // From the first row on, so that no more rows are sent than there are.
+  last_row_ = 0;
+  rank(retention.positions(0, 0), 0);
+  rank_sets(retention, 0);
+  const std::int64_t count = num_sets_ + (last_row_ + 1) * window_;
+  places_.narrow(0, 0, count).copy_(host_places_.narrow(0, 0, count), /*non_blocking=*/true);
 }
 
-at::Tensor ShiftedKeys::places_of(std::int64_t layer,
-                                  std::int64_t kv_head,
-                                  std::int64_t count,
-                                  const RetentionPolicy& retention) {
-  if (ranks_.defined()) {
-    const auto set = static_cast<std::size_t>(layer * num_kv_heads_ + kv_head);
-    return ranks_.select(0, rank_row_[set]).narrow(0, 0, count);
+const TurnedKeys& ShiftedKeys::of_layer(std::int64_t layer, const RetentionPolicy& retention) {
+  const bool is_cpu = places_.is_same(host_places_);
+  const std::int64_t first = layer * num_kv_heads_;
+  if (is_cpu) {
+    rank_sets(retention, first);
   }
-  const auto positions = retention.positions(layer, kv_head);
-  if (!std::ranges::equal(positions, ranked_positions_)) {
-    rank(positions, 0);
-  }
-  return host_ranks_.select(0, 0).narrow(0, 0, count);
+  turned_.place_rows = {place_rows() + (is_cpu ? 0 : first),
+                        static_cast<std::size_t>(num_kv_heads_)};
+  return turned_;
 }
 
-void ShiftedKeys::shift(const DecoderModel& model,
-                        const DeviceOps& ops,
-                        std::int64_t layer,
-                        ResidentCache& resident,
-                        const RetentionPolicy& retention) {
-  const std::int64_t count = resident.size();
-  const at::Tensor& keys = resident.keys(layer);
-  const RopeTable table = model.step_rope();
-  for (std::int64_t g = 0; g < num_kv_heads_; ++g) {
-    at::Tensor shifted = keys_.narrow(0, g, 1);
-    shifted.narrow(1, 0, count).copy_(keys.narrow(0, g, 1).narrow(1, 0, count));
-    rotate_keys(ops, table, places_of(layer, g, count, retention), shifted);
-  }
+void ShiftedKeys::describe(kernels::StepRow& row) const {
+  row.turned_keys = turned_.keys.mutable_data_ptr();
+  row.turned_head_stride = turned_.keys.stride(0);
+  row.place_rows = places_.const_data_ptr<std::int64_t>();
+  row.places = turned_.places.const_data_ptr<std::int64_t>();
+  row.place_stride = window_;
 }
 
 }  // namespace hybridgen

@@ -36,32 +36,30 @@ class ShiftedKeys {
   /// device. Before the layers of a step, once the device has done with the step before.
   void begin_step(const RetentionPolicy& retention);
 
-  /// [G, n_g, D] of the layer last shifted.
-  const at::Tensor& keys() const { return keys_; }
-  /// Fills keys() from the layer's, the newest token last.
-  void shift(const DecoderModel& model,
-             const DeviceOps& ops,
-             std::int64_t layer,
-             ResidentCache& resident,
-             const RetentionPolicy& retention);
+  /// What is to be turned in a layer, and by what: the newest token is the last. Until the next
+  /// call.
+  const TurnedKeys& of_layer(std::int64_t layer, const RetentionPolicy& retention);
+  /// The same of all layers, as kernels read it on the device.
+  void describe(kernels::StepRow& row) const;
 
  private:
-  /// Fills a row of host_ranks_: the new token is the last.
+  std::int64_t* place_rows() const { return host_places_.mutable_data_ptr<std::int64_t>(); }
+  /// Ranks the tokens of as many pairs of layer and KV head as there is room for, from `first_set`
+  /// on, and keeps what was ranked last.
+  void rank_sets(const RetentionPolicy& retention, std::int64_t first_set);
+  /// Fills a row of ranks: the new token is the last.
   void rank(std::span<const std::int32_t> positions, std::int64_t row);
-  at::Tensor places_of(std::int64_t layer,
-                       std::int64_t kv_head,
-                       std::int64_t count,
-                       const RetentionPolicy& retention);
 
-  std::int64_t num_layers_;
   std::int64_t num_kv_heads_;
-  at::Tensor keys_;
-  std::vector<std::int32_t> ranked_positions_;  ///< what a row of `host_ranks_` was made from
-  /// int64 [rows, window]: place of every slot's token. On a CPU device one row, of the layer and
-  /// KV head that is shifted; else as many as differ among all of a step, [L G] at most.
-  at::Tensor host_ranks_;
-  at::Tensor ranks_;                    ///< the same on the device
-  std::vector<std::int64_t> rank_row_;  ///< [L, G]: whose row
+  std::int64_t window_;
+  std::int64_t num_sets_;  ///< S, pairs of layer and KV head at a time: G on a CPU device, else L G
+  std::vector<std::int32_t> ranked_positions_;  ///< what `last_row_` was made from
+  std::int64_t last_row_ = 0;
+  /// int64 [S] whose row of ranks, then ranks [S, window]: place of every slot's token. Sets that
+  /// follow each other and are equal have one row.
+  at::Tensor host_places_;
+  at::Tensor places_;  ///< the same on the device
+  TurnedKeys turned_;
 };
 
 }  // namespace hybridgen

@@ -87,7 +87,8 @@ void PrintTo(const Expected& expected, std::ostream* out) { *out << expected.nam
 class LaunchesPerLayer : public ::testing::TestWithParam<Expected> {};
 
 // norm, q k v, heads and append, resident attention, merge, output, norm, up, gate, down; one that
-// fetches payloads, on the copies' stream, and two more where the next layer's query is guessed.
+// fetches payloads, on the copies' stream, one that turns keys by their places, and two more where
+// the next layer's query is guessed. Moves of rows come once a step.
 TEST_P(LaunchesPerLayer, AreAsManyForOneRequestAsForFour) {
   const auto settings = all_settings();
   const auto setting = std::ranges::find(settings, GetParam().name, &Setting::name);
@@ -107,6 +108,10 @@ INSTANTIATE_TEST_SUITE_P(Methods,
                                            Expected{"exact_streaming_llm", 10},
                                            Expected{"exact_h2o", 10},
                                            Expected{"exact_keyformer", 10},
+                                           Expected{"h2o", 10},
+                                           Expected{"keyformer", 10},
+                                           Expected{"streaming_llm", 10},
+                                           Expected{"streaming_llm_shifted", 11},
                                            Expected{"exact_flexgen", 11},
                                            Expected{"exact_moe_lightning_one_batch", 10},
                                            Expected{"hgca", 11},

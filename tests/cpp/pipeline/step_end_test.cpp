@@ -128,11 +128,12 @@ TEST(APlan, CountsOnTheHostWhatAnotherDeviceSendsDuringAStep) {
   EXPECT_EQ(more(blocks), 4 * one_row + WeightsToHost::required_bytes(config, 20, 0));
   EngineOptions heavy = testing::options("h2o");
   heavy.method_config = {{"heavy", std::int64_t{6}}, {"recent", std::int64_t{3}}};
-  EXPECT_EQ(more(heavy), WeightsToHost::required_bytes(config, 10, 0));
+  EXPECT_EQ(row_move_bytes(config), 4 * 2 * 4);
+  const std::int64_t retained =
+      WeightsToHost::required_bytes(config, 10, 0) + row_move_bytes(config);
+  EXPECT_EQ(more(heavy), retained);
   heavy.method_config["positions"] = std::string("shift");
-  EXPECT_EQ(more(heavy),
-            WeightsToHost::required_bytes(config, 10, 0) +
-                ShiftedKeys::place_bytes(config, /*device_is_host=*/false, 10));
+  EXPECT_EQ(more(heavy), retained + ShiftedKeys::place_bytes(config, /*device_is_host=*/false, 10));
 }
 
 }  // namespace
