@@ -16,6 +16,9 @@ def _rate(count: float, seconds: float) -> float:
     return count / seconds if seconds > 0 else 0.0
 
 
+_KINDS = ("", "exact", "estimated")
+
+
 def _combined_loss(parts: Sequence[RequestMetrics]) -> dict[str, Any]:
     """Return the fields of the lost mass over all steps of `parts` in which it is known."""
     known = [p for p in parts if p.lost_mass is not None]
@@ -28,9 +31,6 @@ def _combined_loss(parts: Sequence[RequestMetrics]) -> dict[str, Any]:
         "largest_lost_mass": max(p.largest_lost_mass or 0.0 for p in known),
         "lost_mass_steps": steps,
     }
-
-
-_KINDS = ("", "exact", "estimated")
 
 
 @dataclass

@@ -101,12 +101,11 @@ RequestStatistics statistics_of(const Request& request, const Method& method) {
     statistics.attended_offloaded_share = static_cast<double>(state.attended.attended) /
                                           static_cast<double>(state.attended.available);
   }
-  // What was known before tokens were dropped tells nothing of the text.
-  if (state.loss.steps > 0 && statistics.dropped_tokens == 0) {
-    statistics.lost_mass = state.loss.sum / static_cast<double>(state.loss.steps);
+  if (const std::int64_t steps = state.loss.steps(); steps > 0) {
+    statistics.lost_mass = state.loss.sum / static_cast<double>(steps);
     statistics.largest_lost_mass = state.loss.largest;
     statistics.lost_mass_kind = state.loss.is_estimated ? "estimated" : "exact";
-    statistics.lost_mass_steps = state.loss.steps;
+    statistics.lost_mass_steps = steps;
   }
   return statistics;
 }

@@ -327,10 +327,10 @@ void DecodePipeline::finish_feedback(MicroBatch& batch) {
 // Of what a step left out; of tokens that are gone nobody knows.
 void DecodePipeline::end_loss(const MicroBatch& batch, std::size_t row) {
   RequestState& request = *batch.requests[row];
-  const StepLoss loss = batch.lost.of(static_cast<std::int64_t>(row));
+  StepLoss loss = batch.lost.of(static_cast<std::int64_t>(row));
   const bool is_invented = model_.device().is_timed() && loss.kind != LossKind::kNone;
   if (request.tokens.num_dropped() > 0 || is_invented) {
-    return;
+    loss = {.kind = LossKind::kUnknown};
   }
   request.loss.add(loss);
   if (loss.kind != LossKind::kUnknown && request.tokens.num_offloaded() > 0) {

@@ -14,10 +14,12 @@ bool is_measured(LossKind kind) { return kind == LossKind::kExact || kind == Los
 }  // namespace
 
 void LossSum::add(const StepLoss& step) {
-  if (step.kind == LossKind::kUnknown) {
+  ++(step.kind == LossKind::kUnknown ? unknown
+     : step.kind == LossKind::kNone  ? complete
+                                     : measured);
+  if (!is_measured(step.kind)) {
     return;
   }
-  ++steps;
   sum += step.mass;
   largest = std::max(largest, step.mass);
   is_estimated |= step.kind == LossKind::kEstimated;

@@ -30,12 +30,17 @@ struct StepLoss {
 
 /// Of a request in those of its steps where it is known.
 struct LossSum {
-  std::int64_t steps = 0;
+  std::int64_t measured = 0;  ///< steps that left tokens out, by how much
+  std::int64_t complete = 0;  ///< steps that left none out
+  std::int64_t unknown = 0;
   double sum = 0.0;
   double largest = 0.0;
   bool is_estimated = false;
 
   void add(const StepLoss& step);
+  /// Steps that a mean is over. Where nothing is known of some, those before them in which there
+  /// was nothing to leave out say nothing of the text.
+  std::int64_t steps() const { return unknown == 0 ? measured + complete : measured; }
 };
 
 /// Share of the second of two log-sum-exps in both.

@@ -14,6 +14,7 @@
 #include "support/kernels_on_device.h"
 #include "support/method_settings.h"
 #include "support/order_checker.h"
+#include "support/run_to_end.h"
 #include "support/tiny_model.h"
 
 namespace hybridgen {
@@ -134,6 +135,50 @@ TEST_P(MethodsByKernels, GiveWhatTheCpuGivesWhenEachStreamHasAThread) {
     GTEST_SKIP() << "set HYBRIDGEN_LONG=1";
   }
   expect_cpu_on(EmulatedCuda::options(Mode::kThreads));
+}
+
+// Log-sum-exps of rows with and without payloads, of two micro-batches, cross once per step.
+TEST(LostMassByKernels, IsThatOfTheCpu) {
+  const auto lost_on = [](const std::string& device, Math math, QueryMode query) {
+    EngineOptions options =
+        testing::hybrid("", query, testing::kPost, "topk", TokenCount::count(6)).options;
+    options.math = math;
+    options.micro_batch = 2;
+    Engine engine(tiny_model(device), options);
+    SamplingOptions sampling;
+    sampling.max_tokens = kSteps;
+    std::vector<std::int64_t> ids;
+    for (const auto& prompt : ragged_prompts()) {
+      ids.push_back(engine.add(prompt, sampling));
+    }
+    ids.push_back(engine.add(testing::prompt(5), sampling));
+    testing::run_to_end(engine);
+    std::vector<RequestStatistics> found;
+    for (const std::int64_t id : ids) {
+      found.push_back(engine.request_statistics(id));
+    }
+    return found;
+  };
+  for (const QueryMode query : {QueryMode::kExact, QueryMode::kRescore, QueryMode::kSpeculative}) {
+    const auto expected = lost_on("cpu", Math::kAten, query);
+    auto device_options = EmulatedCuda::options(Mode::kLazy);
+    device_options.uploads_wait = false;
+    EmulatedCuda device(device_options);
+    const testing::KernelsOnDevice kernels(device.device());
+    const auto check = [&](Math math) {
+      const auto found = lost_on(device.name(), math, query);
+      ASSERT_EQ(found.size(), expected.size());
+      for (std::size_t i = 0; i < found.size(); ++i) {
+        ASSERT_TRUE(expected[i].lost_mass && found[i].lost_mass);
+        EXPECT_NEAR(*found[i].lost_mass, *expected[i].lost_mass, 1e-5);
+        EXPECT_NEAR(*found[i].largest_lost_mass, *expected[i].largest_lost_mass, 1e-5);
+        EXPECT_EQ(found[i].lost_mass_kind, expected[i].lost_mass_kind);
+        EXPECT_EQ(found[i].lost_mass_steps, expected[i].lost_mass_steps);
+      }
+    };
+    check(Math::kKernels);
+    check(Math::kAten);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Methods, MethodsByKernels, ::testing::ValuesIn(all_settings()), kName);

@@ -204,6 +204,28 @@ TEST(LostMass, IsUnknownWhereNotAllTokensWereScored) {
   }
 }
 
+// The first steps leave nothing out, because nothing is offloaded yet.
+TEST(LostMass, IsUnknownWhereItOnlyWasKnownWhileThereWasNothingToLose) {
+  Engine engine(tiny_model(), hybrid(QueryMode::kExact, TokenCount::count(2), kPre));
+  const RequestStatistics found = run(engine, {testing::prompt(4)}).front().statistics;
+  EXPECT_GT(found.offloaded_tokens, 2);
+  EXPECT_EQ(found.lost_mass, std::nullopt);
+  EXPECT_EQ(found.lost_mass_steps, 0);
+}
+
+TEST(LostMass, IsNothingUntilATokenIsDropped) {
+  const auto of = [](std::int64_t prompt) {
+    EngineOptions options =
+        testing::setting(
+            "", "streaming_llm", {{"sinks", std::int64_t{2}}, {"window", std::int64_t{20}}})
+            .options;
+    Engine engine(tiny_model(), options);
+    return run(engine, {testing::prompt(prompt)}).front().statistics;
+  };
+  EXPECT_EQ(of(4).lost_mass, 0.0);
+  EXPECT_EQ(of(18).lost_mass, std::nullopt);
+}
+
 TEST(LostMass, IsEstimatedByAGuessAndExactWithoutOne) {
   const auto few = TokenCount::count(6);
   for (const QueryMode query : {QueryMode::kRescore, QueryMode::kSpeculative}) {
