@@ -180,7 +180,7 @@ at::Tensor HostJobs::plan_on_device(std::int64_t layer,
                                     const at::Tensor& query,
                                     const HostJob& job) const {
   const ModelConfig& config = loop_.config();
-  const at::Tensor plan =
+  at::Tensor plan =
       request.parts.planner->plan(loop_.ops,
                                   layer,
                                   query.view({config.num_heads, config.head_dim}),
@@ -189,7 +189,7 @@ at::Tensor HostJobs::plan_on_device(std::int64_t layer,
   if (loop_.model.device().is_cpu()) {
     return plan;
   }
-  const at::Tensor staged = request.staging_of(layer).planned(plan.sizes());
+  at::Tensor staged = request.staging_of(layer).planned(plan.sizes());
   staged.copy_(plan, /*non_blocking=*/true);
   return staged;
 }
