@@ -180,12 +180,11 @@ at::Tensor HostJobs::plan_on_device(std::int64_t layer,
                                     const at::Tensor& query,
                                     const HostJob& job) const {
   const ModelConfig& config = loop_.config();
-  at::Tensor plan =
-      request.parts.planner->plan(loop_.ops,
-                                  layer,
-                                  query.view({config.num_heads, config.head_dim}),
-                                  job.num_offloaded,
-                                  std::get<ChosenOnDevice>(job.chooser).wanted);
+  at::Tensor plan = request.parts.planner->plan(loop_.ops,
+                                                layer,
+                                                query.view({config.num_heads, config.head_dim}),
+                                                job.num_offloaded,
+                                                std::get<ChosenOnDevice>(job.chooser).wanted);
   if (loop_.model.device().is_cpu()) {
     return plan;
   }
