@@ -55,6 +55,8 @@ left_out=(
 left_out_of_asan='Methods/ApproximateMethods.DoNotDependOnTheImplementationOrOnTiming/*:*EachStreamHasAThread/*:*StreamsAreDelayedAtRandom/*:Modes/StreamedOnDevice.*/2'
 # Planted faults are races, of which it reports those that it sees: results tell whether they are noticed.
 left_out_of_tsan='PlantedFaults.*Noticed:DTypes/MergeOnDevice.AgreesWithTheCpuTwin/*:*OnTiming/*_shifted:*OnTiming/*_on_host:*OnTiming/*_quiet:*OnTiming/*_resident'
+# Kernels again, whose own tests have them in every shape, and shapes that differ in loops only.
+left_out_of_tsan+=':DTypes/CudaOperations.*:LostMassByKernels.*:DTypes/AttentionOnDevice.IsThatOfPlainLoopsForAllShapes/*'
 # A kernel's threads are as many for any method.
 left_out_of_tsan+=':Methods/MethodsByKernels.*/h2o:Methods/MethodsByKernels.*/hgca:Methods/MethodsByKernels.*/infinigen'
 # Devices whose work runs in the thread that queues it, at once or when that waits.
