@@ -153,10 +153,16 @@ class StepBuilder:
         return self.gpu_wait(number, sent)
 
     def gpu_wait(self, after: int, num_bytes: float = 0.0) -> int:
-        """Add the host's wait for the step's token, and in its time for what crosses with it."""
-        rate = self.machine.d2h
-        seconds = max(0.0, self.machine.sync_seconds - num_bytes / rate)
-        return self.tasks.add(Task("token to the host", D2H, (after,), seconds, num_bytes, rate))
+        """Add the host's wait for the step's token; what crosses with it is half of the wait."""
+        seconds = self.machine.sync_seconds
+        if num_bytes == 0 or seconds == 0:
+            return self.tasks.add(
+                Task("token to the host", D2H, (after,), seconds, num_bytes, self.machine.d2h)
+            )
+        rate = num_bytes / (seconds / 2)
+        return self.tasks.add(
+            Task("token to the host", D2H, (after,), seconds / 2, num_bytes, rate)
+        )
 
     # --------------------------------------------------------------------------------------- link
 
