@@ -6,6 +6,7 @@
 #include "device/coded_view.h"
 #include "device/cpu_ops.h"
 #include "device/kept_room.h"
+#include "device/kernel_args.h"
 
 namespace hybridgen {
 namespace {
@@ -30,16 +31,7 @@ void CpuOps::stream_codes(const at::Tensor& x,
                           const LinearWeight& weight,
                           const at::Tensor& bias,
                           at::Tensor& y) const {
-  kernels::CodedLinearArgs args;
-  args.weight = coded_view(weight);
-  args.dtype = dtype_of(x);
-  args.y_dtype = dtype_of(y);
-  args.x = x.const_data_ptr();
-  args.bias = bias.defined() ? bias.const_data_ptr() : nullptr;
-  args.y = y.mutable_data_ptr();
-  args.rows = x.size(0);
-  args.x_stride = x.stride(0);
-  args.y_stride = y.stride(0);
+  const kernels::CodedLinearArgs args = coded_linear_args(x, weight, bias, y);
   thread_local HostBuffer rows;
   void* prepared = room_in(rows, coded_kernels_.rows_bytes(args));
   for_rows(args.rows, weight.inputs, [&](std::int64_t begin, std::int64_t end) {

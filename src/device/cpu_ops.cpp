@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "device/kept_room.h"
+#include "device/kernel_args.h"
 #include "hybridgen/core/error.h"
 
 namespace hybridgen {
@@ -167,15 +168,7 @@ void CpuOps::rotate(const RopeTable& table, const at::Tensor& positions, at::Ten
 }
 
 void CpuOps::silu_gate(const at::Tensor& gate, const at::Tensor& up, at::Tensor& y) const {
-  kernels::SiluGateArgs args;
-  args.dtype = dtype_of(gate);
-  args.gate = gate.const_data_ptr();
-  args.up = up.const_data_ptr();
-  args.y = y.mutable_data_ptr();
-  args.dim = gate.size(1);
-  args.gate_stride = gate.stride(0);
-  args.up_stride = up.stride(0);
-  args.y_stride = y.stride(0);
+  const kernels::SiluGateArgs args = silu_gate_args(gate, up, y);
   const std::int64_t element = gate.element_size();
   for_rows(gate.size(0), args.dim, [&](std::int64_t begin, std::int64_t end) {
     kernels::SiluGateArgs part = args;

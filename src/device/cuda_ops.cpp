@@ -9,8 +9,8 @@
 
 #include <algorithm>
 
-#include "device/coded_view.h"
 #include "device/device_ops.h"
+#include "device/kernel_args.h"
 #include "device/linear_form.h"
 #include "device/torch_types.h"
 #include "hybridgen/core/error.h"
@@ -47,7 +47,7 @@ class CudaOps final : public DeviceOps {
               const at::Tensor& bias,
               at::Tensor& y) const override {
     if (weight.is_coded() && x.size(0) <= kMostStepRows) {
-      coded_linear(x, weight, bias, y);
+      kernels::coded_linear_cuda(coded_linear_args(x, weight, bias, y), weight.outputs(), stream());
     } else if (weight.is_coded() || y.scalar_type() != x.scalar_type()) {
       aten_->linear(x, weight, bias, y);
     } else if (bias.defined()) {
@@ -118,17 +118,7 @@ class CudaOps final : public DeviceOps {
   }
 
   void silu_gate(const at::Tensor& gate, const at::Tensor& up, at::Tensor& y) const override {
-    kernels::SiluGateArgs args;
-    args.dtype = dtype_of(gate);
-    args.gate = gate.const_data_ptr();
-    args.up = up.const_data_ptr();
-    args.y = y.mutable_data_ptr();
-    args.rows = gate.size(0);
-    args.dim = gate.size(1);
-    args.gate_stride = gate.stride(0);
-    args.up_stride = up.stride(0);
-    args.y_stride = y.stride(0);
-    kernels::silu_gate_cuda(args, stream());
+    kernels::silu_gate_cuda(silu_gate_args(gate, up, y), stream());
   }
 
   void relu(at::Tensor& x) const override {
@@ -284,6 +274,22 @@ class CudaOps final : public DeviceOps {
     kernels::guess_logits_cuda(args, stream());
   }
 
+  at::Tensor count_near(const at::Tensor& guesses, double alpha, std::int64_t most) const override {
+    kernels::CountNearArgs args;
+    args.guesses = guesses.const_data_ptr<float>();
+    args.groups = guesses.size(0);
+    args.tokens = guesses.size(1);
+    args.alpha = static_cast<float>(alpha);
+    args.most = most;
+    const at::Tensor count = at::empty({}, guesses.options().dtype(at::kLong));
+    const at::Tensor workspace =
+        bytes_like(guesses, kernels::count_near_workspace_bytes(args.groups, args.tokens));
+    args.count = count.mutable_data_ptr<std::int64_t>();
+    args.workspace = workspace.mutable_data_ptr();
+    kernels::count_near_cuda(args, stream());
+    return count;
+  }
+
   at::Tensor largest_positions(const at::Tensor& scores,
                                std::int64_t most,
                                const at::Tensor& count) const override {
@@ -297,11 +303,8 @@ class CudaOps final : public DeviceOps {
       args.device_count = count.const_data_ptr<std::int64_t>();
     }
     const at::Tensor positions = at::empty({args.groups, most}, scores.options().dtype(at::kInt));
-    // Freed in the order of this stream, as all that is used on it.
     const at::Tensor workspace =
-        at::empty({static_cast<std::int64_t>(
-                      kernels::largest_positions_workspace_bytes(args.groups, args.tokens))},
-                  scores.options().dtype(at::kByte));
+        bytes_like(scores, kernels::largest_positions_workspace_bytes(args.groups, args.tokens));
     args.positions = positions.mutable_data_ptr<std::int32_t>();
     args.workspace = workspace.mutable_data_ptr();
     kernels::largest_positions_cuda(args, stream());
@@ -309,21 +312,9 @@ class CudaOps final : public DeviceOps {
   }
 
  private:
-  void coded_linear(const at::Tensor& x,
-                    const LinearWeight& weight,
-                    const at::Tensor& bias,
-                    at::Tensor& y) const {
-    kernels::CodedLinearArgs args;
-    args.weight = coded_view(weight);
-    args.dtype = dtype_of(x);
-    args.y_dtype = dtype_of(y);
-    args.x = x.const_data_ptr();
-    args.bias = data_or_null(bias);
-    args.y = y.mutable_data_ptr();
-    args.rows = x.size(0);
-    args.x_stride = x.stride(0);
-    args.y_stride = y.stride(0);
-    kernels::coded_linear_cuda(args, weight.outputs(), stream());
+  // Freed in the order of this stream, as all that is used on it.
+  static at::Tensor bytes_like(const at::Tensor& tensor, std::size_t bytes) {
+    return at::empty({static_cast<std::int64_t>(bytes)}, tensor.options().dtype(at::kByte));
   }
 
   void* stream() const {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "device/device_ops.h"
 
+#include <ATen/TensorOperators.h>
+
 namespace hybridgen {
 
 void DeviceOps::place_heads(const ModelConfig& config,
@@ -73,6 +75,11 @@ void DeviceOps::norms(const ModelConfig& config,
   if (second != nullptr) {
     norm(config, x, second->weight, second->bias, second->y);
   }
+}
+
+at::Tensor DeviceOps::count_near(const at::Tensor& guesses, double alpha, std::int64_t most) const {
+  const at::Tensor near = guesses > guesses.amax(-1, /*keepdim=*/true) - alpha;
+  return near.sum(-1).to(at::kDouble).mean().to(at::kLong).clamp(1, most);
 }
 
 void DeviceOps::append_row(const at::Tensor& rows,

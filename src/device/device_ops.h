@@ -228,6 +228,9 @@ class DeviceOps {
   virtual void guess_logits(const at::Tensor& queries,
                             const at::Tensor& keys,
                             at::Tensor& guesses) const = 0;
+  /// Of each row of guesses [G, N] float32, N >= 1, the number within alpha of the row's largest;
+  /// their mean over the rows without its fraction, taken into [1, most]: one int64 where they are.
+  virtual at::Tensor count_near(const at::Tensor& guesses, double alpha, std::int64_t most) const;
   /// Places of the largest of each row of scores [G, N] float32, ascending: int32 [G, up to `most`]
   /// where the scores are, and N in what is left of a row. `count` of them, one int64 in [1, most]
   /// there; undefined: `most`. None if a score is NaN.

@@ -64,7 +64,7 @@ __device__ __forceinline__ int part_size(std::int64_t tokens, std::int64_t part)
 }
 
 template <typename T, int kVector, int kHeads>
-__global__ void __launch_bounds__(kThreads) attend_resident_kernel(DecodeAttention a) {
+__global__ void __launch_bounds__(kAttendThreads) attend_resident_kernel(DecodeAttention a) {
   const Block<T> block(a, kHeads);
   const StepRow row = a.rows[block.request];
   if (block.part >= parts_of(row.num_resident)) return;
@@ -191,10 +191,10 @@ __device__ void write_weights(const Joined& joined, std::int64_t head, float lse
                                 : joined.payload->union_sizes[joined.kv_head];
   float* weights = row.weights + head * (row.num_resident + chosen);
   const float* resident = row.resident_logits + head * row.num_resident;
-  for (std::int64_t t = threadIdx.x; t < host; t += kThreads) {
+  for (std::int64_t t = threadIdx.x; t < host; t += kAttendThreads) {
     weights[t] = lse == -INFINITY ? 0.0F : expf(__ldcg(weights + t) - lse);
   }
-  for (std::int64_t t = threadIdx.x; t < row.num_resident; t += kThreads) {
+  for (std::int64_t t = threadIdx.x; t < row.num_resident; t += kAttendThreads) {
     weights[host + t] = lse == -INFINITY ? 0.0F : expf(resident[t] - lse);
   }
 }
@@ -209,7 +209,8 @@ __device__ void join(const DecodeAttention& a,
   const StepRow& row = joined.row;
   const std::int64_t parts = joined.count();
   float peak = -INFINITY;
-  for (std::int64_t i = threadIdx.x; i < parts; i += kThreads) peak = fmaxf(peak, joined.peak(i));
+  for (std::int64_t i = threadIdx.x; i < parts; i += kAttendThreads)
+    peak = fmaxf(peak, joined.peak(i));
   peak = combine_block(peak, shared, Larger{});
   float sum = 0.0F;
   // Every thread adds all of them in the same order.
@@ -222,7 +223,7 @@ __device__ void join(const DecodeAttention& a,
   const float inverse = sum == 0.0F ? 0.0F : shares.own / sum;
   T* out = static_cast<T*>(a.out) + request * a.out_stride + head * a.head_dim;
   const T* output = static_cast<const T*>(joined.payload->output) + head * a.head_dim;
-  for (std::int64_t d = threadIdx.x; d < a.head_dim; d += kThreads) {
+  for (std::int64_t d = threadIdx.x; d < a.head_dim; d += kAttendThreads) {
     float value = 0.0F;
     for (std::int64_t i = 0; i < parts; ++i) {
       value = fmaf(joined.value(i, d), share_of(joined.peak(i), peak), value);
@@ -236,8 +237,8 @@ __device__ void join(const DecodeAttention& a,
 
 /// The payload's parts; whoever finishes the last of a request's KV head's then joins all of them.
 template <typename T, int kVector, int kHeads>
-__global__ void __launch_bounds__(kThreads) merge_kernel(DecodeAttention a) {
-  DEVICE_SHARED(float, shared, kWarps);
+__global__ void __launch_bounds__(kAttendThreads) merge_kernel(DecodeAttention a) {
+  DEVICE_SHARED(float, shared, kAttendWarps);
   DEVICE_SHARED(int, is_last, 1);
   const Block<T> block(a, kHeads);
   const StepRow row = a.rows[block.request];
@@ -309,7 +310,7 @@ void attend_resident_cuda(const DecodeAttention& a, void* stream) {
   with_shape(a, [&]<typename T, int kVector, int kHeads>() {
     launch(attend_resident_kernel<T, kVector, kHeads>,
            grid_of(a, a.max_resident, kHeads),
-           kThreads,
+           kAttendThreads,
            shared_bytes(a, kHeads),
            static_cast<cudaStream_t>(stream),
            a);
@@ -323,7 +324,7 @@ void merge_cuda(const DecodeAttention& a, void* stream) {
   with_shape(a, [&]<typename T, int kVector, int kHeads>() {
     launch(merge_kernel<T, kVector, kHeads>,
            grid_of(a, tokens, kHeads),
-           kThreads,
+           kAttendThreads,
            shared_bytes(a, kHeads),
            static_cast<cudaStream_t>(stream),
            a);

@@ -7,11 +7,12 @@
 #include "kernels/cpu_kernels.h"
 #include "kernels/cuda_attention.h"
 #include "kernels/cuda_math.h"
+#include "kernels/cuda_packs.h"
 
 namespace hybridgen::kernels {
 
-inline constexpr int kThreads = 128;
-inline constexpr int kWarps = kThreads / kWarp;
+inline constexpr int kAttendThreads = 128;
+inline constexpr int kAttendWarps = kAttendThreads / kWarp;
 inline constexpr int kPart = static_cast<int>(kPartTokens);
 /// Elements of a row that a lane holds at most, of any type: 256 over 32 lanes.
 inline constexpr int kHeld = static_cast<int>(kMostHeadDim) / kWarp;
@@ -49,18 +50,6 @@ struct PartPlace {
   float* sums;
 };
 
-template <int kVector, typename T>
-__device__ __forceinline__ void load_chunk(const T* from, float* to) {
-  if constexpr (kVector == 1) {
-    to[0] = to_float(from[0]);
-  } else {
-    const uint4 bits = *reinterpret_cast<const uint4*>(from);
-    T values[sizeof(bits) / sizeof(T)];
-    memcpy(values, &bits, sizeof(values));
-    DEVICE_UNROLL for (int i = 0; i < kVector; ++i) to[i] = to_float(values[i]);
-  }
-}
-
 /// What of a row this lane holds, as float32; zeros beyond its end.
 template <int kVector, typename T>
 __device__ __forceinline__ void load_row(const T* row,
@@ -70,7 +59,9 @@ __device__ __forceinline__ void load_row(const T* row,
   DEVICE_UNROLL for (int i = 0; i < kHeld / kVector; ++i) {
     const int chunk = lane + i * spread.lanes;
     if (chunk < spread.chunks) {
-      load_chunk<kVector>(row + chunk * kVector, held + i * kVector);
+      float numbers[static_cast<unsigned>(kVector)];
+      read_pack(row + chunk * kVector, numbers);
+      DEVICE_UNROLL for (int v = 0; v < kVector; ++v) held[i * kVector + v] = numbers[v];
     } else {
       DEVICE_UNROLL for (int v = 0; v < kVector; ++v) held[i * kVector + v] = 0.0F;
     }
@@ -93,7 +84,7 @@ __device__ void score(const Tokens<T>& tokens,
   // Heads with choices of their own read a row each.
   const int passes = tokens.index == nullptr ? 1 : num_heads;
   for (int pass = 0; pass < passes; ++pass) {
-    for (int first = warp * at_a_time; first < tokens.count; first += kWarps * at_a_time) {
+    for (int first = warp * at_a_time; first < tokens.count; first += kAttendWarps * at_a_time) {
       const int t = first + place / spread.lanes;
       const bool is_there = t < tokens.count;
       std::int64_t row = is_there ? t : 0;
@@ -123,7 +114,7 @@ template <int kHeads>
 __device__ void exponentiate(int count, int num_heads, float (*logits)[kPart], PartPlace place) {
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  for (int r = warp; r < num_heads; r += kWarps) {
+  for (int r = warp; r < num_heads; r += kAttendWarps) {
     float peak = -INFINITY;
     for (int t = lane; t < count; t += kWarp) peak = fmaxf(peak, logits[r][t]);
     peak = combine_warp(peak, Larger{});
@@ -143,7 +134,7 @@ __device__ void exponentiate(int count, int num_heads, float (*logits)[kPart], P
   }
 }
 
-/// out[r] = sum over t of logits[r][t] * V[t]. `sums` [kWarps][kHeads][head_dim].
+/// out[r] = sum over t of logits[r][t] * V[t]. `sums` [kAttendWarps][kHeads][head_dim].
 template <int kVector, int kHeads, typename T>
 __device__ void aggregate(const Tokens<T>& tokens,
                           int head_dim,
@@ -164,7 +155,7 @@ __device__ void aggregate(const Tokens<T>& tokens,
   const int passes = tokens.index == nullptr ? 1 : num_heads;
   for (int pass = 0; pass < passes; ++pass) {
     for (int t = warp * at_a_time + place / spread.lanes; t < tokens.count;
-         t += kWarps * at_a_time) {
+         t += kAttendWarps * at_a_time) {
       const std::int64_t row =
           tokens.index == nullptr ? t : tokens.index[pass * tokens.given_stride + t];
       load_row<kVector>(tokens.values + row * tokens.value_stride, spread, lane, held);
@@ -189,15 +180,15 @@ __device__ void aggregate(const Tokens<T>& tokens,
     }
   }
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < num_heads * head_dim; i += kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < num_heads * head_dim; i += kAttendThreads) {
     float sum = 0.0F;
-    for (int w = 0; w < kWarps; ++w) sum += sums[w * kHeads * head_dim + i];
+    for (int w = 0; w < kAttendWarps; ++w) sum += sums[w * kHeads * head_dim + i];
     out[i] = sum;
   }
 }
 
 __host__ __device__ constexpr std::int64_t shared_floats(int heads, std::int64_t head_dim) {
-  return heads * ((1 + kWarps) * head_dim + kPart);
+  return heads * ((1 + kAttendWarps) * head_dim + kPart);
 }
 
 /// Attention of the block's heads, `num_heads` <= kHeads of them, over a part.
@@ -211,13 +202,13 @@ __device__ void attend_part(
   const int thread = static_cast<int>(threadIdx.x);
   if (tokens.keys != nullptr) {
     const float scale = 1.0F / sqrtf(static_cast<float>(head_dim));
-    for (int i = thread; i < num_heads * head_dim; i += kThreads) {
+    for (int i = thread; i < num_heads * head_dim; i += kAttendThreads) {
       queries[i] = to_float(query[i]) * scale;
     }
     __syncthreads();
     score<kVector, kHeads>(tokens, queries, head_dim, num_heads, logits);
   } else {
-    for (int i = thread; i < num_heads * tokens.count; i += kThreads) {
+    for (int i = thread; i < num_heads * tokens.count; i += kAttendThreads) {
       const int r = i / tokens.count;
       const int t = i % tokens.count;
       logits[r][t] = tokens.given[r * tokens.given_stride + t];
@@ -225,7 +216,7 @@ __device__ void attend_part(
   }
   __syncthreads();
   if (tokens.logits != nullptr) {
-    for (int i = thread; i < num_heads * tokens.count; i += kThreads) {
+    for (int i = thread; i < num_heads * tokens.count; i += kAttendThreads) {
       const int r = i / tokens.count;
       const int t = i % tokens.count;
       tokens.logits[r * tokens.logits_stride + t] = logits[r][t];

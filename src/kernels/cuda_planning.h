@@ -32,7 +32,7 @@ struct GuessLogitsArgs {
 
 void guess_logits_cuda(const GuessLogitsArgs& args, void* stream);
 
-/// InfiniGen's fetch count (PartialKeys::fetch_count): per row the number of guesses above the
+/// InfiniGen's fetch count (DeviceOps::count_near): per row the number of guesses above the
 /// row's largest less alpha, as float32 computes it, its mean over the rows without its fraction,
 /// and of that what lies in [1, most]. A row with a NaN counts as 0.
 struct CountNearArgs {

@@ -72,13 +72,12 @@ struct HeadsOfRows {
 };
 void place_heads_cuda(const HeadsOfRows& args, void* stream);
 
-/// y[r] = table[ids[r] + offset], or y[r] += that, rounded once.
+/// y[r] = table[ids[r] + offset].
 struct SelectRows {
   DType dtype = DType::kFloat32;
   const void* table = nullptr;        ///< [.., dim] contiguous
   const std::int64_t* ids = nullptr;  ///< [rows], on the device; unchecked
   std::int64_t offset = 0;
-  bool add = false;
   void* y = nullptr;  ///< [rows, dim], row stride y_stride
   std::int64_t rows = 0;
   std::int64_t dim = 0;

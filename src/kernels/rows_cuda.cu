@@ -152,11 +152,6 @@ __global__ void select_rows_kernel(const SelectRows args) {
     const std::int64_t id = args.ids[row] + args.offset;
     float v[kCount];
     read_pack(static_cast<const T*>(args.table) + id * args.dim + i, v);
-    if (args.add) {
-      float before[kCount];
-      read_pack(y, before);
-      for (unsigned k = 0; k < kCount; ++k) v[k] += before[k];
-    }
     write_pack(y, v);
   });
 }

@@ -134,24 +134,17 @@ at::Tensor PartialKeys::guess(const DeviceOps& ops,
   return guesses;
 }
 
-at::Tensor PartialKeys::fetch_count(const at::Tensor& guesses,
-                                    double alpha,
-                                    const TokenCount& max_fetch) {
-  const at::Tensor near = guesses > guesses.amax(-1, /*keepdim=*/true) - alpha;
-  const at::Tensor mean = near.sum(-1).to(at::kDouble).mean();
-  return mean.to(at::kLong).clamp(1, max_fetch.resolve(guesses.size(1)));
-}
-
 at::Tensor PartialKeys::plan(const DeviceOps& ops,
                              std::int64_t layer,
                              const at::Tensor& query,
                              std::int64_t num_tokens,
                              std::optional<std::int64_t> count) const {
   const at::Tensor guesses = guess(ops, layer, query, num_tokens);
-  return count ? ops.largest_positions(guesses, *count)
-               : ops.largest_positions(guesses,
-                                       settings_.max_fetch.resolve(num_tokens),
-                                       fetch_count(guesses, settings_.alpha, settings_.max_fetch));
+  if (count) {
+    return ops.largest_positions(guesses, *count);
+  }
+  const std::int64_t most = settings_.max_fetch.resolve(num_tokens);
+  return ops.largest_positions(guesses, most, ops.count_near(guesses, settings_.alpha, most));
 }
 
 std::int64_t planned_count(const at::Tensor& plan, std::int64_t layer, std::int64_t num_offloaded) {

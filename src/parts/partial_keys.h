@@ -74,12 +74,6 @@ class PartialKeys final : public TokenPlanner {
                    const at::Tensor& query,
                    std::int64_t num_tokens) const;
 
-  /// n' from guessed logits [G, N] (rows of any numbers): one int64 where they are, by the rule
-  /// above.
-  static at::Tensor fetch_count(const at::Tensor& guesses,
-                                double alpha,
-                                const TokenCount& max_fetch);
-
  private:
   static std::int64_t num_columns(const ModelConfig& config, const PartialKeyOptions& settings);
 

@@ -133,4 +133,17 @@ inline std::vector<Setting> approximate_settings() {
       hybrid("hybridgen_partial_keys", QueryMode::kRescore, kPre, "partial_keys", few)};
 }
 
+/// Of full attention and of all of them, the exact ones named so.
+inline std::vector<Setting> all_settings() {
+  std::vector<Setting> settings = {{"full", options("full")}};
+  for (Setting& each : exact_settings()) {
+    each.name = "exact_" + each.name;
+    settings.push_back(std::move(each));
+  }
+  for (Setting& each : approximate_settings()) {
+    settings.push_back(std::move(each));
+  }
+  return settings;
+}
+
 }  // namespace hybridgen::testing

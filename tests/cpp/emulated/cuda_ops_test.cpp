@@ -163,6 +163,11 @@ TEST_P(CudaOperations, GuessAndRank) {
   const at::Tensor scores = there(guesses);
   EXPECT_TRUE(
       cuda_->largest_positions(scores, 7, {}).cpu().equal(cpu_->largest_positions(guesses, 7, {})));
+  for (const double alpha : {0.0, 0.5, 4.0}) {
+    EXPECT_TRUE(
+        cuda_->count_near(scores, alpha, 60).cpu().equal(cpu_->count_near(guesses, alpha, 60)))
+        << alpha;
+  }
   const at::Tensor count = at::arange(4, 5, at::kLong);
   EXPECT_TRUE(cuda_->largest_positions(scores, 7, there(count))
                   .cpu()

@@ -21,6 +21,7 @@ namespace {
 
 using emulated::Counters;
 using emulated::Mode;
+using testing::all_settings;
 using testing::EmulatedCuda;
 using testing::Setting;
 
@@ -63,18 +64,6 @@ PerLayer per_layer(const Setting& setting, std::size_t requests) {
   return {.launches = (more.launches - less.launches) / 2,
           .copies_to_device = (more.copies_to_device - less.copies_to_device) / 2,
           .copies_to_host = (more.copies_to_host - less.copies_to_host) / 2};
-}
-
-std::vector<Setting> all_settings() {
-  std::vector<Setting> settings = {{"full", testing::options("full")}};
-  for (Setting& each : testing::exact_settings()) {
-    each.name = "exact_" + each.name;
-    settings.push_back(std::move(each));
-  }
-  for (Setting& each : testing::approximate_settings()) {
-    settings.push_back(std::move(each));
-  }
-  return settings;
 }
 
 struct Expected {

@@ -24,6 +24,7 @@ namespace hybridgen {
 namespace {
 
 using emulated::Mode;
+using testing::all_settings;
 using testing::EmulatedCuda;
 using testing::Ended;
 using testing::Generated;
@@ -33,18 +34,6 @@ using testing::run_to_end;
 using testing::Setting;
 using testing::tiny_config;
 using testing::tiny_model;
-
-std::vector<Setting> all_settings() {
-  std::vector<Setting> settings = testing::exact_settings();
-  for (Setting& each : settings) {
-    each.name = "exact_" + each.name;
-  }
-  for (Setting& each : testing::approximate_settings()) {
-    settings.push_back(std::move(each));
-  }
-  settings.push_back({"full", testing::options("full")});
-  return settings;
-}
 
 const auto kName = [](const auto& info) { return info.param.name; };
 

@@ -21,9 +21,8 @@ namespace hybridgen {
 namespace {
 
 using emulated::Mode;
-using testing::approximate_settings;
+using testing::all_settings;
 using testing::EmulatedCuda;
-using testing::exact_settings;
 using testing::generate;
 using testing::Generated;
 using testing::OrderChecker;
@@ -32,18 +31,6 @@ using testing::Setting;
 using testing::tiny_model;
 
 constexpr int kSteps = 12;
-
-std::vector<Setting> all_settings() {
-  std::vector<Setting> settings = {{"full", testing::options("full")}};
-  for (Setting& each : exact_settings()) {
-    each.name = "exact_" + each.name;
-    settings.push_back(std::move(each));
-  }
-  for (Setting& each : approximate_settings()) {
-    settings.push_back(std::move(each));
-  }
-  return settings;
-}
 
 std::vector<Generated> run_on(const std::string& device,
                               EngineOptions options,

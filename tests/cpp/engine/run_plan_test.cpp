@@ -18,6 +18,7 @@
 namespace hybridgen {
 namespace {
 
+using testing::all_settings;
 using testing::options;
 using testing::prompt;
 using testing::Setting;
@@ -59,16 +60,6 @@ Peak run(const EngineOptions& asked, const RunShape& shape, const std::string& d
     }
   }
   return peak;
-}
-
-std::vector<Setting> all_settings() {
-  std::vector<Setting> settings = {{"full", options("full")}};
-  for (Setting& each : testing::exact_settings()) {
-    each.name = "exact_" + each.name;
-    settings.push_back(std::move(each));
-  }
-  for (Setting& each : testing::approximate_settings()) settings.push_back(std::move(each));
-  return settings;
 }
 
 class PlanOfAMethod : public ::testing::TestWithParam<Setting> {};

@@ -51,7 +51,7 @@ std::int64_t count_near(const Rows& rows, float alpha, std::int64_t most) {
   return count.values<std::int64_t>().front();
 }
 
-/// PartialKeys::fetch_count in plain loops.
+/// DeviceOps::count_near in plain loops.
 std::int64_t twin_count_near(const Rows& rows, float alpha, std::int64_t most) {
   double sum = 0.0;
   for (std::int64_t g = 0; g < rows.groups; ++g) {

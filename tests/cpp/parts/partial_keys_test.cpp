@@ -159,7 +159,9 @@ at::Tensor guesses(std::initializer_list<std::initializer_list<float>> rows) {
 }
 
 std::int64_t fetch_count(const at::Tensor& guesses, double alpha, const TokenCount& most) {
-  return PartialKeys::fetch_count(guesses, alpha, most).item<std::int64_t>();
+  return make_aten_ops()
+      ->count_near(guesses, alpha, most.resolve(guesses.size(1)))
+      .item<std::int64_t>();
 }
 
 TEST(FetchCount, CountsWhatIsStrictlyWithinAlphaOfTheLargestGuess) {

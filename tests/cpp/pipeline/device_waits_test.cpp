@@ -17,6 +17,7 @@ namespace {
 
 using emulated::Counters;
 using emulated::Mode;
+using testing::all_settings;
 using testing::EmulatedCuda;
 using testing::Setting;
 
@@ -58,18 +59,6 @@ std::int64_t planned_layers(const std::string& setting) {
                  setting.find("flexgen_sparse") != std::string::npos
              ? layers
              : 0;
-}
-
-std::vector<Setting> all_settings() {
-  std::vector<Setting> settings = {{"full", testing::options("full")}};
-  for (Setting& each : testing::exact_settings()) {
-    each.name = "exact_" + each.name;
-    settings.push_back(std::move(each));
-  }
-  for (Setting& each : testing::approximate_settings()) {
-    settings.push_back(std::move(each));
-  }
-  return settings;
 }
 
 /// Chooses by a shadow, which calibrates itself once by the keys on the device where the prompt
