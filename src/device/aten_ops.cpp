@@ -3,7 +3,6 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/layer_norm.h>
@@ -11,6 +10,7 @@
 #include <ATen/ops/logaddexp.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/matmul.h>
+#include <ATen/ops/minimum.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/rsqrt.h>
@@ -18,6 +18,7 @@
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/sort.h>
 #include <ATen/ops/sub.h>
+#include <ATen/ops/take.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -191,11 +192,11 @@ class AtenOps final : public DeviceOps {
       }
       const bool has_rows = payload != nullptr && payload->count > 0;
       if (has_rows) {
-        const std::int64_t rows = payload->values.size(1);
         logits = at::cat({host_logits(query.select(0, item.row), *payload, groups), logits}, -1);
         // Rows beyond a head's union are uninitialised; their weight is 0, but 0 * NaN is NaN.
-        const at::Tensor unused = rows_in_use(*payload, rows).logical_not().unsqueeze(-1);
-        values = at::cat({payload->values.to(at::kFloat).masked_fill(unused, 0.0), values}, 1);
+        const at::Tensor unused = rows_in_use(*payload).logical_not().unsqueeze(-1);
+        const at::Tensor sent = payload->values.narrow(1, 0, payload->most_rows()).to(at::kFloat);
+        values = at::cat({sent.masked_fill(unused, 0.0), values}, 1);
       }
       const at::Tensor weights = weights_of(logits);
       keep_weights(item, has_rows ? payload : nullptr, weights);
@@ -287,9 +288,19 @@ class AtenOps final : public DeviceOps {
     copy(payload.output, from.output);
     copy(payload.lse, from.lse);
     copy(payload.index, from.index);
-    copy(payload.logits, from.logits);
-    for (std::int64_t g = 0; g < std::ssize(payload.union_sizes); ++g) {
+    if (payload.index.defined()) {
+      copy(payload.logits, from.logits);
+    }
+    const std::int64_t groups = std::ssize(payload.union_sizes);
+    for (std::int64_t g = 0; g < groups; ++g) {
       const std::int64_t rows = payload.union_sizes[static_cast<std::size_t>(g)];
+      if (!payload.index.defined() && from.logits.defined()) {
+        const std::int64_t room = from.logits.numel() / groups;
+        const auto of_head = [&](const at::Tensor& all) {
+          return all.narrow(0, g * room, room / payload.room * rows);
+        };
+        copy(of_head(payload.logits), of_head(from.logits));
+      }
       const auto used = [&](const at::Tensor& all) {
         return all.defined() ? all.select(0, g).narrow(0, 0, rows) : all;
       };
@@ -330,35 +341,45 @@ class AtenOps final : public DeviceOps {
     return at::matmul(grouped, keys.to(at::kFloat).transpose(1, 2));
   }
 
-  // [G, rows]: which rows of the payload hold a token.
-  static at::Tensor rows_in_use(const HostPayload& payload, std::int64_t rows) {
+  // [G, most_rows()]: which rows of the payload hold a token.
+  static at::Tensor rows_in_use(const HostPayload& payload) {
     const at::Tensor& sizes = payload.device_union_sizes;
-    return at::arange(rows, sizes.options()).unsqueeze(0) < sizes.unsqueeze(1);
+    return at::arange(payload.most_rows(), sizes.options()).unsqueeze(0) < sizes.unsqueeze(1);
+  }
+
+  // [G, R, most_rows()] of the logits that lie one after another, and of anything in rows not in
+  // use.
+  static at::Tensor shared_logits(const HostPayload& payload,
+                                  std::int64_t groups,
+                                  std::int64_t per_group) {
+    const at::Tensor sizes = payload.device_union_sizes.view({groups, 1, 1});
+    const at::TensorOptions& number = sizes.options();
+    const at::Tensor head = at::arange(groups, number).view({groups, 1, 1});
+    const at::Tensor row = at::arange(per_group, number).view({per_group, 1});
+    const at::Tensor place = head * (per_group * payload.room) + row * sizes +
+                             at::minimum(at::arange(payload.most_rows(), number), sizes - 1);
+    return payload.logits.take(place.clamp_min(0));
   }
 
   // Logits of the payload laid out over its union of rows, -inf where a head did not choose a row.
   static at::Tensor host_logits(const at::Tensor& heads,
                                 const HostPayload& payload,
                                 std::int64_t groups) {
-    const std::int64_t chosen = heads.size(0) * payload.count;
-    const std::int64_t rows = payload.values.size(1);
+    const std::int64_t rows = payload.most_rows();
     const std::int64_t per_group = heads.size(0) / groups;
-    at::Tensor logits =
-        payload.keys.defined()
-            ? scaled_logits(heads, payload.keys)
-            : payload.logits.narrow(0, 0, chosen).view({groups, per_group, payload.count});
+    const auto of_keys = [&] { return scaled_logits(heads, payload.keys.narrow(1, 0, rows)); };
     if (!payload.index.defined()) {
-      const at::Tensor unused = rows_in_use(payload, rows).logical_not().unsqueeze(1);
-      if (logits.size(-1) < rows) {
-        logits = at::constant_pad_nd(logits, {0, rows - logits.size(-1)}, kHidden);
-      }
-      return logits.masked_fill(unused, kHidden);
+      const at::Tensor unused = rows_in_use(payload).logical_not().unsqueeze(1);
+      return (payload.keys.defined() ? of_keys() : shared_logits(payload, groups, per_group))
+          .masked_fill(unused, kHidden);
     }
-    const at::Tensor index =
-        payload.index.narrow(0, 0, chosen).view({groups, per_group, payload.count}).to(at::kLong);
-    if (payload.keys.defined()) {
-      logits = logits.gather(-1, index);
-    }
+    const auto of_each_head = [&](const at::Tensor& all) {
+      return all.narrow(0, 0, heads.size(0) * payload.count)
+          .view({groups, per_group, payload.count});
+    };
+    const at::Tensor index = of_each_head(payload.index).to(at::kLong);
+    const at::Tensor logits =
+        payload.keys.defined() ? of_keys().gather(-1, index) : of_each_head(payload.logits);
     return at::full({groups, per_group, rows}, kHidden, logits.options())
         .scatter(-1, index, logits);
   }

@@ -101,8 +101,9 @@ void CpuOps::attend_payload(const at::Tensor& query,
   const std::int64_t element = query.element_size();
   const bool has_keys = payload.keys.defined();
   const bool is_shared = !payload.index.defined();
-  // Of query head r, and of token `part.first`.
-  const std::int64_t first = group.first_head() * payload.count + part.first;
+  const std::int64_t tokens = payload.tokens_of(group.index);
+  // Of the group's first query head, and of token `part.first`.
+  const std::int64_t first = group.first_head() * payload.room + part.first;
   const auto rows = [&](const at::Tensor& tensor) {
     return offset(tensor.const_data_ptr(),
                   group.index * tensor.stride(0) + (is_shared ? part.first * group.head_dim : 0),
@@ -116,10 +117,10 @@ void CpuOps::attend_payload(const at::Tensor& query,
     args.key_stride = group.head_dim;
   }
   // A KV head may have fewer tokens than others.
-  args.count = std::clamp<std::int64_t>(payload.tokens_of(group.index) - part.first, 0, part.count);
+  args.count = std::clamp<std::int64_t>(tokens - part.first, 0, part.count);
   if (!has_keys || item.wants_weights) {
     args.logits = payload.logits.mutable_data_ptr<float>() + first;
-    args.logits_stride = payload.count;
+    args.logits_stride = tokens;
   }
   args.part = part_of(item, group, part.index, /*is_host=*/true);
   if (is_shared) {
@@ -131,8 +132,8 @@ void CpuOps::attend_payload(const at::Tensor& query,
   for (std::int64_t r = 0; r < group.num_queries; ++r) {
     kernels_.attend(args);
     args.queries += group.head_dim;
-    args.positions += payload.count;
-    args.logits += args.logits == nullptr ? 0 : payload.count;
+    args.positions += tokens;
+    args.logits += args.logits == nullptr ? 0 : tokens;
     args.part.out += group.head_dim;
     ++args.part.peaks;
     ++args.part.sums;
@@ -229,7 +230,8 @@ void CpuOps::write_weights(const AttentionItem& item, const Group& group, const 
     const std::int64_t head = group.first_head() + r;
     float* weights = item.merged_logits->mutable_data_ptr<float>() + head * item.merged_stride();
     if (has_rows) {
-      kernels_.softmax_weights(payload->logits.const_data_ptr<float>() + head * payload->count,
+      kernels_.softmax_weights(payload->logits.const_data_ptr<float>() +
+                                   group.first_head() * payload->room + r * host_count,
                                host_count,
                                lse[r],
                                weights);

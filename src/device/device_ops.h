@@ -6,6 +6,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -24,10 +25,13 @@ class WorkerPool;
 /// What a host job contributes to the attention of one request in one layer, as it lies on the
 /// device. Tensors that the job did not send are undefined.
 struct HostPayload {
-  std::int64_t count = 0;  ///< S: chosen tokens per query head, at most
-  at::Tensor logits;       ///< float32, first H * S elements: [H, S]
-  /// int32, first H * S elements: [H, S] rows of `values`. Undefined: every query head of KV head g
-  /// uses rows 0 .. union_sizes[g] in that order.
+  std::int64_t count = 0;  ///< S: tokens per query head, at most
+  /// >= S: R * room elements of `logits` belong to a KV head.
+  std::int64_t room = 0;
+  /// float32 [G, R * room]: of KV head g the first R * n elements [R, n], with n = tokens_of(g).
+  at::Tensor logits;
+  /// int32, first H * S elements: [H, S] rows of `values`, with S = room. Undefined: every query
+  /// head of KV head g uses rows 0 .. union_sizes[g] in that order.
   at::Tensor index;
   at::Tensor values;  ///< [G, union capacity, D]; rows in token order
   at::Tensor keys;    ///< same shape; if defined, the device computes `logits` from them itself
@@ -42,6 +46,10 @@ struct HostPayload {
   /// Tokens that KV head g's query heads see.
   std::int64_t tokens_of(std::int64_t g) const {
     return index.defined() ? count : union_sizes[static_cast<std::size_t>(g)];
+  }
+  /// Of `values` in use, of any KV head; 0 if nothing of them was sent.
+  std::int64_t most_rows() const {
+    return union_sizes.empty() ? 0 : *std::ranges::max_element(union_sizes);
   }
 };
 

@@ -31,6 +31,7 @@ kernels::StepRow flat_row(const AttentionItem& item, const ResidentCache& reside
 kernels::PayloadRow flat_row(const HostPayload& payload) {
   kernels::PayloadRow row;
   row.count = payload.count;
+  row.room = payload.room;
   row.logits = data_of<float>(payload.logits);
   row.index = data_of<std::int32_t>(payload.index);
   row.values = data_of<void>(payload.values);

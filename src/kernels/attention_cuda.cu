@@ -105,14 +105,15 @@ __device__ void attend_payload(const DecodeAttention& a,
       payload.index != nullptr ? payload.count : payload.union_sizes[block.kv_head];
   const std::int64_t rows = block.kv_head * payload.union_capacity * block.head_dim +
                             (payload.index == nullptr ? first * block.head_dim : 0);
-  const std::int64_t of_heads = block.first_head() * payload.count + first;
+  const std::int64_t of_heads =
+      block.kv_head * block.per_group * payload.room + block.first * used + first;
   Tokens<T> tokens;
   // A KV head may have fewer tokens than others.
   tokens.count = used <= first ? 0 : part_size(used, block.part);
   tokens.key_stride = block.head_dim;
   tokens.value_stride = block.head_dim;
   tokens.values = static_cast<const T*>(payload.values) + rows;
-  tokens.given_stride = payload.count;
+  tokens.given_stride = used;
   if (payload.keys != nullptr) {
     tokens.keys = static_cast<const T*>(payload.keys) + rows;
   } else {

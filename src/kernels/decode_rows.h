@@ -35,9 +35,13 @@ struct StepRow {
 
 /// What a host job contributes to the attention of one request in one layer, on the device.
 struct PayloadRow {
-  std::int64_t count = 0;         ///< S: chosen tokens per query head, at most
-  const float* logits = nullptr;  ///< [H, S]; unread where there are keys
-  /// [H, S] rows of `values`; null: every query head of KV head g uses rows 0 .. union_sizes[g].
+  std::int64_t count = 0;  ///< S: tokens per query head, at most
+  std::int64_t room = 0;   ///< >= S: R * room logits and indices belong to a KV head
+  /// [G, R * room]: of KV head g the first R * n [R, n], where n of its tokens are in use. Unread
+  /// where there are keys.
+  const float* logits = nullptr;
+  /// [H, S] rows of `values`, with S = room; null: every query head of KV head g uses rows
+  /// 0 .. union_sizes[g].
   const std::int32_t* index = nullptr;
   const void* values = nullptr;  ///< [G, union_capacity, D]; rows in token order
   const void* keys = nullptr;    ///< the same shape; the device computes the logits from them

@@ -2,6 +2,7 @@
 // Payloads of a micro-batch cross the link in one launch: the device reads the host's pinned memory
 // itself, and only what is in use. Some blocks per matrix are enough to fill the link.
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cuda_attention.h"
 #include "kernels/cuda_math.h"
@@ -65,6 +66,20 @@ __global__ void fetch_kernel(const PayloadCopy* copies,
     };
     copy_rows(from.keys, to.keys);
     copy_rows(from.values, to.values);
+    const std::int64_t per_group = num_heads / num_kv_heads;
+    const std::int64_t first_of_head = matrix * per_group * from.room;
+    const std::int64_t of_head =
+        per_group * (from.index != nullptr ? from.count : from.union_sizes[matrix]);
+    const auto copy_head = [&](const auto* source, const auto* target) {
+      if (source != nullptr) {
+        using Element = std::remove_cvref_t<decltype(*source)>;
+        copy_bytes(source + first_of_head,
+                   const_cast<Element*>(target) + first_of_head,
+                   of_head * static_cast<std::int64_t>(sizeof(Element)));
+      }
+    };
+    copy_head(from.logits, to.logits);
+    copy_head(from.index, to.index);
     return;
   }
   if (blockIdx.x == 0 && threadIdx.x == 0) payloads[blockIdx.z] = to;
@@ -72,9 +87,6 @@ __global__ void fetch_kernel(const PayloadCopy* copies,
     if (source != nullptr)
       copy_bytes(source, const_cast<void*>(static_cast<const void*>(target)), bytes);
   };
-  const std::int64_t chosen = num_heads * from.count;
-  copy(from.logits, to.logits, chosen * static_cast<std::int64_t>(sizeof(float)));
-  copy(from.index, to.index, chosen * static_cast<std::int64_t>(sizeof(std::int32_t)));
   copy(from.union_sizes,
        to.union_sizes,
        num_kv_heads * static_cast<std::int64_t>(sizeof(std::int64_t)));

@@ -17,7 +17,9 @@ namespace hybridgen {
 /// Staging of one (request, layer) job. Owned by the request; reused by every second layer. What a
 /// method never sends is null.
 struct HostJobBuffers {
-  float* logits = nullptr;              ///< [H, S] scaled logits of the chosen tokens
+  /// [G, R * S] scaled logits of the chosen tokens: of KV head g the first R * n [R, n], with n =
+  /// union_sizes[g] where its query heads share their tokens, else S.
+  float* logits = nullptr;
   std::int32_t* positions = nullptr;    ///< [H, S] chosen per query head, ascending
   std::int32_t* index = nullptr;        ///< [H, S] row of `values` for each of them
   std::int32_t* merged = nullptr;       ///< [G, union_capacity] a group's chosen tokens, ascending

@@ -142,12 +142,14 @@ std::int64_t HostStaging::ship(const HostJob& job,
   const bool ships_keys = job.sends_keys();
   const std::span<const std::int64_t> sizes{job.buffers.union_sizes,
                                             static_cast<std::size_t>(num_kv_heads_)};
-  payload_.count = job.num_chosen;
+  payload_.count = job.is_shared() ? *std::ranges::max_element(sizes) : job.num_chosen;
+  payload_.room = job.num_chosen;
   payload_.union_sizes = sizes;
   payload_.device_union_sizes = device_union_sizes.defined() ? device_union_sizes : union_sizes_;
   payload_.logits = device_.logits;
   payload_.values = device_.values;
-  staged_.count = job.num_chosen;
+  staged_.count = payload_.count;
+  staged_.room = payload_.room;
   staged_.device_union_sizes = union_sizes;
   const std::int64_t rows = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
   if (!job.is_shared()) {
@@ -159,7 +161,7 @@ std::int64_t HostStaging::ship(const HostJob& job,
   } else {
     send(&HostPayload::logits, num_heads_ * job.num_chosen);
     if (job.is_shared()) {
-      // Heads with fewer tokens than S leave a gap that means nothing and need not be sent.
+      // What KV heads with fewer tokens leave of their room is not sent.
       bytes -= (num_kv_heads_ * job.num_chosen - rows) * (num_heads_ / num_kv_heads_) * 4;
     }
   }

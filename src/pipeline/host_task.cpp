@@ -132,7 +132,7 @@ void HostTaskRunner::run_whole(const HostTask& task) const {
     score_chosen(task,
                  chosen,
                  job.buffers.logits + task.kv_head * per_group_ * job.num_chosen,
-                 job.num_chosen);
+                 static_cast<std::int64_t>(chosen.size()));
   }
   gather(task);
 }

@@ -200,6 +200,7 @@ TEST_P(Operations, LeaveTheLogSumExpOfAllThatTheyMerged) {
   const std::vector<std::int64_t> sizes{kChosen, kChosen};
   HostPayload shared;
   shared.count = kChosen;
+  shared.room = kChosen;
   shared.logits = at::randn({kHeads * kChosen}) + 5.0;
   shared.values = at::randn({2, kChosen, kDim});
   shared.union_sizes = sizes;

@@ -75,7 +75,7 @@ class Request {
             shape.dtype, shape.num_kv_heads * (kind.resident + 1) * shape.head_dim, seed + 3)),
         payload_keys_(random_array(shape.dtype, payload_size(), seed + 4)),
         payload_values_(random_array(shape.dtype, payload_size(), seed + 5)),
-        logits_(random_floats(shape.num_heads * kind.chosen, seed + 6)),
+        logits_(random_floats(shape.num_heads * room(), seed + 6)),
         output_(random_array(shape.dtype, shape.num_heads * shape.head_dim, seed + 7)),
         lse_(random_floats(shape.num_heads, seed + 8)) {
     for (std::int64_t i = 0; i < query_.count(); ++i) {
@@ -130,6 +130,7 @@ class Request {
       return row;
     }
     row.count = kind_.chosen;
+    row.room = room();
     row.union_capacity = capacity_;
     row.union_sizes = static_cast<const std::int64_t*>(place(sizes_));
     row.values = place(payload_values_);
@@ -213,6 +214,8 @@ class Request {
   std::int64_t chosen() const {
     return kind_.sent == Sent::kNothing || kind_.sent == Sent::kOutput ? 0 : kind_.chosen;
   }
+  /// Of a KV head's logits, for each of its query heads: more than it needs where that may be.
+  std::int64_t room() const { return kind_.chosen + (is_own() ? 0 : 3); }
   std::int64_t stride() const { return kind_.resident + chosen(); }
 
   double logit(std::int64_t head, const Array& keys, std::int64_t row) const {
@@ -237,7 +240,8 @@ class Request {
                               : is_own()    ? kind_.chosen
                                             : sizes_[static_cast<std::size_t>(g)];
     for (std::int64_t j = 0; j < host; ++j) {
-      const auto place = static_cast<std::size_t>(head * kind_.chosen + j);
+      const std::int64_t r = head % shape_.per_group();
+      const auto place = static_cast<std::size_t>(g * shape_.per_group() * room() + r * host + j);
       const std::int64_t row = g * capacity_ + (is_own() ? index_[place] : j);
       if (!has_keys()) {
         largest_logit_ = std::max(largest_logit_, std::abs(double{logits_[place]}));
@@ -439,6 +443,7 @@ TEST_P(AttentionOnDevice, WithoutAnyTokenIsZeroAndNanStays) {
       {}, {.parts = parts.get<float>(), .finished = finished.get<unsigned>()}});
   const DeviceCopy payloads(std::vector<PayloadRow>{{},
                                                     {.count = 1,
+                                                     .room = 1,
                                                      .logits = logits.get<float>(),
                                                      .values = values.get(),
                                                      .union_capacity = 1,
