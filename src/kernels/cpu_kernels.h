@@ -430,6 +430,16 @@ bool top_k(const float* scores,
            float* threshold = nullptr);
 std::int64_t top_k_scratch(std::int64_t n);
 
+/// How many of the largest of `scores` [n] have softmax weights, among all n, that sum to `mass` in
+/// (0, 1); in [1, most], 0 if n is. `log_sum` is the scores' natural log-sum-exp; where it is not
+/// finite the answer is 1. As accurate as float32 weights by that sum are. `scratch` as in top_k.
+std::int64_t count_mass(const float* scores,
+                        std::int64_t n,
+                        float log_sum,
+                        double mass,
+                        std::int64_t most,
+                        std::vector<float>& scratch);
+
 /// row_logits of chosen rows: logits[r, j] = queries[r] . K[positions[j]], with `args.keys` the row
 /// of position 0; `args.positions` and `args.count` are ignored.
 void chosen_row_logits(const CpuKernels& kernels,
