@@ -287,6 +287,8 @@ class EngineOptions:
         placement: str = "semantic",
         shrink_windows: bool = False,
         k: int | float | str | None = "auto",
+        mass: float | None = None,
+        k_max: int | float | str = "all",
         strategy: str = "post",
         query: str | typing.Any = "rescore",
         selector: str = "topk",
@@ -330,7 +332,11 @@ class EngineOptions:
     @property
     def k(self) -> typing.Any: ...
     @property
+    def k_max(self) -> typing.Any: ...
+    @property
     def keys(self) -> typing.Any: ...
+    @property
+    def mass(self) -> typing.Any: ...
     @property
     def math(self) -> typing.Any: ...
     @property

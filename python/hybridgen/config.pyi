@@ -271,6 +271,15 @@ class HybridGen(MethodOptions):
         them. None: as many as stage times allow; allowed: 'auto', an int in [1, 2147483647]
         (tokens), a float in (0.0, 1.0) (share of the offloaded tokens), 'all', or None
         (steered).
+    mass : float | None, default None
+        Instead of ``k``: every query head takes the fewest offloaded tokens whose logits have
+        this share of the softmax over all offloaded ones, and the query heads of a KV head
+        attend to what any of them took. ``strategy="post"``, ``selector="topk"`` and
+        ``scoring="full"`` only; allowed: None or a number in (0, 1).
+    k_max : int | float | str, default 'all'
+        With ``mass``: tokens of a query head at most. The device has room for as many of every
+        query head; allowed: an int in [1, 2147483647] (tokens), a float in (0.0, 1.0) (share of
+        the offloaded tokens), or 'all'.
     strategy : str, default 'post'
         Choose tokens after their logits are known (Post-QKT), or before (Pre-QKT); what a
         steered request starts with; allowed: 'post' or 'pre'.
@@ -303,6 +312,8 @@ class HybridGen(MethodOptions):
 
     method: ClassVar[str] = "hybridgen"
     k: int | float | str | None = "auto"
+    mass: float | None = None
+    k_max: int | float | str = "all"
     strategy: str = "post"
     query: str | QueryConfig = "rescore"
     selector: str = "topk"

@@ -12,6 +12,7 @@ using H = HybridGenOptions;
 using Row = OptionRow<H>;
 
 constexpr const char* kQuery = "QueryConfig";
+constexpr Interval kInside{0.0, 1.0, /*low_open=*/true, /*high_open=*/true};
 constexpr Interval kMultiples{1.0, 1e6};
 
 bool read_query(const OptionValue& value, QueryOptions& query) {
@@ -72,6 +73,29 @@ Row k_option() {
           set};
 }
 
+void check_mass(std::string_view operation, const HybridGenOptions& options) {
+  const auto refuse = [&](const char* option, const char* why) {
+    hybridgen_table().refuse(operation, options, option, why);
+  };
+  if (options.mass == 0.0) {
+    if (!options.k_max.is_all()) refuse("k_max", "it limits what mass takes; set mass, or k alone");
+    return;
+  }
+  if (options.scheduler) refuse("mass", "the scheduler steers K; leave out one of them");
+  if (options.k != TokenCount::usual()) {
+    refuse("k", "mass says how many tokens count; set k_max to limit them");
+  }
+  if (options.strategy != SelectionStrategy::kPostQkt) {
+    refuse("strategy", "mass needs the logits of all tokens; set strategy to 'post'");
+  }
+  if (options.selector != "topk") {
+    refuse("selector", "mass takes the largest logits; set selector to 'topk'");
+  }
+  if (options.scoring != Scoring::kFull) {
+    refuse("scoring", "a copy's scores say nothing exact of mass; set scoring to 'full'");
+  }
+}
+
 }  // namespace
 
 const OptionTable<QueryOptions>& query_table() {
@@ -103,6 +127,20 @@ const OptionTable<QueryOptions>& query_table() {
 const OptionTable<HybridGenOptions>& hybridgen_table() {
   static const OptionTable<H> table(
       {k_option(),
+       or_word(option("mass", &H::mass, kInside), &H::mass, 0.0, {})
+           .means("Instead of ``k``: every query head takes the fewest offloaded tokens whose "
+                  "logits have this share of the softmax over all offloaded ones, and the query "
+                  "heads of a KV head attend to what any of them took. "
+                  "``strategy=\"post\"``, ``selector=\"topk\"`` and ``scoring=\"full\"`` only."),
+       option("k_max",
+              &H::k_max,
+              "int | float | str",
+              "an int in [1, 2147483647] (tokens), a float in (0.0, 1.0) (share of the offloaded "
+              "tokens), or 'all'",
+              read_token_count,
+              [](const TokenCount& count) { return value_of(count); })
+           .means("With ``mass``: tokens of a query head at most. The device has room for as many "
+                  "of every query head."),
        option("strategy",
               &H::strategy,
               {{"post", SelectionStrategy::kPostQkt}, {"pre", SelectionStrategy::kPreQkt}})
@@ -147,6 +185,7 @@ const OptionTable<HybridGenOptions>& hybridgen_table() {
 }
 
 void check_together(std::string_view operation, const HybridGenOptions& options) {
+  check_mass(operation, options);
   if (options.scheduler && options.k != TokenCount::usual()) {
     hybridgen_table().refuse(
         operation, options, "k", "the scheduler steers K; set k_min and k_max instead");

@@ -120,7 +120,7 @@ Engine::Impl::Impl(std::shared_ptr<DecoderModel> model_,
                    std::optional<Method> own)
     : model(std::move(model_)),
       method(checked_method(asked, std::move(own), model->config())),
-      attended{hybridgen_options(asked).k, steering_of(method, hybridgen_options(asked).scheduler)},
+      attended(attended_tokens(method, hybridgen_options(asked))),
       lower(lower_tiers(asked, host_tiers(available_cpus()))),
       budgets(make_budgets(asked, model->device(), lower)),
       machine(asked, method, *model),

@@ -105,7 +105,9 @@ Method hybridgen_method(const EngineOptions& options) {
   method.guess_norm = own.query.norm;
   method.guess_source = own.query.source;
   method.strategy = own.strategy;
-  method.parts.push_back(named_selector_part(SelectionStrategy::kPostQkt, own.selector));
+  method.parts.push_back(own.mass > 0.0
+                             ? mass_selector_part(own.mass)
+                             : named_selector_part(SelectionStrategy::kPostQkt, own.selector));
   const auto may = [&](SelectionStrategy strategy) {
     return own.strategy == strategy || (own.scheduler && own.scheduler->adapt_strategy);
   };

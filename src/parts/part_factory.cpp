@@ -29,6 +29,15 @@ PartFactory named_selector_part(SelectionStrategy strategy, const std::string& n
       may_want_decode_weights(name));
 }
 
+PartFactory mass_selector_part(double mass) {
+  PartFactory part = selector_part(
+      SelectionStrategy::kPostQkt,
+      [mass](const SelectorShape& shape) { return make_mass_selector(shape, mass); },
+      /*wants_decode_weights=*/false);
+  part.says_how_many = true;
+  return part;
+}
+
 PartFactory retention_part(RetentionFactory make, bool wants_weights) {
   return {.role = PartRole::kRetention,
           .make =

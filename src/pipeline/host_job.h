@@ -74,6 +74,9 @@ struct PlannedHere {
 /// A selector, by the logits of all offloaded tokens, for each query head.
 struct SelectedHere {
   const TokenSelector* selector = nullptr;
+  /// Tokens of a query head at most, where the selector says how many; those of a KV head then
+  /// share what any of them took, S at most. 0: each has S of its own.
+  std::int64_t most = 0;
   /// Scanned instead of the keys; the best `num_candidates` in [S, n_c) of each query head then get
   /// exact logits. Null: the keys are scanned.
   const KeyProxy* proxy = nullptr;
@@ -105,7 +108,11 @@ struct HostJob {
   }
   bool reads_all_values() const { return takes_every_token() && payload != Payload::kKeys; }
   /// All query heads of a KV head use the same tokens: `merged`, without `positions` and `index`.
-  bool is_shared() const { return selection() == nullptr; }
+  bool is_shared() const { return selection() == nullptr || selection()->most > 0; }
+  /// Whether tokens may be left out of which logits are known.
+  bool leaves_scored_tokens() const {
+    return selection() != nullptr && (num_chosen < num_offloaded || selection()->most > 0);
+  }
   bool sends_keys() const {
     return payload == Payload::kKeysAndValues || payload == Payload::kKeys;
   }

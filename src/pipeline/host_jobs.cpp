@@ -139,7 +139,7 @@ bool HostJobs::add_job(std::int64_t layer,
   HostJob job = host_job(request, layer, work);
   job.buffers.union_sizes = slot.union_sizes.mutable_data_ptr<std::int64_t>() +
                             static_cast<std::int64_t>(row) * slot.union_sizes.size(1);
-  if (job.selection() != nullptr && job.num_chosen < job.num_offloaded) {
+  if (job.leaves_scored_tokens()) {
     job.buffers.unchosen = batch.lost.unchosen(layer, static_cast<std::int64_t>(row));
   }
   if (request.on_disk() != nullptr) {

@@ -2,7 +2,10 @@
 #include "pipeline/host_selection.h"
 
 #include <algorithm>
+#include <bit>
+#include <cstdint>
 #include <limits>
+#include <vector>
 
 #include "hybridgen/core/error.h"
 
@@ -174,6 +177,73 @@ void choose_by_proxy(const HostTaskRunner& runner,
   }
 }
 
+// Ascending, into `merged`; returns how many. `lists` may be in any order and share tokens.
+std::int64_t merge_lists(std::span<const std::int32_t> lists,
+                         std::int64_t num_tokens,
+                         std::int32_t* merged,
+                         std::vector<std::uint64_t>& marks) {
+  constexpr std::int64_t kBits = 64;
+  marks.assign(static_cast<std::size_t>((num_tokens + kBits - 1) / kBits), 0);
+  for (const std::int32_t token : lists) {
+    marks[static_cast<std::size_t>(token / kBits)] |= std::uint64_t{1} << (token % kBits);
+  }
+  std::int64_t count = 0;
+  for (std::size_t word = 0; word < marks.size(); ++word) {
+    for (std::uint64_t left = marks[word]; left != 0; left &= left - 1) {
+      merged[count++] = static_cast<std::int32_t>(word) * static_cast<std::int32_t>(kBits) +
+                        std::countr_zero(left);
+    }
+  }
+  return count;
+}
+
+// As many tokens as the selector says; the group's query heads share what any of them took.
+void choose_together(const HostTaskRunner& runner,
+                     const HostTask& task,
+                     const SelectedHere& selected,
+                     float* scores,
+                     std::int64_t stride) {
+  const HostJob& job = task.job;
+  const TokenSelector& selector = *selected.selector;
+  const std::int64_t per_group = runner.query_heads_per_kv_head();
+  const std::int64_t first_head = task.kv_head * per_group;
+  float* const logits = job.buffers.logits + first_head * job.num_chosen;
+  std::vector<std::int32_t>& lists = task.scratch.planned;
+  lists.clear();
+  for (std::int64_t r = 0; r < per_group; ++r) {
+    const std::span<const float> row{scores + r * stride,
+                                     static_cast<std::size_t>(job.num_offloaded)};
+    const float log_sum = runner.kernels().log_sum_exp(row.data(), job.num_offloaded);
+    const std::int64_t count = std::clamp<std::int64_t>(
+        selector.how_many(row, log_sum, selected.most, task.scratch.selection), 1, selected.most);
+    const std::size_t before = lists.size();
+    lists.resize(before + static_cast<std::size_t>(count));
+    const std::span<std::int32_t> positions = std::span(lists).subspan(before);
+    // The logits of what all of them took follow.
+    selector.select(task.layer,
+                    first_head + r,
+                    row,
+                    positions,
+                    {logits, positions.size()},
+                    task.scratch.selection);
+    check_positions(selector, positions, job.num_offloaded, count);
+  }
+  std::int32_t* const merged = job.buffers.merged + task.kv_head * job.buffers.union_capacity;
+  const std::int64_t num_merged =
+      merge_lists(lists, job.num_offloaded, merged, task.scratch.merging);
+  job.buffers.union_sizes[task.kv_head] = num_merged;
+  const std::span<const std::int32_t> chosen{merged, static_cast<std::size_t>(num_merged)};
+  for (std::int64_t r = 0; r < per_group; ++r) {
+    float* const row = scores + r * stride;
+    for (std::int64_t j = 0; j < num_merged; ++j) {
+      logits[r * num_merged + j] = row[merged[j]];
+    }
+    if (job.buffers.unchosen != nullptr) {
+      job.buffers.unchosen[first_head + r] = sum_unchosen(runner, chosen, row, job.num_offloaded);
+    }
+  }
+}
+
 }  // namespace
 
 std::span<const std::int32_t> plan_tokens(const HostTask& task) {
@@ -203,6 +273,10 @@ void select_tokens(const HostTaskRunner& runner,
                    std::int64_t stride) {
   const SelectedHere& selected = *task.job.selection();
   const std::int64_t per_group = runner.query_heads_per_kv_head();
+  if (selected.most > 0) {
+    choose_together(runner, task, selected, scores, stride);
+    return;
+  }
   if (selected.proxy != nullptr) {
     choose_by_proxy(runner, task, selected, scores, stride);
   } else {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "pipeline/make_host_job.h"
 
+#include <algorithm>
+
 namespace hybridgen {
 namespace {
 
@@ -16,6 +18,9 @@ Payload payload_of(const HostWork& work) {
 
 SelectedHere selected_here(const RequestParts& parts, const HostJob& job) {
   SelectedHere selected{.selector = parts.selector};
+  if (parts.selector->says_how_many()) {
+    selected.most = job.num_chosen;
+  }
   if (parts.proxy != nullptr) {
     const std::int64_t candidates = parts.proxy->num_candidates(job.num_chosen, job.num_offloaded);
     // With every token a candidate there is nothing to propose.
@@ -57,6 +62,9 @@ HostJob host_job(RequestState& request, std::int64_t layer, const HostWork& work
   job.keys_in_cxl = request.holding.share_in_cxl(KvSide::kKeys);
   job.values_in_cxl = request.holding.share_in_cxl(KvSide::kValues);
   job.buffers = request.staging_of(layer).buffers();
+  if (job.selection() != nullptr && job.is_shared()) {
+    job.num_chosen = std::min(job.num_offloaded, job.buffers.union_capacity);
+  }
   return job;
 }
 

@@ -35,9 +35,14 @@ StagingShape staging_of(const HostWork& work,
   if (const auto* planner = std::get_if<ByPlanner>(&choice)) {
     shape.max_chosen = planner->most.resolve(max_offloaded);
   } else if (std::holds_alternative<BySelectors>(choice)) {
+    const PartFactory* selector = find_part(method.parts, PartRole::kSelector);
     shape.max_chosen = attended.most(max_offloaded);
-    shape.has_own_choices = method.has(PartRole::kSelector);
-    shape.num_scored = shape.has_own_choices ? max_offloaded : 0;
+    shape.has_own_choices = selector != nullptr && !selector->says_how_many;
+    shape.num_scored = selector != nullptr ? max_offloaded : 0;
+    if (selector != nullptr && selector->says_how_many) {
+      shape.max_chosen =
+          std::min(max_offloaded, shape.max_chosen * config.query_heads_per_kv_head());
+    }
   }
   shape.union_rows =
       shape.has_own_choices

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "hybridgen/core/engine_options.h"
+#include "hybridgen/methods/method.h"
 #include "scheduling/feedback_scheduler.h"
 
 namespace hybridgen {
@@ -30,6 +31,11 @@ struct AttendedTokens {
                     std::max(scheduler->k_min, scheduler->k_max.value_or(max_offloaded)));
   }
 };
+
+/// Of a method and the options that say how many.
+inline AttendedTokens attended_tokens(const Method& method, const HybridGenOptions& options) {
+  return {options.mass > 0.0 ? options.k_max : options.k, steering_of(method, options.scheduler)};
+}
 
 class Steering {
  public:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hybridgen import LLM, KVConfig, RequestMetrics
+from hybridgen import LLM, ConfigError, KVConfig, RequestMetrics
 from hybridgen import methods as M
 from trained import new_tokens
 
@@ -49,10 +49,64 @@ def test_fewer_tokens_lose_more(trained: Trained) -> None:
     assert lost == sorted(lost, reverse=True)
 
 
+def test_a_mass_bounds_what_is_lost_and_takes_no_more_than_it_needs(trained: Trained) -> None:
+    taken = []
+    for mass in (0.2, 0.5, 0.9, 0.99):
+        found = metrics_of(trained("tiny-llama"), M.HybridGen(mass=mass, query="exact"), **FEW)
+        assert found.lost_mass_kind == "exact"
+        assert found.lost_mass is not None
+        assert found.largest_lost_mass is not None
+        assert 0 < found.lost_mass <= found.largest_lost_mass <= 1 - mass
+        assert 0 < found.k < found.offloaded_tokens
+        taken.append(found.attended_offloaded_share)
+    assert taken == sorted(taken)
+    assert taken[0] < taken[-1] / 2
+
+
+def test_a_mass_is_limited_by_k_max(trained: Trained) -> None:
+    model = trained("tiny-llama")
+    free = metrics_of(model, M.HybridGen(mass=0.99, query="exact"), **FEW)
+    limited = metrics_of(model, M.HybridGen(mass=0.99, k_max=2, query="exact"), **FEW)
+    assert limited.k < free.k
+    assert free.lost_mass is not None
+    assert limited.lost_mass is not None
+    assert limited.lost_mass > free.lost_mass
+
+
+@pytest.mark.parametrize(
+    ("option", "others"),
+    [
+        ("k", {"k": 3}),
+        ("mass", {"k": None}),
+        ("strategy", {"strategy": "pre"}),
+        ("selector", {"selector": "h2o"}),
+        ("scoring", {"scoring": "int8"}),
+    ],
+)
+def test_what_a_mass_cannot_be_beside_is_refused_by_name(
+    trained: Trained, option: str, others: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^\[method hybridgen\] {option} is .*; allowed: "):
+        LLM(trained("tiny-llama"), method=M.HybridGen(mass=0.9, **others))
+
+
+@pytest.mark.parametrize("mass", [0, 1, 1.5, -0.1, float("nan"), "much"])
+def test_a_mass_that_is_no_share_is_refused(mass: Any) -> None:
+    with pytest.raises(ConfigError, match=r"mass is .*; allowed: None or a number in \(0, 1\)"):
+        M.HybridGen(mass=mass)
+
+
+def test_k_max_without_mass_is_refused(trained: Trained) -> None:
+    with pytest.raises(ConfigError, match=r"k_max is 5; .*set mass, or k alone"):
+        LLM(trained("tiny-llama"), method=M.HybridGen(k_max=5))
+
+
 @pytest.mark.parametrize(
     ("method", "kind"),
     [
         (M.HybridGen(k=8, query="rescore"), "estimated"),
+        (M.HybridGen(mass=0.8, query="rescore"), "estimated"),
+        (M.HybridGen(mass=0.8, query="speculative"), "estimated"),
         (M.HybridGen(k=8, query="speculative"), "estimated"),
         (M.HybridGen(k=8, query="exact", scoring="int8"), "estimated"),
         (M.HybridGen(k=8, strategy="pre", pre_selector="sinks_recent"), None),

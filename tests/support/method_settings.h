@@ -39,6 +39,14 @@ inline Setting hybrid(const std::string& name,
   return result;
 }
 
+inline Setting hybrid_by_mass(const std::string& name, QueryMode query, double mass) {
+  Setting result = setting(name, "hybridgen");
+  result.options.hybridgen.query.mode = query;
+  result.options.hybridgen.mass = mass;
+  result.options.device_tokens.count = 9;
+  return result;
+}
+
 inline constexpr auto kPost = SelectionStrategy::kPostQkt;
 inline constexpr auto kPre = SelectionStrategy::kPreQkt;
 
@@ -129,6 +137,9 @@ inline std::vector<Setting> approximate_settings() {
                {"keep_min", std::int64_t{1}}}),
       hybrid("hybridgen_h2o", QueryMode::kSpeculative, kPost, "h2o", few),
       hybrid("hybridgen_keyformer", QueryMode::kExact, kPost, "keyformer", few),
+      hybrid_by_mass("hybridgen_mass", QueryMode::kSpeculative, 0.6),
+      hybrid_by_mass("hybridgen_mass_exact", QueryMode::kExact, 0.6),
+      hybrid_by_mass("hybridgen_mass_rescored", QueryMode::kRescore, 0.6),
       hybrid("hybridgen_digests", QueryMode::kSpeculative, kPre, "block_digests", few),
       hybrid("hybridgen_partial_keys", QueryMode::kRescore, kPre, "partial_keys", few)};
 }

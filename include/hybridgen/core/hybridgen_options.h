@@ -32,6 +32,10 @@ enum class Scoring : std::uint8_t { kFull, kInt8, kInt4 };
 
 struct HybridGenOptions {
   TokenCount k = TokenCount::usual();
+  /// Of a query head's softmax over the offloaded tokens, in (0, 1): as many as have it count
+  /// instead of k. 0: k does.
+  double mass = 0.0;
+  TokenCount k_max = TokenCount::all();  ///< with `mass`: at most so many per query head
   SelectionStrategy strategy = SelectionStrategy::kPostQkt;
   QueryOptions query;
   std::string selector = "topk";

@@ -70,6 +70,8 @@ struct PartFactory {
   /// memory where the device is not the host. A part that reads them though this says no does get
   /// them.
   bool wants_decode_weights = false;
+  /// Of a selector: whether it says how many tokens a query head takes.
+  bool says_how_many = false;
   /// Tokens that the host may hold at most, for a HostPlacement; empty: all that leave the device.
   std::function<std::int64_t(const RequestShape&)> host_limit{};
 };
@@ -83,6 +85,8 @@ PartFactory selector_part(SelectionStrategy strategy,
                           bool wants_decode_weights = true);
 /// A selector by its name in the registry.
 PartFactory named_selector_part(SelectionStrategy strategy, const std::string& name);
+/// Who takes tokens until they have `mass` of the offloaded ones' softmax: make_mass_selector().
+PartFactory mass_selector_part(double mass);
 PartFactory retention_part(RetentionFactory make, bool wants_weights = true);
 
 /// The first factory of a role; null if there is none.

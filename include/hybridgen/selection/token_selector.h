@@ -53,6 +53,15 @@ class TokenSelector : public KvPart {
                       std::span<float> values,
                       std::vector<float>& scratch) const;
 
+  /// Post-QKT: whether the selector says how many tokens a query head takes; else K each. All query
+  /// heads of a KV head then attend to what any of them chose: those rows cross anyway.
+  virtual bool says_how_many() const { return false; }
+  /// In [1, most]; `logits` [n_c] of one query head and their natural log-sum-exp.
+  virtual std::int64_t how_many(std::span<const float> logits,
+                                float log_sum,
+                                std::int64_t most,
+                                std::vector<float>& scratch) const;
+
   /// Whether on_offload() reads keys: only then are those that lie in 8 or 4 bits restored for it.
   virtual bool reads_keys() const { return true; }
   /// `tokens` moved to the host: their keys are in `keys` now, which is empty unless they lie in
@@ -79,6 +88,10 @@ struct SelectorShape {
 
 /// Exact top-k of this step's logits: "topk" (Post-QKT; the default).
 std::unique_ptr<TokenSelector> make_top_k_selector(const SelectorShape& shape);
+
+/// Per query head the fewest tokens whose logits have `mass`, in (0, 1), of the softmax over all
+/// offloaded tokens (Post-QKT). ConfigError for another mass.
+std::unique_ptr<TokenSelector> make_mass_selector(const SelectorShape& shape, double mass);
 
 /// First `sinks` offloaded tokens and the most recent offloaded ones: "sinks_recent" (Pre-QKT).
 /// With k < sinks the first k. ConfigError if sinks < 0.

@@ -105,6 +105,9 @@ INSTANTIATE_TEST_SUITE_P(Methods,
                                            Expected{"exact_moe_lightning_one_batch", 10},
                                            Expected{"hgca", 11},
                                            Expected{"hybridgen_keyformer", 11},
+                                           Expected{"hybridgen_mass_exact", 11},
+                                           Expected{"hybridgen_mass", 13},
+                                           Expected{"hybridgen_mass_rescored", 13},
                                            Expected{"hybridgen_digests", 13}),
                          kName);
 

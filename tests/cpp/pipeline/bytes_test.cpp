@@ -18,6 +18,7 @@
 #include <limits>
 
 #include "hybridgen/core/error.h"
+#include "support/method_settings.h"
 #include "support/tiny_model.h"
 
 namespace hybridgen {
@@ -491,6 +492,22 @@ TEST_P(LinkBytes, AreTheSameInEveryFormatAndTheHostReadsItsRows) {
       const std::int64_t value_bytes = value_row_bytes(values, dims);
       EXPECT_GE(actual.host_value_bytes, formula.value_rows * value_bytes);
       EXPECT_LE(actual.host_value_bytes, (formula.value_rows + formula.value_spread) * value_bytes);
+    }
+  }
+}
+
+// How many rows a mass takes depends on the logits; what crosses follows from how many they are.
+TEST(LinkBytesByMass, AreLogitsAndValuesOfWhatAKvHeadTook) {
+  for (const QueryMode query : {QueryMode::kExact, QueryMode::kSpeculative}) {
+    for (const Shape& shape : shapes()) {
+      SCOPED_TRACE(shape.name);
+      const ModelConfig config = config_of(shape);
+      const std::int64_t row = config.head_dim * e;
+      const PipelineStatistics actual =
+          decode(testing::hybrid_by_mass("", query, 0.5).options, shape);
+      const std::int64_t rows = actual.host_value_bytes / row;
+      EXPECT_GT(rows, 0);
+      EXPECT_EQ(actual.h2d_bytes, rows * (config.query_heads_per_kv_head() * kLogitBytes + row));
     }
   }
 }

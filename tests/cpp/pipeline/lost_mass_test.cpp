@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "hybridgen/core/error.h"
 #include "pipeline/lost_mass.h"
 #include "support/method_settings.h"
 #include "support/run_to_end.h"
@@ -143,6 +144,109 @@ TEST(LostMass, IsThatOfTheSoftmaxOverAllTokens) {
     EXPECT_LT(all, before) << "more tokens lose less";
     EXPECT_GT(all, 1e-3) << "or nothing is tested";
     before = all;
+  }
+}
+
+/// Of a query head's offloaded tokens the fewest that have so much of them, `most` at the most.
+std::int64_t fewest(const at::Tensor& ranked, double mass, std::int64_t most) {
+  const double all = ranked.sum().item<double>();
+  double sum = 0.0;
+  std::int64_t count = 0;
+  while (count < std::min(most, ranked.size(0)) && (count == 0 || sum < mass * all)) {
+    sum += ranked[count++].item<double>();
+  }
+  return count;
+}
+
+struct ByMass {
+  double lost = 0.0;          ///< mean over the query heads
+  double largest = 0.0;       ///< of any head's offloaded tokens that it does not attend to
+  std::int64_t attended = 0;  ///< by all KV heads
+};
+
+/// A KV head's query heads attend to what any of them takes.
+ByMass chosen_by_hand(const at::Tensor& logits, double mass, std::int64_t most) {
+  const std::int64_t num_offloaded = std::max<std::int64_t>(logits.size(1) - kWindow, 0);
+  const at::Tensor weights = at::softmax(logits, 1).narrow(1, 0, num_offloaded);
+  const std::int64_t per_group = tiny_config().query_heads_per_kv_head();
+  ByMass found;
+  for (std::int64_t g = 0; g < tiny_config().num_kv_heads; ++g) {
+    at::Tensor taken = at::zeros({num_offloaded}, at::kBool);
+    for (std::int64_t r = 0; r < per_group; ++r) {
+      const auto [ranked, order] =
+          at::sort(weights[g * per_group + r], /*dim=*/0, /*descending=*/true);
+      taken.index_fill_(0, order.narrow(0, 0, fewest(ranked, mass, most)), true);
+    }
+    found.attended += taken.sum().item<std::int64_t>();
+    for (std::int64_t r = 0; r < per_group; ++r) {
+      const at::Tensor of_head = weights[g * per_group + r];
+      const double lost = of_head.masked_fill(taken, 0.0).sum().item<double>();
+      found.lost += lost / static_cast<double>(tiny_config().num_heads);
+      found.largest = std::max(found.largest, lost / of_head.sum().item<double>());
+    }
+  }
+  return found;
+}
+
+TEST(ChosenByMass, AreTheFewestOfEveryHeadAndSharedByItsGroup) {
+  ModelConfig config = tiny_config();
+  config.num_layers = 1;
+  const auto model = tiny_model(config);
+  ASSERT_GT(config.query_heads_per_kv_head(), 1);
+  std::int64_t before = 0;
+  for (const auto& [mass, k_max] : {std::pair{0.2, kMaxTokens},
+                                    std::pair{0.5, kMaxTokens},
+                                    std::pair{0.9, kMaxTokens},
+                                    std::pair{0.9999, kMaxTokens},
+                                    std::pair{0.9, std::int64_t{2}}}) {
+    SCOPED_TRACE(message("mass ", mass, ", at most ", k_max));
+    EngineOptions options = testing::hybrid_by_mass("", QueryMode::kExact, mass).options;
+    if (k_max < kMaxTokens) {
+      options.hybridgen.k_max = TokenCount::count(k_max);
+    }
+    Engine engine(model, options);
+    const std::vector<Measured> runs = run(engine);
+    std::int64_t attended = 0;
+    for (std::size_t i = 0; i < runs.size(); ++i) {
+      std::vector<std::int64_t> tokens = ragged_prompts()[i];
+      ByMass expected;
+      double available = 0.0;
+      for (int step = 1; step < kSteps; ++step) {
+        tokens.push_back(runs[i].generated.tokens[static_cast<std::size_t>(step - 1)]);
+        const ByMass now = chosen_by_hand(logits_of_last(*model, tokens), mass, k_max);
+        expected.lost += now.lost / (kSteps - 1);
+        expected.attended += now.attended;
+        available += static_cast<double>(
+            config.num_kv_heads *
+            std::max<std::int64_t>(static_cast<std::int64_t>(tokens.size()) - kWindow, 0));
+        if (k_max == kMaxTokens) {
+          EXPECT_LE(now.largest, 1.0 - mass + 1e-12);
+        }
+      }
+      const RequestStatistics& found = runs[i].statistics;
+      EXPECT_NEAR(mass_of(found), expected.lost, 2e-6) << "request " << i;
+      EXPECT_EQ(found.lost_mass_kind, "exact");
+      EXPECT_NEAR(
+          found.attended_offloaded_share * available, static_cast<double>(expected.attended), 1e-6)
+          << "request " << i;
+      attended += expected.attended;
+    }
+    if (k_max == kMaxTokens) {
+      EXPECT_GT(attended, before) << "more mass takes more tokens";
+      before = attended;
+    }
+  }
+}
+
+// With rescored tokens what was chosen is no longer weighed by the logits that chose it.
+TEST(ChosenByMass, LoseNoMoreThanTheRestInAnyStep) {
+  for (const double mass : {0.3, 0.7, 0.95}) {
+    for (const QueryMode query : {QueryMode::kExact, QueryMode::kSpeculative}) {
+      for (const Measured& each : run(testing::hybrid_by_mass("", query, mass).options)) {
+        EXPECT_LE(each.statistics.largest_lost_mass, 1.0 - mass + 1e-6);
+        EXPECT_GT(each.statistics.lost_mass, 0.0);
+      }
+    }
   }
 }
 
@@ -292,8 +396,12 @@ TEST(LostMass, IsThatOfTheRequestWhateverRunsBesideIt) {
 }
 
 TEST(LostMass, IsTheSameByBothMathematics) {
+  std::vector<EngineOptions> settings;
   for (const QueryMode query : {QueryMode::kExact, QueryMode::kRescore, QueryMode::kSpeculative}) {
-    EngineOptions options = hybrid(query, TokenCount::count(6));
+    settings.push_back(hybrid(query, TokenCount::count(6)));
+    settings.push_back(testing::hybrid_by_mass("", query, 0.6).options);
+  }
+  for (EngineOptions options : settings) {
     options.math = Math::kKernels;
     const std::vector<Measured> kernels = run(options);
     options.math = Math::kAten;
