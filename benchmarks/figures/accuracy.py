@@ -51,13 +51,18 @@ def loaded(model: str) -> Iterator[hg.LLM]:
 def recall(
     base: hg.LLM, samples: Sequence[Sample], *, decode_prompt_tokens: int = 1, **options: Any
 ) -> Row:
-    """Return how often the answer is found, with its standard error, and where tokens were."""
+    """Return how often the answer is found, with its standard error, and where tokens were.
+
+    ``fetched_bytes`` are those of values that the host read; ``lost_mass`` is None where no decode
+    step tells it.
+    """
     with hg.LLM(base, cpu=ONE_THREAD, **options) as llm:
         results = llm.generate(
             [list(sample.prompt_ids) for sample in samples],
             hg.SamplingParams(max_tokens=1, ignore_eos=True),
             decode_prompt_tokens=decode_prompt_tokens,
         )
+        fetched = llm.stats.host_value_bytes_read
     hits = [
         exact_match(result.token_ids, sample.answer_ids)
         for result, sample in zip(results, samples, strict=True)
@@ -65,6 +70,7 @@ def recall(
     share, count = sum(hits) / len(hits), len(hits)
     metrics = [result.metrics for result in results]
     tokens = sum(m.prompt_tokens for m in metrics)
+    lost = [m.lost_mass for m in metrics if m.lost_mass is not None]
     return {
         "mode": "measured",
         "n": count,
@@ -74,6 +80,9 @@ def recall(
         "attended_offloaded_share": sum(m.attended_offloaded_share for m in metrics) / count,
         "k": sum(m.k for m in metrics) / count,
         "pre_share": sum(m.strategy == "pre" for m in metrics) / count,
+        "fetched_bytes": fetched,
+        "lost_mass": sum(lost) / len(lost) if lost else None,
+        "lost_mass_kind": next((m.lost_mass_kind for m in metrics if m.lost_mass_kind), None),
     }
 
 

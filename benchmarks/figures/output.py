@@ -136,7 +136,9 @@ def of_mode(result: Result, mode: str) -> list[Row]:
 
 
 def cell(value: Any) -> str:
-    """Return a value as the CSV says it; 9 digits, so that platforms agree."""
+    """Return a value as the CSV says it; 9 digits, so that platforms agree. None is nothing."""
+    if value is None:
+        return ""
     return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
