@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Top-k of a row of logits on one thread, as a ratio to std::nth_element on (value, index) pairs.
+// Top-k of a row of logits on one thread, as a ratio to std::nth_element on (value, index) pairs;
+// and of as many as have a softmax mass, as a ratio to top-k of that number: `k` is how many.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -75,7 +76,49 @@ void selection(benchmark::State& state, std::int64_t n, std::int64_t k, bool is_
       });
 }
 
+/// `spread`: standard deviation of the logits.
+void selection_by_mass(benchmark::State& state, std::int64_t n, float spread, double mass) {
+  std::vector<float> scores = normal_scores(n, 1);
+  for (float& score : scores) score *= spread;
+  const kernels::CpuKernels& table = kernels::cpu_kernels(kernels::resolve_isa("auto"));
+  std::vector<float> scratch;
+  std::vector<float> weights(scores.size());
+  const auto count = [&] {
+    table.softmax_weights(scores.data(), n, table.log_sum_exp(scores.data(), n), weights.data());
+    return kernels::count_mass(weights.data(), n, mass, n, scratch);
+  };
+  const std::int64_t k = count();
+  std::vector<std::int32_t> positions(static_cast<std::size_t>(n));
+  std::vector<float> values(static_cast<std::size_t>(n));
+  const auto select = [&](std::int64_t wanted) {
+    kernels::top_k(scores.data(), n, wanted, positions.data(), values.data(), scratch);
+    benchmark::DoNotOptimize(positions.data());
+  };
+  ratio_to(
+      state,
+      [&] { return seconds_of([&] { select(k); }); },
+      [&] { return seconds_of([&] { select(count()); }); });
+  state.counters["k"] = static_cast<double>(k);
+}
+
 const bool kRegistered = [] {
+  for (const std::int64_t n : {4096, 32768, 131072}) {
+    for (const auto& [spread, mass] : {std::pair{0.5F, 0.9},
+                                       std::pair{2.0F, 0.9},
+                                       std::pair{4.0F, 0.9},
+                                       std::pair{4.0F, 0.99}}) {
+      const std::string name = "selection_by_mass/" + std::to_string(n) + "/spread" +
+                               std::to_string(spread).substr(0, 3) + "/mass" +
+                               std::to_string(mass).substr(0, 4);
+      benchmark::RegisterBenchmark(name.c_str(),
+                                   [n, spread = spread, mass = mass](benchmark::State& state) {
+                                     selection_by_mass(state, n, spread, mass);
+                                   })
+          ->Iterations(kRounds)
+          ->UseManualTime()
+          ->Unit(benchmark::kMicrosecond);
+    }
+  }
   for (const std::int64_t n : {4096, 32768, 131072, 1048576}) {
     for (const std::int64_t k : {std::int64_t{128}, n / 100, n / 20, n / 5}) {
       for (const bool is_warm : {false, true}) {

@@ -430,12 +430,11 @@ bool top_k(const float* scores,
            float* threshold = nullptr);
 std::int64_t top_k_scratch(std::int64_t n);
 
-/// How many of the largest of `scores` [n] have softmax weights, among all n, that sum to `mass` in
-/// (0, 1); in [1, most], 0 if n is. `log_sum` is the scores' natural log-sum-exp; where it is not
-/// finite the answer is 1. As accurate as float32 weights by that sum are. `scratch` as in top_k.
-std::int64_t count_mass(const float* scores,
+/// How many of the largest of `weights` [n], which sum to 1, sum to `mass` in (0, 1); in [1, most],
+/// 0 if n is. All of them if rounding leaves them short of it; NaN counts as no weight. `scratch` as
+/// in top_k.
+std::int64_t count_mass(const float* weights,
                         std::int64_t n,
-                        float log_sum,
                         double mass,
                         std::int64_t most,
                         std::vector<float>& scratch);

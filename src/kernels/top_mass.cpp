@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// How many of the largest scores have a given softmax mass. One pass keeps those that can matter;
-// sums by ranges of weights then leave one range that has to be sorted.
+// How many of the largest weights have a given sum. One pass keeps those that can matter; sums by
+// ranges of weights then leave one range that has to be sorted.
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cmath>
 #include <functional>
 
 #include "kernels/cpu_kernels.h"
@@ -18,7 +17,9 @@ namespace {
 constexpr unsigned kRangeShift = 20;
 constexpr std::size_t kRanges = std::size_t{0x400};
 
-std::size_t range_of(float weight) { return std::bit_cast<std::uint32_t>(weight) >> kRangeShift; }
+std::size_t range_of(float weight) {
+  return std::min<std::size_t>(std::bit_cast<std::uint32_t>(weight) >> kRangeShift, kRanges - 1);
+}
 
 struct Ranges {
   std::array<double, kRanges> sums{};
@@ -40,33 +41,30 @@ std::int64_t count_in_range(float* weights, std::int64_t n, std::size_t range, d
 
 }  // namespace
 
-std::int64_t count_mass(const float* scores,
+std::int64_t count_mass(const float* weights,
                         std::int64_t n,
-                        float log_sum,
                         double mass,
                         std::int64_t most,
                         std::vector<float>& scratch) {
   static const TopKPasses passes = supported_top_k_passes().back();
-  if (n == 0 || most <= 1 || !std::isfinite(log_sum)) return std::min<std::int64_t>(1, n);
+  if (n == 0 || most <= 1) return std::min<std::int64_t>(1, n);
   const auto room = static_cast<std::size_t>(top_k_scratch(n));
   if (scratch.size() < room) scratch.resize(room);
   // All that lie below this have less than 1 - mass together.
-  const double low = double{log_sum} + std::log((1.0 - mass) / static_cast<double>(n));
-  float* const weights = scratch.data();
-  const std::int64_t num_kept =
-      passes.keep(scores, n, static_cast<float>(low), {weights, weights + room / 2}).count;
+  const auto low = static_cast<float>((1.0 - mass) / static_cast<double>(n));
+  float* const kept = scratch.data();
+  const std::int64_t num_kept = passes.keep(weights, n, low, {kept, kept + room / 2}).count;
   Ranges ranges;
   for (std::int64_t i = 0; i < num_kept; ++i) {
-    weights[i] = std::min(std::exp(weights[i] - log_sum), 1.0F);
-    const std::size_t range = range_of(weights[i]);
-    ranges.sums[range] += double{weights[i]};
+    const std::size_t range = range_of(kept[i]);
+    ranges.sums[range] += double{kept[i]};
     ++ranges.counts[range];
   }
   std::int64_t count = 0;
   double sum = 0.0;
   for (std::size_t range = kRanges; range-- > 0 && count < most;) {
     if (sum + ranges.sums[range] >= mass) {
-      count += count_in_range(weights, num_kept, range, mass - sum);
+      count += count_in_range(kept, num_kept, range, mass - sum);
       break;
     }
     sum += ranges.sums[range];

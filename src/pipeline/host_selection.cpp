@@ -210,12 +210,17 @@ void choose_together(const HostTaskRunner& runner,
   float* const logits = job.buffers.logits + first_head * job.num_chosen;
   std::vector<std::int32_t>& lists = task.scratch.planned;
   lists.clear();
+  std::vector<float>& weights = task.scratch.weights;
+  weights.resize(static_cast<std::size_t>(job.num_offloaded));
   for (std::int64_t r = 0; r < per_group; ++r) {
     const std::span<const float> row{scores + r * stride,
                                      static_cast<std::size_t>(job.num_offloaded)};
-    const float log_sum = runner.kernels().log_sum_exp(row.data(), job.num_offloaded);
+    runner.kernels().softmax_weights(row.data(),
+                                     job.num_offloaded,
+                                     runner.kernels().log_sum_exp(row.data(), job.num_offloaded),
+                                     weights.data());
     const std::int64_t count = std::clamp<std::int64_t>(
-        selector.how_many(row, log_sum, selected.most, task.scratch.selection), 1, selected.most);
+        selector.how_many(weights, selected.most, task.scratch.selection), 1, selected.most);
     const std::size_t before = lists.size();
     lists.resize(before + static_cast<std::size_t>(count));
     const std::span<std::int32_t> positions = std::span(lists).subspan(before);

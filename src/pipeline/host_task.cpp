@@ -43,6 +43,7 @@ void HostTaskRunner::reserve(HostScratch& scratch,
   scratch.attending.parts.reserve(static_cast<std::size_t>(kernels::part_count(max_tokens)));
   scratch.attending.shares.reserve(static_cast<std::size_t>(kernels::part_count(max_tokens)));
   scratch.planned.reserve(per_group * tokens);
+  scratch.weights.reserve(tokens);
   if (max_candidates > 0) {
     const std::size_t candidates = per_group * static_cast<std::size_t>(max_candidates);
     HostScratch::Rescoring& rescoring = scratch.rescoring;

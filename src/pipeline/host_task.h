@@ -36,6 +36,7 @@ struct HostScratch {
   std::vector<float> selection;
   std::vector<std::uint64_t> merging;
   std::vector<std::int32_t> planned;
+  std::vector<float> weights;  ///< [tokens]
   StoredHead::Scratch stored;
   Rescoring rescoring;
   Attending attending;

@@ -32,12 +32,11 @@ class MassSelector final : public TokenSelector {
   PartState state() const override { return {}; }
 
   bool says_how_many() const override { return true; }
-  std::int64_t how_many(std::span<const float> logits,
-                        float log_sum,
+  std::int64_t how_many(std::span<const float> weights,
                         std::int64_t most,
                         std::vector<float>& scratch) const override {
     return kernels::count_mass(
-        logits.data(), static_cast<std::int64_t>(logits.size()), log_sum, mass_, most, scratch);
+        weights.data(), static_cast<std::int64_t>(weights.size()), mass_, most, scratch);
   }
 
   void select(std::int64_t layer,

@@ -114,8 +114,7 @@ void TokenSelector::select(std::int64_t /*layer*/,
       "internal check failed: selector \"", name(), "\" plans and does not select by logits"));
 }
 
-std::int64_t TokenSelector::how_many(std::span<const float> /*logits*/,
-                                     float /*log_sum*/,
+std::int64_t TokenSelector::how_many(std::span<const float> /*weights*/,
                                      std::int64_t most,
                                      std::vector<float>& /*scratch*/) const {
   return most;

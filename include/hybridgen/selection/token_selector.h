@@ -56,9 +56,9 @@ class TokenSelector : public KvPart {
   /// Post-QKT: whether the selector says how many tokens a query head takes; else K each. All query
   /// heads of a KV head then attend to what any of them chose: those rows cross anyway.
   virtual bool says_how_many() const { return false; }
-  /// In [1, most]; `logits` [n_c] of one query head and their natural log-sum-exp.
-  virtual std::int64_t how_many(std::span<const float> logits,
-                                float log_sum,
+  /// In [1, most]; `weights` [n_c] are the softmax of one query head's logits over all offloaded
+  /// tokens. Only called if says_how_many().
+  virtual std::int64_t how_many(std::span<const float> weights,
                                 std::int64_t most,
                                 std::vector<float>& scratch) const;
 

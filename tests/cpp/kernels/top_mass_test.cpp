@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How many of the largest scores have a given share of the softmax: against sorted sums in float64.
+// How many of the largest softmax weights have a given sum: against sorted sums in float64.
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -21,13 +21,11 @@ float log_sum(const std::vector<float>& scores) {
 std::int64_t count(const std::vector<float>& scores,
                    double mass,
                    std::int64_t most = std::numeric_limits<std::int32_t>::max()) {
+  const auto n = static_cast<std::int64_t>(scores.size());
+  std::vector<float> weights(scores.size());
+  cpu_kernels(Isa::kPortable).softmax_weights(scores.data(), n, log_sum(scores), weights.data());
   std::vector<float> scratch;
-  return count_mass(scores.data(),
-                    static_cast<std::int64_t>(scores.size()),
-                    log_sum(scores),
-                    mass,
-                    most,
-                    scratch);
+  return count_mass(weights.data(), n, mass, most, scratch);
 }
 
 /// Of a share: log_sum, a score less that and its exponential are float32 numbers.
@@ -56,7 +54,9 @@ void expect_fewest(const std::vector<float>& scores, const std::string& what) {
     ASSERT_LE(found, static_cast<std::int64_t>(scores.size()));
     const auto place = static_cast<std::size_t>(found);
     EXPECT_GE(sums[place], mass - error) << what << ", mass " << mass;
-    if (found > 1) EXPECT_LT(sums[place - 1], mass + error) << what << ", mass " << mass;
+    if (found > 1) {
+      EXPECT_LT(sums[place - 1], mass + error) << what << ", mass " << mass;
+    }
     for (const std::int64_t most : {std::int64_t{1}, found - 1, found, found + 1}) {
       if (most < 1) continue;
       EXPECT_EQ(count(scores, mass, most), std::min(most, found)) << what << ", at most " << most;
