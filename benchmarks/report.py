@@ -27,10 +27,10 @@ KINDS = {
 
 @dataclass
 class Result:
-    """One measured figure; ``met`` is None where no bar is set."""
+    """One figure; ``met`` is None where no bar is set, ``value`` where it could not be measured."""
 
     name: str
-    value: float
+    value: float | None
     unit: str
     bar: float | None = None
     met: bool | None = None
@@ -87,6 +87,12 @@ class Report:
         shown = "" if bar is None else f"{bar:g}"
         verdict = {None: "", True: "yes", False: "MISSED"}[met]
         print(f"{name:<58} {value:>10.3f} {unit:<12} {shown:>7}  {verdict}", flush=True)
+
+    def leave_out(self, name: str, unit: str, bar: float | None, why: str) -> None:
+        """Add a figure that this machine does not give: its bar is neither met nor missed."""
+        self.results.append(Result(name, None, unit, bar))
+        shown = "" if bar is None else f"{bar:g}"
+        print(f"{name:<58} {'-':>10} {unit:<12} {shown:>7}  not measured here: {why}", flush=True)
 
     def write(self, path: str | None) -> None:
         """Write ``{"machine": ..., "results": [...]}``; "-" is standard output."""
