@@ -85,8 +85,8 @@ class Session:
     def has(self, row: Row) -> bool:
         """Take a row from the file, if it is there."""
         found = self.file.find(row)
-        if found is not None and found not in self.rows:
-            self.rows.append(found)
+        if found is not None:
+            self.take(found)
         return found is not None
 
     def run(self, point: Point, key: Row, rate_gbs: float, make: Callable[[], Row]) -> None:
@@ -99,7 +99,7 @@ class Session:
             return
         began = time.monotonic()
         try:
-            row = key | make()
+            row = key | {"load": round(os.getloadavg()[0], 1)} | make()
         except (hg.HybridGenError, RuntimeError) as error:  # torch's lack of memory is the latter
             self.left_out[label] = "failed: " + " ".join(str(error).split())[:300]
             return
@@ -107,12 +107,14 @@ class Session:
         resident = row["resident_tokens"] * point.shape.kv_bytes_per_token
         row["floor_ms"] = (point.weight_bytes + resident) / rate_gbs / 1e6
         self.file.add(row)
-        self.rows.append(row)
-        self.show(row)
+        self.take(row)
 
-    def show(self, row: Row) -> None:
-        """Report a row's step."""
-        self.report.add(f"{label_of(row)}: step", row["step_ms"], "ms/step")
+    def take(self, row: Row) -> None:
+        """Report a row, of this run or of an earlier one."""
+        self.rows.append(row)
+        label, step = label_of(row), row["step_ms"]
+        self.report.add(f"{label}: step", step, "ms/step")
+        self.report.add(f"{label}: floor (analytic) / step", row["floor_ms"] / step, "share")
 
 
 def label_of(row: Row) -> str:
@@ -207,21 +209,23 @@ def table_of(rows: Sequence[Row], recalled: dict[str, float], tokens: int) -> It
         yield ""
         yield f"{origin_of(device)}: {shape}, {batch} x {length} tokens (floor: analytic)"
         yield (
-            f"{'method':<29} {'ms/step':>8} {'tokens/s':>8} {'floor':>6} {'host ms':>8} "
-            f"{'link ms':>8} {'waited':>8} {'MB to GPU':>9}  {'attended mass':<15} recall"
+            f"{'method':<29} {'ms/step':>8} {'tokens/s':>8} {'floor':>6} {'GPU ms':>7} "
+            f"{'host ms':>8} {'link ms':>8} {'waited':>8} {'MB to GPU':>9} {'load':>5}  "
+            f"{'attended mass':<13} recall"
         )
         for row in rows:
             if tuple(row[name] for name in places) != place:
                 continue
             counted = [
                 f"{row[name]:.1f}" if name in row else "-"
-                for name in ("host_ms", "link_ms", "wait_ms", "to_gpu_mb")
+                for name in ("gpu_ms", "host_ms", "link_ms", "wait_ms", "to_gpu_mb", "load")
             ]
             said = recalled.get(row["method"])
             yield (
                 f"{row['method']:<29} {row['step_ms']:>8.1f} {row['tokens_per_s']:>8.1f} "
-                f"{row['floor_ms'] / row['step_ms']:>6.0%} {counted[0]:>8} {counted[1]:>8} "
-                f"{counted[2]:>8} {counted[3]:>9}  {mass_of(row):<15} "
+                f"{row['floor_ms'] / row['step_ms']:>6.0%} {counted[0]:>7} {counted[1]:>8} "
+                f"{counted[2]:>8} {counted[3]:>8} {counted[4]:>9} {counted[5]:>5}  "
+                f"{mass_of(row):<13} "
                 f"{f'{said:.2f}' if said is not None and length == tokens else '-'}"
             )
 

@@ -133,6 +133,9 @@ def test_a_rerun_goes_on_where_one_stopped(profile: str, monkeypatch: pytest.Mon
     rows = [json.loads(line) for line in filter(is_whole, file.read_text().splitlines())]
     assert [row for row in rows if row["method"] == "full" and "step_ms" in row] == first
     assert gone_on["machine"]["not_run"] == again["machine"]["not_run"] == {}
+    steps = [[r["value"] for r in d["results"] if "step" in r["name"]] for d in (gone_on, again)]
+    assert steps[0] == steps[1]
+    assert len(steps[0]) == 4  # a step and its floor, of rows that were there too
 
 
 def test_a_row_of_another_machine_is_not_taken(tmp_path: Path) -> None:
