@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The mathematics of a decoder step as a handful of operations on preallocated tensors, with two
-// implementations: AtenOps (LibTorch, any device) and CpuOps (our kernels, the CPU). They are each
-// other's oracle. Nothing here knows a model family, a method or a schedule.
+// The mathematics of a decoder step as a handful of operations on preallocated tensors, by LibTorch
+// on any device (AtenOps) and by our kernels on the CPU (CpuOps) and on CUDA (CudaOps): they are
+// each other's oracle. TimedOps takes CudaOps' modelled time and computes nothing. Nothing here
+// knows a model family, a method or a schedule.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -280,6 +281,9 @@ std::unique_ptr<DeviceOps> make_aten_ops(std::int64_t block_elements = kAttentio
 /// Operations through our CUDA kernels on a device of that type, where runs_cuda_kernels(), for
 /// heads of up to kernels::kMostHeadDim dimensions. Rows of a micro-batch come flat, too.
 std::unique_ptr<DeviceOps> make_cuda_ops(at::Device device);
+/// What those are to a timed device: as many launches, which take their modelled time and compute
+/// nothing.
+std::unique_ptr<DeviceOps> make_timed_ops(at::Device device);
 /// Whether this build has them, and a LibTorch that tells on which stream to start them (2.13).
 bool runs_cuda_kernels();
 

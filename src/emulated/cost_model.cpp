@@ -25,7 +25,7 @@ double weighted(const std::vector<MemoryShare>& shares, double megabytes) {
 }
 
 double link_seconds(const MachineProfile& profile, const TimedOperation& operation) {
-  double gbs = operation.kind == OperationKind::kHostToDevice ? profile.h2d_gbs : profile.d2h_gbs;
+  double gbs = crosses_down(operation.kind) ? profile.h2d_gbs : profile.d2h_gbs;
   if (operation.both_directions) gbs *= profile.duplex_factor;
   const auto bytes = static_cast<double>(std::max(operation.bytes_read, operation.bytes_written));
   return profile.setup_us * kMicro + bytes / (gbs * kGiga);
@@ -39,11 +39,17 @@ double flops_seconds(const MachineProfile& profile, const TimedOperation& operat
 
 }  // namespace
 
+bool crosses_down(OperationKind kind) {
+  return kind == OperationKind::kHostToDevice || kind == OperationKind::kHostRead;
+}
+
 OperationTime operation_time(const MachineProfile& profile, const TimedOperation& operation) {
   switch (operation.kind) {
     case OperationKind::kHostToDevice:
     case OperationKind::kDeviceToHost:
       return {0.0, link_seconds(profile, operation)};
+    case OperationKind::kHostRead:
+      return {profile.launch_us * kMicro, link_seconds(profile, operation)};
     case OperationKind::kDense:
     case OperationKind::kElementwise:
     case OperationKind::kDeviceCopy:

@@ -15,6 +15,7 @@ enum class OperationKind : std::uint8_t {
   kDeviceCopy,    ///< device to device
   kHostToDevice,  ///< bytes_read cross the link
   kDeviceToHost,
+  kHostRead,  ///< a kernel reads bytes_read of pinned memory, which cross the link
 };
 
 struct TimedOperation {
@@ -34,9 +35,12 @@ struct OperationTime {
   double total_s() const { return issue_s + busy_s; }
 };
 
+/// Whether the link is busy with it, down to the device.
+bool crosses_down(OperationKind kind);
+
 /// On the device: launch, and then the longer of FLOPs / rate and bytes / (memory rate * share of
-/// that size). Over the link: nothing to issue, set-up + bytes / rate. Never falls when bytes or
-/// FLOPs rise.
+/// that size). Over the link: nothing to issue, but for a kernel's launch, set-up + bytes / rate.
+/// Never falls when bytes or FLOPs rise.
 OperationTime operation_time(const MachineProfile& profile, const TimedOperation& operation);
 
 /// Seconds that device memory takes for `bytes`, read and written together.

@@ -109,6 +109,11 @@ void Device::launch(StreamIndex stream, std::string_view name, std::function<voi
           });
 }
 
+void Device::launch(StreamIndex stream, std::string_view name, const TimedOperation& cost) {
+  count_launch();
+  enqueue({.name = name, .stream = stream, .reads = {}, .writes = {}, .cost = cost}, {});
+}
+
 Ticket Device::record(StreamIndex stream,
                       const std::shared_ptr<std::atomic<std::int64_t>>& time_ns) {
   if (is_timed()) {

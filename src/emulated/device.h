@@ -128,6 +128,8 @@ class Device {
   /// Queues a kernel that uses raw device addresses, with which the host may touch the device's
   /// memory while it runs. `name` lives as long as the program.
   void launch(StreamIndex stream, std::string_view name, std::function<void()> kernel);
+  /// Of a timed device: a kernel that takes its time and computes nothing.
+  void launch(StreamIndex stream, std::string_view name, const TimedOperation& cost);
   void wait_on_device(StreamIndex stream, Ticket ticket);
   Ticket end_of(StreamIndex stream) const;
   bool is_done(Ticket ticket);

@@ -51,7 +51,7 @@ Timeline::Timeline(const MachineProfile& profile, std::unique_ptr<HostClock> clo
 std::int64_t Timeline::queue(std::size_t stream, const TimedOperation& operation) {
   const std::lock_guard lock(mutex_);
   TimedOperation timed = operation;
-  const bool is_down = timed.kind == OperationKind::kHostToDevice;
+  const bool is_down = crosses_down(timed.kind);
   const bool is_up = timed.kind == OperationKind::kDeviceToHost;
   std::int64_t& free = streams_[stream];
   std::int64_t start = free;

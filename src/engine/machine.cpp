@@ -17,15 +17,17 @@
 namespace hybridgen {
 namespace {
 
-// Why our CUDA kernels do not take this model there; empty: they do.
+// Why our CUDA kernels do not take this model there; empty: they do, or a timed device takes their
+// time.
 std::string why_no_kernels(const DecoderModel& model) {
   const at::Device device = model.device().device();
-  if (!device.is_cuda()) return "kernels are for cpu and cuda";
-  if (!kernels::has_cuda_kernels()) return "this build found no nvcc";
-  if (!runs_cuda_kernels()) return "LibTorch before 2.13 does not tell a stream's handle";
   if (model.config().head_dim > kernels::kMostHeadDim) {
     return message("heads have more than ", kernels::kMostHeadDim, " dimensions");
   }
+  if (model.device().is_timed()) return {};
+  if (!device.is_cuda()) return "kernels are for cpu and cuda";
+  if (!kernels::has_cuda_kernels()) return "this build found no nvcc";
+  if (!runs_cuda_kernels()) return "LibTorch before 2.13 does not tell a stream's handle";
   if (!emulated::is_registered(device.type()) &&
       kernels::cuda_compute_capability(device.index()) < kernels::kLeastComputeCapability) {
     return "the GPU's compute capability is below 8.0";
@@ -46,10 +48,10 @@ Math resolve_math(Math asked, const DecoderModel& model) {
                               ")"));
   }
   if (asked != Math::kAuto) return asked;
-  // A stand-in for a GPU runs them only where a test has brought their emulation.
-  return why_not.empty() && !emulated::is_registered(model.device().device().type())
-             ? Math::kKernels
-             : Math::kAten;
+  // A stand-in for a GPU that has values runs them only where a test has brought their emulation.
+  const bool is_stand_in =
+      emulated::is_registered(model.device().device().type()) && !model.device().is_timed();
+  return why_not.empty() && !is_stand_in ? Math::kKernels : Math::kAten;
 }
 
 }  // namespace
@@ -80,7 +82,9 @@ Machine::Machine(const EngineOptions& options, const Method& method, const Decod
     const std::optional<double> quota = control_group_quota();
     quota_lasts_ = !quota || pool_->size() + 1 <= *quota;
   }
-  if (math_ == Math::kKernels && !device_is_cpu_) {
+  if (math_ == Math::kKernels && model.device().is_timed()) {
+    ops_ = make_timed_ops(model.device().device());
+  } else if (math_ == Math::kKernels && !device_is_cpu_) {
     ops_ = make_cuda_ops(model.device().device());
   } else if (math_ == Math::kKernels) {
     ops_ = make_cpu_ops(name_of(isa_), pool_.get());

@@ -61,6 +61,8 @@ TEST(CostModel, GivesTheTimesOfExamplesWorkedByHand) {
       // Between 1 MB (2 us) and 10 MB (10 us): 5.5 MB is half-way, 6 us.
       {"copy 2.75 MB", {kDeviceCopy, 2'750'000, 2'750'000}, 5.0, 6.0},
       {"down", {kHostToDevice, 2'000'000, 2'000'000}, 0.0, 108.0},
+      // A kernel that reads pinned memory is issued as any other.
+      {"read by a kernel", {kHostRead, 2'000'000, 2'000'000}, 5.0, 108.0},
       {"up", {kDeviceToHost, 2'000'000, 2'000'000}, 0.0, 208.0},
       {"down, beside an up",
        {kHostToDevice, 2'000'000, 2'000'000, 0.0, DType::kFloat32, true},

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // How many operations a decode step queues per layer where our kernels do its work: as many for one
-// request as for many. docs/cuda.md has the table; HYBRIDGEN_COUNTS=1 prints it.
+// request as for many, and as many where a timed device only takes their time. docs/cuda.md has the
+// table; HYBRIDGEN_COUNTS=1 prints it.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -9,9 +10,12 @@
 #include <string>
 #include <vector>
 
+#include "device/device_context.h"
+#include "emulated/backend.h"
 #include "support/emulated_cuda.h"
 #include "support/kernels_on_device.h"
 #include "support/method_settings.h"
+#include "support/timed_device.h"
 #include "support/tiny_model.h"
 
 #if !HYBRIDGEN_TORCH_HAS_CUDA
@@ -31,16 +35,19 @@ struct PerLayer {
   std::int64_t copies_to_host = 0;
 };
 
-/// What the device does in the fourth decode step of so many equal requests.
-Counters counted_step(const Setting& setting, std::size_t requests, std::int64_t layers) {
-  EmulatedCuda cuda(Mode::kEager);
-  const testing::KernelsOnDevice kernels(cuda.device());
-  ModelConfig config = testing::tiny_config();
+ModelConfig with_layers(std::int64_t layers, ModelConfig config = testing::tiny_config()) {
   config.num_layers = layers;
-  EngineOptions options = setting.options;
-  options.math = Math::kKernels;
+  return config;
+}
+
+/// What a device does in the fourth decode step of so many equal requests.
+Counters counted_step(EngineOptions options,
+                      std::size_t requests,
+                      const ModelConfig& config,
+                      const std::string& name,
+                      emulated::Device& device) {
   options.micro_batch = 4;
-  Engine engine(testing::tiny_model(cuda.name(), config), options);
+  Engine engine(testing::tiny_model(name, config), options);
   SamplingOptions sampling;
   sampling.max_tokens = 6;
   for (std::size_t i = 0; i < requests; ++i) {
@@ -48,19 +55,35 @@ Counters counted_step(const Setting& setting, std::size_t requests, std::int64_t
   }
   Counters counters;
   while (engine.run_statistics().pipeline.decode_steps < 4) {
-    cuda.reset_counters();
+    device.reset_counters();
     for (const TokenEvent& event : engine.step()) {
       EXPECT_EQ(event.error, nullptr);
     }
-    counters = cuda.counters();
+    counters = device.counters();
   }
   return counters;
 }
 
+Counters kernels_step(const Setting& setting, std::size_t requests, const ModelConfig& config) {
+  EmulatedCuda cuda(Mode::kEager);
+  const testing::KernelsOnDevice kernels(cuda.device());
+  EngineOptions options = setting.options;
+  options.math = Math::kKernels;
+  return counted_step(options, requests, config, cuda.name(), cuda.device());
+}
+
+Counters timed_step(const Setting& setting, std::size_t requests, const ModelConfig& config) {
+  const DeviceContext context(testing::timed_device());
+  return counted_step(
+      setting.options, requests, config, context.name(), emulated::device_of(context.device()));
+}
+
+using Step = Counters (*)(const Setting&, std::size_t, const ModelConfig&);
+
 /// Two more layers do twice what one does.
-PerLayer per_layer(const Setting& setting, std::size_t requests) {
-  const Counters more = counted_step(setting, requests, 6);
-  const Counters less = counted_step(setting, requests, 4);
+PerLayer per_layer(Step step, const Setting& setting, std::size_t requests) {
+  const Counters more = step(setting, requests, with_layers(6));
+  const Counters less = step(setting, requests, with_layers(4));
   return {.launches = (more.launches - less.launches) / 2,
           .copies_to_device = (more.copies_to_device - less.copies_to_device) / 2,
           .copies_to_host = (more.copies_to_host - less.copies_to_host) / 2};
@@ -83,9 +106,11 @@ TEST_P(LaunchesPerLayer, AreAsManyForOneRequestAsForFour) {
   const auto setting = std::ranges::find(settings, GetParam().name, &Setting::name);
   ASSERT_NE(setting, settings.end());
   for (const std::size_t requests : {std::size_t{1}, std::size_t{4}}) {
-    const PerLayer counts = per_layer(*setting, requests);
-    EXPECT_EQ(counts.launches, GetParam().launches) << requests << " requests";
-    EXPECT_EQ(counts.copies_to_device, 0) << requests << " requests";
+    for (const Step step : {kernels_step, timed_step}) {
+      const PerLayer counts = per_layer(step, *setting, requests);
+      EXPECT_EQ(counts.launches, GetParam().launches) << requests << " requests";
+      EXPECT_EQ(counts.copies_to_device, 0) << requests << " requests";
+    }
   }
 }
 
@@ -111,13 +136,64 @@ INSTANTIATE_TEST_SUITE_P(Methods,
                                            Expected{"hybridgen_digests", 13}),
                          kName);
 
+class LaunchesInTime : public ::testing::TestWithParam<Setting> {};
+
+void expect_as_many(const Setting& setting, std::size_t requests, const ModelConfig& config) {
+  const Counters kernels = kernels_step(setting, requests, config);
+  const Counters timed = timed_step(setting, requests, config);
+  EXPECT_EQ(timed.launches, kernels.launches) << requests << " requests";
+  EXPECT_EQ(timed.copies_to_device, kernels.copies_to_device) << requests << " requests";
+  EXPECT_EQ(timed.copies_to_host, kernels.copies_to_host) << requests << " requests";
+  EXPECT_EQ(timed.host_waits(), kernels.host_waits()) << requests << " requests";
+  EXPECT_EQ(timed.worker_waits, kernels.worker_waits) << requests << " requests";
+}
+
+TEST_P(LaunchesInTime, AreThoseOfOurKernels) {
+  expect_as_many(GetParam(), 1, testing::tiny_config());
+  expect_as_many(GetParam(), 4, testing::tiny_config());
+}
+
+TEST(LaunchesOfModels, AreThoseOfOurKernelsInTime) {
+  ModelConfig opt = testing::tiny_config();  // with a projection of its embedding
+  opt.norm = NormKind::kLayer;
+  opt.activation = Activation::kRelu;
+  opt.position = PositionKind::kLearned;
+  opt.position_offset = 2;
+  opt.embedding_size = 16;
+  ModelConfig normed_after = opt;
+  normed_after.pre_norm = false;
+  normed_after.final_norm = false;
+  ModelConfig normed_heads = testing::tiny_config();
+  normed_heads.qk_norm = true;
+  for (const ModelConfig& config : {opt, normed_after, normed_heads}) {
+    expect_as_many({"full", testing::options("full")}, 4, config);
+    const auto speculative = QueryMode::kSpeculative;
+    expect_as_many(
+        testing::hybrid("hybridgen", speculative, testing::kPost, "h2o", TokenCount::count(6)),
+        4,
+        config);
+  }
+}
+
+TEST(LaunchesOfLibTorch, AreThoseOfATimedDeviceThatIsAskedForThem) {
+  Setting setting{"full", testing::options("full")};
+  const Counters kernels = timed_step(setting, 1, testing::tiny_config());
+  setting.options.math = Math::kAten;
+  EXPECT_GT(timed_step(setting, 1, testing::tiny_config()).launches, 4 * kernels.launches);
+}
+
+INSTANTIATE_TEST_SUITE_P(Methods,
+                         LaunchesInTime,
+                         ::testing::ValuesIn(all_settings()),
+                         [](const auto& setting) { return setting.param.name; });
+
 TEST(StepLaunches, ArePrintedForTheTable) {
   if (std::getenv("HYBRIDGEN_COUNTS") == nullptr) {
     GTEST_SKIP() << "set HYBRIDGEN_COUNTS=1";
   }
   for (const Setting& setting : all_settings()) {
     for (const std::size_t requests : {std::size_t{1}, std::size_t{4}}) {
-      const PerLayer counts = per_layer(setting, requests);
+      const PerLayer counts = per_layer(kernels_step, setting, requests);
       std::cout << "| " << setting.name << " | " << requests << " | " << counts.launches << " | "
                 << counts.copies_to_device << " | " << counts.copies_to_host << " |\n";
     }

@@ -10,34 +10,16 @@
 
 #include "device/device_context.h"
 #include "emulated/backend.h"
-#include "emulated/machine_profile.h"
 #include "hybridgen/core/error.h"
 #include "support/method_settings.h"
+#include "support/timed_device.h"
 #include "support/tiny_model.h"
 
 namespace hybridgen {
 namespace {
 
 using testing::Setting;
-
-emulated::MachineProfile slow_machine() {
-  emulated::MachineProfile profile;
-  profile.name = "slow";
-  profile.tflops = 1.0;
-  profile.tflops_fp32 = 1.0;
-  profile.hbm_gbs = 10.0;
-  profile.mem_gb = 4.0;
-  profile.h2d_gbs = 1.0;
-  profile.d2h_gbs = 1.0;
-  profile.setup_us = 1.0;
-  profile.launch_us = 1.0;
-  profile.sync_us = 1.0;
-  return profile;
-}
-
-std::string timed_device() {
-  return "emulated:" + std::to_string(emulated::register_machine(slow_machine()));
-}
+using testing::timed_device;
 
 TEST(TimedDevice, HasTheMemoryOfItsProfile) {
   const DeviceContext context(timed_device());
