@@ -2,7 +2,6 @@
 // Payloads of a micro-batch cross the link in one launch: the device reads the host's pinned memory
 // itself, and only what is in use. Some blocks per matrix are enough to fill the link.
 #include <algorithm>
-#include <type_traits>
 
 #include "kernels/cuda_attention.h"
 #include "kernels/cuda_math.h"
@@ -15,24 +14,29 @@ constexpr int kThreads = 256;
 constexpr std::int64_t kMostBlocksPerMatrix = 8;
 constexpr std::int64_t kBlocks = 64;  // more would only wait for the link, in the way of others
 
-/// This block's and its siblings' share of a copy, 16 bytes a thread where both ends allow it.
-__device__ void copy_bytes(const void* from, void* to, std::int64_t bytes) {
+/// Copies by elements of T from byte `done` on, as far as both ends are aligned for it; returns how
+/// many bytes are done then.
+template <typename T>
+__device__ std::int64_t copy_by(const void* from, void* to, std::int64_t done, std::int64_t bytes) {
+  const bool is_aligned =
+      (reinterpret_cast<std::uintptr_t>(from) | reinterpret_cast<std::uintptr_t>(to)) % sizeof(T) ==
+      0;
+  if (!is_aligned) return done;
+  constexpr std::int64_t kSize = sizeof(T);
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
-  const bool is_aligned =
-      (reinterpret_cast<std::uintptr_t>(from) | reinterpret_cast<std::uintptr_t>(to)) %
-          sizeof(uint4) ==
-      0;
-  const std::int64_t wide = is_aligned ? bytes / static_cast<std::int64_t>(sizeof(uint4)) : 0;
-  for (std::int64_t i = first; i < wide; i += step) {
-    static_cast<uint4*>(to)[i] = static_cast<const uint4*>(from)[i];
+  for (std::int64_t i = done / kSize + first; i < bytes / kSize; i += step) {
+    static_cast<T*>(to)[i] = static_cast<const T*>(from)[i];
   }
-  // Logits and indices of any number: all sizes are multiples of an element of 2 bytes.
-  const std::int64_t done =
-      wide * static_cast<std::int64_t>(sizeof(uint4) / sizeof(unsigned short));
-  for (std::int64_t i = done + first; i < bytes / 2; i += step) {
-    static_cast<unsigned short*>(to)[i] = static_cast<const unsigned short*>(from)[i];
-  }
+  return bytes / kSize * kSize;
+}
+
+/// This block's and its siblings' share of a copy. All sizes are multiples of an element of 2
+/// bytes.
+__device__ void copy_bytes(const void* from, void* to, std::int64_t bytes) {
+  std::int64_t done = copy_by<uint4>(from, to, 0, bytes);
+  done = copy_by<unsigned>(from, to, done, bytes);
+  copy_by<unsigned short>(from, to, done, bytes);
 }
 
 __global__ void fetch_kernel(const PayloadCopy* copies,
@@ -66,20 +70,13 @@ __global__ void fetch_kernel(const PayloadCopy* copies,
     };
     copy_rows(from.keys, to.keys);
     copy_rows(from.values, to.values);
-    const std::int64_t per_group = num_heads / num_kv_heads;
-    const std::int64_t first_of_head = matrix * per_group * from.room;
-    const std::int64_t of_head =
-        per_group * (from.index != nullptr ? from.count : from.union_sizes[matrix]);
-    const auto copy_head = [&](const auto* source, const auto* target) {
-      if (source != nullptr) {
-        using Element = std::remove_cvref_t<decltype(*source)>;
-        copy_bytes(source + first_of_head,
-                   const_cast<Element*>(target) + first_of_head,
-                   of_head * static_cast<std::int64_t>(sizeof(Element)));
-      }
-    };
-    copy_head(from.logits, to.logits);
-    copy_head(from.index, to.index);
+    if (from.logits != nullptr && from.index == nullptr) {
+      const std::int64_t per_group = num_heads / num_kv_heads;
+      const std::int64_t place = matrix * per_group * from.room;
+      copy_bytes(from.logits + place,
+                 const_cast<float*>(to.logits) + place,
+                 per_group * from.union_sizes[matrix] * static_cast<std::int64_t>(sizeof(float)));
+    }
     return;
   }
   if (blockIdx.x == 0 && threadIdx.x == 0) payloads[blockIdx.z] = to;
@@ -87,6 +84,11 @@ __global__ void fetch_kernel(const PayloadCopy* copies,
     if (source != nullptr)
       copy_bytes(source, const_cast<void*>(static_cast<const void*>(target)), bytes);
   };
+  if (from.index != nullptr) {  // no gaps between heads
+    const std::int64_t chosen = num_heads * from.count;
+    copy(from.logits, to.logits, chosen * static_cast<std::int64_t>(sizeof(float)));
+    copy(from.index, to.index, chosen * static_cast<std::int64_t>(sizeof(std::int32_t)));
+  }
   copy(from.union_sizes,
        to.union_sizes,
        num_kv_heads * static_cast<std::int64_t>(sizeof(std::int64_t)));
