@@ -137,6 +137,8 @@ class _Choice:
     def values(self, path: Path | None) -> dict[str, Any]:
         """Return them with K, and the K_min of a steered K, as the profile beside `path` says."""
         found = {name: value for name, (value, _) in self._said.items()}
+        if found.get("mass") is not None:
+            return found
         if found.get("k", "auto") == "auto":
             profiled = profiled_k_min(path)
             return found if profiled is None else found | {"k": profiled}

@@ -24,6 +24,7 @@ from hybridgen.k_min import (
     read_dataset,
 )
 from hybridgen.k_min_profile import FILE_NAME
+from hybridgen.methods import HybridGen
 from trained import CPU, folder_of, new_tokens, prompts_of, run_python, samples
 
 Trained = Callable[[str], LLM]
@@ -220,8 +221,9 @@ def test_a_file_of_another_model_is_refused_and_what_is_loaded_stays_usable(
     for options in ({"k": 4}, {"k": "all"}, {"k_min": 4}):
         with steered(**options) as llm:
             assert len(llm.generate_ids([[5, 6, 7]], new_tokens(3))[0]) == 3
-    with LLM(copied, method="h2o") as llm:
-        assert len(llm.generate_ids([[5, 6, 7]], new_tokens(3))[0]) == 3
+    for method in ("h2o", HybridGen(mass=0.9)):
+        with LLM(copied, method=method) as llm:
+            assert len(llm.generate_ids([[5, 6, 7]], new_tokens(3))[0]) == 3
 
 
 def test_a_broken_file_beside_the_checkpoint_is_refused(
