@@ -273,13 +273,14 @@ class HybridGen(MethodOptions):
         (steered).
     mass : float | None, default None
         Instead of ``k``: every query head takes the fewest offloaded tokens whose logits have
-        this share of the softmax over all offloaded ones, and the query heads of a KV head
-        attend to what any of them took. ``strategy="post"``, ``selector="topk"`` and
-        ``scoring="full"`` only; allowed: None or a number in (0, 1).
+        this share of the softmax over all offloaded ones, by the query that chooses (a guess,
+        unless ``query="exact"``), and the query heads of a KV head attend to what any of them
+        took. ``strategy="post"``, ``selector="topk"`` and ``scoring="full"`` only; allowed:
+        None or a number in (0, 1).
     k_max : int | float | str, default 'all'
-        With ``mass``: tokens of a query head at most. The device has room for as many of every
-        query head; allowed: an int in [1, 2147483647] (tokens), a float in (0.0, 1.0) (share of
-        the offloaded tokens), or 'all'.
+        With ``mass``: tokens that a query head takes, at most. The device has room for as many
+        of every query head; allowed: an int in [1, 2147483647] (tokens), a float in (0.0, 1.0)
+        (share of the offloaded tokens), or 'all'.
     strategy : str, default 'post'
         Choose tokens after their logits are known (Post-QKT), or before (Pre-QKT); what a
         steered request starts with; allowed: 'post' or 'pre'.

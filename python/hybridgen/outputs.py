@@ -48,7 +48,8 @@ class RequestMetrics:
     decode_steps : int
         Steps it took part in, summed over its texts.
     k : int
-        Offloaded tokens attended to per head in the last step.
+        Offloaded tokens attended to per head in the last step; of its last layer where their number
+        differs between layers.
     strategy : str
         "post" or "pre".
     offloaded_tokens, resident_tokens : int

@@ -73,10 +73,18 @@ Row k_option() {
           set};
 }
 
+// What "auto" means says K, and not what limits it.
+bool read_k_max(const OptionValue& value, TokenCount& count) {
+  return value != OptionValue("auto") && read_token_count(value, count);
+}
+
 void check_mass(std::string_view operation, const HybridGenOptions& options) {
   const auto refuse = [&](const char* option, const char* why) {
     hybridgen_table().refuse(operation, options, option, why);
   };
+  if (!(options.mass >= 0.0 && options.mass < 1.0)) {
+    refuse("mass", "a share of all is k 'all'");
+  }
   if (options.mass == 0.0) {
     if (!options.k_max.is_all()) refuse("k_max", "it limits what mass takes; set mass, or k alone");
     return;
@@ -129,18 +137,19 @@ const OptionTable<HybridGenOptions>& hybridgen_table() {
       {k_option(),
        or_word(option("mass", &H::mass, kInside), &H::mass, 0.0, {})
            .means("Instead of ``k``: every query head takes the fewest offloaded tokens whose "
-                  "logits have this share of the softmax over all offloaded ones, and the query "
-                  "heads of a KV head attend to what any of them took. "
+                  "logits have this share of the softmax over all offloaded ones, by the query "
+                  "that chooses (a guess, unless ``query=\"exact\"``), and the query heads of a KV "
+                  "head attend to what any of them took. "
                   "``strategy=\"post\"``, ``selector=\"topk\"`` and ``scoring=\"full\"`` only."),
        option("k_max",
               &H::k_max,
               "int | float | str",
               "an int in [1, 2147483647] (tokens), a float in (0.0, 1.0) (share of the offloaded "
               "tokens), or 'all'",
-              read_token_count,
+              read_k_max,
               [](const TokenCount& count) { return value_of(count); })
-           .means("With ``mass``: tokens of a query head at most. The device has room for as many "
-                  "of every query head."),
+           .means("With ``mass``: tokens that a query head takes, at most. The device has room for "
+                  "as many of every query head."),
        option("strategy",
               &H::strategy,
               {{"post", SelectionStrategy::kPostQkt}, {"pre", SelectionStrategy::kPreQkt}})

@@ -295,9 +295,9 @@ class AtenOps final : public DeviceOps {
     for (std::int64_t g = 0; g < groups; ++g) {
       const std::int64_t rows = payload.union_sizes[static_cast<std::size_t>(g)];
       if (!payload.index.defined() && from.logits.defined()) {
-        const std::int64_t room = from.logits.numel() / groups;
+        const std::int64_t per_group = from.logits.numel() / (groups * payload.room);
         const auto of_head = [&](const at::Tensor& all) {
-          return all.narrow(0, g * room, room / payload.room * rows);
+          return all.narrow(0, g * per_group * payload.room, per_group * rows);
         };
         copy(of_head(payload.logits), of_head(from.logits));
       }

@@ -54,6 +54,19 @@ Math resolve_math(Math asked, const DecoderModel& model) {
   return why_not.empty() && !is_stand_in ? Math::kKernels : Math::kAten;
 }
 
+// What is made of invented logits would pass for a measure of the method.
+void check_choice(const Method& method, const DeviceContext& device) {
+  const PartFactory* selector = find_part(method.parts, PartRole::kSelector);
+  if (device.is_timed() && selector != nullptr && selector->says_how_many) {
+    throw ConfigError(message("[engine] method ",
+                              method.name,
+                              " takes as many tokens as their logits say on ",
+                              device.name(),
+                              ", which is timed and has none; allowed there: a number, such as k; "
+                              "or the device 'emulated'"));
+  }
+}
+
 }  // namespace
 
 Machine::Machine(const EngineOptions& options, const Method& method, const DecoderModel& model)
@@ -61,6 +74,7 @@ Machine::Machine(const EngineOptions& options, const Method& method, const Decod
       isa_(kernels::resolve_isa(options.isa)),
       math_(resolve_math(options.math, model)),
       cores_(available_cpus()) {
+  check_choice(method, model.device());
   const bool divides = options.numa_node == -1 && options.divides_heads && method.offloads();
   const std::vector<NumaNode> nodes = divides ? numa_nodes() : std::vector<NumaNode>{};
   const std::vector<int> cores = spread_over_nodes(cores_, nodes);

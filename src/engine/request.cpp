@@ -88,11 +88,7 @@ RequestStatistics statistics_of(const Request& request, const Method& method) {
   statistics.offloaded_tokens = state.tokens.num_offloaded();
   statistics.resident_tokens = state.tokens.num_resident();
   statistics.dropped_tokens = state.tokens.num_dropped();
-  const TokenSelector* selector = state.parts.selector;
-  const bool is_told = selector != nullptr && selector->says_how_many();
-  statistics.k = sends_k(method.work) && !is_told
-                     ? state.steering.num_chosen(statistics.offloaded_tokens)
-                     : state.attended.last_attended;
+  statistics.k = state.num_attended(method);
   if (statistics.strategy != "none") {
     statistics.strategy = std::string(name_of(state.steering.strategy()));
   }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -431,8 +432,8 @@ bool top_k(const float* scores,
 std::int64_t top_k_scratch(std::int64_t n);
 
 /// How many of the largest of `weights` [n], which sum to 1, sum to `mass` in (0, 1); in [1, most],
-/// 0 if n is. All of them if rounding leaves them short of it; NaN counts as no weight. `scratch` as
-/// in top_k.
+/// 0 if n is. All of them if rounding leaves them short of it; NaN counts as no weight. `scratch`
+/// as in top_k.
 std::int64_t count_mass(const float* weights,
                         std::int64_t n,
                         double mass,
@@ -502,6 +503,13 @@ std::int64_t merge_positions(const std::int32_t* lists,
                              std::int32_t* merged,
                              std::int32_t* index,
                              std::vector<std::uint64_t>& scratch);
+
+/// Union of positions in [0, num_tokens), in any order: ascending into `merged`. Returns its size.
+/// `scratch` takes a bit per token.
+std::int64_t union_of(std::span<const std::int32_t> positions,
+                      std::int64_t num_tokens,
+                      std::int32_t* merged,
+                      std::vector<std::uint64_t>& scratch);
 
 /// Token Concatenator (paper §4.2.3): per row, host logits then resident logits, which is the
 /// original token order because every offloaded position precedes every resident one.

@@ -156,4 +156,22 @@ std::int64_t merge_positions(const std::int32_t* lists,
   return size;
 }
 
+std::int64_t union_of(std::span<const std::int32_t> positions,
+                      std::int64_t num_tokens,
+                      std::int32_t* merged,
+                      std::vector<std::uint64_t>& scratch) {
+  constexpr std::int32_t kBits = 64;
+  scratch.assign(static_cast<std::size_t>(num_tokens / kBits + 1), 0);
+  for (const std::int32_t position : positions) {
+    scratch[static_cast<std::size_t>(position / kBits)] |= std::uint64_t{1} << (position % kBits);
+  }
+  std::int64_t count = 0;
+  for (std::size_t word = 0; word < scratch.size(); ++word) {
+    for (std::uint64_t left = scratch[word]; left != 0; left &= left - 1) {
+      merged[count++] = static_cast<std::int32_t>(word) * kBits + std::countr_zero(left);
+    }
+  }
+  return count;
+}
+
 }  // namespace hybridgen::kernels

@@ -161,6 +161,12 @@ void check_composition(const Method& method) {
              "keys alone are fetched and nobody attends; add a part with its own attention");
     }
   }
+  const PartFactory* selector = find_part(method.parts, PartRole::kSelector);
+  if (selector != nullptr && selector->says_how_many && method.has(PartRole::kKeyProxy)) {
+    refuse(method,
+           "a selector says how many tokens it takes by exact logits, and a copy of the keys is "
+           "scored; allowed: one of them");
+  }
   const bool keeps_places = method.positions != PositionMode::kOriginal;
   if (keeps_places && !method.has(PartRole::kRetention)) {
     refuse(method, "positions depend on who is retained and nobody is; add a retention policy");

@@ -8,7 +8,8 @@ namespace hybridgen {
 
 PartFactory selector_part(SelectionStrategy strategy,
                           SelectorFactory make,
-                          bool wants_decode_weights) {
+                          bool wants_decode_weights,
+                          bool says_how_many) {
   return {.role = strategy == SelectionStrategy::kPostQkt ? PartRole::kSelector
                                                           : PartRole::kPreSelector,
           .make =
@@ -19,7 +20,8 @@ PartFactory selector_part(SelectionStrategy strategy,
                              context.config.head_dim,
                              context.max_offloaded});
               },
-          .wants_decode_weights = wants_decode_weights};
+          .wants_decode_weights = wants_decode_weights,
+          .says_how_many = says_how_many};
 }
 
 PartFactory named_selector_part(SelectionStrategy strategy, const std::string& name) {
@@ -30,12 +32,11 @@ PartFactory named_selector_part(SelectionStrategy strategy, const std::string& n
 }
 
 PartFactory mass_selector_part(double mass) {
-  PartFactory part = selector_part(
+  return selector_part(
       SelectionStrategy::kPostQkt,
       [mass](const SelectorShape& shape) { return make_mass_selector(shape, mass); },
-      /*wants_decode_weights=*/false);
-  part.says_how_many = true;
-  return part;
+      /*wants_decode_weights=*/false,
+      /*says_how_many=*/true);
 }
 
 PartFactory retention_part(RetentionFactory make, bool wants_weights) {

@@ -19,6 +19,18 @@ void take(Role*& place, KvPart& part, const char* name) {
   place = own;
 }
 
+// Memory was planned by what the factory says.
+void check_how_many(const PartFactory& factory, const TokenSelector& selector) {
+  if (selector.says_how_many() != factory.says_how_many) {
+    throw ConfigError(message("[method parts] selector \"",
+                              selector.name(),
+                              factory.says_how_many ? "\" does not say" : "\" says",
+                              " how many tokens it takes, and its part says otherwise; allowed: "
+                              "the same of both; add it by selector_part(), says_how_many=",
+                              selector.says_how_many() ? "true" : "false"));
+  }
+}
+
 }  // namespace
 
 void RequestParts::add(const PartFactory& factory, const PartContext& context) {
@@ -29,6 +41,7 @@ void RequestParts::add(const PartFactory& factory, const PartContext& context) {
       break;
     case PartRole::kSelector:
       take(selector, part, "selector");
+      check_how_many(factory, *selector);
       break;
     case PartRole::kPreSelector:
       take(pre_selector, part, "pre_selector");

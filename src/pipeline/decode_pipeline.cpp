@@ -352,7 +352,7 @@ void DecodePipeline::trace_decision(const RequestState& request) const {
   if (num_offloaded > 0) {
     trace_request(request,
                   request.steering.strategy() == SelectionStrategy::kPreQkt ? "pre" : "post",
-                  {.bytes = request.steering.num_chosen(num_offloaded)});
+                  {.bytes = request.num_attended(method_)});
   }
 }
 

@@ -93,8 +93,9 @@ struct HostJob {
   const void* new_key = nullptr;
   const void* new_value = nullptr;
   std::int64_t num_offloaded = 0;  ///< n_c >= 1
-  std::int64_t num_chosen = 0;     ///< S in [1, n_c]
-  double keys_in_cxl = 0.0;        ///< share of them in slower memory, in [0, 1]
+  /// S in [1, n_c]: tokens of a query head, or of all of a KV head where a selector says how many.
+  std::int64_t num_chosen = 0;
+  double keys_in_cxl = 0.0;  ///< share of them in slower memory, in [0, 1]
   double values_in_cxl = 0.0;
   HostJobBuffers buffers;
 

@@ -2,7 +2,6 @@
 #include "pipeline/host_selection.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 #include <limits>
 #include <vector>
@@ -177,26 +176,6 @@ void choose_by_proxy(const HostTaskRunner& runner,
   }
 }
 
-// Ascending, into `merged`; returns how many. `lists` may be in any order and share tokens.
-std::int64_t merge_lists(std::span<const std::int32_t> lists,
-                         std::int64_t num_tokens,
-                         std::int32_t* merged,
-                         std::vector<std::uint64_t>& marks) {
-  constexpr std::int64_t kBits = 64;
-  marks.assign(static_cast<std::size_t>((num_tokens + kBits - 1) / kBits), 0);
-  for (const std::int32_t token : lists) {
-    marks[static_cast<std::size_t>(token / kBits)] |= std::uint64_t{1} << (token % kBits);
-  }
-  std::int64_t count = 0;
-  for (std::size_t word = 0; word < marks.size(); ++word) {
-    for (std::uint64_t left = marks[word]; left != 0; left &= left - 1) {
-      merged[count++] = static_cast<std::int32_t>(word) * static_cast<std::int32_t>(kBits) +
-                        std::countr_zero(left);
-    }
-  }
-  return count;
-}
-
 // As many tokens as the selector says; the group's query heads share what any of them took.
 void choose_together(const HostTaskRunner& runner,
                      const HostTask& task,
@@ -235,7 +214,7 @@ void choose_together(const HostTaskRunner& runner,
   }
   std::int32_t* const merged = job.buffers.merged + task.kv_head * job.buffers.union_capacity;
   const std::int64_t num_merged =
-      merge_lists(lists, job.num_offloaded, merged, task.scratch.merging);
+      kernels::union_of(lists, job.num_offloaded, merged, task.scratch.merging);
   job.buffers.union_sizes[task.kv_head] = num_merged;
   const std::span<const std::int32_t> chosen{merged, static_cast<std::size_t>(num_merged)};
   for (std::int64_t r = 0; r < per_group; ++r) {
@@ -244,7 +223,9 @@ void choose_together(const HostTaskRunner& runner,
       logits[r * num_merged + j] = row[merged[j]];
     }
     if (job.buffers.unchosen != nullptr) {
-      job.buffers.unchosen[first_head + r] = sum_unchosen(runner, chosen, row, job.num_offloaded);
+      job.buffers.unchosen[first_head + r] =
+          num_merged == job.num_offloaded ? -std::numeric_limits<float>::infinity()
+                                          : sum_unchosen(runner, chosen, row, job.num_offloaded);
     }
   }
 }

@@ -35,8 +35,8 @@ struct HostScratch {
   std::vector<float> logits;   ///< [R, tokens]
   std::vector<float> selection;
   std::vector<std::uint64_t> merging;
-  std::vector<std::int32_t> planned;
-  std::vector<float> weights;  ///< [tokens]
+  std::vector<std::int32_t> planned;  ///< a plan, or [R, ..] what query heads took
+  std::vector<float> weights;         ///< [tokens]
   StoredHead::Scratch stored;
   Rescoring rescoring;
   Attending attending;

@@ -92,6 +92,12 @@ RequestState::~RequestState() {
   }
 }
 
+std::int64_t RequestState::num_attended(const Method& method) const {
+  const bool is_told = parts.selector != nullptr && parts.selector->says_how_many();
+  return sends_k(method.work) && !is_told ? steering.num_chosen(tokens.num_offloaded())
+                                          : attended.last_attended;
+}
+
 std::int64_t RequestState::max_candidates() const {
   return parts.proxy == nullptr
              ? 0

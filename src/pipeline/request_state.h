@@ -70,6 +70,10 @@ struct RequestState {
     return staging[static_cast<std::size_t>(layer % 2)];
   }
 
+  /// Offloaded tokens per head in the last step, of a method that says K or has a selector for it;
+  /// else, and where that selector says how many, per KV head in the last host job.
+  std::int64_t num_attended(const Method& method) const;
+
   /// Offloaded tokens on the disk; null: there is no disk for this request.
   KvDisk* on_disk() const { return host == nullptr ? nullptr : host->disk(); }
   /// After a step, or what became of it.

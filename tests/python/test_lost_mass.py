@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from conftest import MODEL_FOLDERS
 from hybridgen import LLM, ConfigError, KVConfig, RequestMetrics
 from hybridgen import methods as M
 from trained import new_tokens
@@ -94,6 +95,22 @@ def test_what_a_mass_cannot_be_beside_is_refused_by_name(
 def test_a_mass_that_is_no_share_is_refused(mass: Any) -> None:
     with pytest.raises(ConfigError, match=r"mass is .*; allowed: None or a number in \(0, 1\)"):
         M.HybridGen(mass=mass)
+
+
+@pytest.mark.parametrize("k_max", [0, -1, 0.0, 1.0, 1.5, "auto", "few", None])
+def test_a_k_max_that_is_no_number_of_tokens_is_refused(k_max: Any) -> None:
+    with pytest.raises(ConfigError, match=r"k_max is .*; allowed: an int in .*, or 'all'"):
+        M.HybridGen(mass=0.9, k_max=k_max)
+
+
+def test_a_timed_device_has_no_logits_to_choose_by() -> None:
+    with pytest.raises(ConfigError, match=r"is timed and has none; allowed there: a number"):
+        LLM(
+            MODEL_FOLDERS / "tiny-llama",
+            device="emulated:h100-nvl",
+            dtype="float16",
+            method=M.HybridGen(mass=0.9),
+        )
 
 
 def test_k_max_without_mass_is_refused(trained: Trained) -> None:

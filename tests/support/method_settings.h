@@ -157,4 +157,10 @@ inline std::vector<Setting> all_settings() {
   return settings;
 }
 
+/// Those of `settings` that a timed device runs: without logits no mass is known.
+inline std::vector<Setting> timed_settings(std::vector<Setting> settings) {
+  std::erase_if(settings, [](const Setting& each) { return each.options.hybridgen.mass > 0.0; });
+  return settings;
+}
+
 }  // namespace hybridgen::testing

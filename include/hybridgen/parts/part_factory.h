@@ -70,7 +70,7 @@ struct PartFactory {
   /// memory where the device is not the host. A part that reads them though this says no does get
   /// them.
   bool wants_decode_weights = false;
-  /// Of a selector: whether it says how many tokens a query head takes.
+  /// Of a selector: TokenSelector::says_how_many(), for admission.
   bool says_how_many = false;
   /// Tokens that the host may hold at most, for a HostPlacement; empty: all that leave the device.
   std::function<std::int64_t(const RequestShape&)> host_limit{};
@@ -82,7 +82,8 @@ using RetentionFactory = std::function<std::unique_ptr<RetentionPolicy>(
 /// A selector by its own strategy's role.
 PartFactory selector_part(SelectionStrategy strategy,
                           SelectorFactory make,
-                          bool wants_decode_weights = true);
+                          bool wants_decode_weights = true,
+                          bool says_how_many = false);
 /// A selector by its name in the registry.
 PartFactory named_selector_part(SelectionStrategy strategy, const std::string& name);
 /// Who takes tokens until they have `mass` of the offloaded ones' softmax: make_mass_selector().

@@ -13,6 +13,7 @@
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/randn.h>
+#include <ATen/ops/tensor.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -207,6 +208,27 @@ TEST_P(Operations, LeaveTheLogSumExpOfAllThatTheyMerged) {
   shared.device_union_sizes = at::full({2}, kChosen, at::kLong);
   HostPayload own = shared;
   own.index = at::arange(kChosen, at::kInt).repeat({kHeads});
+  // KV heads with more room than tokens, and as few as one, or none.
+  constexpr std::int64_t kRoom = kChosen + 2;
+  const at::Tensor ragged_logits = at::randn({2, 2 * kRoom}) + 5.0;
+  const auto ragged = [&](const std::vector<std::int64_t>& in_use) {
+    HostPayload payload = shared;
+    payload.room = kRoom;
+    payload.logits = ragged_logits.view({-1});
+    payload.union_sizes = in_use;
+    payload.device_union_sizes = at::tensor(in_use, at::kLong);
+    return payload;
+  };
+  const auto of_ragged = [&](const std::vector<std::int64_t>& in_use) {
+    at::Tensor logits = at::full({kHeads, kChosen}, -std::numeric_limits<double>::infinity());
+    for (std::int64_t h = 0; h < kHeads; ++h) {
+      const std::int64_t count = in_use[static_cast<std::size_t>(h / 2)];
+      logits.select(0, h)
+          .narrow(0, 0, count)
+          .copy_(ragged_logits.select(0, h / 2).narrow(0, h % 2 * count, count));
+    }
+    return logits;
+  };
   HostPayload finished;
   finished.output = at::randn({kHeads, kDim});
   finished.lse = at::randn({kHeads}) + 6.0;
@@ -241,6 +263,11 @@ TEST_P(Operations, LeaveTheLogSumExpOfAllThatTheyMerged) {
   expect_near(found(nullptr), expected(at::empty({kHeads, 0})));
   expect_near(found(&shared), expected(shared.logits));
   expect_near(found(&own), expected(own.logits));
+  for (const std::vector<std::int64_t>& in_use :
+       {std::vector<std::int64_t>{kChosen, 1}, {kChosen, 0}, {0, kChosen}}) {
+    const HostPayload payload = ragged(in_use);
+    expect_near(found(&payload), expected(of_ragged(in_use)));
+  }
   expect_near(found(&finished), expected(finished.lse));
 }
 

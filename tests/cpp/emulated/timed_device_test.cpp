@@ -87,12 +87,18 @@ TEST(TimedDevice, FetchesAsManySparseValuesAsTheMethodLets) {
   EXPECT_GE(sparse, bytes_to_device("cpu", 0.3));
 }
 
+TEST(TimedDevice, RefusesAChoiceByWhatItDoesNotKnow) {
+  const Setting setting = testing::hybrid_by_mass("", QueryMode::kExact, 0.9);
+  EXPECT_THROW(Engine(testing::tiny_model(timed_device()), setting.options), ConfigError);
+}
+
 const auto kName = [](const auto& info) { return info.param.name; };
 
-INSTANTIATE_TEST_SUITE_P(Methods,
-                         MethodsInTime,
-                         ::testing::ValuesIn(testing::approximate_settings()),
-                         kName);
+INSTANTIATE_TEST_SUITE_P(
+    Methods,
+    MethodsInTime,
+    ::testing::ValuesIn(testing::timed_settings(testing::approximate_settings())),
+    kName);
 
 }  // namespace
 }  // namespace hybridgen

@@ -90,6 +90,24 @@ TEST(MergePositions, CoverEveryListExactly) {
   }
 }
 
+TEST(UnionOf, IsASetOfThePositionsInOrder) {
+  for (const std::int64_t num_tokens : {1, 63, 64, 65, 5000}) {
+    std::mt19937 random(static_cast<std::uint32_t>(num_tokens));
+    std::vector<std::int32_t> positions(static_cast<std::size_t>(num_tokens) / 2 + 1);
+    for (std::int32_t& position : positions) {
+      position = static_cast<std::int32_t>(random() % static_cast<std::uint32_t>(num_tokens));
+    }
+    const std::set<std::int32_t> expected(positions.begin(), positions.end());
+    std::vector<std::int32_t> merged(positions.size(), -1);
+    std::vector<std::uint64_t> scratch(3, ~std::uint64_t{0});  // of a call before
+    ASSERT_EQ(union_of(positions, num_tokens, merged.data(), scratch),
+              static_cast<std::int64_t>(expected.size()));
+    EXPECT_TRUE(std::equal(expected.begin(), expected.end(), merged.begin()));
+  }
+  std::vector<std::uint64_t> scratch;
+  EXPECT_EQ(union_of({}, 10, nullptr, scratch), 0);
+}
+
 TEST(MergePositions, OfOneListAreThatList) {
   const std::vector<std::int32_t> list = {3, 8, 1000000};
   std::vector<std::int32_t> merged(3);

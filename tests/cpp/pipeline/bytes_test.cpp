@@ -497,18 +497,42 @@ TEST_P(LinkBytes, AreTheSameInEveryFormatAndTheHostReadsItsRows) {
 }
 
 // How many rows a mass takes depends on the logits; what crosses follows from how many they are.
-TEST(LinkBytesByMass, AreLogitsAndValuesOfWhatAKvHeadTook) {
-  for (const QueryMode query : {QueryMode::kExact, QueryMode::kSpeculative}) {
-    for (const Shape& shape : shapes()) {
-      SCOPED_TRACE(shape.name);
-      const ModelConfig config = config_of(shape);
-      const std::int64_t row = config.head_dim * e;
+TEST(LinkBytesByMass, AreLogitsAndRowsOfWhatAKvHeadTook) {
+  for (const Shape& shape : shapes()) {
+    SCOPED_TRACE(shape.name);
+    const ModelConfig config = config_of(shape);
+    const std::int64_t row = config.head_dim * e;
+    const std::int64_t logits = config.query_heads_per_kv_head() * kLogitBytes;
+    for (const QueryMode query : {QueryMode::kExact, QueryMode::kSpeculative}) {
       const PipelineStatistics actual =
           decode(testing::hybrid_by_mass("", query, 0.5).options, shape);
       const std::int64_t rows = actual.host_value_bytes / row;
       EXPECT_GT(rows, 0);
-      EXPECT_EQ(actual.h2d_bytes, rows * (config.query_heads_per_kv_head() * kLogitBytes + row));
+      EXPECT_EQ(actual.h2d_bytes, rows * (logits + row));
     }
+    // Guessed layers send keys in place of logits; of the others the scan reads keys, too.
+    const PipelineStatistics actual =
+        decode(testing::hybrid_by_mass("", QueryMode::kRescore, 0.5).options, shape);
+    const Bytes scan = expected(
+        [](const At& at) {
+          Bytes bytes;
+          bytes.key_rows = at.G * offloaded(at, kWindow);
+          bytes.d2h = offloaded(at, kWindow) > 0 ? at.query() : 0;
+          return bytes;
+        },
+        shape);
+    const std::int64_t rows = actual.host_value_bytes / row;
+    const std::int64_t keys = actual.host_key_bytes / row - scan.key_rows;
+    EXPECT_GT(keys, 0);
+    EXPECT_LT(keys, rows);
+    EXPECT_EQ(actual.h2d_bytes, rows * row + keys * row + (rows - keys) * logits);
+    // And of layers that left something out the log-sum-exp of what they attended to.
+    const std::int64_t sums = actual.d2h_bytes - scan.d2h;
+    EXPECT_GE(sums, 0);
+    EXPECT_EQ(sums % (config.num_heads * kLogitBytes), 0);
+    EXPECT_LE(sums,
+              config.num_heads * kLogitBytes * config.num_layers * kSteps *
+                  static_cast<std::int64_t>(shape.prompts.size()));
   }
 }
 
