@@ -134,7 +134,7 @@ def run_shape(
                 key = key_row(session.machine, device, point, method)
                 if session.has(key):
                     continue
-                reason = why_not(point, method, new_tokens_of(session.steps), device)
+                reason = why_not(point, method, new_tokens_of(session.steps), device, model)
                 if reason:
                     session.left_out[label_of(key)] = reason
                     continue

@@ -118,20 +118,24 @@ def lacks_positions(point: Point, new_tokens: int) -> str:
     return f"{point.tokens} + {new_tokens} tokens, the model has {point.shape.positions} positions"
 
 
-def why_not(point: Point, method: str, new_tokens: int, device: str) -> str:
-    """Return why a row cannot be run there; empty if it can."""
+def why_not(
+    point: Point, method: str, new_tokens: int, device: str, model: hg.Model | None = None
+) -> str:
+    """Return why a row cannot be run there; empty if it can.
+
+    Once the shape's weights lie on the device, `model` has to be given, lest they be counted twice.
+    """
     reason = lacks_positions(point, new_tokens)
     if reason:
         return reason
+    loading = {"device": device, "dtype": DTYPE, "load_format": "dummy"}
     plan = hg.plan(
-        config_of(point.shape),
-        device=device,
-        dtype=DTYPE,
-        load_format="dummy",
+        config_of(point.shape) if model is None else model,
         batch_size=point.batch,
         prompt_tokens=point.tokens,
         new_tokens=new_tokens,
         max_num_seqs=point.batch,
+        **({} if model else loading),
         **options_of(method, point.tokens),
     )
     if plan.problem:

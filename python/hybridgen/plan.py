@@ -197,7 +197,7 @@ def plan(
         dtype=dtype,
         device=engine_device,
         path=path,
-        are_loaded=source is not model,
+        are_loaded=isinstance(source, Model),
         weights=fields_of(held),
         formats=formats,
         **run,

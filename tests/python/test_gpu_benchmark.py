@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,19 @@ def test_rows_that_memory_does_not_hold_are_not_tried(profile: str) -> None:
     big = Point(SHAPES["llama-3.1-8b"], 8192, 1)
     assert why_not(big, "full", 6, device) != ""
     assert "GiB are free" in why_no_peer(Point(big.shape, 131000, 1 << 20), OFFLOADED, 6)
+
+
+def test_weights_that_are_loaded_are_not_counted_twice(tmp_path: Path) -> None:
+    file = tmp_path / "small.json"
+    base = hg.MachineProfile.load("h100-nvl")
+    base.with_values({"gpu.mem_gb": 0.2}, source="made up", confidence="e").save(file)
+    wide = replace(TINY, name="wide", layers=64, hidden_size=512, ffn_size=512)
+    point, device = Point(wide, TOKENS, 1), f"emulated:{file}"
+    assert point.weight_bytes > 0.1e9
+    assert why_not(point, "full", 6, device) == ""
+    with dummy_model(wide, device) as model:
+        assert "the weights take" in why_not(point, "full", 6, device)
+        assert why_not(point, "full", 6, device, model) == ""
 
 
 def made_up(device: str, steps: dict[str, float]) -> list[dict[str, Any]]:
