@@ -12,11 +12,9 @@ from output import HATCHES, Check, Result, Row
 from simulations import NEAR
 
 WHY_APART = (
-    "the timed device counts operations of LibTorch, the simulator stages: smaller ones reach a "
-    "smaller share of the memory's rate, and a merge works on as many rows as there is room for "
-    "(all tokens with InfiniGen, whose first layers fetch all). With InfiniGen the engine's driver "
-    "also waits for the device's choice before it queues the copies of the layer before, so that "
-    "none of them hides"
+    "the timed device counts launches, of which small ones reach a smaller share of the memory's "
+    "rate, the simulator stages; and the engine's threads get their cores late on a busy machine, "
+    "once in every layer that waits for the host"
 )
 FIELDS = ("machine", "model", "method", "tokens", "batch")
 

@@ -43,7 +43,7 @@ SMALL = ModelShape(
 NOTE = (
     "measured and emulated points: a small Llama shape (4 layers, width 512, 4 KV heads of 64) "
     "with dummy weights in bfloat16, one thread a side; emulated steps contain this machine's own "
-    "work per operation, so that link time and bytes say more than the step"
+    "work per layer, so that link time and bytes say more than the step"
 )
 
 
@@ -251,7 +251,7 @@ def bytes_note(rows: Sequence[Row]) -> str:
     steps = [row["step_ms"] for row in rows if row["mode"] == "emulated"]
     return (
         f"bytes to the device, emulated over simulated: {', '.join(parts)}. Emulated steps take "
-        f"{min(steps):.0f} to {max(steps):.0f} ms, which is the emulator's own work per operation "
-        "on this machine; the simulator has less than a millisecond for this shape. So step times "
+        f"{min(steps):.0f} to {max(steps):.0f} ms, which is mostly this machine's own work per "
+        "layer; the simulator has less than a millisecond for this shape. So step times "
         "of these two modes were not brought together, bytes were"
     )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decode steps on a timed device that is slowed, and in the simulator: one mixed profile for both.
 
-A step of the engine on the timed device cannot be shorter than what the emulator needs for its own
-work per operation on this machine, some hundred milliseconds where the modelled GPU needs a few.
+A layer of the engine on the timed device cannot be shorter than what its threads need here to hand
+it from one to the other, up to a millisecond where the modelled GPU needs a tenth of that.
 So all rates of a GPU and its link are divided by one number per case; the CPU is this machine's.
 CPU, bytes, scheduler and the order of operations are the engine's; weights are dummies that nobody
 reads.
@@ -35,10 +35,10 @@ TOKENS = 1920
 STEPS = 3
 SLOWED_NOTE = (
     "emulated beside simulated steps: one mixed profile, a GPU and its link with all rates divided "
-    "by the number that is shown, so that the emulator's own work hides behind them, and this "
-    "machine's CPU (link.duplex_factor, which the simulator does not read, is left out); dummy "
-    "weights that nobody reads. They show whether engine and simulator agree on a profile, not how "
-    "fast the machine is"
+    "by the number that is shown, so that this machine's own work per layer hides behind them, and "
+    "this machine's CPU (link.duplex_factor, which the simulator does not read, is left out); "
+    "dummy weights that nobody reads. They show whether engine and simulator agree on a profile, "
+    "not how fast the machine is"
 )
 
 

@@ -22,9 +22,8 @@ from slowed_machine import QUICK, Case, loaded, setting_of, simulated_step
 ONE_DECISION = 1.25
 """K after one fall of a fifth is this factor smaller, after a rise that factor larger at most."""
 WHY_APART = (
-    "on the timed device a merge is LibTorch's operations over as many rows as K may become, where "
-    "the simulator counts those of K: a layer takes longer and has room for a larger K, the more "
-    "so where query heads choose most rows between them already"
+    "the engine's threads get their cores late on a busy machine, once in every layer: a layer "
+    "takes longer than the simulator's and has room for a larger K"
 )
 QUICK_RUNS = {16: 6}
 STAGES = ("t_cpu_s", "t_link_s", "t_device_s")
