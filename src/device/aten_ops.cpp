@@ -16,7 +16,6 @@
 #include <ATen/ops/rsqrt.h>
 #include <ATen/ops/silu.h>
 #include <ATen/ops/softmax.h>
-#include <ATen/ops/sort.h>
 #include <ATen/ops/sub.h>
 #include <ATen/ops/take.h>
 #include <ATen/ops/zeros.h>
@@ -26,6 +25,7 @@
 #include <limits>
 
 #include "device/device_ops.h"
+#include "device/planning.h"
 #include "device/row_blocks.h"
 
 namespace hybridgen {
@@ -250,30 +250,8 @@ class AtenOps final : public DeviceOps {
     return sums.cpu();
   }
 
-  void guess_logits(const at::Tensor& queries,
-                    const at::Tensor& keys,
-                    at::Tensor& guesses) const override {
-    const std::int64_t tokens = guesses.size(1);
-    const std::int64_t block = keys.size(3);
-    const at::Tensor used = keys.narrow(1, 0, (tokens + block - 1) / block);
-    const at::Tensor logits = at::matmul(queries.unsqueeze(1), used);  // [G, blocks, R, 32]
-    guesses.copy_(logits.amax(2).flatten(1).narrow(1, 0, tokens));
-  }
-
-  at::Tensor largest_positions(const at::Tensor& scores,
-                               std::int64_t most,
-                               const at::Tensor& count) const override {
-    // The largest first, of equal scores the earlier token, as on the CPU; which one topk() takes
-    // is undefined.
-    const at::Tensor best =
-        std::get<1>(at::sort(scores, /*stable=*/true, /*dim=*/-1, /*descending=*/true))
-            .narrow(-1, 0, most);
-    const at::Tensor rank = at::arange(most, best.options());
-    at::Tensor unwanted = scores.isnan().any();
-    if (count.defined()) {
-      unwanted = unwanted.logical_or(rank >= count);
-    }
-    return std::get<0>(at::sort(best.masked_fill(unwanted, scores.size(1)), -1)).to(at::kInt);
+  void plan(const at::Tensor& query, const PlanBatch& batch) const override {
+    plan_through_torch(query, batch);
   }
 
  private:

@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <ATen/ops/empty.h>
-
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <vector>
 
@@ -11,8 +8,6 @@
 namespace hybridgen {
 namespace {
 
-// Tokens whose logits a thread guesses at a time.
-constexpr std::int64_t kGuessedTokens = 2048;
 constexpr std::int64_t kPartPiecesPerThread = 8;
 
 /// Floats of a part's result per query head: sums of values, peak and sum of weights.
@@ -242,72 +237,6 @@ void CpuOps::write_weights(const AttentionItem& item, const Group& group, const 
         lse[r],
         weights + host_count);
   }
-}
-
-void CpuOps::guess_logits(const at::Tensor& queries,
-                          const at::Tensor& keys,
-                          at::Tensor& guesses) const {
-  const std::int64_t num_queries = queries.size(1);
-  const std::int64_t width = queries.size(2);
-  const std::int64_t tokens = guesses.size(1);
-  const at::Tensor rows = queries.to(at::kFloat).contiguous();
-  const std::int64_t chunks = (tokens + kGuessedTokens - 1) / kGuessedTokens;
-  const std::int64_t products = std::min(tokens, kGuessedTokens) * num_queries * width;
-  const std::int64_t grain = std::max<std::int64_t>(1, kParallelGrain / products);
-  for_ranges(1, queries.size(0) * chunks, grain, [&](std::int64_t begin, std::int64_t end) {
-    thread_local std::vector<float> logits;
-    logits.resize(static_cast<std::size_t>(num_queries * kGuessedTokens));
-    for (std::int64_t task = begin; task < end; ++task) {
-      const std::int64_t g = task / chunks;
-      const std::int64_t first = task % chunks * kGuessedTokens;
-      kernels::BlockedLogitsArgs args;
-      args.keys = {offset(keys.const_data_ptr(), g * keys.stride(0), keys.element_size()),
-                   dtype_of(keys),
-                   width,
-                   keys.size(1) * kKeyBlockTokens};
-      args.queries = rows.const_data_ptr<float>() + g * num_queries * width;
-      args.num_queries = num_queries;
-      args.tokens = {first, std::min(tokens, first + kGuessedTokens)};
-      args.logits = logits.data();
-      args.logits_stride = kGuessedTokens;
-      kernels_.blocked_logits(args);
-      float* out = guesses.mutable_data_ptr<float>() + g * tokens + first;
-      std::copy_n(logits.data(), args.tokens.size(), out);
-      for (std::int64_t r = 1; r < num_queries; ++r) {
-        const float* row = logits.data() + r * kGuessedTokens;
-        for (std::int64_t t = 0; t < args.tokens.size(); ++t) {
-          out[t] = row[t] > out[t] || row[t] != row[t] ? row[t] : out[t];  // NaN stays
-        }
-      }
-    }
-  });
-}
-
-at::Tensor CpuOps::largest_positions(const at::Tensor& scores,
-                                     std::int64_t most,
-                                     const at::Tensor& wanted) const {
-  const std::int64_t count = wanted.defined() ? *wanted.const_data_ptr<std::int64_t>() : most;
-  const std::int64_t rows = scores.size(0);
-  const std::int64_t n = scores.size(1);
-  at::Tensor chosen = at::empty({rows, count}, at::kInt);
-  std::atomic<bool> has_nan = false;
-  const std::int64_t grain = std::max<std::int64_t>(1, kParallelGrain / n);
-  for_ranges(1, rows, grain, [&](std::int64_t begin, std::int64_t end) {
-    thread_local std::vector<float> scratch;
-    thread_local std::vector<float> values;
-    values.resize(static_cast<std::size_t>(count));
-    for (std::int64_t row = begin; row < end; ++row) {
-      if (!kernels::top_k(scores.const_data_ptr<float>() + row * n,
-                          n,
-                          count,
-                          chosen.mutable_data_ptr<std::int32_t>() + row * count,
-                          values.data(),
-                          scratch)) {
-        has_nan = true;
-      }
-    }
-  });
-  return has_nan ? chosen.narrow(1, 0, 0) : chosen;
 }
 
 const float* CpuOps::scaled_queries(const at::Tensor& query,

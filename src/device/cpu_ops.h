@@ -63,12 +63,7 @@ class CpuOps final : public DeviceOps {
                          const at::Tensor& keys,
                          const at::Tensor& lse,
                          bool causal) const override;
-  void guess_logits(const at::Tensor& queries,
-                    const at::Tensor& keys,
-                    at::Tensor& guesses) const override;
-  at::Tensor largest_positions(const at::Tensor& scores,
-                               std::int64_t most,
-                               const at::Tensor& count) const override;
+  void plan(const at::Tensor& query, const PlanBatch& batch) const override;
 
  private:
   /// Smaller pieces of work than this (elements) are not worth waking another thread for.
@@ -109,6 +104,11 @@ class CpuOps final : public DeviceOps {
       function(index * grain, std::min(count, (index + 1) * grain));
     });
   }
+
+  /// The halves of plan() for one item: guesses of its keys in a layer, and the places of the
+  /// `count` largest.
+  void guess(const at::Tensor& queries, const at::Tensor& keys, const PlanItem& item) const;
+  void rank(const PlanItem& item, std::int64_t count) const;
 
   /// linear() by CpuKernels::prepared_linear, which wants memory: false where there is none.
   bool prepared_linear(const kernels::LinearArgs& args, std::int64_t outputs) const;

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A decode step by our CUDA kernels, one launch an operation whatever the number of requests;
-// matrix products by LibTorch (cuBLAS), and what only prompts and planners need by AtenOps.
+// A decode step by our CUDA kernels, as many launches whatever the number of requests; matrix
+// products by LibTorch (cuBLAS), and what only prompts need by AtenOps.
 #include <ATen/ops/addmm.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/version.h>
@@ -254,69 +253,31 @@ class CudaOps final : public DeviceOps {
     return aten_->column_sums(query, keys, lse, causal);
   }
 
-  void guess_logits(const at::Tensor& queries,
-                    const at::Tensor& keys,
-                    at::Tensor& guesses) const override {
-    kernels::GuessLogitsArgs args;
-    args.dtype = dtype_of(keys);
-    args.groups = guesses.size(0);
-    args.num_queries = queries.size(1);
-    args.width = queries.size(2);
-    args.tokens = guesses.size(1);
-    args.queries = queries.const_data_ptr();
-    args.query_group_stride = queries.stride(0);
-    args.query_stride = queries.stride(1);
-    args.keys = keys.const_data_ptr();
-    args.key_group_stride = keys.stride(0);
-    args.key_block_stride = keys.stride(1);
-    args.key_column_stride = keys.stride(2);
-    args.guesses = guesses.mutable_data_ptr<float>();
-    kernels::guess_logits_cuda(args, stream());
-  }
-
-  at::Tensor count_near(const at::Tensor& guesses, double alpha, std::int64_t most) const override {
-    kernels::CountNearArgs args;
-    args.guesses = guesses.const_data_ptr<float>();
-    args.groups = guesses.size(0);
-    args.tokens = guesses.size(1);
-    args.alpha = static_cast<float>(alpha);
-    args.most = most;
-    const at::Tensor count = at::empty({}, guesses.options().dtype(at::kLong));
-    const at::Tensor workspace =
-        bytes_like(guesses, kernels::count_near_workspace_bytes(args.groups, args.tokens));
-    args.count = count.mutable_data_ptr<std::int64_t>();
-    args.workspace = workspace.mutable_data_ptr();
-    kernels::count_near_cuda(args, stream());
-    return count;
-  }
-
-  at::Tensor largest_positions(const at::Tensor& scores,
-                               std::int64_t most,
-                               const at::Tensor& count) const override {
-    kernels::LargestPositionsArgs args;
-    args.scores = scores.const_data_ptr<float>();
-    args.groups = scores.size(0);
-    args.tokens = scores.size(1);
-    args.most = most;
-    args.count = most;
-    if (count.defined()) {
-      args.device_count = count.const_data_ptr<std::int64_t>();
+  void plan(const at::Tensor& query, const PlanBatch& batch) const override {
+    const at::Tensor& keys = *batch.items.front().keys;
+    kernels::PlanTokens args;
+    args.dtype = dtype_of(query);
+    args.rows = batch.rows;
+    args.batch = query.size(0);
+    args.groups = keys.size(1);
+    args.num_queries = query.size(1) / keys.size(1);
+    args.head_dim = query.size(2);
+    args.layer = batch.layer;
+    args.query = query.const_data_ptr();
+    args.query_stride = query.stride(0);
+    bool counts = false;
+    for (const PlanItem& item : batch.items) {
+      args.max_tokens = std::max(args.max_tokens, item.num_tokens);
+      counts |= item.alpha.has_value();
     }
-    const at::Tensor positions = at::empty({args.groups, most}, scores.options().dtype(at::kInt));
-    const at::Tensor workspace =
-        bytes_like(scores, kernels::largest_positions_workspace_bytes(args.groups, args.tokens));
-    args.positions = positions.mutable_data_ptr<std::int32_t>();
-    args.workspace = workspace.mutable_data_ptr();
+    kernels::guess_logits_cuda(args, stream());
+    if (counts) {
+      kernels::count_near_cuda(args, stream());
+    }
     kernels::largest_positions_cuda(args, stream());
-    return positions;
   }
 
  private:
-  // Freed in the order of this stream, as all that is used on it.
-  static at::Tensor bytes_like(const at::Tensor& tensor, std::size_t bytes) {
-    return at::empty({static_cast<std::int64_t>(bytes)}, tensor.options().dtype(at::kByte));
-  }
-
   void* stream() const {
 #if HYBRIDGEN_KNOWS_STREAM_HANDLES
     return guard_.getStream(device_).native_handle();

@@ -77,11 +77,6 @@ void DeviceOps::norms(const ModelConfig& config,
   }
 }
 
-at::Tensor DeviceOps::count_near(const at::Tensor& guesses, double alpha, std::int64_t most) const {
-  const at::Tensor near = guesses > guesses.amax(-1, /*keepdim=*/true) - alpha;
-  return near.sum(-1).to(at::kDouble).mean().to(at::kLong).clamp(1, most);
-}
-
 void DeviceOps::append_row(const at::Tensor& rows,
                            std::int64_t row,
                            const at::Tensor& destination,

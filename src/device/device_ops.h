@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string_view>
 
@@ -117,6 +118,33 @@ struct RowMoves {
   at::Tensor slots;                        ///< int32 [B, L, G], pinned; -1: stays
   at::Tensor device_slots;                 ///< room for the same on the device
   const kernels::StepRow* rows = nullptr;  ///< the caches flat, on the device
+};
+
+/// A row whose offloaded tokens are guessed and ranked by turned dimensions of their keys, and
+/// where what is made of it goes.
+struct PlanItem {
+  std::int64_t row = 0;                 ///< of the query
+  const at::Tensor* columns = nullptr;  ///< float32 [L, G, D, W], by which queries are turned
+  const at::Tensor* keys = nullptr;  ///< turned ones [L, G, blocks, W, 32], tokens last, contiguous
+  std::int64_t num_tokens = 0;       ///< N >= 1: the first of them
+  std::int64_t most = 0;             ///< places per KV head, in [1, N]
+  /// So many places as the KV heads have, in the mean and without its fraction, guesses above their
+  /// largest less alpha; at least one. None: `most`.
+  std::optional<double> alpha{};
+  /// float32 [G, N]: of KV head g and token t the largest product of its turned key with one of
+  /// the head's queries, which are scaled, turned and rounded as the keys are.
+  at::Tensor guesses{};
+  /// int32 [G, most]: places of the largest guesses of a KV head, ascending, of equal ones the
+  /// earlier, and N in what is left of a row; all of it if a guess of any KV head is NaN.
+  at::Tensor places{};
+};
+
+/// The rows of a micro-batch whose tokens the device chooses in one layer.
+struct PlanBatch {
+  std::span<const PlanItem> items;
+  std::int64_t layer = 0;
+  /// The same flat on a device that is not the host, one for each row of the query.
+  const kernels::PlanRow* rows = nullptr;
 };
 
 /// Heads that a projection made of a layer's input, and what happens to them before they meet.
@@ -231,21 +259,9 @@ class DeviceOps {
                                  const at::Tensor& lse,
                                  bool causal) const = 0;
 
-  /// guesses [G, N] float32: of KV head g and token t the largest product of the token's key with
-  /// one of queries [G, R, W]. keys [G, blocks, W, 32] of the queries' dtype, tokens in the last
-  /// dimension, as host keys lie (BlockedKeyView).
-  virtual void guess_logits(const at::Tensor& queries,
-                            const at::Tensor& keys,
-                            at::Tensor& guesses) const = 0;
-  /// Of each row of guesses [G, N] float32, N >= 1, the number within alpha of the row's largest;
-  /// their mean over the rows without its fraction, taken into [1, most]: one int64 where they are.
-  virtual at::Tensor count_near(const at::Tensor& guesses, double alpha, std::int64_t most) const;
-  /// Places of the largest of each row of scores [G, N] float32, ascending: int32 [G, up to `most`]
-  /// where the scores are, and N in what is left of a row. `count` of them, one int64 in [1, most]
-  /// there; undefined: `most`. None if a score is NaN.
-  virtual at::Tensor largest_positions(const at::Tensor& scores,
-                                       std::int64_t most,
-                                       const at::Tensor& count = {}) const = 0;
+  /// Guesses and places of all items, on the current stream. query [B, H, D], contiguous within a
+  /// row, unscaled.
+  virtual void plan(const at::Tensor& query, const PlanBatch& batch) const = 0;
 
  protected:
   /// destination[:, slot, :] = rows[row]; rows [B, G, D], destination [G, capacity, D].

@@ -13,4 +13,7 @@ kernels::StepRow flat_row(const AttentionItem& item, const ResidentCache& reside
 
 kernels::PayloadRow flat_row(const HostPayload& payload);
 
+/// But for `count` and `work`, of which tensors say nothing.
+kernels::PlanRow flat_row(const PlanItem& item);
+
 }  // namespace hybridgen

@@ -217,14 +217,49 @@ TimedOperation merge_cost(const at::Tensor& query, std::span<const AttentionItem
   return cost;
 }
 
-TimedOperation guess_cost(const at::Tensor& queries,
-                          const at::Tensor& keys,
-                          const at::Tensor& guesses) {
-  const std::int64_t tokens = divide_up(guesses.size(1), keys.size(3)) * keys.size(3);
-  const std::int64_t products = queries.size(0) * queries.size(1) * guesses.size(1);
-  return {.bytes_read = bytes_of(queries) + keys.size(0) * tokens * keys.size(2) * element_of(keys),
-          .bytes_written = bytes_of(guesses),
-          .flops = 2.0 * static_cast<double>(products * queries.size(2))};
+TimedOperation turn_queries_cost(const at::Tensor& query, std::span<const PlanItem> items) {
+  TimedOperation cost;
+  for (const PlanItem& item : items) {
+    const std::int64_t turned = query.size(1) * item.columns->size(3);
+    cost.bytes_read +=
+        bytes_of(query) / query.size(0) + bytes_of(*item.columns) / item.columns->size(0);
+    cost.bytes_written += turned * kFloat;
+    cost.flops += 2.0 * static_cast<double>(turned * query.size(2));
+  }
+  return cost;
+}
+
+TimedOperation guess_cost(const at::Tensor& query, std::span<const PlanItem> items) {
+  TimedOperation cost;
+  for (const PlanItem& item : items) {
+    const std::int64_t width = item.keys->size(3);
+    const std::int64_t block = item.keys->size(4);
+    const std::int64_t tokens = divide_up(item.num_tokens, block) * block;
+    cost.bytes_read += query.size(1) * width * kFloat +
+                       item.keys->size(1) * tokens * width * element_of(*item.keys);
+    cost.bytes_written += bytes_of(item.guesses);
+    cost.flops += 2.0 * static_cast<double>(query.size(1) * item.num_tokens * width);
+  }
+  return cost;
+}
+
+TimedOperation count_cost(std::span<const PlanItem> items) {
+  TimedOperation cost;
+  for (const PlanItem& item : items) {
+    if (!item.alpha) continue;
+    cost.bytes_read += bytes_of(item.guesses);
+    cost.flops += static_cast<double>(item.guesses.numel());
+  }
+  return cost;
+}
+
+TimedOperation rank_cost(std::span<const PlanItem> items) {
+  TimedOperation cost;
+  for (const PlanItem& item : items) {
+    cost.bytes_read += bytes_of(item.guesses);
+    cost.flops += static_cast<double>(item.guesses.numel());
+  }
+  return cost;
 }
 
 }  // namespace hybridgen

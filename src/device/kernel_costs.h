@@ -45,9 +45,14 @@ emulated::TimedOperation resident_cost(const at::Tensor& query,
 /// merge_cuda: the payload's rows in use once, then all parts.
 emulated::TimedOperation merge_cost(const at::Tensor& query, std::span<const AttentionItem> items);
 
-/// guess_logits_cuda.
-emulated::TimedOperation guess_cost(const at::Tensor& queries,
-                                    const at::Tensor& keys,
-                                    const at::Tensor& guesses);
+/// guess_logits_cuda: its first launch, that turns the items' queries, and the one that multiplies
+/// them with whole blocks of keys. query [B, H, D].
+emulated::TimedOperation turn_queries_cost(const at::Tensor& query,
+                                           std::span<const PlanItem> items);
+emulated::TimedOperation guess_cost(const at::Tensor& query, std::span<const PlanItem> items);
+
+/// A launch of count_near_cuda or largest_positions_cuda: all guesses of the items that it is for.
+emulated::TimedOperation count_cost(std::span<const PlanItem> items);
+emulated::TimedOperation rank_cost(std::span<const PlanItem> items);
 
 }  // namespace hybridgen

@@ -3,8 +3,6 @@
 // for it, each with what its kernel reads, writes and computes (kernel_costs.h), and computes
 // nothing. What CudaOps leaves to AtenOps is left to it here, too: the device then counts
 // LibTorch's operators one by one.
-#include <ATen/ops/empty.h>
-
 #include <algorithm>
 #include <initializer_list>
 #include <string_view>
@@ -143,31 +141,24 @@ class TimedOps final : public DeviceOps {
     return aten_->column_sums(query, keys, lse, causal);
   }
 
-  void guess_logits(const at::Tensor& queries,
-                    const at::Tensor& keys,
-                    at::Tensor& guesses) const override {
-    launch("guess_logits", guess_cost(queries, keys, guesses));
-  }
-
-  at::Tensor count_near(const at::Tensor& guesses,
-                        double /*alpha*/,
-                        std::int64_t /*most*/) const override {
-    for (int i = 0; i < kCountLaunches; ++i) {
-      launch_elementwise("count_near", {guesses}, {});
+  void plan(const at::Tensor& query, const PlanBatch& batch) const override {
+    launch("turn_queries", turn_queries_cost(query, batch.items));
+    launch("guess_logits", guess_cost(query, batch.items));
+    const auto counts = [](const PlanItem& item) { return item.alpha.has_value(); };
+    if (std::ranges::any_of(batch.items, counts)) {
+      for (int i = 0; i < kCountLaunches; ++i) {
+        launch("count_near", count_cost(batch.items));
+      }
     }
-    return at::empty({}, guesses.options().dtype(at::kLong));
-  }
-
-  at::Tensor largest_positions(const at::Tensor& scores,
-                               std::int64_t most,
-                               const at::Tensor& /*count*/) const override {
-    const at::Tensor positions =
-        at::empty({scores.size(0), most}, scores.options().dtype(at::kInt));
-    for (int i = 1; i < kRankingLaunches; ++i) {
-      launch_elementwise("largest_positions", {scores}, {});
+    for (int i = 0; i < kRankingLaunches; ++i) {
+      TimedOperation cost = rank_cost(batch.items);
+      if (i + 1 == kRankingLaunches) {
+        for (const PlanItem& item : batch.items) {
+          cost.bytes_written += static_cast<std::int64_t>(item.places.nbytes());
+        }
+      }
+      launch("largest_positions", cost);
     }
-    launch_elementwise("largest_positions", {scores}, {positions});
-    return positions;
   }
 
  private:

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of scores cut into pieces, one block each. Pieces tell each other only integers, whose sums
-// do not depend on an order, and only from launch to launch. For .cu files alone.
+// Rows of scores cut into pieces, one block each, of as many rows as there are KV heads (grid y)
+// for every request (grid z). Pieces tell each other only integers, whose sums do not depend on an
+// order, and only from launch to launch. For .cu files alone.
 #pragma once
 
 #include "kernels/cuda_math.h"
+#include "kernels/cuda_planning.h"
 
 namespace hybridgen::kernels {
 
@@ -20,15 +22,18 @@ struct Pieces {
       tokens;  ///< of a piece, whole tiles of kThreads; the last ones may be short or empty
 };
 
-inline Pieces pieces_of(std::int64_t tokens) {
+__host__ __device__ inline Pieces pieces_of(std::int64_t tokens) {
   const std::int64_t wanted = (tokens + kPieceTokens - 1) / kPieceTokens;
   const std::int64_t count = wanted < kMostPieces ? wanted : kMostPieces;
   const std::int64_t tiles = (tokens + kThreads - 1) / kThreads;
   return {count, (tiles + count - 1) / count * kThreads};
 }
 
-inline dim3 grid_of(const Pieces& pieces, std::int64_t groups) {
-  return {static_cast<unsigned>(pieces.count), static_cast<unsigned>(groups)};
+/// For the request with the most tokens; blocks beyond a request's own pieces have nothing to do.
+inline dim3 grid_of(const PlanTokens& args) {
+  return {static_cast<unsigned>(pieces_of(args.max_tokens).count),
+          static_cast<unsigned>(args.groups),
+          static_cast<unsigned>(args.batch)};
 }
 
 /// A block's share of a row: tokens [begin, end).
@@ -37,9 +42,9 @@ struct Range {
   std::int64_t end;
 };
 
-__device__ inline Range piece_of_block(std::int64_t piece_tokens, std::int64_t tokens) {
-  const std::int64_t begin = blockIdx.x * piece_tokens;
-  return {begin, min(begin + piece_tokens, tokens)};
+__device__ inline Range piece_of_block(const Pieces& pieces, std::int64_t tokens) {
+  const std::int64_t begin = blockIdx.x * pieces.tokens;
+  return {begin, min(begin + pieces.tokens, tokens)};
 }
 
 struct Prefix {
@@ -67,5 +72,8 @@ __device__ inline Prefix prefix_of_block(unsigned value) {
   __syncthreads();
   return prefix;
 }
+
+/// Bytes of PlanRow::work that largest_positions_cuda takes.
+std::size_t largest_work_bytes(std::int64_t groups, std::int64_t tokens);
 
 }  // namespace hybridgen::kernels

@@ -21,16 +21,33 @@ struct Threshold {
   unsigned wanted;
 };
 
-/// The work memory. A pass counts only tokens that have the threshold's digits of the passes
-/// before.
+/// A request's share of the work, as its blocks see it. A pass counts only tokens that have the
+/// threshold's digits of the passes before.
 struct Selection {
-  LargestPositionsArgs args;
-  std::int64_t pieces;
-  std::int64_t piece_tokens;
+  PlanRow row;
+  std::int64_t groups;
+  Pieces pieces;
+  const float* scores;    ///< of the block's KV head
   unsigned* counts;       ///< [G, pieces, kPasses, kDigits] tokens by their digit
   unsigned* nans;         ///< [G, pieces]
   Threshold* thresholds;  ///< [kPasses, G] before each pass; unused for the first
 };
+
+/// Whether there is anything for this block.
+__device__ bool find_selection(const PlanTokens& args, Selection& selection) {
+  const PlanRow& row = args.rows[blockIdx.z];
+  if (row.num_tokens <= 0) return false;
+  selection.pieces = pieces_of(row.num_tokens);
+  if (blockIdx.x >= selection.pieces.count) return false;
+  selection.row = row;
+  selection.groups = args.groups;
+  selection.scores = row.guesses + blockIdx.y * row.num_tokens;
+  // Pairs of 32 bits first, then single ones.
+  selection.thresholds = static_cast<Threshold*>(row.work);
+  selection.counts = reinterpret_cast<unsigned*>(selection.thresholds + kPasses * args.groups);
+  selection.nans = selection.counts + args.groups * selection.pieces.count * kPasses * kDigits;
+  return true;
+}
 
 /// Orders as floats do, with -0 equal to 0.
 __device__ unsigned key_of(float score) {
@@ -43,15 +60,15 @@ __device__ unsigned digit_of(unsigned key, int pass) {
 }
 
 __device__ unsigned wanted_of(const Selection& selection) {
-  const LargestPositionsArgs& args = selection.args;
-  const std::int64_t count = args.device_count != nullptr ? *args.device_count : args.count;
-  return static_cast<unsigned>(max(std::int64_t{1}, min(count, args.most)));
+  const PlanRow& row = selection.row;
+  const std::int64_t count = row.count != nullptr ? *row.count : row.most;
+  return static_cast<unsigned>(max(std::int64_t{1}, min(count, row.most)));
 }
 
-/// The threshold before a pass, of the block's row.
+/// The threshold before a pass, of the block's KV head.
 __device__ Threshold threshold_before(const Selection& selection, int pass) {
   if (pass == 0) return {0, wanted_of(selection)};
-  return selection.thresholds[pass * selection.args.groups + blockIdx.y];
+  return selection.thresholds[pass * selection.groups + blockIdx.y];
 }
 
 /// The threshold behind a pass, whose counts are there: one digit more. All threads call it.
@@ -59,10 +76,10 @@ __device__ Threshold threshold_behind(const Selection& selection, int pass) {
   DEVICE_SHARED(Threshold, found, 1);
   const Threshold before = threshold_before(selection, pass);
   const unsigned digit = kDigits - 1 - threadIdx.x;  // the prefix then counts larger digits
-  const std::int64_t row = blockIdx.y * selection.pieces;
+  const std::int64_t first = blockIdx.y * selection.pieces.count;
   unsigned tokens = 0;
-  for (std::int64_t p = 0; p < selection.pieces; ++p) {
-    tokens += selection.counts[((row + p) * kPasses + pass) * kDigits + digit];
+  for (std::int64_t p = 0; p < selection.pieces.count; ++p) {
+    tokens += selection.counts[((first + p) * kPasses + pass) * kDigits + digit];
   }
   const unsigned larger = prefix_of_block(tokens).before;
   if (larger < before.wanted && before.wanted <= larger + tokens) {  // in one thread
@@ -74,22 +91,22 @@ __device__ Threshold threshold_behind(const Selection& selection, int pass) {
   return threshold;
 }
 
-__global__ void count_digits_kernel(Selection selection, int pass) {
+__global__ void count_digits_kernel(PlanTokens args, int pass) {
   DEVICE_SHARED(unsigned, counts, kDigits);
-  const LargestPositionsArgs& args = selection.args;
-  const float* row = args.scores + blockIdx.y * args.tokens;
-  const std::int64_t block = blockIdx.y * selection.pieces + blockIdx.x;
+  Selection selection;
+  if (!find_selection(args, selection)) return;
+  const std::int64_t block = blockIdx.y * selection.pieces.count + blockIdx.x;
   const Threshold threshold =
       pass == 0 ? threshold_before(selection, 0) : threshold_behind(selection, pass - 1);
   if (pass > 0 && blockIdx.x == 0 && threadIdx.x == 0) {
-    selection.thresholds[pass * args.groups + blockIdx.y] = threshold;
+    selection.thresholds[pass * selection.groups + blockIdx.y] = threshold;
   }
   counts[threadIdx.x] = 0;
   __syncthreads();
   unsigned nans = 0;
-  const Range piece = piece_of_block(selection.piece_tokens, args.tokens);
+  const Range piece = piece_of_block(selection.pieces, selection.row.num_tokens);
   for (std::int64_t t = piece.begin + threadIdx.x; t < piece.end; t += kThreads) {
-    const float score = row[t];
+    const float score = selection.scores[t];
     const unsigned key = key_of(score);
     nans += score != score ? 1U : 0U;
     // A shift by all 32 bits is undefined.
@@ -104,7 +121,8 @@ __global__ void count_digits_kernel(Selection selection, int pass) {
 
 __device__ bool has_nan(const Selection& selection) {
   unsigned nans = 0;
-  for (std::int64_t i = threadIdx.x; i < selection.args.groups * selection.pieces; i += kThreads) {
+  const std::int64_t count = selection.groups * selection.pieces.count;
+  for (std::int64_t i = threadIdx.x; i < count; i += kThreads) {
     nans |= selection.nans[i];
   }
   return prefix_of_block(nans != 0 ? 1U : 0U).total != 0;
@@ -118,7 +136,8 @@ struct Taken {
 
 /// In the pieces before the block's.
 __device__ Taken taken_before(const Selection& selection, const Threshold& threshold) {
-  const unsigned* counts = selection.counts + blockIdx.y * selection.pieces * kPasses * kDigits;
+  const unsigned* counts =
+      selection.counts + blockIdx.y * selection.pieces.count * kPasses * kDigits;
   Taken taken{0, 0};
   for (unsigned row = 0; row < blockIdx.x * kPasses; ++row) {
     const int pass = static_cast<int>(row) % kPasses;
@@ -135,15 +154,13 @@ __device__ void write_places(const Selection& selection,
                              const Threshold& threshold,
                              std::int32_t* places) {
   DEVICE_SHARED(Taken, warps, kWarps);
-  const LargestPositionsArgs& args = selection.args;
-  const float* row = args.scores + blockIdx.y * args.tokens;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const unsigned lower_lanes = (1U << lane) - 1;
-  const Range piece = piece_of_block(selection.piece_tokens, args.tokens);
+  const Range piece = piece_of_block(selection.pieces, selection.row.num_tokens);
   Taken taken = taken_before(selection, threshold);
   for (std::int64_t first = piece.begin; first < piece.end; first += kThreads) {
     const std::int64_t token = first + threadIdx.x;
-    const unsigned key = token < piece.end ? key_of(row[token]) : 0U;
+    const unsigned key = token < piece.end ? key_of(selection.scores[token]) : 0U;
     const bool is_larger = token < piece.end && key > threshold.digits;
     const bool is_equal = token < piece.end && key == threshold.digits;
     const unsigned larger_lanes = __ballot_sync(kAllLanes, is_larger ? 1 : 0);
@@ -171,43 +188,37 @@ __device__ void write_places(const Selection& selection,
   }
 }
 
-__global__ void write_places_kernel(Selection selection) {
-  const LargestPositionsArgs& args = selection.args;
-  std::int32_t* places = args.positions + blockIdx.y * args.most;
+__global__ void write_places_kernel(PlanTokens args) {
+  Selection selection;
+  if (!find_selection(args, selection)) return;
+  const PlanRow& row = selection.row;
+  std::int32_t* places = row.places + blockIdx.y * row.most;
   const bool is_none = has_nan(selection);
   if (!is_none) {
     write_places(selection, threshold_behind(selection, kPasses - 1), places);
   }
   const std::int64_t used = is_none ? 0 : wanted_of(selection);
   const std::int64_t first = used + blockIdx.x * static_cast<std::int64_t>(kThreads) + threadIdx.x;
-  for (std::int64_t i = first; i < args.most; i += selection.pieces * kThreads) {
-    places[i] = static_cast<std::int32_t>(args.tokens);
+  for (std::int64_t i = first; i < row.most; i += selection.pieces.count * kThreads) {
+    places[i] = static_cast<std::int32_t>(row.num_tokens);
   }
 }
 
 }  // namespace
 
-std::size_t largest_positions_workspace_bytes(std::int64_t groups, std::int64_t tokens) {
+std::size_t largest_work_bytes(std::int64_t groups, std::int64_t tokens) {
   const auto pieces = static_cast<std::size_t>(groups * pieces_of(tokens).count);
   return pieces * (kPasses * kDigits + 1) * sizeof(unsigned) +
          static_cast<std::size_t>(groups * kPasses) * sizeof(Threshold);
 }
 
-void largest_positions_cuda(const LargestPositionsArgs& args, void* stream) {
-  if (args.groups <= 0 || args.tokens <= 0 || args.most <= 0) return;
+void largest_positions_cuda(const PlanTokens& args, void* stream) {
+  if (args.batch <= 0 || args.groups <= 0 || args.max_tokens <= 0) return;
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  const Pieces pieces = pieces_of(args.tokens);
-  const dim3 grid = grid_of(pieces, args.groups);
-  const std::int64_t blocks = args.groups * pieces.count;
-  Selection selection{args, pieces.count, pieces.tokens, nullptr, nullptr, nullptr};
-  // Pairs of 32 bits first, then single ones.
-  selection.thresholds = static_cast<Threshold*>(args.workspace);
-  selection.counts = reinterpret_cast<unsigned*>(selection.thresholds + kPasses * args.groups);
-  selection.nans = selection.counts + blocks * kPasses * kDigits;
   for (int pass = 0; pass < kPasses; ++pass) {
-    launch(count_digits_kernel, grid, kThreads, 0, cuda_stream, selection, pass);
+    launch(count_digits_kernel, grid_of(args), kThreads, 0, cuda_stream, args, pass);
   }
-  launch(write_places_kernel, grid, kThreads, 0, cuda_stream, selection);
+  launch(write_places_kernel, grid_of(args), kThreads, 0, cuda_stream, args);
   check_launch("largest_positions_cuda");
 }
 

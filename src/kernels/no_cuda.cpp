@@ -61,21 +61,20 @@ void fetch_payloads_cuda(const PayloadCopy* /*copies*/,
   refuse("fetch_payloads_cuda");
 }
 
-void guess_logits_cuda(const GuessLogitsArgs& /*args*/, void* /*stream*/) {
+std::size_t plan_work_bytes(std::int64_t /*groups*/,
+                            std::int64_t /*num_queries*/,
+                            std::int64_t /*width*/,
+                            std::int64_t /*tokens*/) {
+  return 0;
+}
+
+void guess_logits_cuda(const PlanTokens& /*args*/, void* /*stream*/) {
   refuse("guess_logits_cuda");
 }
 
-std::size_t count_near_workspace_bytes(std::int64_t /*groups*/, std::int64_t /*tokens*/) {
-  return 0;
-}
+void count_near_cuda(const PlanTokens& /*args*/, void* /*stream*/) { refuse("count_near_cuda"); }
 
-void count_near_cuda(const CountNearArgs& /*args*/, void* /*stream*/) { refuse("count_near_cuda"); }
-
-std::size_t largest_positions_workspace_bytes(std::int64_t /*groups*/, std::int64_t /*tokens*/) {
-  return 0;
-}
-
-void largest_positions_cuda(const LargestPositionsArgs& /*args*/, void* /*stream*/) {
+void largest_positions_cuda(const PlanTokens& /*args*/, void* /*stream*/) {
   refuse("largest_positions_cuda");
 }
 

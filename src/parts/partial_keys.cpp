@@ -8,11 +8,9 @@
 #include <ATen/ops/topk.h>
 
 #include <algorithm>
-#include <cmath>
 
 #include "device/device_context.h"
 #include "device/torch_types.h"
-#include "hybridgen/core/error.h"
 #include "kvcache/host_kv_store.h"
 
 namespace hybridgen {
@@ -33,12 +31,12 @@ PartialKeys::PartialKeys(const ModelConfig& config,
       query_heads_per_kv_head_(config.query_heads_per_kv_head()),
       head_dim_(config.head_dim),
       num_columns_(num_columns(config, settings)),
-      columns_(static_cast<std::size_t>(config.num_layers)) {
-  for (std::int64_t layer = 0; layer < config.num_layers; ++layer) {
-    keys_.push_back(
-        at::empty({num_kv_heads_, blocks_of(capacity), num_columns_, kKeyBlockTokens}, options));
-  }
-}
+      columns_(at::empty({config.num_layers, num_kv_heads_, head_dim_, num_columns_},
+                         options.dtype(at::kFloat))),
+      has_columns_(static_cast<std::size_t>(config.num_layers)),
+      keys_(at::empty(
+          {config.num_layers, num_kv_heads_, blocks_of(capacity), num_columns_, kKeyBlockTokens},
+          options)) {}
 
 std::int64_t PartialKeys::num_columns(const ModelConfig& config,
                                       const PartialKeyOptions& settings) {
@@ -50,8 +48,11 @@ std::int64_t PartialKeys::required_bytes(const ModelConfig& config,
                                          DType dtype,
                                          const PartialKeyOptions& settings,
                                          std::int64_t capacity) {
-  return config.num_layers * config.num_kv_heads * blocks_of(capacity) * kKeyBlockTokens *
-         num_columns(config, settings) * static_cast<std::int64_t>(size_of(dtype));
+  const std::int64_t token_bytes =
+      blocks_of(capacity) * kKeyBlockTokens * static_cast<std::int64_t>(size_of(dtype));
+  const std::int64_t turning_bytes = config.head_dim * static_cast<std::int64_t>(sizeof(float));
+  return config.num_layers * config.num_kv_heads * num_columns(config, settings) *
+         (token_bytes + turning_bytes);
 }
 
 void PartialKeys::choose_columns(std::int64_t layer, const at::Tensor& queries) {
@@ -62,8 +63,9 @@ void PartialKeys::choose_columns(std::int64_t layer, const at::Tensor& queries) 
   const auto [values, vectors] = at::linalg_eigh(at::matmul(q.transpose(1, 2), q), "L");
   const at::Tensor weights = at::matmul(q, vectors).abs().sum(1);  // [G, D]
   const at::Tensor chosen = std::get<1>(at::topk(weights, num_columns_, -1));
-  columns_[static_cast<std::size_t>(layer)] =
-      vectors.gather(2, chosen.unsqueeze(1).expand({-1, head_dim_, -1})).contiguous();
+  columns_.select(0, layer).copy_(
+      vectors.gather(2, chosen.unsqueeze(1).expand({-1, head_dim_, -1})));
+  has_columns_[static_cast<std::size_t>(layer)] = true;
 }
 
 void PartialKeys::on_prompt_rows(const PromptRows& rows) {
@@ -73,6 +75,17 @@ void PartialKeys::on_prompt_rows(const PromptRows& rows) {
 }
 
 void PartialKeys::on_offload(const OffloadedRows& rows) {
+  // Resident rows leave all layers at a time: as few operations as for one.
+  const at::Tensor& resident = rows.resident.all_keys();
+  if (resident.defined() && rows.keys.is_alias_of(resident) &&
+      std::ranges::count(has_columns_, false) == 0) {
+    if (rows.layer == 0) {
+      const at::Tensor keys = resident.narrow(2, rows.first_row, rows.tokens.size());
+      write_blocks(
+          keys.flatten(0, 1), columns_.flatten(0, 1), rows.tokens.begin, keys_.flatten(0, 1));
+    }
+    return;
+  }
   const at::Tensor keys = rows.keys.narrow(1, rows.first_row, rows.tokens.size());
   if (!has_columns(rows.layer)) {
     // No prompt chunk came before: the keys stand in for sample queries.
@@ -83,10 +96,15 @@ void PartialKeys::on_offload(const OffloadedRows& rows) {
 }
 
 void PartialKeys::write(std::int64_t layer, std::int64_t first_slot, const at::Tensor& keys) {
+  write_blocks(keys, columns_.select(0, layer), first_slot, keys_.select(0, layer));
+}
+
+void PartialKeys::write_blocks(const at::Tensor& keys,
+                               const at::Tensor& columns,
+                               std::int64_t first_slot,
+                               const at::Tensor& blocks) {
   const at::Tensor partial =
-      at::matmul(keys.to(at::kFloat), columns_[static_cast<std::size_t>(layer)])
-          .transpose(1, 2);  // [G, rd, N]
-  const at::Tensor& blocks = keys_[static_cast<std::size_t>(layer)];
+      at::matmul(keys.to(at::kFloat), columns).transpose(1, 2);  // [G, rd, N]
   const std::int64_t count = partial.size(2);
   // The end of a block that is begun, whole blocks, the beginning of one.
   for (std::int64_t done = 0; done < count;) {
@@ -112,52 +130,22 @@ void PartialKeys::write_row(std::int64_t layer,
                             std::int64_t kv_head,
                             std::int64_t slot,
                             const at::Tensor& key) {
-  keys_[static_cast<std::size_t>(layer)]
+  keys_.select(0, layer)
       .select(0, kv_head)
       .select(0, slot / kKeyBlockTokens)
       .select(1, slot % kKeyBlockTokens)
-      .copy_(at::matmul(key.to(at::kFloat),
-                        columns_[static_cast<std::size_t>(layer)].select(0, kv_head)));
+      .copy_(at::matmul(key.to(at::kFloat), columns_.select(0, layer).select(0, kv_head)));
 }
 
-at::Tensor PartialKeys::guess(const DeviceOps& ops,
-                              std::int64_t layer,
-                              const at::Tensor& query,
-                              std::int64_t num_tokens) const {
-  const double scale = 1.0 / std::sqrt(static_cast<double>(head_dim_));
-  const at::Tensor heads = query.to(at::kFloat).view({num_kv_heads_, -1, head_dim_}) * scale;
-  const at::Tensor& keys = keys_[static_cast<std::size_t>(layer)];
-  const at::Tensor partial =
-      at::matmul(heads, columns_[static_cast<std::size_t>(layer)]).to(keys.scalar_type());
-  at::Tensor guesses = at::empty({num_kv_heads_, num_tokens}, partial.options().dtype(at::kFloat));
-  ops.guess_logits(partial, keys, guesses);
-  return guesses;
-}
-
-at::Tensor PartialKeys::plan(const DeviceOps& ops,
-                             std::int64_t layer,
-                             const at::Tensor& query,
-                             std::int64_t num_tokens,
-                             std::optional<std::int64_t> count) const {
-  const at::Tensor guesses = guess(ops, layer, query, num_tokens);
+PlanItem PartialKeys::plan(std::int64_t num_tokens, std::optional<std::int64_t> count) const {
+  PlanItem item{.columns = &columns_, .keys = &keys_, .num_tokens = num_tokens};
   if (count) {
-    return ops.largest_positions(guesses, *count);
+    item.most = *count;
+  } else {
+    item.most = settings_.max_fetch.resolve(num_tokens);
+    item.alpha = settings_.alpha;
   }
-  const std::int64_t most = settings_.max_fetch.resolve(num_tokens);
-  return ops.largest_positions(guesses, most, ops.count_near(guesses, settings_.alpha, most));
-}
-
-std::int64_t planned_count(const at::Tensor& plan, std::int64_t layer, std::int64_t num_offloaded) {
-  const auto* row = plan.const_data_ptr<std::int32_t>();
-  const std::int64_t count =
-      plan.size(1) == 0 ? 0 : std::lower_bound(row, row + plan.size(1), num_offloaded) - row;
-  if (count == 0) {
-    throw NumericError(message("[partial keys] a guessed logit of layer ",
-                               layer,
-                               " is NaN; check the checkpoint, or run it in float32 if "
-                               "activations overflow"));
-  }
-  return count;
+  return item;
 }
 
 PartFactory partial_keys_part(const PartialKeyOptions& settings) {

@@ -36,7 +36,7 @@ class PartialKeys final : public TokenPlanner {
                                      std::int64_t capacity);
 
   bool has_columns(std::int64_t layer) const {
-    return columns_[static_cast<std::size_t>(layer)].defined();
+    return has_columns_[static_cast<std::size_t>(layer)];
   }
   /// Chooses a layer's columns from sample queries [T, H, D], rotated; T >= 1.
   void choose_columns(std::int64_t layer, const at::Tensor& queries);
@@ -61,20 +61,16 @@ class PartialKeys final : public TokenPlanner {
   /// Per KV head a token's score is the largest guessed logit of its query heads, and every KV head
   /// fetches its own n' best. n' is `count` if that is given. Otherwise tokens within alpha of a
   /// head's best count; n' is their mean number over the KV heads, at least 1 and at most
-  /// max_fetch. None if a guess is NaN.
-  at::Tensor plan(const DeviceOps& ops,
-                  std::int64_t layer,
-                  const at::Tensor& query,
-                  std::int64_t num_tokens,
-                  std::optional<std::int64_t> count = std::nullopt) const override;
-
-  /// The guessed logits [G, num_tokens] that plan() ranks by.
-  at::Tensor guess(const DeviceOps& ops,
-                   std::int64_t layer,
-                   const at::Tensor& query,
-                   std::int64_t num_tokens) const;
+  /// max_fetch.
+  PlanItem plan(std::int64_t num_tokens,
+                std::optional<std::int64_t> count = std::nullopt) const override;
 
  private:
+  /// Keys [heads, N, D], turned by their heads' columns, into blocks of the same heads.
+  static void write_blocks(const at::Tensor& keys,
+                           const at::Tensor& columns,
+                           std::int64_t first_slot,
+                           const at::Tensor& blocks);
   static std::int64_t num_columns(const ModelConfig& config, const PartialKeyOptions& settings);
 
   PartialKeyOptions settings_;
@@ -82,8 +78,9 @@ class PartialKeys final : public TokenPlanner {
   std::int64_t query_heads_per_kv_head_;
   std::int64_t head_dim_;
   std::int64_t num_columns_;
-  std::vector<at::Tensor> columns_;  ///< per layer [G, D, rd]: the chosen columns of A
-  std::vector<at::Tensor> keys_;     ///< per layer [G, blocks, rd, 32], as host keys lie
+  at::Tensor columns_;             ///< [L, G, D, rd]: the chosen columns of A
+  std::vector<bool> has_columns_;  ///< [L]
+  at::Tensor keys_;                ///< [L, G, blocks, rd, 32], as host keys lie
 };
 
 }  // namespace hybridgen

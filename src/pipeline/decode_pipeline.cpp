@@ -275,7 +275,7 @@ void DecodePipeline::compute_logits(MicroBatch& batch) {
   }
 }
 
-// The step's only wait for the device, but for what plans positions there.
+// The step's only wait for the device, but for that of values which its weights ask for.
 void DecodePipeline::wait_for_device(Batches batches) {
   model_.device().record_compute(step_done_);
   DeviceContext::host_waits(step_done_);

@@ -63,9 +63,12 @@ enum class Payload : std::uint8_t {
 
 /// Nobody chooses: all offloaded tokens.
 struct EveryToken {};
-/// The device did, in buffers.merged and union_sizes: as many as it was asked for, or as it wanted.
+/// The device did: as many as it was asked for, or as it wanted, the same number for every KV head.
 struct ChosenOnDevice {
-  std::optional<std::int64_t> wanted;
+  std::optional<std::int64_t> wanted{};
+  /// [G, most] ascending, then n_c in what is left of a row; there before the job runs.
+  const std::int32_t* places = nullptr;
+  std::int64_t most = 0;
 };
 /// A selector, before any logits exist.
 struct PlannedHere {
@@ -93,7 +96,8 @@ struct HostJob {
   const void* new_key = nullptr;
   const void* new_value = nullptr;
   std::int64_t num_offloaded = 0;  ///< n_c >= 1
-  /// S in [1, n_c]: tokens of a query head, or of all of a KV head where a selector says how many.
+  /// S in [1, n_c]: tokens of a query head, or of all of a KV head where a selector says how many;
+  /// of a device's plan once that is read.
   std::int64_t num_chosen = 0;
   double keys_in_cxl = 0.0;  ///< share of them in slower memory, in [0, 1]
   double values_in_cxl = 0.0;

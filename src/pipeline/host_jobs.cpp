@@ -65,14 +65,15 @@ void HostJobs::start(std::int64_t layer, MicroBatch& batch, const at::Tensor& qu
   jobs.step = loop_.step;
   jobs.jobs.clear();
   slot.rows.clear();
-  slot.plans.clear();
   bool needs_query = false;
   for (std::size_t row = 0; row < batch.requests.size(); ++row) {
-    needs_query |= add_job(layer, batch, row, query);
+    needs_query |= add_job(layer, batch, row);
   }
-  read_plans(layer, batch);
   if (jobs.jobs.empty()) {
     return;
+  }
+  if (std::ranges::any_of(jobs.jobs, &HostJob::is_chosen_on_device)) {
+    batch.start_plans(loop_.ops, layer, query);
   }
   if (needs_query) {
     send(query, slot.queries, jobs.jobs.size());
@@ -81,7 +82,9 @@ void HostJobs::start(std::int64_t layer, MicroBatch& batch, const at::Tensor& qu
     send(batch.ws.key, slot.new_keys, jobs.jobs.size());
     send(batch.ws.value, slot.new_values, jobs.jobs.size());
   }
-  if (!loop_.model.device().is_cpu()) {
+  if (loop_.model.device().is_cpu()) {
+    read_plans(jobs.jobs);
+  } else {
     // For every job: the event also says that the merge of layer - 2 has left this staging.
     loop_.model.device().record_compute(slot.device_ready);
   }
@@ -126,10 +129,7 @@ void HostJobs::release(std::int64_t layer, MicroBatch& batch) {
 }
 
 // Returns whether there is a job for the row and it reads the query.
-bool HostJobs::add_job(std::int64_t layer,
-                       MicroBatch& batch,
-                       std::size_t row,
-                       const at::Tensor& query) {
+bool HostJobs::add_job(std::int64_t layer, MicroBatch& batch, std::size_t row) {
   const HostWork& work = loop_.method.work_of(layer);
   RequestState& request = *batch.requests[row];
   if (request.tokens.num_offloaded() == 0 || request.failure != nullptr) {
@@ -151,14 +151,8 @@ bool HostJobs::add_job(std::int64_t layer,
       return false;
     }
   }
-  at::Tensor plan;
-  if (job.is_chosen_on_device()) {
-    contain(request, [&] {
-      plan = plan_on_device(layer, request, query.select(0, static_cast<std::int64_t>(row)), job);
-    });
-    if (request.failure != nullptr) {
-      return false;
-    }
+  if (auto* chosen = std::get_if<ChosenOnDevice>(&job.chooser)) {
+    *chosen = batch.plans.of(layer, row, *chosen);
   }
   const bool reads_query = query_of(work) != HostQuery::kNone && !job.only_copies();
   if (reads_query) {
@@ -170,75 +164,22 @@ bool HostJobs::add_job(std::int64_t layer,
   }
   slot.batch.jobs.push_back(job);
   slot.rows.push_back(static_cast<std::int64_t>(row));
-  slot.plans.push_back(plan);
   return reads_query;
 }
 
-// What the device plans for a request, on its way to the host.
-at::Tensor HostJobs::plan_on_device(std::int64_t layer,
-                                    RequestState& request,
-                                    const at::Tensor& query,
-                                    const HostJob& job) const {
-  const ModelConfig& config = loop_.config();
-  at::Tensor plan = request.parts.planner->plan(loop_.ops,
-                                                layer,
-                                                query.view({config.num_heads, config.head_dim}),
-                                                job.num_offloaded,
-                                                std::get<ChosenOnDevice>(job.chooser).wanted);
-  if (loop_.model.device().is_cpu()) {
-    return plan;
-  }
-  at::Tensor staged = request.staging_of(layer).planned(plan.sizes());
-  staged.copy_(plan, /*non_blocking=*/true);
-  return staged;
-}
-
-// Waits for the plans of all jobs; a job whose plan is none is dropped.
-void HostJobs::read_plans(std::int64_t layer, MicroBatch& batch) {
-  MicroBatch::HostSlot& slot = batch.slot(layer);
-  const auto is_planned = [](const at::Tensor& plan) { return plan.defined(); };
-  if (std::ranges::none_of(slot.plans, is_planned)) {
+// What the device planned for a finished job is told to whoever wants to know.
+void HostJobs::note_plan(std::int64_t layer, const HostJob& job, const RequestState& request) {
+  const auto* plan = std::get_if<ChosenOnDevice>(&job.chooser);
+  if (plan == nullptr) {
     return;
   }
-  batch.wait_for_plans(loop_.model.device());
-  std::size_t kept = 0;
-  for (std::size_t i = 0; i < slot.batch.jobs.size(); ++i) {
-    HostJob& job = slot.batch.jobs[i];
-    RequestState& request = *batch.requests[static_cast<std::size_t>(slot.rows[i])];
-    if (slot.plans[i].defined()) {
-      contain(request, [&] { take_plan(layer, slot.plans[i], request, job); });
-    }
-    if (request.failure == nullptr) {
-      slot.batch.jobs[kept] = job;
-      slot.rows[kept++] = slot.rows[i];
-    }
-  }
-  slot.batch.jobs.resize(kept);
-  slot.rows.resize(kept);
-  slot.plans.clear();
-}
-
-void HostJobs::take_plan(std::int64_t layer,
-                         const at::Tensor& plan,
-                         RequestState& request,
-                         HostJob& job) {
-  const std::int64_t groups = plan.size(0);
-  const std::int64_t stride = plan.size(1);
-  const std::int64_t count = planned_count(plan, layer, job.num_offloaded);
-  const auto* from = plan.const_data_ptr<std::int32_t>();
-  // From the last head: on a device that is not the host the plan lies where it goes, only denser.
-  for (std::int64_t g = groups - 1; g >= 0; --g) {
-    std::int32_t* merged = job.buffers.merged + g * job.buffers.union_capacity;
-    std::memmove(merged, from + g * stride, static_cast<std::size_t>(count) * sizeof(*merged));
-    job.buffers.union_sizes[g] = count;
-  }
+  const std::int64_t groups = loop_.config().num_kv_heads;
+  const auto count = static_cast<std::size_t>(job.num_chosen);
   for (std::int64_t g = 0; g < groups; ++g) {
-    const std::int32_t* merged = job.buffers.merged + g * job.buffers.union_capacity;
-    request.parts.tell(
-        [&](KvPart& part) { part.on_fetch(layer, g, {merged, static_cast<std::size_t>(count)}); });
+    const std::span<const std::int32_t> slots{plan->places + g * plan->most, count};
+    request.parts.tell([&](KvPart& part) { part.on_fetch(layer, g, slots); });
   }
-  job.num_chosen = count;
-  loop_.link.to_host(groups * count * static_cast<std::int64_t>(sizeof(std::int32_t)));
+  loop_.link.to_host(groups * job.num_chosen * static_cast<std::int64_t>(sizeof(std::int32_t)));
 }
 
 void HostJobs::send(const at::Tensor& from, at::Tensor& staging, std::size_t num_jobs) {
@@ -279,6 +220,7 @@ void HostJobs::ship(std::int64_t layer, MicroBatch& batch) {
       if (const std::exception_ptr& error = slot.batch.error(i)) {
         std::rethrow_exception(error);
       }
+      note_plan(layer, slot.batch.jobs[i], request);
       bytes += staging.ship(slot.batch.jobs[i], slot.union_rows[row], slot.device_union_rows[row]);
       batch.items[row].payload = &staging.payload();
       slot.has_payloads = true;

@@ -31,13 +31,8 @@ class HostJobs {
  private:
   void read_for(const HostJob& job, std::int64_t layer, RequestState& request) const;
   void read_ahead(RequestState& request) const;
-  bool add_job(std::int64_t layer, MicroBatch& batch, std::size_t row, const at::Tensor& query);
-  at::Tensor plan_on_device(std::int64_t layer,
-                            RequestState& request,
-                            const at::Tensor& query,
-                            const HostJob& job) const;
-  void read_plans(std::int64_t layer, MicroBatch& batch);
-  void take_plan(std::int64_t layer, const at::Tensor& plan, RequestState& request, HostJob& job);
+  bool add_job(std::int64_t layer, MicroBatch& batch, std::size_t row);
+  void note_plan(std::int64_t layer, const HostJob& job, const RequestState& request);
   void send(const at::Tensor& from, at::Tensor& staging, std::size_t num_jobs);
   void ship(std::int64_t layer, MicroBatch& batch);
   /// What a row's finished job left out.

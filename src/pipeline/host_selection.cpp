@@ -230,25 +230,39 @@ void choose_together(const HostTaskRunner& runner,
   }
 }
 
+std::span<const std::int32_t> planned_on_device(const HostTask& task, const ChosenOnDevice& plan) {
+  const std::int64_t count = task.job.num_chosen;
+  if (count == 0) {
+    throw NumericError(message("[partial keys] a guessed logit of layer ",
+                               task.layer,
+                               " is NaN; check the checkpoint, or run it in float32 if "
+                               "activations overflow"));
+  }
+  return {plan.places + task.kv_head * plan.most, static_cast<std::size_t>(count)};
+}
+
+std::span<const std::int32_t> planned_here(const HostTask& task, const TokenSelector& selector) {
+  const HostJob& job = task.job;
+  const PlanContext context{
+      task.layer, task.kv_head, job.num_offloaded, job.num_chosen, task.scratch.queries};
+  const std::span<const std::int32_t> chosen = selector.plan(context, task.scratch.planned);
+  check_positions(selector, chosen, job.num_offloaded, job.num_chosen);
+  return chosen;
+}
+
 }  // namespace
 
 std::span<const std::int32_t> plan_tokens(const HostTask& task) {
   const HostJob& job = task.job;
-  std::int32_t* merged = job.buffers.merged + task.kv_head * job.buffers.union_capacity;
-  std::int64_t& count = job.buffers.union_sizes[task.kv_head];
-  const auto* planned = std::get_if<PlannedHere>(&job.chooser);
-  if (planned == nullptr) {  // on the device
-    return {merged, static_cast<std::size_t>(count)};
-  }
-  const PlanContext context{
-      task.layer, task.kv_head, job.num_offloaded, job.num_chosen, task.scratch.queries};
+  const auto* on_device = std::get_if<ChosenOnDevice>(&job.chooser);
   const std::span<const std::int32_t> chosen =
-      planned->selector->plan(context, task.scratch.planned);
-  check_positions(*planned->selector, chosen, job.num_offloaded, job.num_chosen);
-  count = static_cast<std::int64_t>(chosen.size());
+      on_device != nullptr ? planned_on_device(task, *on_device)
+                           : planned_here(task, *std::get<PlannedHere>(job.chooser).selector);
+  job.buffers.union_sizes[task.kv_head] = static_cast<std::int64_t>(chosen.size());
   if (job.payload == Payload::kPartialAttention) {
     return chosen;  // nothing but the result leaves the host
   }
+  std::int32_t* merged = job.buffers.merged + task.kv_head * job.buffers.union_capacity;
   std::ranges::copy(chosen, merged);
   return {merged, chosen.size()};
 }

@@ -173,10 +173,6 @@ std::int64_t HostStaging::ship(const HostJob& job,
   return bytes + rows * head_dim_ * element * (ships_keys && !keys_only ? 2 : 1);
 }
 
-at::Tensor HostStaging::planned(at::IntArrayRef sizes) const {
-  return merged_.narrow(0, 0, sizes[0] * sizes[1]).view(sizes);
-}
-
 at::Tensor HostStaging::readers(at::IntArrayRef sizes) const {
   // The device computes these logits itself, so that their place is free, and large enough.
   return host_.logits.view(at::kShort).narrow(0, 0, sizes[0] * sizes[1]).view(sizes);

@@ -56,10 +56,6 @@ class HostStaging {
                     const at::Tensor& union_sizes = {},
                     const at::Tensor& device_union_sizes = {});
 
-  /// Where the device's plan for a job arrives: int32 [G, M] with M <= union_rows, contiguous. It
-  /// lies in buffers().merged.
-  at::Tensor planned(at::IntArrayRef sizes) const;
-
   // FetchKeys: how many query heads read each token comes, value rows follow.
   /// Where the former arrives: int16 [G, n_c].
   at::Tensor readers(at::IntArrayRef sizes) const;

@@ -14,7 +14,8 @@ namespace {
 
 constexpr std::int64_t kWord = sizeof(std::int64_t);
 constexpr std::int64_t kRowBytes = sizeof(kernels::StepRow);
-constexpr std::int64_t kInputBytes = 2 * kWord + kRowBytes;
+constexpr std::int64_t kInputBytes = 2 * kWord + kRowBytes;  // then come plans, if there are any
+constexpr std::int64_t kPlanBytes = sizeof(kernels::PlanRow);
 
 template <typename T>
 T* data_as(const at::Tensor& bytes, std::int64_t first = 0) {
@@ -29,14 +30,16 @@ MicroBatch::MicroBatch(const DecoderModel& model,
     : requests(std::move(requests_)),
       ws(model.config(), model.dtype(), model.device().device(), rows()),
       items(requests.size()),
-      lost(model.config(), model.device(), rows(), method.has(PartRole::kSelector)) {
+      lost(model.config(), model.device(), rows(), method.has(PartRole::kSelector)),
+      plans(model, method, requests) {
   const ModelConfig& config = model.config();
   const DeviceContext& device = model.device();
   ws.add_guess_norm();
   const auto on_device = [&](const at::Tensor& host) {
     return device.is_cpu() ? host : at::empty(host.sizes(), host.options().device(device.device()));
   };
-  inputs_ = device.host_staging({rows() * kInputBytes}, at::kByte);
+  inputs_ =
+      device.host_staging({rows() * kInputBytes + plans.num_flat_rows() * kPlanBytes}, at::kByte);
   device_inputs_ = on_device(inputs_);
   const auto part = [&](const at::Tensor& inputs, std::int64_t index) {
     return inputs.narrow(0, index * rows() * kWord, rows() * kWord).view(at::kLong);
@@ -77,14 +80,26 @@ MicroBatch::MicroBatch(const DecoderModel& model,
     slot.batch.jobs.reserve(requests.size());
     slot.rows.reserve(requests.size());
     if (!device.is_cpu()) {
-      slot.batch.wait_for_device = [&slot] { DeviceContext::host_waits(slot.device_ready); };
+      slot.batch.wait_for_device = [&slot] {
+        DeviceContext::host_waits(slot.device_ready);
+        read_plans(slot.batch.jobs);
+      };
     }
   }
 }
 
-void MicroBatch::wait_for_plans(const DeviceContext& device) {
-  device.record_compute(planned_);
-  DeviceContext::host_waits(planned_);
+void MicroBatch::start_plans(const DeviceOps& ops, std::int64_t layer, const at::Tensor& query) {
+  plans.start(ops,
+              layer,
+              query,
+              plans.num_flat_rows() == 0
+                  ? nullptr
+                  : data_as<const kernels::PlanRow>(device_inputs_, rows() * kInputBytes));
+}
+
+void MicroBatch::wait_for_readers(const DeviceContext& device) {
+  device.record_compute(readers_);
+  DeviceContext::host_waits(readers_);
 }
 
 std::span<std::int32_t> MicroBatch::moves_of(std::size_t row) {
@@ -111,6 +126,8 @@ void MicroBatch::move_rows(const DeviceOps& ops) {
 }
 
 void MicroBatch::send_inputs() {
+  const auto num_plans = static_cast<std::size_t>(plans.num_flat_rows());
+  plans.begin_step(requests, {data_as<kernels::PlanRow>(inputs_, rows() * kInputBytes), num_plans});
   if (device_inputs_.is_same(inputs_)) {
     return;
   }

@@ -14,6 +14,7 @@
 
 #include "models/decoder_model.h"
 #include "pipeline/cpu_stage.h"
+#include "pipeline/device_plans.h"
 #include "pipeline/lost_mass.h"
 #include "pipeline/request_state.h"
 
@@ -32,9 +33,9 @@ struct MicroBatch {
   at::Tensor logits;                    ///< float32 [B, V] on the device
   at::Tensor host_logits;  ///< float32 [B, V] on the host; the same tensor on a CPU device
 
-  /// Starts the copy of tokens, positions and where the requests' tokens lie to the device, on the
-  /// current stream: one copy; nothing on a CPU device. They must not change before the device has
-  /// come here.
+  /// What the rows plan in this step, then the copy of that, of tokens, positions and where the
+  /// requests' tokens lie to the device, on the current stream: one copy; none on a CPU device.
+  /// They must not change before the device has come here.
   void send_inputs();
 
   /// All rows in a layer; with payloads once fetch() was queued for it.
@@ -42,9 +43,12 @@ struct MicroBatch {
   /// What the jobs of a layer left for the rows, flat too where the device is not the host.
   PayloadBatch payloads(std::int64_t layer);
 
-  /// The host waits for what the device planned for all rows, queued so far on the compute stream:
-  /// once per layer where it does. Nothing on a CPU device.
-  void wait_for_plans(const DeviceContext& device);
+  /// Plans on the device for all rows whose jobs want it; see DevicePlans.
+  void start_plans(const DeviceOps& ops, std::int64_t layer, const at::Tensor& query);
+
+  /// The host waits for what is queued so far on the compute stream, for all rows at a time.
+  /// Nothing on a CPU device.
+  void wait_for_readers(const DeviceContext& device);
 
   /// Where the newest token of a row's request goes, [L, G] slots on the host, -1: it stays. Empty
   /// where rows do not move, or at once (a CPU device). Written between a step's wait for the
@@ -58,7 +62,6 @@ struct MicroBatch {
   struct HostSlot {
     HostJobBatch batch;
     std::vector<std::int64_t> rows;      ///< row of each job
-    std::vector<at::Tensor> plans;       ///< of each job what the device planned, if it does
     at::Tensor queries;                  ///< [B, H D] on the host
     at::Tensor new_keys;                 ///< [B, G D] on the host; where the host holds every token
     at::Tensor new_values;               ///< the same
@@ -75,16 +78,17 @@ struct MicroBatch {
   std::array<HostSlot, 2> slots;
   std::vector<AttentionItem> items;  ///< one per row
   LostMass lost;
+  DevicePlans plans;
 
   HostSlot& slot(std::int64_t layer) { return slots[static_cast<std::size_t>(layer % 2)]; }
 
  private:
-  at::Tensor inputs_;         ///< bytes: tokens, positions and StepRow of every row
+  at::Tensor inputs_;         ///< bytes: tokens, positions and StepRow of every row, PlanRow
   at::Tensor device_inputs_;  ///< the same tensor on a CPU device
   at::Tensor moves_;          ///< int32 [B, L, G], pinned; undefined where nothing moves
   at::Tensor device_moves_;   ///< the same on the device
   std::vector<ResidentCache*> caches_;
-  std::optional<c10::Event> planned_;
+  std::optional<c10::Event> readers_;
 };
 
 }  // namespace hybridgen

@@ -7,6 +7,7 @@
 #include "device/resident_cache.h"
 #include "kvcache/store_memory.h"
 #include "parts/request_parts.h"
+#include "pipeline/device_plans.h"
 #include "pipeline/lost_mass.h"
 #include "pipeline/rows_to_host.h"
 #include "pipeline/shifted_keys.h"
@@ -49,6 +50,26 @@ StagingShape staging_of(const HostWork& work,
           ? std::min(max_offloaded, shape.max_chosen * config.query_heads_per_kv_head())
           : shape.max_chosen;
   return shape;
+}
+
+// Tokens per KV head that the device chooses for the host to send, at most.
+std::int64_t most_planned(const Method& method,
+                          const AttendedTokens& attended,
+                          const RequestPlan& plan) {
+  const auto plans = [](const PartFactory* part) { return part->role == PartRole::kPlanner; };
+  if (std::ranges::none_of(parts_needed(method, attended, plan), plans)) {
+    return 0;
+  }
+  std::int64_t most = 0;
+  for (const HostWork* work : {&method.work, &method.early_work}) {
+    const TokenChoice choice = choice_of(*work);
+    if (const auto* planner = std::get_if<ByPlanner>(&choice)) {
+      most = std::max(most, planner->most.resolve(plan.max_offloaded));
+    } else if (std::holds_alternative<BySelectors>(choice)) {
+      most = std::max(most, attended.most(plan.max_offloaded));
+    }
+  }
+  return most;
 }
 
 // Tokens on the device and on the host.
@@ -145,6 +166,9 @@ RequestPlan plan_request(const ModelConfig& config,
     if (!device_is_host) {
       plan.device_bytes += 2 * HostStaging::payload_bytes(config, dtype, plan.staging);
     }
+    plan.max_planned = most_planned(method, attended, plan);
+    plan.device_bytes += DevicePlans::device_bytes(config, device_is_host, plan);
+    plan.dram_bytes += DevicePlans::host_bytes(config, plan);
   }
   if (!device_is_host) {
     plan_step_end(config, dtype, method, attended, plan);

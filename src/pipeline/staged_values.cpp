@@ -73,7 +73,7 @@ void attend_by_parts(LoopContext& loop, std::int64_t layer, MicroBatch& batch) {
       }
     });
   }
-  batch.wait_for_plans(device);
+  batch.wait_for_readers(device);
   for (std::size_t row = 0; row < batch.requests.size(); ++row) {
     RequestState& request = *batch.requests[row];
     contain(request, [&] {

@@ -145,8 +145,9 @@ std::int64_t engine_device_bytes(const ModelConfig& config, DType dtype, const E
 }
 
 std::int64_t decode_row_bytes(const ModelConfig& config, DType dtype) {
-  // With the norm of a guess, and where its tokens and two layers' payloads lie.
+  // With the norm of a guess, where its tokens and two layers' payloads lie, and what is planned.
   const std::int64_t described = static_cast<std::int64_t>(sizeof(kernels::StepRow)) +
+                                 2 * static_cast<std::int64_t>(sizeof(kernels::PlanRow)) + kLong +
                                  2 * static_cast<std::int64_t>(sizeof(kernels::PayloadRow)) +
                                  2 * config.num_kv_heads * kLong;
   return BlockWorkspace::required_bytes(config, dtype, 1) + config.vocab_size * kFloat +

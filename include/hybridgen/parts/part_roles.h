@@ -14,28 +14,20 @@
 namespace hybridgen {
 
 struct AttentionItem;
-class DeviceOps;
 struct PlacedBytes;
+struct PlanItem;
 namespace kernels {
 struct CpuKernels;
 }
 
-/// Chooses a layer's offloaded tokens on the device, before the host's job starts.
+/// Keeps on the device what offloaded tokens are chosen by there, before the host's job starts.
 class TokenPlanner : public KvPart {
  public:
-  /// Slots among [0, num_offloaded) for a guessed, rotated query [H, D], unscaled: int32 [G, M]
-  /// where the query is, ascending, the same number per KV head, and num_offloaded in what is left
-  /// of a row; `count` of them if that is given, none if a guess is NaN. Waits for nothing: the
-  /// loop reads the plans of all requests at a time.
-  virtual at::Tensor plan(const DeviceOps& ops,
-                          std::int64_t layer,
-                          const at::Tensor& query,
-                          std::int64_t num_offloaded,
-                          std::optional<std::int64_t> count) const = 0;
+  /// How DeviceOps::plan() chooses among slots [0, num_offloaded), in every layer of a step:
+  /// `count` of them per KV head if that is given, else as many as it finds worth it. It plans for
+  /// all requests at a time: whose row it is and where the results go is left to the loop.
+  virtual PlanItem plan(std::int64_t num_offloaded, std::optional<std::int64_t> count) const = 0;
 };
-
-/// Slots per KV head in a plan that is on the host by now. NumericError if there are none.
-std::int64_t planned_count(const at::Tensor& plan, std::int64_t layer, std::int64_t num_offloaded);
 
 /// Scores offloaded tokens roughly and at less cost than their keys do: a selector's scan reads it,
 /// and only what scores best gets exact logits. Called by host workers, for different heads at the

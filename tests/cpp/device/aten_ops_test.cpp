@@ -136,6 +136,28 @@ TEST_P(Operations, GiveFloat32LogitsUnrounded) {
   }
 }
 
+/// Places of the `count` largest of each row of scores: keys of one dimension, each the product of
+/// itself with a query of 1, in blocks whose rest is NaN.
+at::Tensor largest_places(const DeviceOps& ops, const at::Tensor& scores, std::int64_t count) {
+  const std::int64_t rows = scores.size(0);
+  const std::int64_t tokens = scores.size(1);
+  const std::int64_t blocks = (tokens + 31) / 32;
+  const at::Tensor keys =
+      at::full({rows, blocks * 32}, std::numeric_limits<float>::quiet_NaN(), at::kFloat);
+  keys.narrow(1, 0, tokens).copy_(scores);
+  const at::Tensor blocked = keys.view({1, rows, blocks, 1, 32});
+  const at::Tensor columns = at::ones({1, rows, 1, 1}, at::kFloat);
+  const PlanItem item{.columns = &columns,
+                      .keys = &blocked,
+                      .num_tokens = tokens,
+                      .most = count,
+                      .guesses = at::empty({rows, tokens}, at::kFloat),
+                      .places = at::empty({rows, count}, at::kInt)};
+  ops.plan(at::ones({1, rows, 1}, at::kFloat), {.items = {&item, 1}});
+  EXPECT_TRUE(item.guesses.equal(scores) || scores.isnan().any().item<bool>());
+  return item.places;
+}
+
 TEST_P(Operations, TakeTheEarlierOfEqualScores) {
   at::manual_seed(5);
   // Few different scores, of zeros of either sign too, in rows long and short.
@@ -143,7 +165,7 @@ TEST_P(Operations, TakeTheEarlierOfEqualScores) {
     at::Tensor scores = at::randint(-2, 3, {3, count}, at::kFloat);
     scores.select(0, 1).mul_(-0.0);
     for (const std::int64_t wanted : {std::int64_t{1}, count / 3, count}) {
-      const at::Tensor chosen = ops_->largest_positions(scores, wanted);
+      const at::Tensor chosen = largest_places(*ops_, scores, wanted);
       for (std::int64_t row = 0; row < 3; ++row) {
         const float* const score = scores.const_data_ptr<float>() + row * count;
         std::vector<std::int32_t> order(static_cast<std::size_t>(count));
@@ -162,7 +184,7 @@ TEST_P(Operations, TakeTheEarlierOfEqualScores) {
 TEST_P(Operations, RefuseToRankNaN) {
   at::Tensor scores = at::full({2, 40}, 1.0, at::kFloat);
   scores.select(0, 1).select(0, 17).fill_(std::numeric_limits<float>::quiet_NaN());
-  const at::Tensor places = ops_->largest_positions(scores, 3);
+  const at::Tensor places = largest_places(*ops_, scores, 3);
   EXPECT_TRUE((places == scores.size(1)).all().item<bool>()) << "a place that is none, if any";
 }
 

@@ -5,14 +5,21 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/randn.h>
+#include <ATen/ops/sort.h>
 #include <gtest/gtest.h>
 
+#include <cstring>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "device/device_ops.h"
+#include "device/flat_rows.h"
 #include "device/linear_form.h"
+#include "device/planning.h"
 #include "kernels/coded_rows.h"
 #include "support/emulated_cuda.h"
 #include "support/kernels_on_device.h"
@@ -152,26 +159,70 @@ TEST_P(CudaOperations, TurnAndGate) {
   expect_near(device_y, y);
 }
 
-TEST_P(CudaOperations, GuessAndRank) {
-  const at::Tensor queries = random({2, 3, 5});
-  const at::Tensor keys = random({2, 4, 5, 32});
-  at::Tensor guesses = at::empty({2, 100});
-  at::Tensor device_guesses = there(guesses);
-  cuda_->guess_logits(there(queries), there(keys), device_guesses);
-  cpu_->guess_logits(queries, keys, guesses);
-  expect_near(device_guesses, guesses, 5);
-  const at::Tensor scores = there(guesses);
-  EXPECT_TRUE(
-      cuda_->largest_positions(scores, 7, {}).cpu().equal(cpu_->largest_positions(guesses, 7, {})));
-  for (const double alpha : {0.0, 0.5, 4.0}) {
-    EXPECT_TRUE(
-        cuda_->count_near(scores, alpha, 60).cpu().equal(cpu_->count_near(guesses, alpha, 60)))
-        << alpha;
+/// What an item's guesses make its places.
+at::Tensor best_places(const PlanItem& item) {
+  const at::Tensor guesses = item.guesses.cpu();
+  const std::int64_t count =
+      item.alpha ? count_near(guesses, *item.alpha, item.most).item<std::int64_t>() : item.most;
+  const at::Tensor places =
+      at::full({guesses.size(0), item.most}, item.num_tokens, at::TensorOptions(at::kInt));
+  const at::Tensor best = std::get<1>(at::sort(guesses, /*stable=*/true, -1, /*descending=*/true));
+  places.narrow(1, 0, count).copy_(std::get<0>(at::sort(best.narrow(1, 0, count), -1)));
+  return places;
+}
+
+// Two rows of three plan in the second of two layers, by keys of their own.
+TEST_P(CudaOperations, GuessAndRankForAllRowsAtATime) {
+  constexpr std::int64_t kGroups = 2;
+  const at::Tensor query = random({3, 6, 8});
+  const at::Tensor columns = at::randn({2, kGroups, 8, 5});
+  const at::Tensor device_columns = there(columns);
+  for (const std::optional<double> alpha : {std::optional<double>(), {0.0}, {0.5}, {4.0}}) {
+    const std::vector<at::Tensor> keys{random({2, kGroups, 4, 5, 32}),
+                                       random({2, kGroups, 2, 5, 32})};
+    const std::vector<at::Tensor> device_keys{there(keys[0]), there(keys[1])};
+    std::vector<PlanItem> items;
+    std::vector<PlanItem> device_items;
+    std::vector<kernels::PlanRow> rows(3);
+    const at::Tensor counts = there(at::empty({3}, at::kLong));
+    const at::Tensor work = there(at::empty({2, 1 << 16}, at::kByte));
+    for (std::size_t i = 0; i < 2; ++i) {
+      const std::int64_t tokens = i == 0 ? 100 : 37;
+      PlanItem item{.row = 2 * static_cast<std::int64_t>(i),
+                    .columns = &columns,
+                    .keys = &keys[i],
+                    .num_tokens = tokens,
+                    .most = tokens / 2,
+                    .alpha = i == 0 ? alpha : std::nullopt,
+                    .guesses = at::empty({kGroups, tokens}),
+                    .places = at::empty({kGroups, tokens / 2}, at::kInt)};
+      items.push_back(item);
+      item.columns = &device_columns;
+      item.keys = &device_keys[i];
+      item.guesses = there(item.guesses);
+      item.places = there(item.places);
+      device_items.push_back(item);
+      kernels::PlanRow& row = rows[2 * i] = flat_row(item);
+      row.work = work.select(0, static_cast<std::int64_t>(i)).mutable_data_ptr();
+      if (item.alpha) {
+        row.count = counts.mutable_data_ptr<std::int64_t>() + item.row;
+      }
+    }
+    const at::Tensor flat =
+        at::empty({std::ssize(rows) * std::int64_t{sizeof(rows[0])}}, at::kByte);
+    std::memcpy(flat.mutable_data_ptr(), rows.data(), rows.size() * sizeof(rows[0]));
+    const at::Tensor device_flat = there(flat);
+    cuda_->plan(there(query),
+                {.items = device_items,
+                 .layer = 1,
+                 .rows = static_cast<const kernels::PlanRow*>(device_flat.const_data_ptr())});
+    cpu_->plan(query, {.items = items, .layer = 1});
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      expect_near(device_items[i].guesses, items[i].guesses, 5);
+      EXPECT_TRUE(device_items[i].places.cpu().equal(best_places(device_items[i])));
+      EXPECT_TRUE(items[i].places.equal(best_places(items[i])));
+    }
   }
-  const at::Tensor count = at::arange(4, 5, at::kLong);
-  EXPECT_TRUE(cuda_->largest_positions(scores, 7, there(count))
-                  .cpu()
-                  .equal(make_aten_ops()->largest_positions(guesses, 7, count)));
 }
 
 INSTANTIATE_TEST_SUITE_P(DTypes,

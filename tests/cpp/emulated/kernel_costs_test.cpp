@@ -177,12 +177,31 @@ TEST(KeyCosts, TurnedKeysReadATablesRowPerToken) {
   EXPECT_EQ(cost.bytes_written, 10 * kRow);
 }
 
-TEST(KeyCosts, GuessesReadWholeBlocksOfPartialKeys) {
-  const TimedOperation cost = guess_cost(
-      shaped({kKvHeads, 4, 3}), shaped({kKvHeads, 9, 3, 32}), shaped({2, 40}, at::kFloat));
-  EXPECT_EQ(cost.bytes_read, 2 * (kKvHeads * 4 * 3 + kKvHeads * 64 * 3));
-  EXPECT_EQ(cost.bytes_written, kKvHeads * 40 * 4);
-  EXPECT_EQ(cost.flops, 2.0 * kKvHeads * 4 * 40 * 3);
+// Three of eight dimensions of 40 and of 10 tokens, in two layers; only the first wants a count.
+TEST(KeyCosts, PlansReadEachRequestsColumnsAndWholeBlocksOfItsPartialKeys) {
+  const at::Tensor query = shaped({4, kHeads, kDim});
+  const at::Tensor columns = shaped({2, kKvHeads, kDim, 3}, at::kFloat);
+  const at::Tensor keys = shaped({2, kKvHeads, 9, 3, 32});
+  std::vector<PlanItem> items;
+  for (const std::int64_t tokens : {40, 10}) {
+    items.push_back({.columns = &columns,
+                     .keys = &keys,
+                     .num_tokens = tokens,
+                     .most = 5,
+                     .guesses = shaped({kKvHeads, tokens}, at::kFloat),
+                     .places = shaped({kKvHeads, 5}, at::kInt)});
+  }
+  items.front().alpha = 4.0;
+  const TimedOperation turned = turn_queries_cost(query, items);
+  EXPECT_EQ(turned.bytes_read, 2 * (kQuery + kKvHeads * kDim * 3 * 4));
+  EXPECT_EQ(turned.bytes_written, 2 * kHeads * 3 * 4);
+  EXPECT_EQ(turned.flops, 2 * 2.0 * kHeads * 3 * kDim);
+  const TimedOperation guessed = guess_cost(query, items);
+  EXPECT_EQ(guessed.bytes_read, 2 * kHeads * 3 * 4 + kKvHeads * (64 + 32) * 3 * 2);
+  EXPECT_EQ(guessed.bytes_written, kKvHeads * (40 + 10) * 4);
+  EXPECT_EQ(guessed.flops, 2.0 * kHeads * (40 + 10) * 3);
+  EXPECT_EQ(count_cost(items).bytes_read, kKvHeads * 40 * 4);
+  EXPECT_EQ(rank_cost(items).bytes_read, kKvHeads * (40 + 10) * 4);
 }
 
 }  // namespace

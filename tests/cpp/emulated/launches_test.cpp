@@ -100,7 +100,9 @@ class LaunchesPerLayer : public ::testing::TestWithParam<Expected> {};
 
 // norm, q k v, heads and append, resident attention, merge, output, norm, up, gate, down; one that
 // fetches payloads, on the copies' stream, one that turns keys by their places, and two more where
-// the next layer's query is guessed. Moves of rows come once a step.
+// the next layer's query is guessed; a device that plans turns that query, guesses logits, counts
+// the near ones twice where it wants their number and ranks in five. Moves of rows, and what
+// partial keys keep of a token that leaves, come once a step.
 TEST_P(LaunchesPerLayer, AreAsManyForOneRequestAsForFour) {
   const auto settings = all_settings();
   const auto setting = std::ranges::find(settings, GetParam().name, &Setting::name);
@@ -137,7 +139,10 @@ INSTANTIATE_TEST_SUITE_P(Methods,
                                            Expected{"hybridgen_mass_exact", 11},
                                            Expected{"hybridgen_mass", 13},
                                            Expected{"hybridgen_mass_rescored", 13},
-                                           Expected{"hybridgen_digests", 13}),
+                                           Expected{"hybridgen_digests", 13},
+                                           Expected{"exact_hybridgen_partial_keys", 18},
+                                           Expected{"hybridgen_partial_keys", 20},
+                                           Expected{"infinigen", 22}),
                          kName);
 
 class LaunchesInTime : public ::testing::TestWithParam<Setting> {};

@@ -9,7 +9,7 @@
 #include "support/in_every_order.h"
 
 #if HYBRIDGEN_HAS_CUDA
-#include "score_rows.h"
+#include "guessed_requests.h"
 #endif
 
 namespace hybridgen::kernels::test {
@@ -37,29 +37,18 @@ class LargestPositionsOnDevice : public testing::Test {
 
 Rows one_row(std::vector<float> scores) { return {.groups = 1, .scores = std::move(scores)}; }
 
-enum class CountIs : std::uint8_t { kOfHost, kOnDevice };
+std::vector<std::vector<std::int32_t>> places(const std::vector<GuessedRequest>& requests) {
+  const GuessedRequests guessed(requests);
+  largest_positions_cuda(guessed.args(), nullptr);
+  std::vector<std::vector<std::int32_t>> all;
+  for (std::size_t i = 0; i < requests.size(); ++i) all.push_back(guessed.places(i));
+  return all;
+}
 
-std::vector<std::int32_t> places(const Rows& rows,
-                                 std::int64_t count,
-                                 std::int64_t most,
-                                 CountIs count_is = CountIs::kOfHost) {
-  const DeviceCopy scores(rows.scores);
-  const DeviceCopy device_count(std::vector<std::int64_t>{count});
-  const DeviceCopy positions(
-      std::vector<std::int32_t>(static_cast<std::size_t>(rows.groups * most), -7));
-  const DeviceCopy workspace =
-      workspace_of(largest_positions_workspace_bytes(rows.groups, rows.tokens()));
-  const bool is_on_device = count_is == CountIs::kOnDevice;
-  largest_positions_cuda({.scores = scores.get<float>(),
-                          .groups = rows.groups,
-                          .tokens = rows.tokens(),
-                          .most = most,
-                          .count = is_on_device ? 0 : count,
-                          .device_count = is_on_device ? device_count.get<std::int64_t>() : nullptr,
-                          .positions = positions.get<std::int32_t>(),
-                          .workspace = workspace.get()},
-                         nullptr);
-  return positions.values<std::int32_t>();
+/// Of one request; where the count is not `most`, it lies on the device.
+std::vector<std::int32_t> places(const Rows& rows, std::int64_t count, std::int64_t most) {
+  const auto on_device = count == most ? std::nullopt : std::optional(count);
+  return places({{.guesses = rows, .most = most, .count = on_device}}).front();
 }
 
 /// By the CPU twin.
@@ -104,18 +93,18 @@ TEST_F(LargestPositionsOnDevice, MinusZeroEqualsZero) {
 
 TEST_F(LargestPositionsOnDevice, WhatIsLeftOfARowIsTheNumberOfTokens) {
   const Rows rows = one_row({2.0F, -kInfinity, 9.0F, kInfinity});
-  for (const CountIs count_is : {CountIs::kOfHost, CountIs::kOnDevice}) {
-    EXPECT_EQ(places(rows, 1, 4, count_is), (std::vector<std::int32_t>{3, 4, 4, 4}));
-    EXPECT_EQ(places(rows, 3, 4, count_is), (std::vector<std::int32_t>{0, 2, 3, 4}));
-    EXPECT_EQ(places(rows, 4, 4, count_is), (std::vector<std::int32_t>{0, 1, 2, 3}));
-  }
+  EXPECT_EQ(places(rows, 1, 4), (std::vector<std::int32_t>{3, 4, 4, 4}));
+  EXPECT_EQ(places(rows, 3, 4), (std::vector<std::int32_t>{0, 2, 3, 4}));
+  EXPECT_EQ(places(rows, 4, 4), (std::vector<std::int32_t>{0, 1, 2, 3}));
 }
 
 TEST_F(LargestPositionsOnDevice, ACountOnTheDeviceStaysBetweenOneAndMost) {
   const Rows rows = one_row({2.0F, 1.0F, 9.0F, 3.0F});
-  EXPECT_EQ(places(rows, 100, 2, CountIs::kOnDevice), (std::vector<std::int32_t>{2, 3}));
-  EXPECT_EQ(places(rows, 0, 2, CountIs::kOnDevice), (std::vector<std::int32_t>{2, 4}));
-  EXPECT_EQ(places(rows, -1, 2, CountIs::kOnDevice), (std::vector<std::int32_t>{2, 4}));
+  EXPECT_EQ(places(rows, 100, 2), (std::vector<std::int32_t>{2, 3}));
+  EXPECT_EQ(places(rows, 0, 2), (std::vector<std::int32_t>{2, 4}));
+  EXPECT_EQ(places(rows, -1, 2), (std::vector<std::int32_t>{2, 4}));
+  EXPECT_EQ(places({{.guesses = rows, .most = 2, .count = 2}}).front(),
+            (std::vector<std::int32_t>{2, 3}));
 }
 
 // A row in the middle of one piece or at the end of the last, and a NaN of either sign: nobody gets
@@ -140,8 +129,7 @@ TEST_F(LargestPositionsOnDevice, PlacesAgreeWithTheCpuTwin) {
     for (const Rows& rows : hard_rows(1, tokens)) {
       const std::int64_t count = (tokens + 2) / 3;
       const std::int64_t most = std::min(tokens, count + 1);
-      ASSERT_EQ(places(rows, count, most, CountIs::kOnDevice), twin_places(rows, count, most))
-          << tokens;
+      ASSERT_EQ(places(rows, count, most), twin_places(rows, count, most)) << tokens;
       ASSERT_EQ(places(rows, most, most), twin_places(rows, most, most)) << tokens;
     }
   }
@@ -164,6 +152,25 @@ TEST_F(LargestPositionsOnDevice, LongRowsAndManyHeadsAgree) {
   }
   const Rows many{40, random_floats(40 * 300, 6)};
   EXPECT_EQ(places(many, 30, 40), twin_places(many, 30, 40));
+}
+
+// Of other lengths than their neighbours', one without tokens, one with a NaN.
+TEST_F(LargestPositionsOnDevice, RequestsOfABatchGetWhatTheyWouldAlone) {
+  std::vector<GuessedRequest> requests;
+  for (const std::int64_t tokens : {300, 5000, 1, 2049}) {
+    const Rows rows{3, random_floats(3 * tokens, static_cast<std::uint32_t>(tokens))};
+    requests.push_back({.guesses = rows, .most = (tokens + 1) / 2});
+    requests.push_back({.guesses = rows, .most = (tokens + 1) / 2, .count = (tokens + 3) / 4});
+  }
+  requests.insert(requests.begin() + 1, GuessedRequest{.guesses = {.groups = 3, .scores = {}}});
+  GuessedRequest without_number = requests.front();
+  without_number.guesses.scores[700] = std::numeric_limits<float>::quiet_NaN();
+  requests.push_back(without_number);
+  std::vector<std::vector<std::int32_t>> alone;
+  for (const GuessedRequest& request : requests) alone.push_back(places({request}).front());
+  EXPECT_EQ(alone[0], twin_places(requests[0].guesses, 150, 150));
+  EXPECT_EQ(alone.back(), std::vector<std::int32_t>(3 * 150, 300));
+  in_every_order([&] { EXPECT_EQ(places(requests), alone); });
 }
 
 #endif  // HYBRIDGEN_HAS_CUDA

@@ -6,11 +6,6 @@
 
 namespace hybridgen::kernels::test {
 
-/// Work memory of so many bytes, full of what others left there.
-inline DeviceCopy workspace_of(std::size_t bytes) {
-  return DeviceCopy(std::vector<std::uint8_t>(bytes, 0xa5));
-}
-
 struct Rows {
   std::int64_t groups = 1;
   std::vector<float> scores;  // [groups, tokens]

@@ -3,6 +3,7 @@
 // what is derived from keys comes back with the keys, and what must be saved does not.
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/randn.h>
 #include <gtest/gtest.h>
@@ -194,7 +195,11 @@ TEST(PartialKeysState, IsTheColumnsWhatTheyKeepOfTheKeysComesBack) {
     return PartialKeys(config(), keys.tensor.options(), {.column_share = 0.25}, kTokens);
   };
   const auto plan_of = [&](const PartialKeys& part) {
-    return part.plan(*ops, 0, query, kOffloaded, kChosen);
+    PlanItem item = part.plan(kOffloaded, kChosen);
+    item.guesses = at::empty({kGroups, kOffloaded});
+    item.places = at::empty({kGroups, kChosen}, at::kInt);
+    ops->plan(query.unsqueeze(0), {.items = {&item, 1}});
+    return item.places;
   };
   PartialKeys lived = make();
   lived.choose_columns(0, prompt);

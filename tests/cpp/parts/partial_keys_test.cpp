@@ -4,6 +4,7 @@
 
 #include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/randn.h>
@@ -18,10 +19,13 @@
 #include <initializer_list>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "hybridgen/core/error.h"
+#include "device/planning.h"
+#include "device/resident_cache.h"
+#include "kvcache/host_kv_store.h"
 
 namespace hybridgen {
 namespace {
@@ -63,6 +67,25 @@ class PartialKeysWith : public testing::TestWithParam<std::string> {
            std::sqrt(static_cast<double>(kDim));
   }
 
+  /// What the device's operation plans for one row by these keys.
+  PlanItem planned(const PartialKeys& partial,
+                   const at::Tensor& query,
+                   std::int64_t tokens,
+                   std::optional<std::int64_t> count = 1,
+                   std::int64_t layer = 0) const {
+    PlanItem item = partial.plan(tokens, count);
+    item.guesses = at::empty({kGroups, tokens});
+    item.places = at::empty({kGroups, item.most}, at::kInt);
+    ops_->plan(query.unsqueeze(0), {.items = {&item, 1}, .layer = layer});
+    return item;
+  }
+  at::Tensor guess(const PartialKeys& partial,
+                   const at::Tensor& query,
+                   std::int64_t tokens,
+                   std::int64_t layer = 0) const {
+    return planned(partial, query, tokens, 1, layer).guesses;
+  }
+
   static double largest_difference(const at::Tensor& a, const at::Tensor& b) {
     return (a - b).abs().max().item<double>();
   }
@@ -82,7 +105,7 @@ TEST_P(PartialKeysWith, AllColumnsAndTheTrueQueryGuessTheTrueLogits) {
     const at::Tensor query = at::randn({kGroups * kPerGroup, kDim});
     const PartialKeys partial = partial_keys(1.0, keys);
     for (const std::int64_t tokens : {std::int64_t{1}, (count + 1) / 2, count}) {
-      const at::Tensor guessed = partial.guess(*ops_, 0, query, tokens);
+      const at::Tensor guessed = guess(partial, query, tokens);
       ASSERT_EQ(guessed.sizes(), at::IntArrayRef({kGroups, tokens}));
       EXPECT_LT(largest_difference(guessed, true_logits(query, keys.narrow(1, 0, tokens))), 1e-5)
           << tokens << " of " << count;
@@ -95,7 +118,7 @@ TEST_P(PartialKeysWith, KeysAndQueriesOfBfloat16LoseNoMoreThanTheirRounding) {
   const at::Tensor query = at::randn({kGroups * kPerGroup, kDim}, at::kBFloat16);
   const PartialKeys partial = partial_keys(1.0, keys);
   // Turned keys and queries are rounded once each: 2^-8 of sums of 16 products of size about 1.
-  EXPECT_LT(largest_difference(partial.guess(*ops_, 0, query, 100), true_logits(query, keys)),
+  EXPECT_LT(largest_difference(guess(partial, query, 100), true_logits(query, keys)),
             2.0 / 256.0 * kDim / std::sqrt(static_cast<double>(kDim)));
 }
 
@@ -103,7 +126,7 @@ TEST_P(PartialKeysWith, FewColumnsGuessOtherLogits) {
   const at::Tensor keys = at::randn({kGroups, 24, kDim});
   const at::Tensor query = at::randn({kGroups * kPerGroup, kDim});
   const PartialKeys partial = partial_keys(0.25, keys);
-  EXPECT_GT(largest_difference(partial.guess(*ops_, 0, query, 24), true_logits(query, keys)), 0.1);
+  EXPECT_GT(largest_difference(guess(partial, query, 24), true_logits(query, keys)), 0.1);
 }
 
 TEST_P(PartialKeysWith, ARowReplacesOneTokenOfOneHead) {
@@ -113,36 +136,68 @@ TEST_P(PartialKeysWith, ARowReplacesOneTokenOfOneHead) {
   const at::Tensor key = at::randn({kDim});
   partial.write_row(0, 1, 40, key);
   keys.select(0, 1).select(0, 40).copy_(key);
-  EXPECT_LT(largest_difference(partial.guess(*ops_, 0, query, 70), true_logits(query, keys)), 1e-5);
+  EXPECT_LT(largest_difference(guess(partial, query, 70), true_logits(query, keys)), 1e-5);
+}
+
+// Rows of a resident cache, of all layers at once, beside those that come layer by layer.
+TEST_P(PartialKeysWith, ResidentRowsLeaveEveryLayer) {
+  constexpr std::int64_t kLayers = 3;
+  config_.num_layers = kLayers;
+  ResidentCache resident(config_, at::TensorOptions(at::kFloat), 50);
+  resident.all_keys().normal_();
+  const HostKvStore host(
+      {.num_layers = kLayers, .num_kv_heads = kGroups, .head_dim = kDim, .capacity = 50});
+  const auto make = [&] {
+    at::manual_seed(3);
+    PartialKeys partial(config_, at::TensorOptions(at::kFloat), {.column_share = 0.25}, 50);
+    for (std::int64_t layer = 0; layer < kLayers; ++layer) {
+      partial.choose_columns(layer, at::randn({40, kGroups * kPerGroup, kDim}));
+    }
+    return partial;
+  };
+  PartialKeys together = make();
+  PartialKeys apart = make();
+  for (const TokenRange tokens : {TokenRange{0, 30}, TokenRange{30, 31}, TokenRange{31, 45}}) {
+    for (std::int64_t layer = 0; layer < kLayers; ++layer) {
+      together.on_offload({.layer = layer,
+                           .tokens = tokens,
+                           .host = host,
+                           .keys = resident.keys(layer),
+                           .first_row = tokens.begin + 5,
+                           .resident = resident});
+      apart.write(
+          layer, tokens.begin, resident.keys(layer).narrow(1, tokens.begin + 5, tokens.size()));
+    }
+  }
+  const at::Tensor query = at::randn({kGroups * kPerGroup, kDim});
+  for (std::int64_t layer = 0; layer < kLayers; ++layer) {
+    EXPECT_TRUE(at::equal(guess(together, query, 45, layer), guess(apart, query, 45, layer)));
+  }
 }
 
 TEST_P(PartialKeysWith, PlanTheBestGuessesInTokenOrder) {
   const at::Tensor keys = at::randn({kGroups, 300, kDim});
   const at::Tensor query = at::randn({kGroups * kPerGroup, kDim});
   const PartialKeys partial = partial_keys(0.25, keys);
-  const at::Tensor guessed = partial.guess(*ops_, 0, query, 300);
+  const at::Tensor guessed = guess(partial, query, 300);
   for (const std::int64_t count : {1, 5, 300}) {
-    const at::Tensor planned = partial.plan(*ops_, 0, query, 300, count);
-    ASSERT_EQ(planned.sizes(), at::IntArrayRef({kGroups, count}));
-    ASSERT_EQ(planned.scalar_type(), at::kInt);
-    const at::Tensor places = planned.to(at::kLong);
+    const PlanItem item = planned(partial, query, 300, count);
+    ASSERT_EQ(item.most, count);
+    const at::Tensor places = item.places.to(at::kLong);
     const at::Tensor best = std::get<0>(at::topk(guessed, count, -1));
     EXPECT_TRUE(at::equal(std::get<0>(at::sort(guessed.gather(1, places), -1, true)), best));
     EXPECT_TRUE(at::equal(std::get<0>(at::sort(places, -1)), places));
   }
 }
 
-TEST_P(PartialKeysWith, ANaNIsAnErrorThatNamesTheLayer) {
+TEST_P(PartialKeysWith, ANaNLeavesNoPlace) {
   for (const std::int64_t at : {0, 77, 299}) {
     const at::Tensor keys = at::randn({kGroups, 300, kDim});
     keys.select(0, 1).select(0, at).fill_(std::numeric_limits<float>::quiet_NaN());
     const PartialKeys partial = partial_keys(0.25, keys);
     const at::Tensor query = at::randn({kGroups * kPerGroup, kDim});
-    try {
-      planned_count(partial.plan(*ops_, 0, query, 300, 5), 0, 300);
-      FAIL() << "nothing was thrown";
-    } catch (const NumericError& error) {
-      EXPECT_NE(std::string(error.what()).find("layer 0"), std::string::npos) << error.what();
+    for (const std::optional<std::int64_t> count : {std::optional<std::int64_t>(5), {}}) {
+      EXPECT_TRUE((planned(partial, query, 300, count).places == 300).all().item<bool>());
     }
   }
 }
@@ -159,9 +214,7 @@ at::Tensor guesses(std::initializer_list<std::initializer_list<float>> rows) {
 }
 
 std::int64_t fetch_count(const at::Tensor& guesses, double alpha, const TokenCount& most) {
-  return make_aten_ops()
-      ->count_near(guesses, alpha, most.resolve(guesses.size(1)))
-      .item<std::int64_t>();
+  return count_near(guesses, alpha, most.resolve(guesses.size(1))).item<std::int64_t>();
 }
 
 TEST(FetchCount, CountsWhatIsStrictlyWithinAlphaOfTheLargestGuess) {

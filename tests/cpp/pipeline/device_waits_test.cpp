@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // How often a decode step's driver waits for a device that is not the host: once, and once per
-// layer and micro-batch where the device itself plans what the host must fetch.
+// layer and micro-batch where the device's softmax says whose values the host must fetch.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -49,16 +49,10 @@ std::vector<Counters> counted_steps(EmulatedCuda& cuda,
   return steps;
 }
 
-/// Layers whose host job fetches what the device chose.
-std::int64_t planned_layers(const std::string& setting) {
-  const std::int64_t layers = testing::tiny_config().num_layers;
-  if (setting.find("infinigen") != std::string::npos) {
-    return layers - 2;  // all tokens of the first two are fetched
-  }
-  return setting.find("partial_keys") != std::string::npos ||
-                 setting.find("flexgen_sparse") != std::string::npos
-             ? layers
-             : 0;
+/// Layers in whose middle the driver waits for what the device's softmax says.
+std::int64_t layers_with_a_wait(const std::string& setting) {
+  return setting.find("flexgen_sparse") != std::string::npos ? testing::tiny_config().num_layers
+                                                             : 0;
 }
 
 /// Chooses by a shadow, which calibrates itself once by the keys on the device where the prompt
@@ -72,20 +66,20 @@ Setting scored_by_shadow() {
 
 class DriverWaits : public ::testing::TestWithParam<Setting> {};
 
-TEST_P(DriverWaits, OncePerStepAndOncePerPlannedLayer) {
+TEST_P(DriverWaits, OncePerStepAndOncePerLayerThatFetchesWeighedValues) {
   EmulatedCuda cuda(Mode::kLazy);
   const std::vector<Counters> steps =
       counted_steps(cuda, GetParam().options, testing::ragged_prompts());
   ASSERT_FALSE(steps.empty());
-  // Requests of one micro-batch plan together.
+  // Requests of one micro-batch wait together.
   const auto batches = static_cast<std::int64_t>(testing::ragged_prompts().size());
-  const std::int64_t plans = planned_layers(GetParam().name);
+  const std::int64_t waits = layers_with_a_wait(GetParam().name);
   for (std::size_t step = 0; step < steps.size(); ++step) {
-    if (plans == 0) {
+    if (waits == 0) {
       EXPECT_EQ(steps[step].host_waits(), 1) << "step " << step;
     } else {
       EXPECT_GE(steps[step].host_waits(), 1) << "step " << step;
-      EXPECT_LE(steps[step].host_waits(), 1 + plans * batches) << "step " << step;
+      EXPECT_LE(steps[step].host_waits(), 1 + waits * batches) << "step " << step;
     }
     EXPECT_EQ(steps[step].blocking_copies, 0) << "step " << step;
     EXPECT_EQ(steps[step].value_reads, 0) << "step " << step;
@@ -94,7 +88,7 @@ TEST_P(DriverWaits, OncePerStepAndOncePerPlannedLayer) {
 
 TEST_P(DriverWaits, OfAMicroBatchDoNotGrowWithItsRequests) {
   EngineOptions options = GetParam().options;
-  const std::int64_t plans = planned_layers(GetParam().name);
+  const std::int64_t waits = layers_with_a_wait(GetParam().name);
   if (options.method == "moe_lightning") {
     GTEST_SKIP() << "cuts its requests into micro-batches";
   }
@@ -103,7 +97,7 @@ TEST_P(DriverWaits, OfAMicroBatchDoNotGrowWithItsRequests) {
     const std::vector<std::vector<std::int64_t>> prompts(requests, testing::prompt(60));
     options.micro_batch = 4;
     for (const Counters& step : counted_steps(cuda, options, prompts)) {
-      EXPECT_EQ(step.host_waits(), 1 + plans);
+      EXPECT_EQ(step.host_waits(), 1 + waits);
     }
   }
 }

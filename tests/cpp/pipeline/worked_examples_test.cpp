@@ -163,9 +163,9 @@ class Split {
   }
 
   /// For ChosenOnDevice: what the device planned for KV head 0.
-  void plan(const std::vector<std::int32_t>& tokens) {
-    std::ranges::copy(tokens, job_.buffers.merged);
-    job_.buffers.union_sizes[0] = static_cast<std::int64_t>(tokens.size());
+  void plan(std::vector<std::int32_t> tokens) {
+    plan_ = std::move(tokens);
+    job_.chooser = ChosenOnDevice{.places = plan_.data(), .most = std::ssize(plan_)};
   }
 
   void run_host() {
@@ -225,6 +225,7 @@ class Split {
   CpuStage stage_;
   HostStaging staging_;
   HostJob job_;
+  std::vector<std::int32_t> plan_;
   HostJobBatch batch_;
   at::Tensor merged_;
 };
