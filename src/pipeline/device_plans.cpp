@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "pipeline/device_plans.h"
 
-#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
@@ -9,6 +8,7 @@
 
 #include "device/flat_rows.h"
 #include "kernels/cuda_planning.h"
+#include "pipeline/invented_places.h"
 #include "pipeline/make_host_job.h"
 
 namespace hybridgen {
@@ -26,11 +26,11 @@ std::int64_t place_bytes(const ModelConfig& config, const RequestPlan& plan) {
   return config.num_kv_heads * plan.max_planned * static_cast<std::int64_t>(sizeof(std::int32_t));
 }
 
-// A timed device chooses nothing: the first tokens, as many as it might.
+// A timed device chooses nothing: as many tokens as it might.
 void invent(const PlanItem& item, const at::Tensor& host) {
   host.narrow(0, item.places.storage_offset(), item.places.numel())
       .view(item.places.sizes())
-      .copy_(at::arange(item.most, host.options()).expand(item.places.sizes()));
+      .copy_(invented_places(item.most, item.num_tokens).expand(item.places.sizes()));
 }
 
 }  // namespace

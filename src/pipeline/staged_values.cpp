@@ -6,6 +6,7 @@
 
 #include "kvcache/stored_head.h"
 #include "parts/own_attention.h"
+#include "pipeline/invented_places.h"
 
 namespace hybridgen {
 namespace {
@@ -52,7 +53,8 @@ std::int64_t gather_read(const kernels::CpuKernels& kernels,
 // A timed device has no weights: as many tokens count as the method lets, one query head each.
 void invent(at::Tensor& readers, std::int64_t most) {
   readers.zero_();
-  readers.narrow(1, 0, std::min(most, readers.size(1))).fill_(1);
+  const std::int64_t count = std::min(most, readers.size(1));
+  readers.index_fill_(1, invented_places(count, readers.size(1)), 1);
 }
 
 }  // namespace

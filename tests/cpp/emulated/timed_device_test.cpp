@@ -8,9 +8,13 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <gtest/gtest.h>
 
+#include <cstdint>
+#include <vector>
+
 #include "device/device_context.h"
 #include "emulated/backend.h"
 #include "hybridgen/core/error.h"
+#include "pipeline/invented_places.h"
 #include "support/method_settings.h"
 #include "support/timed_device.h"
 #include "support/tiny_model.h"
@@ -60,6 +64,17 @@ TEST(TimedDevice, NeedsAProfileThatIsRegistered) {
   EXPECT_THROW(DeviceContext("emulated:63"), DeviceError);
   EXPECT_THROW(DeviceContext("emulated:x"), ConfigError);
   EXPECT_THROW(DeviceContext("emulated:"), ConfigError);
+}
+
+TEST(TimedDevice, IsSaidToChooseTokensAllOver) {
+  const auto places = [](std::int64_t count, std::int64_t tokens) {
+    const at::Tensor chosen = invented_places(count, tokens);
+    return std::vector<std::int64_t>(chosen.const_data_ptr<std::int64_t>(),
+                                     chosen.const_data_ptr<std::int64_t>() + chosen.numel());
+  };
+  EXPECT_EQ(places(3, 10), (std::vector<std::int64_t>{0, 3, 6}));
+  EXPECT_EQ(places(4, 4), (std::vector<std::int64_t>{0, 1, 2, 3}));
+  EXPECT_TRUE(places(0, 4).empty());
 }
 
 class MethodsInTime : public ::testing::TestWithParam<Setting> {};
