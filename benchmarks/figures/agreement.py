@@ -14,9 +14,7 @@ from simulations import NEAR
 WHY_APART = (
     "the timed device counts launches, of which small ones reach a smaller share of the memory's "
     "rate, the simulator stages; and the engine's threads get their cores late on a busy machine, "
-    "once in every layer that waits for the host. With InfiniGen the engine guesses, gathers and "
-    "fetches from the beginning of the layer before, where the simulator lets only that layer's "
-    "FFN hide it"
+    "once in every layer that waits for the host"
 )
 FIELDS = ("machine", "model", "method", "tokens", "batch")
 

@@ -463,6 +463,21 @@ def test_gains_over_baselines_grow_with_the_length(model: str) -> None:
         assert ratios == sorted(ratios), method
 
 
+def test_infinigen_hides_what_it_fetches_behind_a_whole_layer_where_overlap_is_ideal() -> None:
+    machine = Machine.load("A", "engine")
+    steps = {
+        overlap: simulate_step(machine, "opt-13b", "infinigen", tokens=2048, overlap=overlap)
+        for overlap in ("none", "sublayer", "ideal")
+    }
+    seconds = {overlap: step.seconds for overlap, step in steps.items()}
+    assert seconds["none"] >= seconds["sublayer"] > 1.2 * seconds["ideal"]
+    sublayer, ideal = steps["sublayer"], steps["ideal"]
+    assert ideal.bytes(H2D) == sublayer.bytes(H2D)
+    assert ideal.busy["gpu"] == pytest.approx(sublayer.busy["gpu"], rel=0.02)
+    # Never shorter than what the busiest lane has to do.
+    assert ideal.seconds > max(ideal.busy.values())
+
+
 def test_a_trace_of_a_step_says_lanes_bytes_and_that_it_is_simulated(tmp_path: Path) -> None:
     step = simulate_step(Machine.load("A"), SMALL, "hybridgen", tokens=1000)
     step.write_trace(tmp_path / "trace.json", "a step")

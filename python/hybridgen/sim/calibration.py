@@ -40,7 +40,8 @@ class Calibration:
         For titles.
     overlap : str
         Of FlexGen, H2O and StreamingLLM: "none" (a layer's copy starts when the layer before has
-        ended), "sublayer" (it overlaps the FFN before), "ideal" (the link is never idle).
+        ended), "sublayer" (it overlaps the FFN before), "ideal" (the link is never idle). Of
+        InfiniGen: the FFN before hides its fetch, with "ideal" the whole layer before.
     keyformer : str
         "k_only" (keys cross, then values of chosen tokens), "full" (keys and values of all), or
         "evict" (the published method: a reduced cache).

@@ -25,6 +25,7 @@ BUDGET = 0.2
 """What methods that choose tokens are given: H2O's and InfiniGen's own; Keyformer's own is 0.6."""
 INFINIGEN_FIRST_LAYER = 2
 INFINIGEN_COLUMNS = 0.2
+GUESS_LAUNCHES = 6
 HGCA_WINDOW = 256
 SOURCES = {
     "dram": (DRAM, DRAM),
@@ -164,16 +165,27 @@ def keyformer(
 def infinigen(step: StepBuilder, *, max_fetch: float = BUDGET, overlap: str | None = None) -> None:
     """Tokens guessed on the GPU in the layer before, read back, gathered by the host, fetched.
 
-    Only the FFN of the layer before hides that. The first two layers fetch everything.
+    Only the FFN of the layer before hides that; with ``overlap`` "ideal" all of that layer, as its
+    input is what the guess is made of. The first two layers fetch everything.
     """
     shape = step.shape
     chosen = overlap or step.machine.calibration.overlap
     one_of("simulate", "overlap", chosen, OVERLAPS)
     kept = round(max_fetch * step.tokens)
     whole = step.batch * step.tokens * shape.kv_bytes_per_layer
+    columns = INFINIGEN_COLUMNS * step.batch * step.tokens * shape.kv_width * ELEMENT_BYTES
+    params = INFINIGEN_COLUMNS * step.query_params
     before: tuple[int, ...] = ()
     arrived: int | None = None
     attentions: list[int] = []
+
+    def fetch(layer: int, guessed: int) -> int:
+        size = step.batch * shape.kv_heads * kept * POSITION_BYTES
+        told = step.to_host("positions", layer, (guessed,), size)
+        rows = step.gather(layer, (told,), 2 * kept)
+        fetched = step.batch * kept * shape.kv_bytes_per_layer
+        return step.to_device("keys and values", layer, (rows,), fetched)
+
     for layer in range(shape.layers):
         if layer < INFINIGEN_FIRST_LAYER:
             wait = before if chosen == "none" else tuple(attentions[-1:])
@@ -183,22 +195,31 @@ def infinigen(step: StepBuilder, *, max_fetch: float = BUDGET, overlap: str | No
         assert arrived is not None
         attended = step.tokens if layer < INFINIGEN_FIRST_LAYER else kept
         guesses = INFINIGEN_FIRST_LAYER <= layer + 1 < shape.layers
-        columns = INFINIGEN_COLUMNS * step.batch * step.tokens * shape.kv_width * ELEMENT_BYTES
-        ended = step.attention(
-            layer,
-            (*before, arrived),
-            attended,
-            more=6 if guesses else 0,
-            read_bytes=columns if guesses else 0,
-            params=INFINIGEN_COLUMNS * step.query_params if guesses else 0,
-        )
+        following: int | None = None
+        if guesses and chosen == "ideal":
+            guessed = step.gpu(
+                "guess",
+                layer + 1,
+                before,
+                params=params,
+                read_bytes=columns,
+                launches=GUESS_LAUNCHES,
+            )
+            following = fetch(layer + 1, guessed)
+        if guesses and chosen != "ideal":
+            ended = step.attention(
+                layer,
+                (*before, arrived),
+                attended,
+                more=GUESS_LAUNCHES,
+                read_bytes=columns,
+                params=params,
+            )
+            following = fetch(layer + 1, ended)
+        else:
+            ended = step.attention(layer, (*before, arrived), attended)
         attentions.append(ended)
-        if guesses:
-            size = step.batch * shape.kv_heads * kept * POSITION_BYTES
-            told = step.to_host("positions", layer + 1, (ended,), size)
-            rows = step.gather(layer + 1, (told,), 2 * kept)
-            fetched = step.batch * kept * shape.kv_bytes_per_layer
-            arrived = step.to_device("keys and values", layer + 1, (rows,), fetched)
+        arrived = following
         step.store(layer, (ended,))
         before = (step.mlp(layer, (ended,)),)
     step.head(before)
