@@ -23,7 +23,7 @@ std::int64_t element_of(const at::Tensor& tensor) {
   return static_cast<std::int64_t>(tensor.element_size());
 }
 
-std::int64_t bytes_of(const at::Tensor& tensor) {
+std::int64_t tensor_bytes(const at::Tensor& tensor) {
   return tensor.defined() ? static_cast<std::int64_t>(tensor.nbytes()) : 0;
 }
 
@@ -94,7 +94,7 @@ TimedOperation elementwise_cost(std::initializer_list<at::Tensor> reads,
   std::int64_t most = 0;
   const auto add = [&](std::initializer_list<at::Tensor> tensors, std::int64_t& bytes) {
     for (const at::Tensor& tensor : tensors) {
-      bytes += bytes_of(tensor);
+      bytes += tensor_bytes(tensor);
       most = std::max(most, tensor.defined() ? tensor.numel() : 0);
     }
   };
@@ -112,8 +112,8 @@ TimedOperation product_cost(const at::Tensor& x,
       .kind = weight.is_coded() ? OperationKind::kElementwise : OperationKind::kDense,
       .dtype = to_dtype(x.scalar_type())};
   const std::int64_t readings = weight.is_coded() ? divide_up(x.size(0), kCodedRows) : 1;
-  cost.bytes_read = bytes_of(x) + readings * weight.bytes() + bytes_of(bias);
-  cost.bytes_written = bytes_of(y);
+  cost.bytes_read = tensor_bytes(x) + readings * weight.bytes() + tensor_bytes(bias);
+  cost.bytes_written = tensor_bytes(y);
   cost.flops = 2.0 * static_cast<double>(y.numel()) * static_cast<double>(weight.inputs);
   return cost;
 }
@@ -122,8 +122,8 @@ TimedOperation place_heads_cost(const LayerHeads& heads, const AttentionBatch* b
   TimedOperation cost;
   const auto change = [&](const at::Tensor& x, const at::Tensor* norm, bool turns) {
     if (norm == nullptr && !turns) return false;
-    cost.bytes_read += bytes_of(x) + (norm == nullptr ? 0 : bytes_of(*norm));
-    cost.bytes_written += bytes_of(x);
+    cost.bytes_read += tensor_bytes(x) + (norm == nullptr ? 0 : tensor_bytes(*norm));
+    cost.bytes_written += tensor_bytes(x);
     cost.flops += static_cast<double>(x.numel());
     return true;
   };
@@ -137,7 +137,7 @@ TimedOperation place_heads_cost(const LayerHeads& heads, const AttentionBatch* b
   if (batch == nullptr) return cost;
   for (const AttentionItem& item : batch->items) {
     if (item.num_resident == 0) continue;
-    const std::int64_t row = bytes_of(*heads.key) / heads.key->size(0);
+    const std::int64_t row = tensor_bytes(*heads.key) / heads.key->size(0);
     cost.bytes_read += reads_key ? row : 2 * row;
     cost.bytes_written += 2 * row;
   }
@@ -162,7 +162,7 @@ TimedOperation move_rows_cost(const RowMoves& moves, std::int64_t count) {
   const at::Tensor& keys = moves.caches.front()->all_keys();
   const std::int64_t bytes = 2 * count * keys.size(3) * element_of(keys);
   return {.kind = OperationKind::kDeviceCopy,
-          .bytes_read = bytes + bytes_of(moves.slots),
+          .bytes_read = bytes + tensor_bytes(moves.slots),
           .bytes_written = bytes};
 }
 
@@ -173,7 +173,7 @@ TimedOperation fetch_cost(const PayloadBatch& batch) {
     if (item.payload == nullptr) continue;
     const HostPayload& from = *item.payload->staged;
     if (from.is_partial()) {
-      bytes += bytes_of(from.output) + bytes_of(from.lse);
+      bytes += tensor_bytes(from.output) + tensor_bytes(from.lse);
       continue;
     }
     const std::int64_t seen = seen_by_heads(*item.payload, batch.num_heads);
@@ -208,7 +208,7 @@ TimedOperation merge_cost(const at::Tensor& query, std::span<const AttentionItem
     cost.bytes_read += sizes.part_bytes(item.num_resident);
     cost.bytes_written += sizes.query_bytes() + (item.lse == nullptr ? 0 : sizes.heads * kFloat);
     if (item.payload != nullptr && item.payload->is_partial()) {
-      cost.bytes_read += bytes_of(item.payload->output) + bytes_of(item.payload->lse);
+      cost.bytes_read += tensor_bytes(item.payload->output) + tensor_bytes(item.payload->lse);
     } else if (item.payload != nullptr && item.payload->count > 0) {
       add_payload(*item.payload, sizes, cost);
     }
@@ -222,7 +222,7 @@ TimedOperation turn_queries_cost(const at::Tensor& query, std::span<const PlanIt
   for (const PlanItem& item : items) {
     const std::int64_t turned = query.size(1) * item.columns->size(3);
     cost.bytes_read +=
-        bytes_of(query) / query.size(0) + bytes_of(*item.columns) / item.columns->size(0);
+        tensor_bytes(query) / query.size(0) + tensor_bytes(*item.columns) / item.columns->size(0);
     cost.bytes_written += turned * kFloat;
     cost.flops += 2.0 * static_cast<double>(turned * query.size(2));
   }
@@ -237,7 +237,7 @@ TimedOperation guess_cost(const at::Tensor& query, std::span<const PlanItem> ite
     const std::int64_t tokens = divide_up(item.num_tokens, block) * block;
     cost.bytes_read += query.size(1) * width * kFloat +
                        item.keys->size(1) * tokens * width * element_of(*item.keys);
-    cost.bytes_written += bytes_of(item.guesses);
+    cost.bytes_written += tensor_bytes(item.guesses);
     cost.flops += 2.0 * static_cast<double>(query.size(1) * item.num_tokens * width);
   }
   return cost;
@@ -247,7 +247,7 @@ TimedOperation count_cost(std::span<const PlanItem> items) {
   TimedOperation cost;
   for (const PlanItem& item : items) {
     if (!item.alpha) continue;
-    cost.bytes_read += bytes_of(item.guesses);
+    cost.bytes_read += tensor_bytes(item.guesses);
     cost.flops += static_cast<double>(item.guesses.numel());
   }
   return cost;
@@ -256,7 +256,7 @@ TimedOperation count_cost(std::span<const PlanItem> items) {
 TimedOperation rank_cost(std::span<const PlanItem> items) {
   TimedOperation cost;
   for (const PlanItem& item : items) {
-    cost.bytes_read += bytes_of(item.guesses);
+    cost.bytes_read += tensor_bytes(item.guesses);
     cost.flops += static_cast<double>(item.guesses.numel());
   }
   return cost;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A decode step in flat arrays, as kernels on a device read it: one StepRow and one PlanRow per
-// request, the same for all layers, and one PayloadRow per request and layer. No Torch, no
-// ownership. Strides count elements.
+// A decode step in flat arrays, as kernels on a device read it: one StepRow per request, the same
+// for all layers, two PlanRows (of early layers and of the others), and one PayloadRow per request
+// and layer. No Torch, no ownership. Strides count elements.
 #pragma once
 
 #include <cstdint>

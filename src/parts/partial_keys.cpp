@@ -75,15 +75,21 @@ void PartialKeys::on_prompt_rows(const PromptRows& rows) {
 }
 
 void PartialKeys::on_offload(const OffloadedRows& rows) {
-  // Resident rows leave all layers at a time: as few operations as for one.
-  const at::Tensor& resident = rows.resident.all_keys();
-  if (resident.defined() && rows.keys.is_alias_of(resident) &&
-      std::ranges::count(has_columns_, false) == 0) {
-    if (rows.layer == 0) {
-      const at::Tensor keys = resident.narrow(2, rows.first_row, rows.tokens.size());
-      write_blocks(
-          keys.flatten(0, 1), columns_.flatten(0, 1), rows.tokens.begin, keys_.flatten(0, 1));
+  if (rows.layer == 0) {
+    // A token that leaves in a decode step does so in all layers at a time: as few operations as
+    // for one. More of them would need memory for all layers.
+    const at::Tensor& resident = rows.resident.all_keys();
+    leaves_all_layers_ = rows.tokens.size() == 1 && resident.defined() &&
+                         rows.keys.is_alias_of(resident) &&
+                         std::ranges::count(has_columns_, false) == 0;
+    if (leaves_all_layers_) {
+      write_blocks(resident.narrow(2, rows.first_row, 1).flatten(0, 1),
+                   columns_.flatten(0, 1),
+                   rows.tokens.begin,
+                   keys_.flatten(0, 1));
     }
+  }
+  if (leaves_all_layers_) {
     return;
   }
   const at::Tensor keys = rows.keys.narrow(1, rows.first_row, rows.tokens.size());

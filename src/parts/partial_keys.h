@@ -78,9 +78,10 @@ class PartialKeys final : public TokenPlanner {
   std::int64_t query_heads_per_kv_head_;
   std::int64_t head_dim_;
   std::int64_t num_columns_;
-  at::Tensor columns_;             ///< [L, G, D, rd]: the chosen columns of A
-  std::vector<bool> has_columns_;  ///< [L]
-  at::Tensor keys_;                ///< [L, G, blocks, rd, 32], as host keys lie
+  at::Tensor columns_;              ///< [L, G, D, rd]: the chosen columns of A
+  std::vector<bool> has_columns_;   ///< [L]
+  bool leaves_all_layers_ = false;  ///< the tokens at hand: written for all layers with the first
+  at::Tensor keys_;                 ///< [L, G, blocks, rd, 32], as host keys lie
 };
 
 }  // namespace hybridgen

@@ -31,7 +31,8 @@ struct HostJobBatch {
   std::int64_t step = -1;
   std::vector<HostJob> jobs;
   /// Called once before any piece runs, from a thread that is no worker: waits until the queries
-  /// are on the host and the device has done with the staging. Empty: both is so.
+  /// are on the host and the device has done with the staging, and completes jobs by what the
+  /// device planned: their num_chosen is unknown until wait(). Empty: all is so.
   std::function<void()> wait_for_device;
 
   // Results, valid after wait().

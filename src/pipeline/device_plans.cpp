@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "device/flat_rows.h"
+#include "hybridgen/core/error.h"
 #include "kernels/cuda_planning.h"
 #include "pipeline/invented_places.h"
 #include "pipeline/make_host_job.h"
@@ -131,6 +132,7 @@ void DevicePlans::begin_step(Step& step,
 kernels::PlanRow DevicePlans::add(Step& step, PlanItem item) {
   const std::int64_t guesses = num_kv_heads_ * item.num_tokens;
   const std::int64_t places = num_kv_heads_ * item.most;
+  HYBRIDGEN_DCHECK(item.most >= 1 && step.num_places + places <= places_.numel(), item.most);
   item.guesses = guesses_.narrow(0, step.num_guesses, guesses).view({num_kv_heads_, -1});
   item.places = places_.narrow(0, step.num_places, places).view({num_kv_heads_, -1});
   kernels::PlanRow flat;
@@ -169,6 +171,7 @@ void DevicePlans::start(const DeviceOps& ops,
 
 ChosenOnDevice DevicePlans::of(std::int64_t layer, std::size_t row, ChosenOnDevice chosen) const {
   const Step& step = step_of(layer);
+  HYBRIDGEN_DCHECK(step.item_of_row[row] >= 0, row);
   const PlanItem& item = step.items[static_cast<std::size_t>(step.item_of_row[row])];
   const at::Tensor& host = host_places_[static_cast<std::size_t>(layer % 2)];
   chosen.places = host.const_data_ptr<std::int32_t>() + item.places.storage_offset();

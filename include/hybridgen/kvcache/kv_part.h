@@ -116,7 +116,8 @@ class KvPart {
   virtual void on_offload(const OffloadedRows& /*rows*/) {}
   /// The host was full.
   virtual void on_replace(const ReplacedRow& /*row*/) {}
-  /// The device chose the tokens in these slots for the layer's job.
+  /// The device chose the tokens in these slots for the layer's job, which is done; not if it
+  /// failed.
   virtual void on_fetch(std::int64_t /*layer*/,
                         std::int64_t /*kv_head*/,
                         std::span<const std::int32_t> /*slots*/) {}

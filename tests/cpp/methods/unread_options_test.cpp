@@ -38,6 +38,8 @@ const std::map<std::string, Change>& changes() {
       {"pre_selector", [](EngineOptions& o) { o.hybridgen.pre_selector = "sinks_recent"; }},
       {"strategy", [](EngineOptions& o) { o.hybridgen.strategy = SelectionStrategy::kPreQkt; }},
       {"k", [](EngineOptions& o) { o.hybridgen.k = TokenCount::count(5); }},
+      {"mass", [](EngineOptions& o) { o.hybridgen.mass = 0.5; }},
+      {"k_max", [](EngineOptions& o) { o.hybridgen.k_max = TokenCount::count(5); }},
       {"scheduler", [](EngineOptions& o) { o.hybridgen.scheduler.emplace(); }},
       {"scoring", [](EngineOptions& o) { o.hybridgen.scoring = Scoring::kInt8; }},
       {"candidates_per_k", [](EngineOptions& o) { o.hybridgen.candidates_per_k = 3.0; }},
@@ -143,7 +145,13 @@ TEST(UnreadOptions, OfHybridgenAreThoseThatAnotherOfItsOptionsLeavesWithoutEffec
            {"scoring", before, "set strategy='post'"},
            {"scoring", changes().at("keys"), "the keys themselves lie in 8 or 4 bits"},
            {"candidates_per_k", nothing, "set scoring to 'int8' or 'int4'"},
-           {"k", changes().at("scheduler"), "the scheduler steers K"}}) {
+           {"k", changes().at("scheduler"), "the scheduler steers K"},
+           {"k_max", nothing, "it limits what mass takes"},
+           {"k", changes().at("mass"), "mass says how many tokens count"},
+           {"mass", changes().at("scheduler"), "the scheduler steers K"},
+           {"strategy", changes().at("mass"), "mass needs the logits of all tokens"},
+           {"selector", changes().at("mass"), "mass takes the largest logits"},
+           {"scoring", changes().at("mass"), "a copy's scores say nothing exact of mass"}}) {
     EngineOptions options = testing::options("hybridgen");
     change(options);
     EXPECT_EQ(refusal(options), "") << name;
