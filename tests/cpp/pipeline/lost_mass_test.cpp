@@ -209,27 +209,35 @@ TEST(ChosenByMass, AreTheFewestOfEveryHeadAndSharedByItsGroup) {
     std::int64_t attended = 0;
     for (std::size_t i = 0; i < runs.size(); ++i) {
       std::vector<std::int64_t> tokens = ragged_prompts()[i];
-      ByMass expected;
+      // A sum that comes this near to the mass may be on either side of it in float32.
+      constexpr double kNear = 1e-6;
+      ByMass fewest;
+      ByMass most;
       double available = 0.0;
       for (int step = 1; step < kSteps; ++step) {
         tokens.push_back(runs[i].generated.tokens[static_cast<std::size_t>(step - 1)]);
-        const ByMass now = chosen_by_hand(logits_of_last(*model, tokens), mass, k_max);
-        expected.lost += now.lost / (kSteps - 1);
-        expected.attended += now.attended;
+        const at::Tensor logits = logits_of_last(*model, tokens);
+        for (auto& [sum, share] : {std::pair{&fewest, mass - kNear}, {&most, mass + kNear}}) {
+          const ByMass now = chosen_by_hand(logits, share, k_max);
+          sum->lost += now.lost / (kSteps - 1);
+          sum->attended += now.attended;
+          if (k_max == kMaxTokens) {
+            EXPECT_LE(now.largest, 1.0 - share + 1e-12);
+          }
+        }
         available += static_cast<double>(
             config.num_kv_heads *
             std::max<std::int64_t>(static_cast<std::int64_t>(tokens.size()) - kWindow, 0));
-        if (k_max == kMaxTokens) {
-          EXPECT_LE(now.largest, 1.0 - mass + 1e-12);
-        }
       }
       const RequestStatistics& found = runs[i].statistics;
-      EXPECT_NEAR(mass_of(found), expected.lost, 2e-6) << "request " << i;
+      EXPECT_LE(mass_of(found), fewest.lost + 2e-6) << "request " << i;
+      EXPECT_GE(mass_of(found), most.lost - 2e-6) << "request " << i;
       EXPECT_EQ(found.lost_mass_kind, "exact");
-      EXPECT_NEAR(
-          found.attended_offloaded_share * available, static_cast<double>(expected.attended), 1e-6)
-          << "request " << i;
-      attended += expected.attended;
+      const std::int64_t taken = std::llround(found.attended_offloaded_share * available);
+      EXPECT_GE(taken, fewest.attended) << "request " << i;
+      EXPECT_LE(taken, most.attended) << "request " << i;
+      EXPECT_LE(most.attended - fewest.attended, 4) << "or little is tested";
+      attended += taken;
     }
     if (k_max == kMaxTokens) {
       EXPECT_GT(attended, before) << "more mass takes more tokens";
