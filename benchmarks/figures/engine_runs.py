@@ -190,8 +190,8 @@ def small_rows(
 
 
 def is_small(row: Row) -> bool:
-    """Say whether a row is a point of the real engine."""
-    return row["mode"] in ("measured", "emulated")
+    """Say whether a row is a step of the real engine."""
+    return row["mode"] in ("measured", "emulated") and "step_ms" in row
 
 
 def split(figure: Any, result: Result, share: float = 0.3) -> tuple[Any, Any]:

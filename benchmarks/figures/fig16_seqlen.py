@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import hybridgen as hg
+from accuracy import COUNT, SEED, TOKENS, loaded, recall, samples_of
 from agreement import agreement, strip
 from drawing import COLORS, METHOD_LABELS, length_axis, short
 from engine_runs import NOTE, draw_small, small_rows, split
@@ -32,6 +34,7 @@ from slowed_machine import SLOWED_NOTE, Case, slowed_profiles, slowed_rows
 
 MODELS = ("qwen2.5-7b", "llama-3.1-8b")
 ENDS = (2048, 131072)
+RECALL_MODEL, RECALL_WINDOW = "tiny-llama", 16
 LENGTHS = (2048, 4096, 8192, 16384, 32768)
 PAPER = {("infinigen", MODELS[0]): 1.82, ("infinigen", MODELS[1]): 2.34}
 PAPER |= {("keyformer", MODELS[0]): 2.66, ("keyformer", MODELS[1]): 3.18}
@@ -55,6 +58,7 @@ def make(quick: bool) -> Result:
         for method in METHODS
     ]
     growth = growth_rows()
+    recalled = recall_rows(growth, quick=quick)
     small = small_rows(
         [
             {"method": method, "tokens": length}
@@ -100,13 +104,19 @@ def make(quick: bool) -> Result:
         )
     )
     checks += agreement(slowed)
-    notes = [PLAUSIBLE, NOTE, "length - 128 prompt tokens and 128 new ones", growth_text(growth)]
+    notes = [
+        PLAUSIBLE,
+        NOTE,
+        "length - 128 prompt tokens and 128 new ones",
+        growth_text(growth, recalled),
+    ]
     return Result(
-        rows + growth + small + slowed,
+        rows + growth + recalled + small + slowed,
         checks,
         [*notes, SLOWED_NOTE],
         [*profiles("A"), MachineProfile.load("h100-nvl"), *slowed_profiles(CASES)],
-        weights="none, and dummy",
+        weights=f"none, dummy, and {RECALL_MODEL}",
+        seeds={"prompts": SEED},
     )
 
 
@@ -147,16 +157,53 @@ def attended(method: str, tokens: int, k: int) -> float:
     }.get(method, BUDGET)
 
 
-def growth_text(rows: list[Row]) -> str:
-    """Say how a step grows from 2K to 128K tokens, and what it then attends to."""
+def recall_rows(growth: list[Row], *, quick: bool) -> list[Row]:
+    """Return what a toy model recalls with the shares of tokens that steps at 128K attend to."""
+    samples = samples_of("kv", 2 if quick else COUNT)
+    rows: list[Row] = []
+    with loaded(RECALL_MODEL) as base:
+        for row in growth:
+            is_last = row["calibration"] == "engine" and row["cached_tokens"] == ENDS[-1]
+            if not is_last or (quick and row["method"] != "hybridgen"):
+                continue
+            kept = max(1, round(row["attended_share"] * TOKENS))
+            found = recall(base, samples, **options_of(row["method"], kept))
+            share = {"attended_share": row["attended_share"]}
+            rows.append({"model": RECALL_MODEL, "method": row["method"]} | share | found)
+    return rows
+
+
+def options_of(method: str, kept: int) -> dict[str, Any]:
+    """Return LLM's options of a method that attends to so many tokens."""
+    methods: dict[str, Any] = {
+        "flexgen": hg.methods.FlexGen(),
+        "moe_lightning": hg.methods.MoELightning(),
+        "streaming_llm": hg.methods.StreamingLLM(sinks=min(4, kept - 1), window=max(1, kept - 4)),
+        "infinigen": hg.methods.InfiniGen(max_fetch=kept),
+        "keyformer": hg.methods.Keyformer(kv_cache=kept),
+        "h2o": hg.methods.H2O(heavy=kept // 2, recent=kept - kept // 2),
+        "hgca": hg.methods.HGCA(block=16, blocks=max(1, kept // 32), keep_min=1),
+        "hybridgen": hg.methods.HybridGen(k=kept, strategy="pre", query="speculative"),
+    }
+    options: dict[str, Any] = {"method": methods[method]}
+    if method == "hybridgen":
+        options["kv"] = hg.KVConfig(device_tokens=RECALL_WINDOW)
+    return options
+
+
+def growth_text(rows: list[Row], recalled: list[Row]) -> str:
+    """Say how a step grows from 2K to 128K tokens, what it then attends to, and recalls by that."""
+    recall_of = {row["method"]: row["accuracy"] for row in recalled}
     parts = []
     for method in METHODS:
         first, last = (r for r in rows if (r["method"], r["calibration"]) == (method, "engine"))
         times = last["step_ms"] / first["step_ms"]
-        parts.append(f"{METHOD_LABELS[method]} {times:.1f}x ({last['attended_share']:.1%})")
+        said = f", {recall_of[method]:.2f}" if method in recall_of else ""
+        parts.append(f"{METHOD_LABELS[method]} {times:.1f}x ({last['attended_share']:.1%}{said})")
     return (
-        f"a step of {MODELS[1]} from 2K to 128K tokens, engine calibration, and the share of "
-        "tokens that it then attends to: " + ", ".join(parts)
+        f"a step of {MODELS[1]} from 2K to 128K tokens, engine calibration, the share of tokens "
+        f"that it then attends to, and the recall of {RECALL_MODEL} with that share of {TOKENS:,} "
+        "tokens (measured): " + ", ".join(parts)
     )
 
 
