@@ -16,11 +16,12 @@ no time left, is listed with the reason.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("benchmarks", "benchmarks/figu
 
 import hybridgen as hg  # noqa: E402
 from gpu_bars import compare_rows, leave_out_bars, measure_profile  # noqa: E402
-from gpu_cases import FULL, METHODS, QUICK, SHAPES, Point, why_not  # noqa: E402
+from gpu_cases import FULL, METHODS, QUICK, SHAPES, ModelShape, Point, why_not  # noqa: E402
 from gpu_peers import (  # noqa: E402
     CACHES,
     COMPILED,
@@ -123,54 +124,66 @@ def label_of(row: Row) -> str:
     return f"{origin_of(row['device'])}: {what}"
 
 
-def run_shape(
-    session: Session, device: str, rate_gbs: float, points: Sequence[Point], methods: Sequence[str]
-) -> None:
-    """Run our methods at all points of one shape; the model is loaded when a row needs it."""
-    with ExitStack() as stack:
-        model: hg.Model | None = None
-        for point in points:
-            for method in methods:
-                key = key_row(session.machine, device, point, method)
-                if session.has(key):
-                    continue
-                reason = why_not(point, method, new_tokens_of(session.steps), device, model)
-                if reason:
-                    session.left_out[label_of(key)] = reason
-                    continue
-                if model is None:
-                    model = stack.enter_context(dummy_model(point.shape, device))
-                session.run(
-                    point,
-                    key,
-                    rate_gbs,
-                    lambda m=model, p=point, n=method: run_row(m, p, n, session.steps),  # type: ignore[misc]
-                )
+@dataclass(frozen=True)
+class Side:
+    """Whose rows run at the points of a shape: ours, or transformers'.
+
+    Parameters
+    ----------
+    methods : sequence of str
+        In the order of their rows.
+    load : callable
+        Returns a context of the model, which is entered when a row needs it.
+    why_not : callable
+        Of a point, a method and the model, if it is loaded; says why a row does not run, or "".
+    run : callable
+        Of the model, a point and a method; returns what was measured.
+    """
+
+    methods: Sequence[str]
+    load: Callable[[], AbstractContextManager[Any]]
+    why_not: Callable[[Point, str, Any], str]
+    run: Callable[[Any, Point, str], Row]
 
 
-def run_peers(
-    session: Session, device: str, rate_gbs: float, points: Sequence[Point], caches: Sequence[str]
+def ours(shape: ModelShape, device: str, methods: Sequence[str], steps: int) -> Side:
+    """Return our methods."""
+    return Side(
+        methods,
+        lambda: dummy_model(shape, device),
+        lambda point, method, model: why_not(point, method, new_tokens_of(steps), device, model),
+        lambda model, point, method: run_row(model, point, method, steps),
+    )
+
+
+def theirs(shape: ModelShape, device: str, caches: Sequence[str], steps: int) -> Side:
+    """Return transformers' caches."""
+    return Side(
+        caches,
+        lambda: transformers_model(shape, device),
+        lambda point, cache, _model: why_no_peer(point, cache, new_tokens_of(steps)),
+        lambda model, point, cache: run_transformers(model, point, cache, steps),
+    )
+
+
+def run_side(
+    session: Session, device: str, rate_gbs: float, points: Sequence[Point], side: Side
 ) -> None:
-    """Run transformers' caches at all points of one shape, after our model has left the GPU."""
+    """Run all rows of a side at the points of one shape; its model leaves the device then."""
     with ExitStack() as stack:
         model: Any = None
         for point in points:
-            for cache in caches:
-                key = key_row(session.machine, device, point, cache)
+            for method in side.methods:
+                key = key_row(session.machine, device, point, method)
                 if session.has(key):
                     continue
-                reason = why_no_peer(point, cache, new_tokens_of(session.steps))
+                reason = side.why_not(point, method, model)
                 if reason:
                     session.left_out[label_of(key)] = reason
                     continue
                 if model is None:
-                    model = stack.enter_context(transformers_model(point.shape, device))
-                session.run(
-                    point,
-                    key,
-                    rate_gbs,
-                    lambda m=model, p=point, n=cache: run_transformers(m, p, n, session.steps),  # type: ignore[misc]
-                )
+                    model = stack.enter_context(side.load())
+                session.run(point, key, rate_gbs, functools.partial(side.run, model, point, method))
 
 
 def run_recall(session: Session, methods: Sequence[str], tokens: int) -> dict[str, float]:
@@ -281,8 +294,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     steps = arguments.steps or (EMULATED_STEPS if is_emulated else GPU_STEPS)
     session = Session(report, RowFile(arguments.rows), steps, minutes, machine)
     profile = measure_profile(report, has_gpu=name is not None)
-    ours = [name for name in METHODS if name in chosen]
-    recalled = run_recall(session, ours, max(lengths))
+    methods = [name for name in METHODS if name in chosen]
+    recalled = run_recall(session, methods, max(lengths))
 
     devices = {GPU: profile}
     if is_emulated:
@@ -297,10 +310,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         assert rate is not None  # no GPU is measured or timed without it
         for shape in shapes:
             points = [Point(SHAPES[shape], n, batch) for batch in batches for n in lengths]
-            run_shape(session, device, rate, points, ours)
+            sides = [ours(SHAPES[shape], device, methods, steps)]
             if not is_emulated:
                 caches = [name for name in CACHES if name in chosen]
-                run_peers(session, device, rate, points, caches)
+                sides.append(theirs(SHAPES[shape], device, caches, steps))
+            for side in sides:
+                run_side(session, device, rate, points, side)
 
     print("\n".join(table_of(session.rows, recalled, max(lengths))))
     print("\n# launches of a step are counted by the C++ tests (docs/cuda.md, Launches)\n")
