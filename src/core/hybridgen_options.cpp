@@ -12,7 +12,6 @@ using H = HybridGenOptions;
 using Row = OptionRow<H>;
 
 constexpr const char* kQuery = "QueryConfig";
-constexpr Interval kInside{0.0, 1.0, /*low_open=*/true, /*high_open=*/true};
 constexpr Interval kMultiples{1.0, 1e6};
 
 bool read_query(const OptionValue& value, QueryOptions& query) {

@@ -13,7 +13,6 @@ namespace {
 
 constexpr std::int64_t kMaxBytes = std::int64_t{1} << 60;
 constexpr std::size_t kMaxShown = 300;
-constexpr Interval kInside{0.0, 1.0, /*low_open=*/true, /*high_open=*/true};
 
 bool is_digit(char letter) { return letter >= '0' && letter <= '9'; }
 

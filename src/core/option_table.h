@@ -132,7 +132,8 @@ struct Interval {
 };
 inline constexpr Interval kShare{0.0, 1.0};                             // [0, 1]
 inline constexpr Interval kPositiveShare{0.0, 1.0, /*low_open=*/true};  // (0, 1]
-inline constexpr Interval kPositive{.low_open = true};                  // finite
+inline constexpr Interval kInside{0.0, 1.0, /*low_open=*/true, /*high_open=*/true};
+inline constexpr Interval kPositive{.low_open = true};  // finite
 
 bool read_whole(const OptionValue& value, const Whole& allowed, std::int64_t& whole);
 /// A whole number is welcome where a fraction is meant.

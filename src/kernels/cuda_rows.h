@@ -46,7 +46,6 @@ void norm_rows_cuda(const NormRows& args, void* stream);
 struct HeadsOfRows {
   DType dtype = DType::kFloat32;
   void* query = nullptr;        ///< [rows, num_heads, head_dim]; null: none
-  void* guess = nullptr;        ///< a second set of query heads, of the same shape; null: none
   void* key = nullptr;          ///< [rows, num_kv_heads, head_dim]; null: none
   const void* value = nullptr;  ///< as key; null: none
   std::int64_t rows = 0;
@@ -54,11 +53,9 @@ struct HeadsOfRows {
   std::int64_t num_kv_heads = 0;
   std::int64_t head_dim = 0;
   std::int64_t query_stride = 0;  ///< from a row to the next
-  std::int64_t guess_stride = 0;
   std::int64_t key_stride = 0;
   std::int64_t value_stride = 0;
   const void* query_norm = nullptr;  ///< [head_dim]; null: no norm
-  const void* guess_norm = nullptr;
   const void* key_norm = nullptr;
   float eps = 1e-5F;
   const std::int64_t* rotation_rows = nullptr;  ///< [rows] rows of the tables

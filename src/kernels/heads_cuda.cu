@@ -21,10 +21,9 @@ struct Head {
   T* value_slot = nullptr;  ///< null: no value is copied
 };
 
-/// Of a row, query heads come first, then guesses, then KV heads.
+/// Of a row, query heads come first, then KV heads.
 __host__ __device__ inline std::int64_t heads_of_row(const HeadsOfRows& args) {
   return (args.query != nullptr ? args.num_heads : 0) +
-         (args.guess != nullptr ? args.num_heads : 0) +
          (args.key != nullptr || args.value != nullptr ? args.num_kv_heads : 0);
 }
 
@@ -60,14 +59,6 @@ __device__ Head<T> head_at(const HeadsOfRows& args, std::int64_t row, std::int64
     if (head < args.num_heads) {
       at.x = static_cast<T*>(args.query) + row * args.query_stride + head * args.head_dim;
       at.norm = static_cast<const T*>(args.query_norm);
-      return at;
-    }
-    head -= args.num_heads;
-  }
-  if (args.guess != nullptr) {
-    if (head < args.num_heads) {
-      at.x = static_cast<T*>(args.guess) + row * args.guess_stride + head * args.head_dim;
-      at.norm = static_cast<const T*>(args.guess_norm);
       return at;
     }
     head -= args.num_heads;
@@ -166,20 +157,16 @@ void place_heads_cuda(const HeadsOfRows& args, void* stream) {
   if (args.rows <= 0 || heads <= 0 || args.head_dim <= 0) return;
   const std::int64_t half = args.head_dim / 2;
   // Halves of whole packs make heads of whole packs; an odd number of dimensions is no such head.
-  const bool in_packs =
-      args.head_dim % 2 == 0 &&
-      are_in_packs(
-          args.dtype,
-          {args.query,
-           args.guess,
-           args.key,
-           args.value,
-           args.query_norm,
-           args.guess_norm,
-           args.key_norm,
-           args.cosines,
-           args.sines},
-          {half, args.query_stride, args.guess_stride, args.key_stride, args.value_stride});
+  const bool in_packs = args.head_dim % 2 == 0 &&
+                        are_in_packs(args.dtype,
+                                     {args.query,
+                                      args.key,
+                                      args.value,
+                                      args.query_norm,
+                                      args.key_norm,
+                                      args.cosines,
+                                      args.sines},
+                                     {half, args.query_stride, args.key_stride, args.value_stride});
   with_packs_of(args.dtype, in_packs, [&]<typename T, unsigned kCount>(PackOf<T, kCount> /*pack*/) {
     const std::int64_t lanes = lanes_of_head(divide_up(args.head_dim, 2 * kCount));
     const LaunchShape shape = heads_shape(heads, lanes);

@@ -100,7 +100,9 @@ void DevicePlans::begin_step(std::span<RequestState* const> requests,
   }
   std::ranges::fill(flat, kernels::PlanRow{});
   begin_step(steps_[0], work_, requests, flat.first(flat.size() / 2));
-  begin_step(steps_[1], early_work_, requests, flat.last(flat.size() / 2));
+  if (first_layer_ > 0) {
+    begin_step(steps_[1], early_work_, requests, flat.last(flat.size() / 2));
+  }
 }
 
 void DevicePlans::begin_step(Step& step,

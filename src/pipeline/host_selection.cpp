@@ -219,7 +219,7 @@ void choose_together(const HostTaskRunner& runner,
   const std::span<const std::int32_t> chosen{merged, static_cast<std::size_t>(num_merged)};
   for (std::int64_t r = 0; r < per_group; ++r) {
     float* const row = scores + r * stride;
-    for (std::int64_t j = 0; j < num_merged; ++j) {
+    for (std::int64_t j = 0; !job.sends_keys() && j < num_merged; ++j) {
       logits[r * num_merged + j] = row[merged[j]];
     }
     if (job.buffers.unchosen != nullptr) {

@@ -24,11 +24,9 @@ using hybridgen::test::in_every_order;
 Heads on_device(const Heads& in, const HeadsShape& shape, HeadsOptions options) {
   const std::size_t shift = shape.layout.shift;
   const DeviceRows query(in.query, shift);
-  const DeviceRows guess(in.guess, shift);
   const DeviceRows key(in.key, shift);
   const DeviceRows value(in.value, shift);
-  const DeviceRows norms[] = {
-      DeviceRows(in.norms[0], shift), DeviceRows(in.norms[1]), DeviceRows(in.norms[2])};
+  const DeviceRows norms[] = {DeviceRows(in.norms[0], shift), DeviceRows(in.norms[1])};
   const DeviceCopy cosines(in.cosines);
   const DeviceCopy sines(in.sines);
   const DeviceCopy rotation_rows(in.rotation_rows);
@@ -51,7 +49,6 @@ Heads on_device(const Heads& in, const HeadsShape& shape, HeadsOptions options) 
   const DeviceCopy step_rows(steps);
   HeadsOfRows args{.dtype = in.query.dtype(),
                    .query = options.query ? query.data() : nullptr,
-                   .guess = options.guess ? guess.data() : nullptr,
                    .key = options.key ? key.data() : nullptr,
                    .value = options.value ? value.data() : nullptr,
                    .rows = shape.rows,
@@ -59,7 +56,6 @@ Heads on_device(const Heads& in, const HeadsShape& shape, HeadsOptions options) 
                    .num_kv_heads = shape.kv_heads,
                    .head_dim = shape.dim,
                    .query_stride = shape.stride(shape.heads),
-                   .guess_stride = shape.stride(shape.heads),
                    .key_stride = shape.stride(shape.kv_heads),
                    .value_stride = shape.stride(shape.kv_heads),
                    .eps = kEps,
@@ -67,8 +63,7 @@ Heads on_device(const Heads& in, const HeadsShape& shape, HeadsOptions options) 
                    .layer = kLayer};
   if (options.norms) {
     args.query_norm = norms[0].data();
-    args.guess_norm = norms[1].data();
-    args.key_norm = norms[2].data();
+    args.key_norm = norms[1].data();
   }
   if (options.turns) {
     args.rotation_rows = rotation_rows.get<std::int64_t>();
@@ -79,7 +74,6 @@ Heads on_device(const Heads& in, const HeadsShape& shape, HeadsOptions options) 
   place_heads_cuda(args, nullptr);
   Heads out = in;
   out.query = query.values();
-  out.guess = guess.values();
   out.key = key.values();
   out.value = value.values();
   for (std::size_t row = 0; row < in.keys.size(); ++row) {
@@ -91,7 +85,6 @@ Heads on_device(const Heads& in, const HeadsShape& shape, HeadsOptions options) 
 
 void expect_same(const Heads& actual, const Heads& expected) {
   test::expect_same(actual.query, expected.query);
-  test::expect_same(actual.guess, expected.guess);
   test::expect_same(actual.key, expected.key);
   test::expect_same(actual.value, expected.value);
   for (std::size_t row = 0; row < actual.keys.size(); ++row) {
@@ -138,7 +131,7 @@ class PlaceHeads : public testing::TestWithParam<DType> {
 TEST_P(PlaceHeads, WithoutNormAndTablesOnlyTheSlotsOfNewTokensChange) {
   for_shapes([&](const HeadsShape& shape) {
     const Heads in(dtype(), shape);
-    const HeadsOptions options{.guess = true, .places = true};
+    const HeadsOptions options{.places = true};
     expect_same(on_device(in, shape, options), on_host(in, shape, options));
   });
 }
@@ -146,7 +139,7 @@ TEST_P(PlaceHeads, WithoutNormAndTablesOnlyTheSlotsOfNewTokensChange) {
 TEST_P(PlaceHeads, NormsHaveTheTwinsBits) {
   for_shapes([&](const HeadsShape& shape) {
     const Heads in(dtype(), shape);
-    const HeadsOptions options{.guess = true, .norms = true, .places = true};
+    const HeadsOptions options{.norms = true, .places = true};
     expect_same(on_device(in, shape, options), on_host(in, shape, options));
   });
 }
@@ -157,8 +150,8 @@ TEST_P(PlaceHeads, TheAngleZeroChangesNothing) {
     Heads in(dtype(), shape);
     in.cosines.assign(in.cosines.size(), 1.0F);
     in.sines.assign(in.sines.size(), 0.0F);
-    const HeadsOptions options{.guess = true, .turns = true, .places = true};
-    const HeadsOptions unturned{.guess = true, .places = true};
+    const HeadsOptions options{.turns = true, .places = true};
+    const HeadsOptions unturned{.places = true};
     expect_same(on_device(in, shape, options), on_host(in, shape, unturned));
   });
 }
@@ -224,7 +217,6 @@ void expect_agreement(const Heads& in,
   unturned.turns = false;
   const Heads normed = on_host(in, shape, unturned);
   expect_turned(actual.query, expected.query, normed.query, in, shape, shape.heads, normed_error);
-  expect_turned(actual.guess, expected.guess, normed.guess, in, shape, shape.heads, normed_error);
   expect_turned(actual.key, expected.key, normed.key, in, shape, shape.kv_heads, normed_error);
   // What lies in the slots are the very bits of what lies in the rows.
   Heads placed = in;
@@ -237,11 +229,11 @@ void expect_agreement(const Heads& in,
 }
 
 constexpr HeadsOptions kChoices[] = {
-    {.guess = true, .norms = true, .turns = true, .places = true},
+    {.norms = true, .turns = true, .places = true},
     {.norms = true, .turns = true, .turns_key = false, .places = true},
     {.turns = true},
-    {.guess = true, .key = false, .value = false, .turns = true, .places = true},
-    {.query = false, .guess = true, .key = false, .value = false, .norms = true, .turns = true},
+    {.key = false, .value = false, .turns = true, .places = true},
+    {.key = false, .value = false, .norms = true, .turns = true},
     {.query = false, .norms = true, .turns = true, .places = true},
     {.value = false, .turns = true, .places = true},
     {.query = false, .key = false, .places = true},
@@ -258,7 +250,6 @@ TEST_P(PlaceHeads, AgreesWithTheTwinOnRandomHeads) {
   for_shapes([&](const HeadsShape& shape) {
     Heads in(dtype(), shape);
     in.query = random_array(dtype(), in.query.count(), 160);
-    in.guess = random_array(dtype(), in.guess.count(), 161);
     in.key = random_array(dtype(), in.key.count(), 162);
     // The sum of squares is another one's, and both roundings of a norm may go another way.
     const double normed_error = sum_error(shape.dim + 8) + 4.04 * unit_roundoff(dtype());

@@ -26,7 +26,6 @@ struct HeadsShape {
 /// Which parts of the work are wanted.
 struct HeadsOptions {
   bool query = true;
-  bool guess = false;
   bool key = true;
   bool value = true;
   bool norms = false;
@@ -39,12 +38,11 @@ struct HeadsOptions {
 struct Heads {
   Heads(DType dtype, const HeadsShape& shape)
       : query(integers(dtype, shape, shape.heads, 130)),
-        guess(integers(dtype, shape, shape.heads, 131)),
         key(integers(dtype, shape, shape.kv_heads, 132)),
         value(random_array(dtype, shape.rows * shape.stride(shape.kv_heads), 133)),
         cosines(random_floats(kAngles * (shape.dim / 2), 134)),
         sines(random_floats(kAngles * (shape.dim / 2), 135)) {
-    for (std::uint32_t i = 0; i < 3; ++i) norms[i] = random_array(dtype, shape.dim, 136 + i);
+    for (std::uint32_t i = 0; i < 2; ++i) norms[i] = random_array(dtype, shape.dim, 136 + i);
     for (std::int64_t row = 0; row < shape.rows; ++row) {
       rotation_rows.push_back((row * 4 + 5) % kAngles);
       keys.push_back(cache(dtype, shape, 0x30 + static_cast<int>(row)));
@@ -72,9 +70,9 @@ struct Heads {
     return array;
   }
 
-  Array query, guess, key, value;
+  Array query, key, value;
   std::vector<float> cosines, sines;
-  Array norms[3];  ///< of query, guess and key
+  Array norms[2];  ///< of query and key
   std::vector<std::int64_t> rotation_rows;
   std::vector<Array> keys, values;  ///< [kLayers, kv_heads, kSlots, dim] of each row's request
 };
@@ -136,9 +134,8 @@ inline Heads on_host(const Heads& in, const HeadsShape& shape, HeadsOptions opti
   Heads out = in;
   const auto norm = [&](std::size_t i) { return options.norms ? &in.norms[i] : nullptr; };
   if (options.query) norm_and_turn(out.query, in, shape, shape.heads, norm(0), options.turns);
-  if (options.guess) norm_and_turn(out.guess, in, shape, shape.heads, norm(1), options.turns);
   const bool turns_key = options.turns && options.turns_key;
-  if (options.key) norm_and_turn(out.key, in, shape, shape.kv_heads, norm(2), turns_key);
+  if (options.key) norm_and_turn(out.key, in, shape, shape.kv_heads, norm(1), turns_key);
   if (options.places && options.key) place(out.keys, out.key, shape);
   if (options.places && options.value) place(out.values, out.value, shape);
   return out;
