@@ -2,10 +2,12 @@
 """Tiers of host memory: what they cost, and what it brings to place keys and values by their use.
 
 Scan of keys in tier blocks against a plain buffer, cost of a token that leaves the device, rate of
-moves between memory nodes (where there are two), memory of short requests under a long
-max_model_len. Then decode steps with semantic and with interleaved placement. Slower memory that
-this machine does not have is *emulated*: a channel of a given rate that all host jobs share, so
-that a task which reads n bytes of the cxl tier takes at least n / rate (TestSwitches).
+moves between memory nodes (where there are two), keys that come back from a disk layer by layer
+against the disk's own rate (HYBRIDGEN_DISK_FOLDER says where; else the folder for temporary
+files), memory of short requests under a long max_model_len. Then decode steps with semantic and
+with interleaved placement. Slower memory that this machine does not have is *emulated*: a channel
+of a given rate that all host jobs share, so that a task which reads n bytes of the cxl tier takes
+at least n / rate (TestSwitches).
 
     python benchmarks/tiers.py [--quick] [--json results/tiers.json]
 """
@@ -32,6 +34,7 @@ from report import Report  # noqa: E402
 
 EXECUTABLE = ROOT / "build" / "benchmarks" / "cpp" / "cpu_benchmarks"
 SCAN_BAR = 0.98
+DISK_BAR = 0.8
 SHORT_REQUESTS_BAR = 1.3
 SHAPE = {
     "model_type": "llama",
@@ -80,6 +83,19 @@ def measure_memory(report: Report) -> float:
     (read,) = cpp_benchmarks("^logits/float32/d64/g1/manual_time$")
     report.add("read rate of this machine", read["ceiling_GBps"], "GB/s")
     return float(read["ceiling_GBps"]) * 1e9
+
+
+def measure_disk(report: Report) -> None:
+    """Report the rate at which keys come from the disk, as a share of the disk's own."""
+    (disk,) = cpp_benchmarks("^disk/")
+    if disk.get("error_occurred"):
+        print(f"disk/read_keys: not measured, {disk['error_message']}")
+        return
+    report.add("disk alone, same blocks and calls at a time", disk["device_GBps"], "GB/s")
+    report.add("keys read from the disk, a layer ahead", disk["GB/s"], "GB/s")
+    report.add(
+        "keys read from the disk: share of the disk's rate", disk["share"], "share", DISK_BAR
+    )
 
 
 def resident_bytes() -> int:
@@ -207,6 +223,7 @@ def main() -> None:
     folder = model_folder(Path(f"/tmp/hybridgen_tiers_{time.time_ns()}"))
     try:
         read_rate = measure_memory(report)
+        measure_disk(report)
         measure_short_requests(report, folder)
         measure_placement(report, folder, read_rate, arguments.quick)
     finally:

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// K and V of one request that lie on the disk. A block there has no memory. Whoever reads it has it
-// back at its own addresses first, of one layer, and nobody sees a difference: StoredHead asks for
-// what it reads, and who knows earlier says so earlier (expect), so that it is there by then. The
-// memory of a layer's blocks goes again once its readers are done (release).
+// K and V of one request that lie on the disk. A block there has no memory of its own: whoever
+// reads it has it read first, of one layer, into memory that all layers use by turns
+// (disk_landing.h). StoredHead asks for what it reads, and who knows earlier says so earlier
+// (expect), so that it is there by then. The memory is the next layer's once its readers are done
+// (release).
 //
 // A block is a KvMemory's: tokens of one side, all layers and heads. On the disk it is
 // [L][G][unit], a unit being what the block has of one layer and head: so that a layer is one read.
@@ -10,15 +11,14 @@
 
 #include <array>
 #include <atomic>
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <span>
 #include <vector>
 
+#include "kvcache/disk_landing.h"
 #include "kvcache/kv_memory.h"
 #include "kvcache/tier_blocks.h"
 #include "memory/disk_queue.h"
@@ -73,23 +73,22 @@ class KvDisk {
   /// Begins to read what the disk has of a layer's side. One thread at a time. Throws
   /// OutOfMemoryError.
   void expect(std::int64_t layer, KvSide side);
-  /// Returns when all of a layer's side is there. Throws what expect and DiskQueue::wait do.
-  void bring(std::int64_t layer, KvSide side) {
-    if (num_blocks(side) > 0) bring_all(layer, side);
+  /// Returns when all of a layer's side is there: what the disk has of it in what is returned,
+  /// which holds until release(); null: it has nothing. Throws what expect and DiskQueue::wait do.
+  const DiskLanding* bring(std::int64_t layer, KvSide side) {
+    return num_blocks(side) > 0 ? bring_all(layer, side) : nullptr;
   }
   /// The same of the blocks that hold `tokens`, which ascend, of one KV head.
-  void bring(std::int64_t layer,
-             KvSide side,
-             std::int64_t kv_head,
-             std::span<const std::int32_t> tokens) {
-    if (num_blocks(side) > 0) bring_tokens(layer, side, kv_head, tokens);
+  const DiskLanding* bring(std::int64_t layer,
+                           KvSide side,
+                           std::int64_t kv_head,
+                           std::span<const std::int32_t> tokens) {
+    return num_blocks(side) > 0 ? bring_tokens(layer, side, kv_head, tokens) : nullptr;
   }
   /// Nobody reads the layer any more, until it is asked for again.
   void release(std::int64_t layer) noexcept;
   /// Of all layers, as after a step.
   void release_all() noexcept;
-  /// The same; what comes back for good gives up. The request ends.
-  void stop() noexcept;
   /// Layers that are there for readers, or on their way.
   std::int64_t num_layers_read() const;
 
@@ -108,14 +107,14 @@ class KvDisk {
   struct Side {
     KvMemory* memory = nullptr;
     std::vector<Block> blocks;
+    std::vector<std::unique_ptr<DiskLanding>> landings;
     std::atomic<std::int64_t> num_out{0};
   };
   /// What is there for a layer's readers, of one side.
   struct Load {
-    std::vector<std::uint8_t> is_taken;  ///< [blocks]: it has memory
-    std::vector<std::uint8_t> is_in;     ///< [blocks][G]: and what the disk has
-    std::unique_ptr<DiskTransfer> all;   ///< null: nobody asked for all of it
-    bool is_begun = false;
+    DiskLanding* landing = nullptr;     ///< null: nobody has asked
+    std::vector<std::uint8_t> is_in;    ///< [blocks][G]: what was read
+    std::unique_ptr<DiskTransfer> all;  ///< null: nobody has asked for all of it
   };
 
   Side& side_of(KvSide side) { return sides_[static_cast<std::size_t>(side)]; }
@@ -130,23 +129,26 @@ class KvDisk {
                         std::int64_t block,
                         std::int64_t layer,
                         const PagePlace& place);
-  static std::int64_t unit_bytes(const KvMemory& memory, std::int64_t block);
   void append_unit(const Side& side,
                    std::int64_t block,
                    const DiskSlot& slot,
                    std::int64_t layer,
                    std::int64_t kv_head,
                    std::vector<DiskRange>& ranges) const;
-  void bring_all(std::int64_t layer, KvSide side);
-  void bring_tokens(std::int64_t layer,
-                    KvSide side,
-                    std::int64_t kv_head,
-                    std::span<const std::int32_t> tokens);
+  const DiskLanding* bring_all(std::int64_t layer, KvSide side);
+  const DiskLanding* bring_tokens(std::int64_t layer,
+                                  KvSide side,
+                                  std::int64_t kv_head,
+                                  std::span<const std::int32_t> tokens);
   // With the lock.
-  bool is_out(const Side& side, std::int64_t block, std::int64_t layer) const;
-  void take(Side& side, Load& load, std::int64_t layer, std::span<const std::int64_t> blocks);
-  void begin(std::int64_t layer, KvSide side, std::unique_lock<std::mutex>& lock);
-  void wait_until_none_comes_back(std::int64_t layer, std::unique_lock<std::mutex>& lock);
+  DiskLanding& land(std::int64_t layer, KvSide side);
+  void begin(std::int64_t layer, KvSide side);
+  void append_landed(const Load& load,
+                     const Side& side,
+                     std::int64_t block,
+                     std::int64_t layer,
+                     std::int64_t kv_head,
+                     std::vector<DiskRange>& ranges) const;
   void release(std::int64_t layer, KvSide side, std::unique_lock<std::mutex>& lock) noexcept;
 
   KvDiskDevice device_;
@@ -154,11 +156,7 @@ class KvDisk {
   std::int64_t num_kv_heads_;
   std::array<Side, 2> sides_;
   mutable std::mutex mutex_;  ///< of all below, and of blocks
-  std::condition_variable changed_;
-  std::vector<Load> loads_;                  ///< [L][2]
-  std::optional<std::int64_t> coming_back_;  ///< a block's layer for good, now
-  bool has_asked_ = false;                   ///< since release_all(), whether there is memory
-  bool is_stopping_ = false;
+  std::vector<Load> loads_;   ///< [L][2]
 };
 
 }  // namespace hybridgen

@@ -5,69 +5,31 @@
 #include <cstring>
 
 #include "hybridgen/core/error.h"
+#include "kvcache/key_blocks.h"
 
 namespace hybridgen {
 
 namespace {
 
-/// rows[t][d] = block[d][place + t], rows contiguous. Elements are moved as bits.
-template <std::size_t kBytes>
-void read_key_block(const std::byte* block,
-                    std::int64_t place,
-                    std::byte* rows,
-                    std::int64_t num_rows,
-                    std::int64_t head_dim) {
-  constexpr std::int64_t kElement = kBytes;
-  for (std::int64_t t = 0; t < num_rows; ++t) {
-    const std::byte* from = block + (place + t) * kElement;
-    std::byte* to = rows + t * head_dim * kElement;
-    for (std::int64_t d = 0; d < head_dim; ++d) {
-      std::memcpy(to + d * kElement, from + d * kKeyBlockTokens * kElement, kBytes);
-    }
-  }
-}
-
-void read_blocked_keys(const BlockedKeyView& keys, TokenRange tokens, void* out) {
-  const auto element = static_cast<std::int64_t>(size_of(keys.dtype));
-  const std::int64_t row_bytes = keys.head_dim * element;
-  auto* const read_block = element == 4 ? &read_key_block<4> : &read_key_block<2>;
-  auto* to = static_cast<std::byte*>(out);
-  for (std::int64_t t = tokens.begin; t < tokens.end;) {
-    const std::int64_t place = t % kKeyBlockTokens;
-    const std::int64_t rows = std::min(kKeyBlockTokens - place, tokens.end - t);
-    read_block(static_cast<const std::byte*>(keys.data) + (t - place) * row_bytes,
-               place,
-               to,
-               rows,
-               keys.head_dim);
-    to += rows * row_bytes;
-    t += rows;
-  }
-}
-
 std::int64_t end_of_segment(std::int64_t token) {
   return (token / kKeySegmentTokens + 1) * kKeySegmentTokens;
 }
 
-/// Rows of what the codes hold.
-void restore_keys(const kernels::CpuKernels& kernels,
-                  const HostKvStore& store,
-                  std::int64_t layer,
-                  std::int64_t kv_head,
-                  TokenRange tokens,
-                  DType dtype,
-                  void* out) {
-  const std::int64_t row_bytes = store.shape().head_dim * static_cast<std::int64_t>(size_of(dtype));
-  for (std::int64_t begin = tokens.begin; begin < tokens.end;) {
-    const std::int64_t end = std::min(end_of_segment(begin), tokens.end);
-    kernels.stored_key_rows(
-        {.keys = store.key_codes(layer, kv_head, begin),
-         .dtype = dtype,
-         .first = begin,
-         .count = end - begin,
-         .out = static_cast<std::byte*>(out) + (begin - tokens.begin) * row_bytes});
-    begin = end;
-  }
+/// As StoredRows::for_each_piece, of pieces that do not go beyond a segment either.
+template <typename Visit>
+void for_each_segment(const StoredRows& rows,
+                      std::span<const std::int32_t> positions,
+                      const Visit& visit) {
+  rows.for_each_piece(
+      positions, [&](const std::byte* origin, std::size_t first, std::size_t count) {
+        for (std::size_t begin = first; begin < first + count;) {
+          const auto rest = positions.subspan(begin, first + count - begin);
+          const auto in_segment = static_cast<std::size_t>(
+              std::ranges::lower_bound(rest, end_of_segment(rest.front())) - rest.begin());
+          visit(origin, begin, in_segment);
+          begin += in_segment;
+        }
+      });
 }
 
 }  // namespace
@@ -78,12 +40,23 @@ StoredHead::StoredHead(const kernels::CpuKernels& kernels,
                        std::int64_t kv_head)
     : kernels_(kernels), store_(store), layer_(layer), kv_head_(kv_head) {}
 
-void StoredHead::bring(KvSide side) const {
-  if (KvDisk* disk = store_.disk()) disk->bring(layer_, side);
+StoredRows StoredHead::bring(KvSide side) const {
+  KvDisk* const disk = store_.disk();
+  const DiskLanding* const landing = disk == nullptr ? nullptr : disk->bring(layer_, side);
+  return {store_.memory(side), layer_, kv_head_, landing};
 }
 
-void StoredHead::bring(KvSide side, std::span<const std::int32_t> positions) const {
-  if (KvDisk* disk = store_.disk()) disk->bring(layer_, side, kv_head_, positions);
+StoredRows StoredHead::bring(KvSide side, std::span<const std::int32_t> positions) const {
+  KvDisk* const disk = store_.disk();
+  const DiskLanding* const landing =
+      disk == nullptr ? nullptr : disk->bring(layer_, side, kv_head_, positions);
+  return {store_.memory(side), layer_, kv_head_, landing};
+}
+
+ShadowKeyView StoredHead::codes_at(const std::byte* origin, std::int64_t token) const {
+  ShadowKeyView keys = store_.key_codes(layer_, kv_head_, token);
+  keys.blocks = origin + keys.first_token / kKeyBlockTokens * keys.block_bytes;
+  return keys;
 }
 
 std::int64_t StoredHead::full_bytes() const {
@@ -141,20 +114,23 @@ kernels::RowLogitsArgs StoredHead::row_args(const RowView& keys,
   return args;
 }
 
-void StoredHead::scan_codes(TokenRange tokens,
+void StoredHead::scan_codes(const StoredRows& rows,
+                            TokenRange tokens,
                             Queries queries,
                             float* logits,
                             std::int64_t stride,
                             Scratch& scratch) const {
-  for (std::int64_t begin = tokens.begin; begin < tokens.end;) {
-    float* const out = logits + (begin - tokens.begin);
-    const TokenRange part{begin, std::min(end_of_segment(begin), tokens.end)};
-    kernels::StoredLogitsArgs args =
-        code_args(store_.key_codes(layer_, kv_head_, begin), queries, out, stride, scratch);
-    args.tokens = part;
-    kernels_.stored_key_logits(args);
-    begin = part.end;
-  }
+  rows.for_each_piece(tokens, [&](const std::byte* origin, TokenRange piece) {
+    for (std::int64_t begin = piece.begin; begin < piece.end;) {
+      float* const out = logits + (begin - tokens.begin);
+      const TokenRange part{begin, std::min(end_of_segment(begin), piece.end)};
+      kernels::StoredLogitsArgs args =
+          code_args(codes_at(origin, begin), queries, out, stride, scratch);
+      args.tokens = part;
+      kernels_.stored_key_logits(args);
+      begin = part.end;
+    }
+  });
   if (tokens.begin < kExactTokens) {
     const RowView exact = store_.exact_keys(layer_, kv_head_);
     kernels::RowLogitsArgs args = row_args(exact, queries, logits, stride);
@@ -164,22 +140,20 @@ void StoredHead::scan_codes(TokenRange tokens,
   }
 }
 
-void StoredHead::score_codes(std::span<const std::int32_t> positions,
+void StoredHead::score_codes(const StoredRows& rows,
+                             std::span<const std::int32_t> positions,
                              Queries queries,
                              float* logits,
                              std::int64_t stride,
                              Scratch& scratch) const {
-  for (std::size_t begin = 0; begin < positions.size();) {
-    const std::int64_t first = positions[begin];
-    const auto end = static_cast<std::size_t>(
-        std::ranges::lower_bound(positions, end_of_segment(first)) - positions.begin());
-    kernels::StoredLogitsArgs args = code_args(
-        store_.key_codes(layer_, kv_head_, first), queries, logits + begin, stride, scratch);
-    args.positions = positions.data() + begin;
-    args.count = static_cast<std::int64_t>(end - begin);
-    kernels_.stored_key_logits(args);
-    begin = end;
-  }
+  for_each_segment(
+      rows, positions, [&](const std::byte* origin, std::size_t begin, std::size_t count) {
+        kernels::StoredLogitsArgs args =
+            code_args(codes_at(origin, positions[begin]), queries, logits + begin, stride, scratch);
+        args.positions = positions.data() + begin;
+        args.count = static_cast<std::int64_t>(count);
+        kernels_.stored_key_logits(args);
+      });
   const std::int64_t num_exact =
       std::ranges::lower_bound(positions, kExactTokens) - positions.begin();
   if (num_exact > 0) {
@@ -196,27 +170,32 @@ void StoredHead::scan(TokenRange tokens,
                       float* logits,
                       std::int64_t stride,
                       Scratch& scratch) const {
-  bring(KvSide::kKeys);
+  const StoredRows rows = bring(KvSide::kKeys);
   if (has_key_codes()) {
-    scan_codes(tokens, queries, logits, stride, scratch);
+    scan_codes(rows, tokens, queries, logits, stride, scratch);
     return;
   }
-  if (store_.shape().key_layout == KeyLayout::kRows) {
-    kernels::RowLogitsArgs args =
-        row_args(store_.key_rows(layer_, kv_head_), queries, logits, stride);
-    args.keys = static_cast<const std::byte*>(args.keys) + tokens.begin * full_bytes();
-    args.count = tokens.size();
-    kernels_.row_logits(args);
-    return;
-  }
-  kernels::BlockedLogitsArgs args;
-  args.keys = store_.keys(layer_, kv_head_);
-  args.queries = queries.data;
-  args.num_queries = queries.count;
-  args.tokens = tokens;
-  args.logits = logits;
-  args.logits_stride = stride;
-  kernels_.blocked_logits(args);
+  const bool are_rows = store_.shape().key_layout == KeyLayout::kRows;
+  rows.for_each_piece(tokens, [&](const std::byte* origin, TokenRange piece) {
+    float* const out = logits + (piece.begin - tokens.begin);
+    if (are_rows) {
+      kernels::RowLogitsArgs args =
+          row_args(store_.key_rows(layer_, kv_head_), queries, out, stride);
+      args.keys = origin + piece.begin * full_bytes();
+      args.count = piece.size();
+      kernels_.row_logits(args);
+      return;
+    }
+    kernels::BlockedLogitsArgs args;
+    args.keys = store_.keys(layer_, kv_head_);
+    args.keys.data = origin;
+    args.queries = queries.data;
+    args.num_queries = queries.count;
+    args.tokens = piece;
+    args.logits = out;
+    args.logits_stride = stride;
+    kernels_.blocked_logits(args);
+  });
 }
 
 void StoredHead::score(std::span<const std::int32_t> positions,
@@ -224,142 +203,150 @@ void StoredHead::score(std::span<const std::int32_t> positions,
                        float* logits,
                        std::int64_t stride,
                        Scratch& scratch) const {
-  bring(KvSide::kKeys, positions);
-  const auto count = static_cast<std::int64_t>(positions.size());
+  const StoredRows rows = bring(KvSide::kKeys, positions);
   if (has_key_codes()) {
-    score_codes(positions, queries, logits, stride, scratch);
+    score_codes(rows, positions, queries, logits, stride, scratch);
     return;
   }
-  if (store_.shape().key_layout == KeyLayout::kRows) {
-    kernels::chosen_row_logits(kernels_,
-                               row_args(store_.key_rows(layer_, kv_head_), queries, logits, stride),
-                               positions.data(),
-                               count);
-    return;
-  }
-  kernels::ChosenLogitsArgs args;
-  args.keys = store_.keys(layer_, kv_head_);
-  args.queries = queries.data;
-  args.num_queries = queries.count;
-  args.positions = positions.data();
-  args.count = count;
-  args.logits = logits;
-  args.logits_stride = stride;
-  kernels_.chosen_logits(args);
+  const bool are_rows = store_.shape().key_layout == KeyLayout::kRows;
+  rows.for_each_piece(
+      positions, [&](const std::byte* origin, std::size_t begin, std::size_t count) {
+        if (are_rows) {
+          RowView keys = store_.key_rows(layer_, kv_head_);
+          keys.data = origin;
+          kernels::chosen_row_logits(kernels_,
+                                     row_args(keys, queries, logits + begin, stride),
+                                     positions.data() + begin,
+                                     static_cast<std::int64_t>(count));
+          return;
+        }
+        kernels::ChosenLogitsArgs args;
+        args.keys = store_.keys(layer_, kv_head_);
+        args.keys.data = origin;
+        args.queries = queries.data;
+        args.num_queries = queries.count;
+        args.positions = positions.data() + begin;
+        args.count = static_cast<std::int64_t>(count);
+        args.logits = logits + begin;
+        args.logits_stride = stride;
+        kernels_.chosen_logits(args);
+      });
 }
 
 void StoredHead::keys(std::span<const std::int32_t> positions,
                       void* out,
                       kernels::RowReader reader) const {
-  bring(KvSide::kKeys, positions);
-  const auto count = static_cast<std::int64_t>(positions.size());
+  const StoredRows rows = bring(KvSide::kKeys, positions);
+  auto* const to = static_cast<std::byte*>(out);
   if (has_key_codes()) {
-    auto* const to = static_cast<std::byte*>(out);
-    std::size_t begin = 0;
-    for (; begin < positions.size() && positions[begin] < kExactTokens; ++begin) {
-      const auto* exact = static_cast<const std::byte*>(store_.exact_keys(layer_, kv_head_).data);
-      std::memcpy(to + static_cast<std::int64_t>(begin) * full_bytes(),
-                  exact + positions[begin] * full_bytes(),
-                  static_cast<std::size_t>(full_bytes()));
-    }
-    while (begin < positions.size()) {
-      const std::int64_t first = positions[begin];
-      const auto end = static_cast<std::size_t>(
-          std::ranges::lower_bound(positions, end_of_segment(first)) - positions.begin());
-      kernels_.stored_key_rows({.keys = store_.key_codes(layer_, kv_head_, first),
+    const auto num_exact = static_cast<std::size_t>(
+        std::ranges::lower_bound(positions, kExactTokens) - positions.begin());
+    kernels::gather_rows(store_.exact_keys(layer_, kv_head_).data,
+                         full_bytes(),
+                         positions.data(),
+                         static_cast<std::int64_t>(num_exact),
+                         to,
+                         reader);
+    std::byte* const coded = to + static_cast<std::int64_t>(num_exact) * full_bytes();
+    const auto rest = positions.subspan(num_exact);
+    for_each_segment(rows, rest, [&](const std::byte* origin, std::size_t begin, std::size_t n) {
+      kernels_.stored_key_rows({.keys = codes_at(origin, rest[begin]),
                                 .dtype = store_.shape().dtype,
-                                .positions = positions.data() + begin,
-                                .count = static_cast<std::int64_t>(end - begin),
-                                .out = to + static_cast<std::int64_t>(begin) * full_bytes()});
-      begin = end;
-    }
-  } else if (store_.shape().key_layout == KeyLayout::kRows) {
-    kernels::gather_rows(
-        store_.key_rows(layer_, kv_head_).data, full_bytes(), positions.data(), count, out, reader);
-  } else {
-    kernels::gather_blocked_keys(store_.keys(layer_, kv_head_), positions.data(), count, out);
+                                .positions = rest.data() + begin,
+                                .count = static_cast<std::int64_t>(n),
+                                .out = coded + static_cast<std::int64_t>(begin) * full_bytes()});
+    });
+    return;
+  }
+  const bool are_rows = store_.shape().key_layout == KeyLayout::kRows;
+  rows.for_each_piece(
+      positions, [&](const std::byte* origin, std::size_t begin, std::size_t count) {
+        const std::int32_t* const chosen = positions.data() + begin;
+        const auto number = static_cast<std::int64_t>(count);
+        std::byte* const place = to + static_cast<std::int64_t>(begin) * full_bytes();
+        if (are_rows) {
+          kernels::gather_rows(origin, full_bytes(), chosen, number, place, reader);
+          return;
+        }
+        BlockedKeyView keys = store_.keys(layer_, kv_head_);
+        keys.data = origin;
+        kernels::gather_blocked_keys(keys, chosen, number, place);
+      });
+}
+
+void StoredHead::restore_keys(const std::byte* origin, TokenRange tokens, std::byte* out) const {
+  for (std::int64_t begin = tokens.begin; begin < tokens.end;) {
+    const std::int64_t end = std::min(end_of_segment(begin), tokens.end);
+    kernels_.stored_key_rows({.keys = codes_at(origin, begin),
+                              .dtype = store_.shape().dtype,
+                              .first = begin,
+                              .count = end - begin,
+                              .out = out + (begin - tokens.begin) * full_bytes()});
+    begin = end;
   }
 }
 
 void StoredHead::keys(TokenRange tokens, void* out, kernels::RowReader reader) const {
-  bring(KvSide::kKeys);
-  if (has_key_codes()) {
-    restore_keys(kernels_, store_, layer_, kv_head_, tokens, store_.shape().dtype, out);
-    const std::int64_t num_exact = std::min(tokens.end, kExactTokens) - tokens.begin;
-    if (num_exact > 0) {
-      const auto* exact = static_cast<const std::byte*>(store_.exact_keys(layer_, kv_head_).data);
-      std::memcpy(out,
-                  exact + tokens.begin * full_bytes(),
-                  static_cast<std::size_t>(num_exact * full_bytes()));
+  const StoredRows rows = bring(KvSide::kKeys);
+  auto* const to = static_cast<std::byte*>(out);
+  rows.for_each_piece(tokens, [&](const std::byte* origin, TokenRange piece) {
+    std::byte* const place = to + (piece.begin - tokens.begin) * full_bytes();
+    if (has_key_codes()) {
+      restore_keys(origin, piece, place);
+    } else if (store_.shape().key_layout == KeyLayout::kBlocked) {
+      BlockedKeyView keys = store_.keys(layer_, kv_head_);
+      keys.data = origin;
+      read_blocked_keys(keys, piece, place);
+    } else {
+      kernels::copy_rows(
+          origin + piece.begin * full_bytes(), piece.size() * full_bytes(), place, reader);
     }
-    return;
+  });
+  const std::int64_t num_exact = std::min(tokens.end, kExactTokens) - tokens.begin;
+  if (has_key_codes() && num_exact > 0) {
+    const auto* exact = static_cast<const std::byte*>(store_.exact_keys(layer_, kv_head_).data);
+    std::memcpy(out,
+                exact + tokens.begin * full_bytes(),
+                static_cast<std::size_t>(num_exact * full_bytes()));
   }
-  if (store_.shape().key_layout == KeyLayout::kBlocked) {
-    read_blocked_keys(store_.keys(layer_, kv_head_), tokens, out);
-    return;
-  }
-  const auto* rows = static_cast<const std::byte*>(store_.key_rows(layer_, kv_head_).data);
-  kernels::copy_rows(rows + tokens.begin * full_bytes(), tokens.size() * full_bytes(), out, reader);
 }
 
 void StoredHead::values(std::span<const std::int32_t> positions,
                         void* out,
                         kernels::RowReader reader) const {
-  bring(KvSide::kValues, positions);
-  const auto count = static_cast<std::int64_t>(positions.size());
-  if (has_value_codes()) {
-    kernels_.stored_value_rows({.values = store_.value_codes(layer_, kv_head_),
-                                .positions = positions.data(),
-                                .count = count,
-                                .out = out});
-    return;
-  }
-  kernels::gather_rows(
-      store_.values(layer_, kv_head_).data, full_bytes(), positions.data(), count, out, reader);
+  const StoredRows rows = bring(KvSide::kValues, positions);
+  rows.for_each_piece(
+      positions, [&](const std::byte* origin, std::size_t begin, std::size_t count) {
+        const std::int32_t* const chosen = positions.data() + begin;
+        const auto number = static_cast<std::int64_t>(count);
+        std::byte* const place =
+            static_cast<std::byte*>(out) + static_cast<std::int64_t>(begin) * full_bytes();
+        if (has_value_codes()) {
+          QuantisedRowView codes = store_.value_codes(layer_, kv_head_);
+          codes.rows = origin;
+          kernels_.stored_value_rows(
+              {.values = codes, .positions = chosen, .count = number, .out = place});
+          return;
+        }
+        kernels::gather_rows(origin, full_bytes(), chosen, number, place, reader);
+      });
 }
 
 void StoredHead::values(TokenRange tokens, void* out, kernels::RowReader reader) const {
-  bring(KvSide::kValues);
-  if (has_value_codes()) {
-    kernels_.stored_value_rows({.values = store_.value_codes(layer_, kv_head_),
-                                .first = tokens.begin,
-                                .count = tokens.size(),
-                                .out = out});
-    return;
-  }
-  const auto* rows = static_cast<const std::byte*>(store_.values(layer_, kv_head_).data);
-  kernels::copy_rows(rows + tokens.begin * full_bytes(), tokens.size() * full_bytes(), out, reader);
-}
-
-BlockedKeyView restore_blocks(const HostKvStore& store,
-                              std::int64_t layer,
-                              std::int64_t kv_head,
-                              TokenRange tokens,
-                              std::vector<float>& memory) {
-  const std::int64_t dim = store.shape().head_dim;
-  const std::int64_t first = tokens.begin / kKeyBlockTokens * kKeyBlockTokens;
-  const std::int64_t end = (tokens.end + kKeyBlockTokens - 1) / kKeyBlockTokens * kKeyBlockTokens;
-  std::vector<float> rows(static_cast<std::size_t>(tokens.size() * dim));
-  const kernels::CpuKernels& kernels = kernels::cpu_kernels(kernels::resolve_isa("auto"));
-  restore_keys(kernels, store, layer, kv_head, tokens, DType::kFloat32, rows.data());
-  if (const std::int64_t num_exact = std::min(tokens.end, kExactTokens) - tokens.begin;
-      num_exact > 0) {
-    const RowView exact = store.exact_keys(layer, kv_head);
-    const auto row_bytes = dim * static_cast<std::int64_t>(size_of(exact.dtype));
-    kernels.scale_to_float(exact.dtype,
-                           static_cast<const std::byte*>(exact.data) + tokens.begin * row_bytes,
-                           1.0F,
-                           rows.data(),
-                           num_exact * dim);
-  }
-  memory.assign(static_cast<std::size_t>((end - first) * dim), 0.0F);
-  for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
-    const float* row = rows.data() + (t - tokens.begin) * dim;
-    float* column =
-        memory.data() + (t - first) / kKeyBlockTokens * dim * kKeyBlockTokens + t % kKeyBlockTokens;
-    for (std::int64_t d = 0; d < dim; ++d) column[d * kKeyBlockTokens] = row[d];
-  }
-  return {memory.data(), DType::kFloat32, dim, end, first};
+  const StoredRows rows = bring(KvSide::kValues);
+  rows.for_each_piece(tokens, [&](const std::byte* origin, TokenRange piece) {
+    std::byte* const place =
+        static_cast<std::byte*>(out) + (piece.begin - tokens.begin) * full_bytes();
+    if (has_value_codes()) {
+      QuantisedRowView codes = store_.value_codes(layer_, kv_head_);
+      codes.rows = origin;
+      kernels_.stored_value_rows(
+          {.values = codes, .first = piece.begin, .count = piece.size(), .out = place});
+      return;
+    }
+    kernels::copy_rows(
+        origin + piece.begin * full_bytes(), piece.size() * full_bytes(), place, reader);
+  });
 }
 
 void read_tokens(const kernels::CpuKernels& kernels,

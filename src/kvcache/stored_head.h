@@ -10,6 +10,7 @@
 
 #include "kernels/cpu_kernels.h"
 #include "kvcache/host_kv_store.h"
+#include "kvcache/stored_rows.h"
 
 namespace hybridgen {
 
@@ -60,30 +61,36 @@ class StoredHead {
   void values(std::span<const std::int32_t> positions, void* out, kernels::RowReader reader) const;
   void values(TokenRange tokens, void* out, kernels::RowReader reader) const;
 
-  /// For who reads one side in the store itself: of all tokens, or of chosen ones, it has memory,
-  /// whatever tier it lies in. All calls above do so themselves.
-  void bring(KvSide side) const;
-  void bring(KvSide side, std::span<const std::int32_t> positions) const;
+  /// For who reads one side in the store itself: where it lies, of all tokens or at least of chosen
+  /// ones, once it has memory, whatever tier it is in. All calls above do so themselves.
+  StoredRows bring(KvSide side) const;
+  StoredRows bring(KvSide side, std::span<const std::int32_t> positions) const;
 
  private:
   bool has_key_codes() const { return store_.shape().key_precision != KvPrecision::kFull; }
   bool has_value_codes() const { return store_.shape().value_precision != KvPrecision::kFull; }
   std::int64_t full_bytes() const;
+  /// Codes of the segment that holds `token`, of which `origin` is where token 0's would lie.
+  ShadowKeyView codes_at(const std::byte* origin, std::int64_t token) const;
   kernels::StoredLogitsArgs code_args(const ShadowKeyView& keys,
                                       Queries queries,
                                       float* logits,
                                       std::int64_t stride,
                                       Scratch& scratch) const;
+  /// Rows of what codes hold.
+  void restore_keys(const std::byte* origin, TokenRange tokens, std::byte* out) const;
   static kernels::RowLogitsArgs row_args(const RowView& keys,
                                          Queries queries,
                                          float* logits,
                                          std::int64_t stride);
-  void scan_codes(TokenRange tokens,
+  void scan_codes(const StoredRows& rows,
+                  TokenRange tokens,
                   Queries queries,
                   float* logits,
                   std::int64_t stride,
                   Scratch& scratch) const;
-  void score_codes(std::span<const std::int32_t> positions,
+  void score_codes(const StoredRows& rows,
+                   std::span<const std::int32_t> positions,
                    Queries queries,
                    float* logits,
                    std::int64_t stride,
@@ -94,14 +101,6 @@ class StoredHead {
   std::int64_t layer_;
   std::int64_t kv_head_;
 };
-
-/// Float32 keys in blocks, made of codes for those who read blocks: of `tokens` and, for the rest
-/// of the blocks that they lie in, 0. They live in `memory`.
-BlockedKeyView restore_blocks(const HostKvStore& store,
-                              std::int64_t layer,
-                              std::int64_t kv_head,
-                              TokenRange tokens,
-                              std::vector<float>& memory);
 
 /// Copies K and V rows of `tokens` of all KV heads out, as [G][count][D] contiguous each.
 /// ConfigError if outside the capacity.

@@ -347,6 +347,16 @@ void PlacedMemory::join(ByteRange range, bool asks_nodes) {
   }
 }
 
+void PlacedMemory::join_from_first_touch(ByteRange range) {
+  for (std::size_t at = range.begin; at < range.begin + range.bytes; at += kHugePageBytes) {
+    const std::size_t unit = at / kHugePageBytes;
+    if (!may_join(unit)) continue;
+    is_joined_[unit] = true;
+    count_asked_huge_pages(static_cast<std::int64_t>(kHugePageBytes));
+    static_cast<void>(calls_->advise({span_.data + at, kHugePageBytes}, PageAdvice::kMayJoin));
+  }
+}
+
 PagesFound PlacedMemory::found() const {
   if (span_.bytes == 0) return {};
   const ByteRange all{0, span_.bytes};

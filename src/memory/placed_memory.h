@@ -94,6 +94,10 @@ class PlacedMemory {
   /// `asks_nodes`: small pages on several nodes stay as they are, as a huge one lies on one.
   void join(ByteRange range, bool asks_nodes = false);
 
+  /// Pages of `range`, multiples of 2 MiB from the start of which none is there yet, come as huge
+  /// ones. Else as join().
+  void join_from_first_touch(ByteRange range);
+
   /// Asks the system about every page.
   PagesFound found(std::span<const ByteRange> ranges) const;
   /// Of all.

@@ -7,12 +7,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <vector>
 
 #include "device/resident_cache.h"
 #include "hybridgen/parts/part_roles.h"
 #include "kernels/cpu_kernels.h"
 #include "kvcache/host_kv_store.h"
 #include "kvcache/scoring_shadow.h"
+#include "kvcache/stored_head.h"
 #include "parts/parts.h"
 
 namespace hybridgen {
@@ -28,6 +31,24 @@ ShadowShape shape_of(const PartContext& context, ShadowPrecision precision) {
       .precision = precision,
       .numa_node = context.numa_node,
       .numa_parts = context.numa_parts == nullptr ? std::vector<NumaPart>{} : *context.numa_parts};
+}
+
+// A layer's first `count` keys, whose blocks on the disk are let go again.
+KvRowsView read_keys(const HostKvStore& host,
+                     std::int64_t layer,
+                     std::int64_t count,
+                     std::vector<std::byte>& memory) {
+  const HostKvShape& shape = host.shape();
+  const std::int64_t bytes =
+      count * shape.head_dim * static_cast<std::int64_t>(size_of(shape.dtype));
+  memory.resize(static_cast<std::size_t>(shape.num_kv_heads * bytes));
+  const kernels::CpuKernels& kernels = kernels::cpu_kernels(kernels::resolve_isa("auto"));
+  for (std::int64_t g = 0; g < shape.num_kv_heads; ++g) {
+    StoredHead(kernels, host, layer, g)
+        .keys(TokenRange{0, count}, memory.data() + g * bytes, kernels::RowReader::kCpu);
+  }
+  host.disk()->release(layer);
+  return {memory.data(), count * shape.head_dim, shape.head_dim};
 }
 
 class ShadowScoring final : public KeyProxy {
@@ -48,21 +69,17 @@ class ShadowScoring final : public KeyProxy {
       return;
     }
     shadow_.grow(num_offloaded);
-    KvDisk* const disk = host->disk();
+    const bool are_on_disk = host->disk() != nullptr && host->disk()->num_blocks(KvSide::kKeys) > 0;
     const std::int64_t num_layers = shadow_.shape().num_layers;
     // Keys on the disk come and go layer by layer: there is memory for no more at a time.
-    const std::int64_t at_once = disk == nullptr ? 1 : num_layers;
+    const std::int64_t at_once = are_on_disk ? num_layers : 1;
     at::parallel_for(0, num_layers, at_once, [&](std::int64_t begin, std::int64_t end) {
+      std::vector<std::byte> memory;
       for (std::int64_t layer = begin; layer < end; ++layer) {
-        if (disk != nullptr) {
-          disk->bring(layer, KvSide::kKeys);
-        }
-        const KvRowsView keys = host->key_rows_from(layer, 0);
+        const KvRowsView keys = are_on_disk ? read_keys(*host, layer, num_offloaded, memory)
+                                            : host->key_rows_from(layer, 0);
         shadow_.calibrate(layer, num_offloaded, keys);
         shadow_.write(layer, {0, num_offloaded}, keys);
-        if (disk != nullptr) {
-          disk->release(layer);
-        }
       }
     });
   }

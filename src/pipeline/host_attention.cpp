@@ -5,10 +5,55 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <optional>
 
+#include "hybridgen/core/error.h"
 #include "pipeline/host_task.h"
 
 namespace hybridgen {
+namespace {
+
+std::span<const std::int32_t> places_of(const AttendedRows& rows) {
+  return {rows.positions, static_cast<std::size_t>(rows.tokens.size())};
+}
+
+// Where rows begin that `side` has: of a range its first, of chosen tokens token 0, or their copies
+// where they lie apart, as those of several blocks that were on the disk.
+const std::byte* place_of(const AttendedRows& rows,
+                          const StoredRows& side,
+                          std::int64_t row_bytes,
+                          std::vector<std::byte>& copies) {
+  if (rows.positions == nullptr) {
+    const StoredRows::Piece piece = side.piece_at(rows.tokens.begin);
+    HYBRIDGEN_DCHECK(piece.end >= rows.tokens.end, "(a part of several blocks)");
+    return piece.origin + rows.tokens.begin * row_bytes;
+  }
+  if (!rows.are_apart()) return side.piece_at(0).origin;
+  copies.resize(static_cast<std::size_t>(rows.tokens.size() * row_bytes));
+  side.copy(places_of(rows), copies.data());
+  return copies.data();
+}
+
+// The same of codes, whose first tokens are read elsewhere, as they lie in full: these keep their
+// places, the others follow. Returns the places.
+const std::int32_t* put_together(const AttendedRows& rows,
+                                 QuantisedRowView& codes,
+                                 HostScratch::Attending& memory) {
+  const std::span<const std::int32_t> chosen = places_of(rows);
+  memory.values.resize((static_cast<std::size_t>(codes.num_exact) + chosen.size()) *
+                       static_cast<std::size_t>(codes.row_bytes));
+  rows.values->copy(chosen, memory.values.data() + codes.num_exact * codes.row_bytes);
+  codes.rows = memory.values.data();
+  memory.places.assign(chosen.begin(), chosen.end());
+  auto place = static_cast<std::int32_t>(codes.num_exact);
+  for (std::int32_t& each : memory.places) {
+    if (each >= codes.num_exact) each = place;
+    ++place;
+  }
+  return memory.places.data();
+}
+
+}  // namespace
 
 kernels::AttentionPart HostTaskRunner::part_of(const HostTask& task, std::int64_t part) const {
   float* out = task.job.buffers.parts +
@@ -25,17 +70,18 @@ void HostTaskRunner::attend(const HostTask& task, const std::int32_t* positions)
   const std::span<const std::int32_t> chosen(
       positions, positions == nullptr ? 0 : static_cast<std::size_t>(count));
   const auto bring = [&](KvSide side) {
-    positions == nullptr ? head.bring(side) : head.bring(side, chosen);
+    return positions == nullptr ? head.bring(side) : head.bring(side, chosen);
   };
   float* logits = task.scratch.logits.data();
+  std::optional<StoredRows> keys;
   if (in_one_pass) {
-    bring(KvSide::kKeys);
+    keys.emplace(bring(KvSide::kKeys));
   } else if (positions == nullptr) {
     head.scan(task.tokens, queries(task), logits, count, task.scratch.stored);
   } else {
     head.score(chosen, queries(task), logits, count, task.scratch.stored);
   }
-  bring(KvSide::kValues);
+  const StoredRows values = bring(KvSide::kValues);
   for (std::int64_t done = 0; done < count; done += kernels::kPartTokens) {
     const std::int64_t rows = std::min(kernels::kPartTokens, count - done);
     const std::int64_t first = task.tokens.begin + done;
@@ -46,35 +92,33 @@ void HostTaskRunner::attend(const HostTask& task, const std::int32_t* positions)
       args.logits_stride = count;
     }
     args.part = part_of(task, first / kernels::kPartTokens);
-    attend_part(
-        task, {first, first + rows}, positions == nullptr ? nullptr : positions + done, args);
+    attend_part(task,
+                {.tokens = {first, first + rows},
+                 .positions = positions == nullptr ? nullptr : positions + done,
+                 .keys = keys ? &*keys : nullptr,
+                 .values = &values},
+                args);
   }
   task.result.key_bytes += count * head.key_bytes();
   task.result.value_bytes += count * head.value_bytes();
 }
 
 void HostTaskRunner::attend_part(const HostTask& task,
-                                 TokenRange tokens,
-                                 const std::int32_t* positions,
+                                 const AttendedRows& rows,
                                  kernels::AttendArgs args) const {
-  const HostKvStore& store = *task.job.store;
   HostScratch::Attending& memory = task.scratch.attending;
-  if (store.shape().value_precision != KvPrecision::kFull) {
-    sum_value_codes(task, tokens, positions, args);
+  if (task.job.store->shape().value_precision != KvPrecision::kFull) {
+    sum_value_codes(task, rows, args);
     return;
   }
-  const auto rows_from = [&](const RowView& rows) {
-    return static_cast<const std::byte*>(rows.data) +
-           (positions == nullptr ? tokens.begin * row_bytes(task) : 0);
-  };
-  args.values = rows_from(store.values(task.layer, task.kv_head));
-  args.positions = positions;
-  if (args.logits == nullptr) {
-    args.keys = rows_from(store.key_rows(task.layer, task.kv_head));
+  args.positions = rows.are_apart() ? nullptr : rows.positions;
+  args.values = place_of(rows, *rows.values, row_bytes(task), memory.values);
+  if (rows.keys != nullptr) {
+    args.keys = place_of(rows, *rows.keys, row_bytes(task), memory.keys);
     args.key_stride = head_dim_;
   }
   memory.sums.resize(static_cast<std::size_t>(kernels::attend_scratch(per_group_, head_dim_)));
-  args.dtype = store.shape().dtype;
+  args.dtype = task.job.store->shape().dtype;
   args.queries = task.scratch.queries.data();
   args.num_queries = per_group_;
   args.head_dim = head_dim_;
@@ -84,8 +128,7 @@ void HostTaskRunner::attend_part(const HostTask& task,
 }
 
 void HostTaskRunner::sum_value_codes(const HostTask& task,
-                                     TokenRange tokens,
-                                     const std::int32_t* positions,
+                                     const AttendedRows& rows,
                                      const kernels::AttendArgs& args) const {
   for (std::int64_t r = 0; r < per_group_; ++r) {
     float* const logits = args.logits + r * args.logits_stride;
@@ -97,9 +140,16 @@ void HostTaskRunner::sum_value_codes(const HostTask& task,
     args.part.peaks[r] = peak;
     args.part.sums[r] = std::accumulate(logits, logits + args.count, 0.0F);
   }
-  kernels_.stored_value_sums({.values = task.job.store->value_codes(task.layer, task.kv_head),
+  QuantisedRowView values = task.job.store->value_codes(task.layer, task.kv_head);
+  const std::int32_t* positions = rows.positions;
+  if (positions == nullptr) {
+    values.rows = rows.values->piece_at(rows.tokens.begin).origin;
+  } else if (!rows.values->is_one_piece()) {
+    positions = put_together(rows, values, task.scratch.attending);
+  }
+  kernels_.stored_value_sums({.values = values,
                               .positions = positions,
-                              .first = tokens.begin,
+                              .first = rows.tokens.begin,
                               .count = args.count,
                               .weights = args.logits,
                               .weights_stride = args.logits_stride,

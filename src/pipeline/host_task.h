@@ -3,6 +3,7 @@
 // tokens. Reads the store, asks selectors, writes into the job's staging.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -30,6 +31,9 @@ struct HostScratch {
     std::vector<float> sums;  ///< attend_scratch() floats
     std::vector<kernels::AttentionPart> parts;
     std::vector<float> shares;
+    // Rows of a part that lie apart, put together.
+    std::vector<std::byte> keys, values;
+    std::vector<std::int32_t> places;
   };
   std::vector<float> queries;  ///< [R, D] float32, scaled
   std::vector<float> logits;   ///< [R, tokens]
@@ -56,6 +60,17 @@ struct HostTask {
   TokenRange tokens;
   HostScratch& scratch;
   HostTaskResult& result;
+};
+
+/// Of a part of the attention.
+struct AttendedRows {
+  TokenRange tokens;                        ///< or places in `positions`
+  const std::int32_t* positions = nullptr;  ///< null: all of the range
+  const StoredRows* keys = nullptr;         ///< null: the logits are known
+  const StoredRows* values = nullptr;
+  bool are_apart() const {
+    return !values->is_one_piece() || (keys != nullptr && !keys->is_one_piece());
+  }
 };
 
 /// The work of tasks. Stateless but for sizes: any number of threads may use it at a time.
@@ -97,14 +112,10 @@ class HostTaskRunner {
   void gather(const HostTask& task) const;
   void copy_all(const HostTask& task) const;
   // `args` hold the count, the part, and the logits unless they are to be computed from rows.
-  void attend_part(const HostTask& task,
-                   TokenRange tokens,
-                   const std::int32_t* positions,
-                   kernels::AttendArgs args) const;
+  void attend_part(const HostTask& task, const AttendedRows& rows, kernels::AttendArgs args) const;
   // The same of values in codes; the logits are given, and become weights.
   void sum_value_codes(const HostTask& task,
-                       TokenRange tokens,
-                       const std::int32_t* positions,
+                       const AttendedRows& rows,
                        const kernels::AttendArgs& args) const;
   kernels::AttentionPart part_of(const HostTask& task, std::int64_t part) const;
   StoredHead stored_head(const HostTask& task) const;

@@ -85,13 +85,6 @@ RequestState::RequestState(const DecoderModel& model,
   }
 }
 
-// What moves blocks may wait for readers, of whom there are none any more.
-RequestState::~RequestState() {
-  if (KvDisk* disk = on_disk()) {
-    disk->stop();
-  }
-}
-
 std::int64_t RequestState::num_attended(const Method& method) const {
   const bool is_told = parts.selector != nullptr && parts.selector->says_how_many();
   return sends_k(method.work) && !is_told ? steering.num_chosen(tokens.num_offloaded())

@@ -62,7 +62,7 @@ struct RequestState {
                const KvDiskDevice& disk = {});
   RequestState(const RequestState&) = delete;
   RequestState& operator=(const RequestState&) = delete;
-  ~RequestState();
+  ~RequestState() = default;
 
   /// Of a proxy's best, for K of all offloaded tokens at most; 0: there is no proxy.
   std::int64_t max_candidates() const;

@@ -9,7 +9,7 @@
 
 #include "core/names.h"
 #include "hybridgen/core/error.h"
-#include "kvcache/stored_head.h"
+#include "kvcache/key_blocks.h"
 #include "selection/selectors.h"
 
 namespace hybridgen {

@@ -15,6 +15,7 @@
 
 #include "cpp/memory/faulty_disk.h"
 #include "hybridgen/core/error.h"
+#include "kvcache/stored_rows.h"
 
 namespace hybridgen {
 namespace {
@@ -61,18 +62,24 @@ class KvOnDisk : public testing::Test {
       }
     }
   }
-  bool is_there(KvSide side, std::int64_t block, std::int64_t layer, std::int64_t g) {
+  bool is_there(KvSide side,
+                std::int64_t block,
+                std::int64_t layer,
+                std::int64_t g,
+                const DiskLanding* landing = nullptr) {
+    const StoredRows rows(memory(side), layer, g, landing);
+    const StoredRows::Piece piece = rows.piece_at(block * 256);
+    EXPECT_GE(piece.end, std::min(kCapacity, (block + 1) * 256));
     const std::int64_t begin = block * 256 * row_bytes(side);
-    const std::byte* const head = memory(side).head(layer, g);
     for (std::int64_t i = begin; i < begin + unit(side, block); ++i) {
-      if (head[i] != expected(side, layer, g, i)) return false;
+      if (piece.origin[i] != expected(side, layer, g, i)) return false;
     }
     return true;
   }
-  bool is_there(KvSide side, std::int64_t layer) {
+  bool is_there(KvSide side, std::int64_t layer, const DiskLanding* landing = nullptr) {
     for (std::int64_t block = 0; block < kBlocks; ++block) {
       for (std::int64_t g = 0; g < kHeads; ++g) {
-        if (!is_there(side, block, layer, g)) return false;
+        if (!is_there(side, block, layer, g, landing)) return false;
       }
     }
     return true;
@@ -108,21 +115,27 @@ TEST_F(KvOnDisk, ABlockThatLeftHasNoMemoryAndIsReadLayerByLayer) {
     EXPECT_EQ(disk_.num_blocks(side), 2);
     for (std::int64_t layer = 0; layer < kLayers; ++layer) {
       EXPECT_FALSE(is_there(side, 0, layer, 0));
-      disk_.bring(layer, side);
-      EXPECT_TRUE(is_there(side, layer));
-      disk_.release(layer);
+      const DiskLanding* const landing = disk_.bring(layer, side);
+      EXPECT_TRUE(is_there(side, layer, landing));
       EXPECT_EQ(pages(side), before - 2 * each * kLayers);
+      disk_.release(layer);
     }
   }
 }
 
-TEST_F(KvOnDisk, AfterAReleaseNoMemoryIsLeft) {
+TEST_F(KvOnDisk, LayersAreReadIntoTheSameMemoryByTurns) {
   put_away(KvSide::kValues, 1);
-  const std::int64_t without = pages(KvSide::kValues);
-  disk_.bring(2, KvSide::kValues);
-  EXPECT_EQ(pages(KvSide::kValues), without + 256 * 96 * kHeads);
+  const DiskLanding* const first = disk_.bring(0, KvSide::kValues);
+  const DiskLanding* const second = disk_.bring(1, KvSide::kValues);
+  EXPECT_NE(first, second);
+  EXPECT_EQ(disk_.bring(0, KvSide::kValues), first);
+  EXPECT_EQ(disk_.num_layers_read(), 2);
+  disk_.release(0);
+  EXPECT_EQ(disk_.num_layers_read(), 1);
+  EXPECT_EQ(disk_.bring(2, KvSide::kValues), first);
+  EXPECT_TRUE(is_there(KvSide::kValues, 2, first));
+  EXPECT_TRUE(is_there(KvSide::kValues, 1, second));
   disk_.release(2);
-  EXPECT_EQ(pages(KvSide::kValues), without);
   disk_.release(2);  // nothing to release
 }
 
@@ -131,24 +144,24 @@ TEST_F(KvOnDisk, ReadingAheadReadsOnce) {
   put_away(KvSide::kKeys, 1);
   disk_.expect(1, KvSide::kKeys);
   disk_.expect(1, KvSide::kKeys);
-  disk_.bring(1, KvSide::kKeys);
-  EXPECT_TRUE(is_there(KvSide::kKeys, 1));
+  EXPECT_TRUE(is_there(KvSide::kKeys, 1, disk_.bring(1, KvSide::kKeys)));
   EXPECT_EQ(queue_.statistics().read_bytes, 2 * 256 * 64 * kHeads);
 }
 
 TEST_F(KvOnDisk, OfChosenTokensOnlyTheirBlocksOfTheirHeadAreRead) {
   for (std::int64_t block = 0; block < 4; ++block) put_away(KvSide::kValues, block);
   const std::vector<std::int32_t> tokens{3, 200, 600, 1200};  // blocks 0, 2 and one in memory
-  disk_.bring(1, KvSide::kValues, 1, tokens);
-  EXPECT_TRUE(is_there(KvSide::kValues, 0, 1, 1));
-  EXPECT_TRUE(is_there(KvSide::kValues, 2, 1, 1));
-  EXPECT_FALSE(is_there(KvSide::kValues, 0, 1, 0));
-  EXPECT_FALSE(is_there(KvSide::kValues, 1, 1, 1));
+  const DiskLanding* const landing = disk_.bring(1, KvSide::kValues, 1, tokens);
+  EXPECT_TRUE(is_there(KvSide::kValues, 0, 1, 1, landing));
+  EXPECT_TRUE(is_there(KvSide::kValues, 2, 1, 1, landing));
+  EXPECT_TRUE(is_there(KvSide::kValues, 4, 1, 1, landing));
+  EXPECT_FALSE(is_there(KvSide::kValues, 0, 1, 0, landing));
+  EXPECT_FALSE(is_there(KvSide::kValues, 1, 1, 1, landing));
   EXPECT_EQ(queue_.statistics().read_bytes, 2 * 256 * 96);
   disk_.bring(1, KvSide::kValues, 1, tokens);  // they are there
   EXPECT_EQ(queue_.statistics().read_bytes, 2 * 256 * 96);
-  disk_.bring(1, KvSide::kValues);  // and the rest
-  EXPECT_TRUE(is_there(KvSide::kValues, 1));
+  EXPECT_EQ(disk_.bring(1, KvSide::kValues), landing);  // and the rest
+  EXPECT_TRUE(is_there(KvSide::kValues, 1, landing));
   EXPECT_EQ(queue_.statistics().read_bytes, 8 * 256 * 96);
   disk_.release(1);
 }
@@ -158,8 +171,7 @@ TEST_F(KvOnDisk, AShortLastBlockIsLikeTheOthers) {
   put_away(KvSide::kValues, kBlocks - 1);
   for (const KvSide side : kSides) {
     for (std::int64_t layer = 0; layer < kLayers; ++layer) {
-      disk_.bring(layer, side);
-      EXPECT_TRUE(is_there(side, layer));
+      EXPECT_TRUE(is_there(side, layer, disk_.bring(layer, side)));
     }
   }
 }
@@ -195,19 +207,17 @@ TEST_F(KvOnDisk, AFullDiskLeavesABlockInMemory) {
 
 TEST_F(KvOnDisk, AReadErrorIsItsReadersAndTheNextReadWorks) {
   put_away(KvSide::kKeys, 0);
-  const std::int64_t without = pages(KvSide::kKeys);
   fail(DiskCall::kRead, EIO);
   disk_.expect(0, KvSide::kKeys);
   EXPECT_THROW(disk_.bring(0, KvSide::kKeys), DeviceError);
   EXPECT_THROW(disk_.bring(0, KvSide::kKeys), DeviceError);
   disk_.release(0);
-  EXPECT_EQ(pages(KvSide::kKeys), without);
+  EXPECT_EQ(disk_.num_layers_read(), 0);
   const std::vector<std::int32_t> token{0};
   EXPECT_THROW(disk_.bring(0, KvSide::kKeys, 0, token), DeviceError);
   disk_.release(0);
   calls_.answer = nullptr;
-  disk_.bring(0, KvSide::kKeys);
-  EXPECT_TRUE(is_there(KvSide::kKeys, 0));
+  EXPECT_TRUE(is_there(KvSide::kKeys, 0, disk_.bring(0, KvSide::kKeys)));
 }
 
 TEST_F(KvOnDisk, ABlockThatFailsToComeBackStaysOnTheDisk) {
@@ -224,8 +234,7 @@ TEST_F(KvOnDisk, ABlockThatFailsToComeBackStaysOnTheDisk) {
     calls_.answer = nullptr;
     EXPECT_EQ(disk_.num_blocks(KvSide::kValues), 1);
     EXPECT_EQ(pages(KvSide::kValues), without);
-    disk_.bring(failing, KvSide::kValues);
-    EXPECT_TRUE(is_there(KvSide::kValues, failing));
+    EXPECT_TRUE(is_there(KvSide::kValues, failing, disk_.bring(failing, KvSide::kValues)));
     disk_.release(failing);
   }
   disk_.bring_back(KvSide::kValues, 0, {});
@@ -260,8 +269,7 @@ TEST_F(KvOnDisk, WhatWasAskedForLastHoldsThoughEarlierMovesAreCompletedLater) {
       EXPECT_EQ(file_.taken_bytes() > 0, tried.is_out);
       EXPECT_EQ(pages(KvSide::kKeys) < before, tried.is_out);
       for (std::int64_t layer = 0; layer < kLayers; ++layer) {
-        disk_.bring(layer, KvSide::kKeys);
-        EXPECT_TRUE(is_there(KvSide::kKeys, layer));
+        EXPECT_TRUE(is_there(KvSide::kKeys, layer, disk_.bring(layer, KvSide::kKeys)));
         disk_.release(layer);
       }
       disk_.bring_back(KvSide::kKeys, 1, {});
@@ -271,15 +279,17 @@ TEST_F(KvOnDisk, WhatWasAskedForLastHoldsThoughEarlierMovesAreCompletedLater) {
   }
 }
 
-TEST_F(KvOnDisk, WhatComesBackWaitsForReadersOfItsLayerAndGivesUpWhenStopped) {
+TEST_F(KvOnDisk, WhoReadsALayerGoesOnWithItsBlocksWhenTheyComeBackForGood) {
   put_away(KvSide::kKeys, 0);
-  disk_.bring(1, KvSide::kKeys);
-  std::thread mover([&] { EXPECT_THROW(disk_.bring_back(KvSide::kKeys, 0, {}), Error); });
-  disk_.bring(0, KvSide::kKeys);  // before it, or from memory
-  EXPECT_TRUE(is_there(KvSide::kKeys, 0, 0, 0));
-  EXPECT_TRUE(is_there(KvSide::kKeys, 0, 1, 0));
-  disk_.stop();
-  mover.join();
+  const DiskLanding* const landing = disk_.bring(1, KvSide::kKeys);
+  disk_.bring_back(KvSide::kKeys, 0, {});
+  EXPECT_TRUE(landing->has(0));
+  EXPECT_TRUE(is_there(KvSide::kKeys, 1, landing));
+  EXPECT_TRUE(is_there(KvSide::kKeys, 1));  // and so does who begins now
+  EXPECT_EQ(disk_.bring(0, KvSide::kKeys), nullptr);
+  EXPECT_TRUE(is_there(KvSide::kKeys, 0));
+  disk_.release_all();
+  disk_.arrive(KvSide::kKeys, 0);
 }
 
 TEST_F(KvOnDisk, OfARequestThatEndsNothingIsLeftOnTheDisk) {
@@ -314,15 +324,14 @@ TEST_F(KvOnDisk, ReadersSeeWhatWasWrittenWhateverComesAndGoesBesideThem) {
       for (std::int64_t g = 0; g < kHeads; ++g) {
         const std::int64_t first = draw(200);
         readers.emplace_back([&, g, first, layer] {
-          disk_.bring(layer, KvSide::kKeys);
-          EXPECT_TRUE(is_there(KvSide::kKeys, layer));
+          EXPECT_TRUE(is_there(KvSide::kKeys, layer, disk_.bring(layer, KvSide::kKeys)));
           std::vector<std::int32_t> tokens;
           for (std::int64_t t = first; t < kCapacity; t += 300) {
             tokens.push_back(static_cast<std::int32_t>(t));
           }
-          disk_.bring(layer, KvSide::kValues, g, tokens);
+          const DiskLanding* const landing = disk_.bring(layer, KvSide::kValues, g, tokens);
           for (const std::int32_t token : tokens) {
-            EXPECT_TRUE(is_there(KvSide::kValues, token / 256, layer, g));
+            EXPECT_TRUE(is_there(KvSide::kValues, token / 256, layer, g, landing));
           }
         });
       }

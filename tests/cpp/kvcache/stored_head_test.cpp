@@ -10,8 +10,10 @@
 #include <cstring>
 #include <random>
 #include <tuple>
+#include <utility>
 #include <vector>
 
+#include "cpp/kvcache/store_on_disk.h"
 #include "kernels/cpu_kernels.h"
 
 namespace hybridgen {
@@ -231,6 +233,37 @@ TEST_P(StoredHeads, LogitsAreTheQueriesTimesTheKeysThatTheyGather) {
           all[static_cast<std::size_t>(r * kTokens + positions[static_cast<std::size_t>(j)])]);
     }
   }
+}
+
+TEST_P(StoredHeads, GiveTheSameBitsOfBlocksThatLieOnTheDisk) {
+  const HostKvStore in_memory = filled_store();
+  StoreOnDisk on_disk(filled_store());
+  const std::vector<float> queries = normal_numbers(kQueries * kDim, 3);
+  const std::vector<std::int32_t> positions{0, 3, 4, 255, 256, 700, 1023, 1024, 1099};
+  const auto count = static_cast<std::int64_t>(positions.size());
+  // In this order chosen blocks are read first, and then the others.
+  const auto read = [&](const HostKvStore& store) {
+    const StoredHead reader = head(store, 1);
+    StoredHead::Scratch scratch;
+    std::vector<std::byte> rows(static_cast<std::size_t>(2 * count) * row_bytes());
+    reader.keys(positions, rows.data(), kernels::RowReader::kCpu);
+    reader.values(positions, rows.data() + rows.size() / 2, kernels::RowReader::kDevice);
+    std::vector<float> logits(static_cast<std::size_t>(kQueries * (count + kTokens - 2)));
+    reader.score(positions, {queries.data(), kQueries}, logits.data(), count, scratch);
+    reader.scan({2, kTokens},
+                {queries.data(), kQueries},
+                logits.data() + kQueries * count,
+                kTokens - 2,
+                scratch);
+    const std::vector<std::byte> all = read_all(store, {1, kTokens});
+    rows.insert(rows.end(), all.begin(), all.end());
+    return std::pair(rows, logits);
+  };
+  const auto expected = read(in_memory);
+  EXPECT_TRUE(read(on_disk.store) == expected);
+  EXPECT_GT(on_disk.queue.statistics().read_bytes, 0);
+  on_disk.store.disk()->release(1);
+  EXPECT_TRUE(read(on_disk.store) == expected);
 }
 
 TEST_P(StoredHeads, WrittenInPiecesOrByRowsHoldTheSameOnceTheChannelsAreFixed) {

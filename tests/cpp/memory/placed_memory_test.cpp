@@ -282,6 +282,22 @@ TEST(PlacedMemory, JoinedPagesKeepWhatIsWrittenThere) {
   EXPECT_LE(huge, 6 * kMiBs);
 }
 
+TEST(PlacedMemory, PagesThatAreToBeHugeComeWithTheFirstTouchAndNotBefore) {
+  PlacedMemory memory(6 * kMiB);
+  const std::int64_t asked = huge_pages().asked_bytes;
+  memory.join_from_first_touch({2 * kMiB, 2 * kMiB});
+  memory.join_from_first_touch({2 * kMiB, 2 * kMiB});
+  const bool is_never = huge_pages().setting == "never";
+  EXPECT_EQ(huge_pages().asked_bytes, asked + (is_never ? 0 : 2 * kMiBs));
+  EXPECT_EQ(memory.found(all_of(memory)).bytes(), 0);
+  memory.data()[0] = std::byte{1};
+  memory.data()[2 * kMiB] = std::byte{1};
+  const std::int64_t found = memory.found(all_of(memory)).bytes();
+  const auto page = static_cast<std::int64_t>(page_bytes());
+  // A system without free huge pages gives a small one.
+  EXPECT_TRUE(found == 2 * page || (!is_never && found == page + 2 * kMiBs)) << found;
+}
+
 TEST(PlacedMemory, ShortUseOfLongMemoryStaysShort) {
   PlacedMemory memory(64 * kMiB);
   for (std::size_t at = 0; at < 64 * kMiB; at += 2 * kMiB) memory.data()[at] = std::byte{1};

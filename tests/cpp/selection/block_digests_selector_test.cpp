@@ -19,6 +19,7 @@
 #include "hybridgen/selection/token_selector.h"
 #include "kernels/cpu_kernels.h"
 #include "kvcache/host_kv_store.h"
+#include "kvcache/key_blocks.h"
 #include "kvcache/stored_head.h"
 #include "selection/selectors.h"
 
