@@ -12,11 +12,15 @@
 #include <cerrno>
 #include <chrono>
 #include <csignal>
+#include <cstdint>
+#include <fstream>
 #include <future>
 #include <optional>
+#include <sstream>
 #include <string>
 
 #include "cpp/memory/faulty_disk.h"
+#include "memory/huge_pages.h"
 #include "memory/page_calls.h"
 
 namespace hybridgen {
@@ -69,6 +73,30 @@ TEST_F(FileMappingTest, IsItsBytes) {
   EXPECT_EQ(mapping.fetch(page_ + 17, 99), 0);
   EXPECT_EQ(read(mapping, page_ + 17, 99), written(page_ + 17, 99));
   EXPECT_EQ(mapping.zero_reads(), 0);
+}
+
+// Flags of the area of this process that begins at an address, as proc(5) has them; empty if the
+// system does not say.
+std::string flags_of(const std::byte* begin) {
+  std::ifstream areas("/proc/self/smaps");
+  std::ostringstream start;
+  start << std::hex << reinterpret_cast<std::uintptr_t>(begin) << '-';
+  bool is_it = false;
+  for (std::string line; std::getline(areas, line);) {
+    is_it |= line.starts_with(start.str());
+    if (is_it && line.starts_with("VmFlags:")) return line.substr(8) + ' ';
+  }
+  return "";
+}
+
+TEST_F(FileMappingTest, AsksForHugePages) {
+  if (huge_pages().setting == "unknown") {
+    GTEST_SKIP() << "this kernel has no transparent huge pages; one that has runs it";
+  }
+  const FileMapping mapping(file_, size(), disk_calls());
+  const std::string flags = flags_of(mapping.data());
+  if (flags.empty()) GTEST_SKIP() << "no VmFlags in /proc/self/smaps; Linux has them";
+  EXPECT_NE(flags.find(" hg "), std::string::npos) << flags;
 }
 
 TEST_F(FileMappingTest, SaysWhatCannotBeFetchedAnyMore) {
