@@ -75,7 +75,7 @@ DiskQueue::~DiskQueue() {
   state_->stop_and_join();
 }
 
-// Ranges that follow each other in the file become one call, up to piece_bytes_.
+// Ranges that follow each other in the file become one call, up to a multiple of piece_bytes_.
 void DiskQueue::cut(DiskTransfer& transfer, std::deque<Piece>& to) const {
   std::int64_t room = 0;
   std::int64_t next_offset = -1;
@@ -85,7 +85,7 @@ void DiskQueue::cut(DiskTransfer& transfer, std::deque<Piece>& to) const {
           range.offset == next_offset && room > 0 && to.back().ranges.size() < kMostRanges;
       if (!continues) {
         to.push_back({.transfer = &transfer, .ranges = {}});
-        room = piece_bytes_;
+        room = piece_bytes_ - range.offset % piece_bytes_;
       }
       const std::int64_t part = std::min(range.bytes, room);
       to.back().ranges.push_back({.memory = range.memory, .offset = range.offset, .bytes = part});

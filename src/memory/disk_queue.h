@@ -41,7 +41,8 @@ struct DiskTransfer {
 
 class DiskQueue {
  public:
-  /// Calls that are under way at a time, each on a thread of its own, and bytes of one of them.
+  /// Calls that are under way at a time, each on a thread of its own, and bytes of one of them,
+  /// which ends where the file is a multiple of them.
   static constexpr int kDefaultDepth = 8;
   static constexpr std::int64_t kDefaultPieceBytes = std::int64_t{1} << 20;
 

@@ -5,6 +5,7 @@
 #include <iterator>
 
 #include "hybridgen/core/error.h"
+#include "memory/huge_pages.h"
 
 namespace hybridgen {
 namespace {
@@ -16,7 +17,7 @@ constexpr std::int64_t kAheadBytes = std::int64_t{32} << 20;
 
 MappedLayers::MappedLayers(const Weights& weights, TraceRecorder& trace, std::int64_t layers_ahead)
     : files_(*weights.streamed().files),
-      queue_(fetching_, trace, kWeightReaders),
+      queue_(fetching_, trace, kWeightReaders, kHugePageBytes),
       layers_ahead_(std::min(layers_ahead, std::ssize(weights.layers) - 1)),
       stays_(weights.streamed().stays),
       zero_reads_(files_.zero_reads()) {

@@ -12,8 +12,11 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
+#include <span>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "cpp/memory/faulty_disk.h"
@@ -132,6 +135,37 @@ TEST_F(DiskQueues, RangesThatFollowEachOtherInTheFileAreOneCall) {
   queue.submit(transfer);
   queue.wait(transfer);
   EXPECT_EQ(writes, 1);
+}
+
+/// Writes down what it is asked for.
+class Listener final : public DiskTarget {
+ public:
+  void read(std::span<const DiskRange> ranges) override {
+    std::int64_t bytes = 0;
+    for (const DiskRange& range : ranges) bytes += range.bytes;
+    const std::scoped_lock lock(mutex_);
+    calls_.insert({ranges.front().offset, bytes});
+  }
+  void write(std::span<const DiskRange>) override {}
+  const std::set<std::pair<std::int64_t, std::int64_t>>& calls() const { return calls_; }
+
+ private:
+  std::mutex mutex_;
+  std::set<std::pair<std::int64_t, std::int64_t>> calls_;  ///< place and bytes
+};
+
+// So that no two threads wait for the same huge page of a file, or the same block of a disk.
+TEST_F(DiskQueues, PiecesEndAtMultiplesOfTheirSize) {
+  Listener file;
+  DiskQueue queue(file, trace_, 2, 4 * kPage);
+  HostBuffer memory(static_cast<std::size_t>(8 * kPage));
+  DiskTransfer transfer;
+  transfer.ranges = {{.memory = memory.data(), .offset = 3 * kPage, .bytes = 6 * kPage}};
+  queue.submit(transfer);
+  queue.wait(transfer);
+  EXPECT_EQ(file.calls(),
+            (std::set<std::pair<std::int64_t, std::int64_t>>{
+                {3 * kPage, kPage}, {4 * kPage, 4 * kPage}, {8 * kPage, kPage}}));
 }
 
 TEST_F(DiskQueues, WithoutRangesNothingHappens) {
