@@ -175,7 +175,8 @@ def steps_of_ours(
     llm.step()  # the prompts
     llm.step()
     for _ in range(steps):
-        time.sleep(0.3)  # until what is read ahead is there
+        if files.is_cold:
+            time.sleep(0.3)  # until what is read ahead is there
         files.prepare()
         before = came(llm, files)
         begin = time.perf_counter()

@@ -156,6 +156,13 @@ int FileMapping::fetch(std::int64_t begin, std::int64_t bytes) {
   return error == 0 && zero_reads() != before ? EIO : error;
 }
 
+bool FileMapping::has(std::int64_t begin, std::int64_t bytes) {
+  struct stat status{};
+  const std::int64_t end = begin + bytes;
+  return restore() == 0 && ::fstat(file_, &status) == 0 && status.st_size >= end &&
+         is_there(begin - begin % static_cast<std::int64_t>(page_bytes()), end);
+}
+
 void FileMapping::protect() {
   const std::scoped_lock lock(guard_mutex());
   install();

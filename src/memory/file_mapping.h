@@ -40,7 +40,8 @@ class FileMapping {
   /// there; else an errno, ENODATA if the file has become shorter. Costs next to nothing where they
   /// are there already.
   int fetch(std::int64_t begin, std::int64_t bytes);
-  /// Whether all of it can be read without waiting for a disk.
+  /// Whether these bytes, or all, can be read without waiting for a disk. No where fetch() fails.
+  bool has(std::int64_t begin, std::int64_t bytes);
   bool is_there();
   /// Lets bus errors of mappings come here first, whoever has asked for them since.
   static void protect();

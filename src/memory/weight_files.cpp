@@ -252,6 +252,13 @@ void WeightFiles::fetch(std::span<const DiskRange> ranges) {
   }
 }
 
+bool WeightFiles::have(std::span<const DiskRange> ranges) const {
+  return std::ranges::all_of(ranges, [this](const DiskRange& range) {
+    const File& file = file_of(range.offset);
+    return file.mapping->has(range.offset - file.begin, range.bytes);
+  });
+}
+
 template <typename Call>
 void WeightFiles::for_each_mapped(const Call& call) const {
   const std::scoped_lock lock(mapping_mutex_);

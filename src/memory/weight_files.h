@@ -48,6 +48,8 @@ class WeightFiles final : public DiskTarget {
   std::byte* address_of(std::int64_t offset);
   /// Bytes that have an address come to it; `memory` of ranges is that. DeviceError as read().
   void fetch(std::span<const DiskRange> ranges);
+  /// Whether bytes that have an address need not come.
+  bool have(std::span<const DiskRange> ranges) const;
   /// Whether all such memory can be read without waiting for a disk.
   bool is_there();
   /// Reads of such memory so far that got zeros, as the disk had failed since the bytes came.

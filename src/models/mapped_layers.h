@@ -63,6 +63,7 @@ class MappedLayers final : public LayerSource {
   bool stays_;
   std::deque<Layer> layers_;
   std::vector<DiskRange> tables_;  ///< of what is shared
+  std::int64_t found_bytes_ = 0;   ///< that nobody had to fetch
   std::int64_t zero_reads_ = 0;    ///< of the files, when the pass began
 };
 

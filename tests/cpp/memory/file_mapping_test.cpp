@@ -125,6 +125,7 @@ TEST_F(FileMappingTest, SaysThatADiskFails) {
   };
   FileMapping mapping(file_, size(), disk);
   EXPECT_FALSE(mapping.is_there());
+  EXPECT_FALSE(mapping.has(page_ + 5, 20));
   EXPECT_EQ(mapping.fetch(0, size()), EIO);
 }
 
@@ -135,6 +136,7 @@ TEST_F(FileMappingTest, IsAskedForOnlyIfThePageCacheHasItNot) {
   FileMapping mapping(file_, size(), disk);
   EXPECT_EQ(mapping.fetch(0, size()), 0);
   EXPECT_TRUE(mapping.is_there());
+  EXPECT_TRUE(mapping.has(page_ + 5, 20));
   EXPECT_EQ(fetches, 0) << "just written";
 }
 

@@ -166,6 +166,7 @@ TEST_P(WeightFilesTest, AreMemoryWhereTheyLie) {
     const DiskRange range{
         .memory = files.address_of(offset), .offset = offset, .bytes = std::ssize(bytes)};
     files.fetch({&range, 1});
+    EXPECT_TRUE(files.have({&range, 1}));
     EXPECT_TRUE(std::ranges::equal(bytes, std::span(range.memory, bytes.size())));
   }
 }
@@ -181,6 +182,7 @@ TEST_P(WeightFilesTest, ThatEndTooSoonAreNamedBeforeAndAfterTheyAreRead) {
   files.fetch({&range, 1});
   files.check_reads(seen);
   std::filesystem::resize_file(path, 5000);
+  EXPECT_FALSE(files.have({&range, 1}));
   const std::string before = error_of([&] { files.fetch({&range, 1}); });
   EXPECT_NE(before.find(path + ": could not read 30001 bytes at 0: the file ends before"),
             std::string::npos)
