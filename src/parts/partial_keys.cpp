@@ -2,6 +2,7 @@
 #include "parts/partial_keys.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linalg_eigh.h>
 #include <ATen/ops/matmul.h>
@@ -10,6 +11,7 @@
 #include <algorithm>
 
 #include "device/device_context.h"
+#include "device/resident_cache.h"
 #include "device/torch_types.h"
 #include "kvcache/host_kv_store.h"
 
@@ -51,8 +53,9 @@ std::int64_t PartialKeys::required_bytes(const ModelConfig& config,
   const std::int64_t token_bytes =
       blocks_of(capacity) * kKeyBlockTokens * static_cast<std::int64_t>(size_of(dtype));
   const std::int64_t turning_bytes = config.head_dim * static_cast<std::int64_t>(sizeof(float));
-  return config.num_layers * config.num_kv_heads * num_columns(config, settings) *
-         (token_bytes + turning_bytes);
+  const std::int64_t columns = num_columns(config, settings);
+  return config.num_layers * config.num_kv_heads * columns * (token_bytes + turning_bytes) +
+         columns * static_cast<std::int64_t>(sizeof(std::int64_t));
 }
 
 void PartialKeys::choose_columns(std::int64_t layer, const at::Tensor& queries) {
@@ -132,15 +135,29 @@ void PartialKeys::write_blocks(const at::Tensor& keys,
   }
 }
 
-void PartialKeys::write_row(std::int64_t layer,
-                            std::int64_t kv_head,
-                            std::int64_t slot,
-                            const at::Tensor& key) {
-  keys_.select(0, layer)
-      .select(0, kv_head)
-      .select(0, slot / kKeyBlockTokens)
-      .select(1, slot % kKeyBlockTokens)
-      .copy_(at::matmul(key.to(at::kFloat), columns_.select(0, layer).select(0, kv_head)));
+// Noted until the token's last head is known: then as few operations for all as for one.
+void PartialKeys::on_replace(const ReplacedRow& row) {
+  const std::int64_t num_heads = columns_.size(0) * num_kv_heads_;
+  if (num_replacing_ == replaced_.size()) {
+    replaced_.push_back(pinned_for(keys_.device(), {num_heads}, at::kLong));
+  }
+  const at::Tensor& first = replaced_[num_replacing_];
+  const std::int64_t head = row.layer * num_kv_heads_ + row.kv_head;
+  first.mutable_data_ptr<std::int64_t>()[head] =
+      row.slot / kKeyBlockTokens * num_columns_ * kKeyBlockTokens + row.slot % kKeyBlockTokens;
+  if (head + 1 < num_heads) {
+    return;
+  }
+  if (!column_offsets_.defined()) {
+    column_offsets_ =
+        at::arange(num_columns_, keys_.options().dtype(at::kLong)).mul_(kKeyBlockTokens);
+  }
+  const at::Tensor keys = row.resident.all_keys().narrow(2, row.resident_slot, 1).flatten(0, 1);
+  const at::Tensor partial = at::matmul(keys.to(at::kFloat), columns_.flatten(0, 1)).squeeze(1);
+  const at::Tensor places =
+      first.to(keys_.device(), /*non_blocking=*/true).unsqueeze(1) + column_offsets_;
+  keys_.view({num_heads, -1}).scatter_(1, places, partial.to(keys_.scalar_type()));
+  ++num_replacing_;
 }
 
 PlanItem PartialKeys::plan(std::int64_t num_tokens, std::optional<std::int64_t> count) const {
@@ -155,21 +172,23 @@ PlanItem PartialKeys::plan(std::int64_t num_tokens, std::optional<std::int64_t> 
 }
 
 PartFactory partial_keys_part(const PartialKeyOptions& settings) {
-  return {
-      .role = PartRole::kPlanner,
-      .make =
-          [settings](const PartContext& context) {
-            const auto options = at::TensorOptions()
-                                     .dtype(to_scalar_type(context.dtype))
-                                     .device(context.device->device());
-            return std::make_unique<PartialKeys>(
-                context.config, options, settings, context.max_offloaded);
-          },
-      .required_bytes =
-          [settings](const PartContext& context) {
-            return PartBytes{.device = PartialKeys::required_bytes(
-                                 context.config, context.dtype, settings, context.max_offloaded)};
-          }};
+  return {.role = PartRole::kPlanner,
+          .make =
+              [settings](const PartContext& context) {
+                const auto options = at::TensorOptions()
+                                         .dtype(to_scalar_type(context.dtype))
+                                         .device(context.device->device());
+                return std::make_unique<PartialKeys>(
+                    context.config, options, settings, context.max_offloaded);
+              },
+          .required_bytes =
+              [settings](const PartContext& context) {
+                return PartBytes{
+                    .device = PartialKeys::required_bytes(
+                        context.config, context.dtype, settings, context.max_offloaded),
+                    .host = context.config.num_layers * context.config.num_kv_heads *
+                            static_cast<std::int64_t>(sizeof(std::int64_t))};
+              }};
 }
 
 }  // namespace hybridgen

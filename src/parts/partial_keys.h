@@ -43,20 +43,13 @@ class PartialKeys final : public TokenPlanner {
 
   /// Keeps the columns of rotated keys [G, N, D] in slots [first_slot, first_slot + N).
   void write(std::int64_t layer, std::int64_t first_slot, const at::Tensor& keys);
-  /// The same for one key [D] of one KV head.
-  void write_row(std::int64_t layer,
-                 std::int64_t kv_head,
-                 std::int64_t slot,
-                 const at::Tensor& key);
-
   /// The columns come from the prompt's queries and must be saved; what they keep of the keys need
   /// not.
   PartState state() const override { return {.from_keys = true, .saved = true}; }
   void on_prompt_rows(const PromptRows& rows) override;
   void on_offload(const OffloadedRows& rows) override;
-  void on_replace(const ReplacedRow& row) override {
-    write_row(row.layer, row.kv_head, row.slot, row.key);
-  }
+  void on_replace(const ReplacedRow& row) override;
+  void end_step() override { num_replacing_ = 0; }
 
   /// Per KV head a token's score is the largest guessed logit of its query heads, and every KV head
   /// fetches its own n' best. n' is `count` if that is given. Otherwise tokens within alpha of a
@@ -82,6 +75,11 @@ class PartialKeys final : public TokenPlanner {
   std::vector<bool> has_columns_;   ///< [L]
   bool leaves_all_layers_ = false;  ///< the tokens at hand: written for all layers with the first
   at::Tensor keys_;                 ///< [L, G, blocks, rd, 32], as host keys lie
+  /// Of each token that takes others' places in a step, int64 [L G] on the host: where in a head of
+  /// keys_ its first column goes. The device reads it until the step ends.
+  std::vector<at::Tensor> replaced_;
+  std::size_t num_replacing_ = 0;  ///< tokens of the step at hand, the one under way not included
+  at::Tensor column_offsets_;      ///< int64 [rd]: from there to each column; undefined until used
 };
 
 }  // namespace hybridgen

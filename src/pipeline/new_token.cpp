@@ -25,16 +25,18 @@ void make_room(LoopContext& loop, RequestState& request) {
   }
   const std::int64_t first = request.resident.first_slot();
   for (std::int64_t layer = 0; layer < loop.config().num_layers; ++layer) {
-    const at::Tensor& keys = request.resident.keys(layer);
-    const HostRows rows = leaving_rows(request, layer, first);
     if (wants_channels(request, layer, plan.tokens.size())) {
       fix_channels(request, layer, {request.resident.resident_keys(layer)});
     }
     if (!moving.empty()) {
-      offload_rows(request, layer, moving, rows, keys, first, loop.link);
+      const HostRows rows = leaving_rows(request, layer, first);
+      offload_rows(request, layer, moving, rows, request.resident.keys(layer), first, loop.link);
     }
-    for (std::int64_t row = moving.size(); row < plan.tokens.size(); ++row) {
-      replace_on_host(request, layer, rows, row, keys, first + row, loop.link);
+  }
+  for (std::int64_t row = moving.size(); row < plan.tokens.size(); ++row) {
+    for (std::int64_t layer = 0; layer < loop.config().num_layers; ++layer) {
+      const HostRows rows = leaving_rows(request, layer, first);
+      replace_on_host(request, layer, rows, row, first + row, loop.link);
     }
   }
   request.resident.drop_front(plan.tokens.size());

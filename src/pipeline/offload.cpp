@@ -95,19 +95,22 @@ void replace_on_host(RequestState& request,
                      std::int64_t layer,
                      const HostRows& rows,
                      std::int64_t row,
-                     const at::Tensor& keys,
-                     std::int64_t device_row,
+                     std::int64_t resident_slot,
                      LinkMeter& link) {
-  const auto element = static_cast<std::int64_t>(keys.element_size());
-  for (std::int64_t g = 0; g < keys.size(0); ++g) {
+  const HostKvShape& shape = request.host->shape();
+  const auto element = static_cast<std::int64_t>(size_of(shape.dtype));
+  for (std::int64_t g = 0; g < shape.num_kv_heads; ++g) {
     const std::int64_t slot = request.parts.placement->replace(layer, g);
     const void* const host_key = row_of(rows.keys, g, row, element);
     request.host->write_row(layer, g, slot, host_key, row_of(rows.values, g, row, element));
-    const at::Tensor key = keys.select(0, g).select(0, device_row);
-    const ReplacedRow replaced{
-        .layer = layer, .kv_head = g, .slot = slot, .key = key, .host_key = host_key};
+    const ReplacedRow replaced{.layer = layer,
+                               .kv_head = g,
+                               .slot = slot,
+                               .host_key = host_key,
+                               .resident = request.resident,
+                               .resident_slot = resident_slot};
     request.parts.tell([&](KvPart& part) { part.on_replace(replaced); });
-    link.leaving(2 * keys.size(2) * element);
+    link.leaving(2 * shape.head_dim * element);
   }
 }
 

@@ -63,14 +63,14 @@ void offload_rows(RequestState& request,
                   std::int64_t first_row,
                   LinkMeter& link);
 
-/// The host is full: row `row` of `rows`, which is `device_row` of keys [G, rows, D], takes the
-/// place of the tokens that the request's placement decides to drop, one per KV head.
+/// The host is full: row `row` of `rows`, which lies in `resident_slot` on the device, takes the
+/// place of the tokens that the request's placement decides to drop, one per KV head. Of a token
+/// layer after layer.
 void replace_on_host(RequestState& request,
                      std::int64_t layer,
                      const HostRows& rows,
                      std::int64_t row,
-                     const at::Tensor& keys,
-                     std::int64_t device_row,
+                     std::int64_t resident_slot,
                      LinkMeter& link);
 
 }  // namespace hybridgen

@@ -82,13 +82,15 @@ struct OffloadedRows {
   const ResidentCache& resident;
 };
 
-/// One KV head's row that took the place of another token on the host.
+/// One KV head's row that took the place of another token on the host. Those of a token come layer
+/// by layer, in each KV head by KV head, before those of the next one.
 struct ReplacedRow {
   std::int64_t layer = 0;
   std::int64_t kv_head = 0;
   std::int64_t slot = 0;           ///< in the store
-  const at::Tensor& key;           ///< [D], on the device
-  const void* host_key = nullptr;  ///< the same, on the host
+  const void* host_key = nullptr;  ///< [D], on the host
+  const ResidentCache& resident;
+  std::int64_t resident_slot = 0;  ///< where its keys of all layers lie there
 };
 
 class KvPart {

@@ -102,7 +102,7 @@ class LaunchesPerLayer : public ::testing::TestWithParam<Expected> {};
 // fetches payloads, on the copies' stream, one that turns keys by their places, and two more where
 // the next layer's query is guessed; a device that plans turns that query, guesses logits, counts
 // the near ones twice where it wants their number and ranks in five. Moves of rows, and what
-// partial keys keep of a token that leaves, come once a step.
+// partial keys keep of a token that leaves or takes another's place, come once a step.
 TEST_P(LaunchesPerLayer, AreAsManyForOneRequestAsForFour) {
   const auto settings = all_settings();
   const auto setting = std::ranges::find(settings, GetParam().name, &Setting::name);
@@ -142,7 +142,8 @@ INSTANTIATE_TEST_SUITE_P(Methods,
                                            Expected{"hybridgen_digests", 13},
                                            Expected{"exact_hybridgen_partial_keys", 18},
                                            Expected{"hybridgen_partial_keys", 20},
-                                           Expected{"infinigen", 22}),
+                                           Expected{"infinigen", 22},
+                                           Expected{"infinigen_small_pool", 22}),
                          kName);
 
 class LaunchesInTime : public ::testing::TestWithParam<Setting> {};

@@ -129,14 +129,41 @@ TEST_P(PartialKeysWith, FewColumnsGuessOtherLogits) {
   EXPECT_GT(largest_difference(guess(partial, query, 24), true_logits(query, keys)), 0.1);
 }
 
-TEST_P(PartialKeysWith, ARowReplacesOneTokenOfOneHead) {
-  const at::Tensor keys = at::randn({kGroups, 70, kDim});
+// Two tokens of a step, and one of the next.
+TEST_P(PartialKeysWith, ATokenReplacesAnotherOneInEveryHead) {
+  constexpr std::int64_t kLayers = 2;
+  config_.num_layers = kLayers;
+  const at::Tensor keys = at::randn({kLayers, kGroups, 70, kDim});
   const at::Tensor query = at::randn({kGroups * kPerGroup, kDim});
-  PartialKeys partial = partial_keys(1.0, keys);
-  const at::Tensor key = at::randn({kDim});
-  partial.write_row(0, 1, 40, key);
-  keys.select(0, 1).select(0, 40).copy_(key);
-  EXPECT_LT(largest_difference(guess(partial, query, 70), true_logits(query, keys)), 1e-5);
+  PartialKeys partial(config_, keys.options(), {.column_share = 1.0}, 70);
+  for (std::int64_t layer = 0; layer < kLayers; ++layer) {
+    partial.choose_columns(layer, at::randn({40, kGroups * kPerGroup, kDim}));
+    partial.write(layer, 0, keys.select(0, layer));
+  }
+  ResidentCache resident(config_, at::TensorOptions(at::kFloat), 9);
+  resident.all_keys().normal_();
+  for (const std::int64_t token : {3, 4, 7}) {
+    for (std::int64_t layer = 0; layer < kLayers; ++layer) {
+      for (std::int64_t g = 0; g < kGroups; ++g) {
+        const std::int64_t slot = (40 + 29 * g + 7 * layer + 11 * token) % 70;
+        partial.on_replace({.layer = layer,
+                            .kv_head = g,
+                            .slot = slot,
+                            .resident = resident,
+                            .resident_slot = token});
+        keys.select(0, layer).select(0, g).select(0, slot).copy_(
+            resident.keys(layer).select(0, g).select(0, token));
+      }
+    }
+    if (token == 4) {
+      partial.end_step();
+    }
+  }
+  for (std::int64_t layer = 0; layer < kLayers; ++layer) {
+    EXPECT_LT(largest_difference(guess(partial, query, 70, layer),
+                                 true_logits(query, keys.select(0, layer))),
+              1e-5);
+  }
 }
 
 // Rows of a resident cache, of all layers at once, beside those that come layer by layer.
