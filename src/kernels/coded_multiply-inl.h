@@ -19,7 +19,6 @@ namespace {
 constexpr int kCodedRows = HYBRIDGEN_ISA_LEVEL > 0 ? 4 : 1;
 /// Codes of the weight rows that all x rows meet before the next ones: half a first-level cache.
 constexpr std::int64_t kCodedTileBytes = std::int64_t{16} << 10;
-constexpr std::int64_t kCodedPrefetchBytes = 2048;
 
 #if HYBRIDGEN_ISA_LEVEL > 0
 
@@ -179,16 +178,16 @@ HYBRIDGEN_INLINE Lanes products(const Codes<Bits>& codes, const std::int16_t* x)
 
 #endif
 
-/// How the numbers of groups (scales, minima) become those of a chunk's blocks.
+/// How the numbers of groups (scales, minima) become those of a chunk's blocks, where a row has
+/// several.
 class Groups {
  public:
   Groups(std::int64_t count, std::int64_t blocks)
-      : count_(count), blocks_(blocks), is_regular_(count == 1 || (blocks & (blocks - 1)) == 0) {
-    while (is_regular_ && count > 1 && (std::int64_t{1} << shift_) < blocks) ++shift_;
+      : count_(count), blocks_(blocks), is_regular_((blocks & (blocks - 1)) == 0) {
+    while (is_regular_ && (std::int64_t{1} << shift_) < blocks) ++shift_;
     for (std::int64_t lane = 0; lane < kChunkBlocks; ++lane) {
-      picks_[lane] = count == 1 ? 0 : static_cast<std::int32_t>(block_of_lane(lane) >> shift_);
+      picks_[lane] = static_cast<std::int32_t>(block_of_lane(lane) >> shift_);
     }
-    if (count == 1) shift_ = 62;
   }
 
   std::int64_t count() const { return count_; }  ///< of a row
@@ -207,7 +206,7 @@ class Groups {
     float numbers[extent(kChunkBlocks)];
     for (std::int64_t lane = 0; lane < kChunkBlocks; ++lane) {
       const std::int64_t block = chunk * kChunkBlocks + block_of_lane(lane);
-      const std::int64_t group = count_ == 1 ? 0 : block / blocks_;
+      const std::int64_t group = block / blocks_;
       numbers[lane] = group < count_ ? load_one(row + group) : 0.0F;
     }
     return load_lanes(numbers);
@@ -247,6 +246,7 @@ HYBRIDGEN_INLINE void coded_tile(const CodedPass& pass,
     for (int o = 0; o < Outputs; ++o) acc[r][o] = lanes_of(0.0F);
   }
   const LaneIndex picks = pass.groups.picks();
+  const bool is_one_group = pass.groups.count() == 1;
   for (std::int64_t chunk = 0; chunk < pass.shape.chunks; ++chunk) {
     const std::int64_t first_number = pass.groups.first(chunk);
     const bool are_picked =
@@ -256,6 +256,7 @@ HYBRIDGEN_INLINE void coded_tile(const CodedPass& pass,
     for (int o = 0; o < Outputs; ++o) {
       const std::int64_t at = o * pass.groups.count();
       const auto numbers = [&](const Scale* row) {
+        if (is_one_group) return lanes_of(load_one(row + at));
         return are_picked ? pick(load_eight(row + at + first_number), picks)
                           : pass.groups.one_by_one(row + at, chunk);
       };
@@ -285,14 +286,9 @@ HYBRIDGEN_INLINE void coded_tile(const CodedPass& pass,
       }
     };
     if (pass.brings) {
-      // Near the end of these rows the next ones to be read are those of the next tile.
-      std::int64_t ahead = first * kVectorBytes + kCodedPrefetchBytes;
-      if (ahead >= pass.row_bytes) ahead += (Outputs - 1) * pass.row_bytes;
-#pragma GCC unroll 4
-      for (int o = 0; o < Outputs; ++o) {
-        prefetch(codes + o * pass.row_bytes + ahead);
-        prefetch(codes + o * pass.row_bytes + ahead + 64);
-      }
+      // The next tile's as they lie: memory hands out one stream faster than several.
+      prefetch_lines<2 * Outputs>(codes + Outputs * (pass.row_bytes + first * kVectorBytes),
+                                  Outputs * pass.row_bytes);
     }
     add_vector(Constant<0>{});
     const std::int64_t vectors = pass.shape.vectors - first;

@@ -13,13 +13,12 @@
 namespace hybridgen::kernels::HYBRIDGEN_ISA_NAMESPACE {
 namespace {
 
-/// Weight rows that share the loads of x. For a single x row, too: so many streams come from memory
-/// as fast as fewer, and their sums hide the latency of the multiply-add.
+/// Weight rows that share the loads of x. For a single x row, too: their sums hide the latency of
+/// the multiply-add.
 constexpr int kStreamedOutputs = kAccumulators >= 24 ? 4 : 2;
 /// x rows that share the loads of those weight rows.
 constexpr int kStreamedRows = 6;
 static_assert(kStreamedOutputs * kStreamedRows <= kAccumulators);
-constexpr std::int64_t kLinearPrefetchBytes = 2048;
 /// x rows whose outputs are gathered before they are stored, a vector of them at a time.
 constexpr std::int64_t kBlockRows = 32;
 
@@ -56,8 +55,9 @@ struct Products<BFloat16> {
 };
 #endif
 
-/// sums[r * kLanes + o] of weight row o and x row r. The first pass over the weight rows brings
-/// them into the cache; one that left them to later passes, whole tiles ahead, was slower.
+/// sums[r * kLanes + o] of weight row o and x row r. The first pass over the weight rows fetches
+/// the next tile's ahead as it lies, one row behind the other: memory hands out one stream faster
+/// than several.
 template <typename T, int Rows, int Outputs>
 HYBRIDGEN_INLINE void linear_tile(const T* x,
                                   std::int64_t x_stride,
@@ -70,17 +70,14 @@ HYBRIDGEN_INLINE void linear_tile(const T* x,
   for (int r = 0; r < Rows; ++r) {
     for (int o = 0; o < Outputs; ++o) acc[r][o] = zero();
   }
-  constexpr std::int64_t kAhead = kLinearPrefetchBytes / static_cast<std::int64_t>(sizeof(T));
   constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
   constexpr std::int64_t kStep = P::kElements > kLine ? P::kElements : kLine;
+  static_assert(kStep == kLine);
+  const std::int64_t tile_bytes = Outputs * in_features * static_cast<std::int64_t>(sizeof(T));
   std::int64_t k = 0;
   for (; k + kStep <= in_features; k += kStep) {
     if (is_first_pass) {
-      // Near the end of these rows the next ones to be read are those of the next tile.
-      const std::int64_t ahead =
-          k + kAhead < in_features ? k + kAhead : k + kAhead + (Outputs - 1) * in_features;
-#pragma GCC unroll 8
-      for (int o = 0; o < Outputs; ++o) prefetch(weight + o * in_features + ahead);
+      prefetch_lines<Outputs>(weight + Outputs * (in_features + k), tile_bytes);
     }
 #pragma GCC unroll 8
     for (std::int64_t at = k; at < k + kStep; at += P::kElements) {

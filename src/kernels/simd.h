@@ -51,6 +51,19 @@ HYBRIDGEN_INLINE void prefetch_to(const void* address) {
   __builtin_prefetch(address, 0, To == Prefetch::kL1 ? 3 : To == Prefetch::kL2 ? 2 : 1);
 }
 
+/// `Lines` lines that follow each other, of what is read after `distance` bytes more: so far ahead
+/// that they would leave a first-level cache again, into the second.
+template <int Lines>
+HYBRIDGEN_INLINE void prefetch_lines(const void* address, std::int64_t distance) {
+  constexpr std::int64_t kFar = std::int64_t{8} << 10;
+  const auto* line = static_cast<const std::byte*>(address);
+  const bool is_far = distance >= kFar;
+#pragma GCC unroll 8
+  for (int i = 0; i < Lines; ++i, line += 64) {
+    is_far ? prefetch_to<Prefetch::kL2>(line) : prefetch(line);
+  }
+}
+
 // ---- Scalars: bytes are copied, so that neither alignment nor aliasing matters -----------------
 
 template <typename T>
