@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kvcache/kv_memory.h"
+#include "memory/placed_bytes.h"
 #include "memory/placed_memory.h"
 
 namespace hybridgen {
@@ -40,6 +41,8 @@ class DiskLanding {
   const std::byte* unit(std::int64_t block, std::int64_t kv_head) const {
     return memory_.data() + offset_of(block, kv_head);
   }
+  /// Adds where its pages lie. DeviceError if the system does not tell.
+  void report(PlacedBytes& bytes) const { bytes.add(memory_.found(), memory_.span()); }
 
  private:
   std::int64_t offset_of(std::int64_t block, std::int64_t kv_head) const {

@@ -147,6 +147,7 @@ void HostKvStore::report(PlacedBytes& bytes) const {
     bytes.add(keys_.found(), keys_.span());
   }
   bytes.add(values_.found(), values_.span());
+  if (disk_ != nullptr) disk_->report(bytes);
   for (const PlacedMemory* exact : {&exact_keys_, &exact_values_}) {
     bytes.add(exact->found(), exact->span());
   }

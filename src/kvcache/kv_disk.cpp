@@ -131,6 +131,16 @@ void KvDisk::arrive(KvSide which, std::int64_t block) noexcept {
   Block& arrived = block_of(which, block);
   const std::scoped_lock lock(mutex_);
   if (arrived.state == State::kBack) arrived = {};
+  if (num_blocks(which) == 0) {
+    std::erase_if(side_of(which).landings, [](const auto& each) { return each->is_free(); });
+  }
+}
+
+void KvDisk::report(PlacedBytes& bytes) const {
+  const std::scoped_lock lock(mutex_);
+  for (const Side& side : sides_) {
+    for (const auto& landing : side.landings) landing->report(bytes);
+  }
 }
 
 // What the disk has now, until the layer is released.

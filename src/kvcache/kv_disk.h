@@ -22,6 +22,7 @@
 #include "kvcache/kv_memory.h"
 #include "kvcache/tier_blocks.h"
 #include "memory/disk_queue.h"
+#include "memory/placed_bytes.h"
 
 namespace hybridgen {
 
@@ -89,6 +90,8 @@ class KvDisk {
   void release(std::int64_t layer) noexcept;
   /// Of all layers, as after a step.
   void release_all() noexcept;
+  /// Adds where the pages lie that layers are read into. DeviceError if the system does not tell.
+  void report(PlacedBytes& bytes) const;
   /// Layers that are there for readers, or on their way.
   std::int64_t num_layers_read() const;
 

@@ -216,14 +216,21 @@ void ScoringShadow::write(std::int64_t layer, TokenRange tokens, const KvRowsVie
   }
 }
 
+void ScoringShadow::write(std::int64_t layer,
+                          std::int64_t kv_head,
+                          TokenRange tokens,
+                          const void* keys) {
+  require_index("layer", layer, shape_.num_layers);
+  require_index("kv_head", kv_head, shape_.num_kv_heads);
+  require_tokens(tokens, blocks_.grown_tokens());
+  write_head(head_index(layer, kv_head), tokens, keys, shape_.head_dim);
+}
+
 void ScoringShadow::write_row(std::int64_t layer,
                               std::int64_t kv_head,
                               std::int64_t slot,
                               const void* key) {
-  require_index("layer", layer, shape_.num_layers);
-  require_index("kv_head", kv_head, shape_.num_kv_heads);
-  require_tokens({slot, slot + 1}, blocks_.grown_tokens());
-  write_head(head_index(layer, kv_head), {slot, slot + 1}, key, shape_.head_dim);
+  write(layer, kv_head, {slot, slot + 1}, key);
 }
 
 ShadowKeyView ScoringShadow::keys(std::int64_t layer,

@@ -78,6 +78,8 @@ class ScoringShadow {
 
   /// Rows of `tokens` (row 0 of the view is tokens.begin). ConfigError if outside what has grown.
   void write(std::int64_t layer, TokenRange tokens, const KvRowsView& keys);
+  /// The same of one KV head, rows [tokens, D] contiguous.
+  void write(std::int64_t layer, std::int64_t kv_head, TokenRange tokens, const void* keys);
 
   /// One row [D] of one KV head.
   void write_row(std::int64_t layer, std::int64_t kv_head, std::int64_t slot, const void* key);

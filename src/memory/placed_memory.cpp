@@ -225,8 +225,12 @@ void PlacedMemory::take(std::span<const ByteRange> ranges,
   try {
     for (; begun < ranges.size(); ++begun) {
       const ByteRange& range = ranges[begun];
-      for (std::size_t at = 0; at < range.bytes; at += kPieceBytes) {
-        take_piece({range.begin + at, std::min(kPieceBytes, range.bytes - at)}, place, operation);
+      const std::size_t end = range.begin + range.bytes;
+      for (std::size_t at = range.begin; at < end;) {
+        // A huge page comes whole, by one rule.
+        const std::size_t next = std::min(at / kPieceBytes * kPieceBytes + kPieceBytes, end);
+        take_piece({at, next - at}, place, operation);
+        at = next;
       }
     }
   } catch (...) {

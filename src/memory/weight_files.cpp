@@ -13,12 +13,15 @@
 #include "hybridgen/core/error.h"
 #include "memory/disk_leftovers.h"
 #include "memory/host_buffer.h"
+#include "memory/huge_pages.h"
 
 namespace hybridgen {
 namespace {
 
 // Between files, so that the end of one and the begin of the next are never read in one call.
 constexpr std::int64_t kGap = kDiskPageBytes;
+// Where a huge page of a file begins, one of all files' bytes does.
+constexpr auto kHuge = static_cast<std::int64_t>(kHugePageBytes);
 constexpr std::int64_t kPackedBegin = std::int64_t{1} << 60;
 
 std::string text_of(int error) { return std::generic_category().message(error); }
@@ -80,9 +83,11 @@ std::int64_t WeightFiles::add(const std::string& path, std::int64_t end) {
                                     text_of(descriptor < 0 ? -descriptor : errno),
                                     "; allowed: a file that this process may read"));
     }
-    const std::int64_t begin =
-        files_.empty() ? 0
-                       : round_up_to_disk_page(files_.back().begin + files_.back().bytes) + kGap;
+    std::int64_t begin = 0;
+    if (!files_.empty()) {
+      const std::int64_t last = files_.back().begin + files_.back().bytes + kGap;
+      begin = (last + kHuge - 1) / kHuge * kHuge;
+    }
     files_.push_back({.path = path,
                       .descriptor = descriptor,
                       .begin = begin,

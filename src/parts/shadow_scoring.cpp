@@ -33,24 +33,6 @@ ShadowShape shape_of(const PartContext& context, ShadowPrecision precision) {
       .numa_parts = context.numa_parts == nullptr ? std::vector<NumaPart>{} : *context.numa_parts};
 }
 
-// A layer's first `count` keys, whose blocks on the disk are let go again.
-KvRowsView read_keys(const HostKvStore& host,
-                     std::int64_t layer,
-                     std::int64_t count,
-                     std::vector<std::byte>& memory) {
-  const HostKvShape& shape = host.shape();
-  const std::int64_t bytes =
-      count * shape.head_dim * static_cast<std::int64_t>(size_of(shape.dtype));
-  memory.resize(static_cast<std::size_t>(shape.num_kv_heads * bytes));
-  const kernels::CpuKernels& kernels = kernels::cpu_kernels(kernels::resolve_isa("auto"));
-  for (std::int64_t g = 0; g < shape.num_kv_heads; ++g) {
-    StoredHead(kernels, host, layer, g)
-        .keys(TokenRange{0, count}, memory.data() + g * bytes, kernels::RowReader::kCpu);
-  }
-  host.disk()->release(layer);
-  return {memory.data(), count * shape.head_dim, shape.head_dim};
-}
-
 class ShadowScoring final : public KeyProxy {
  public:
   ShadowScoring(const ShadowShape& shape, double candidates_per_k)
@@ -69,15 +51,13 @@ class ShadowScoring final : public KeyProxy {
       return;
     }
     shadow_.grow(num_offloaded);
-    const bool are_on_disk = host->disk() != nullptr && host->disk()->num_blocks(KvSide::kKeys) > 0;
-    const std::int64_t num_layers = shadow_.shape().num_layers;
-    // Keys on the disk come and go layer by layer: there is memory for no more at a time.
-    const std::int64_t at_once = are_on_disk ? num_layers : 1;
-    at::parallel_for(0, num_layers, at_once, [&](std::int64_t begin, std::int64_t end) {
-      std::vector<std::byte> memory;
+    if (host->disk() != nullptr && host->disk()->num_blocks(KvSide::kKeys) > 0) {
+      copy_from_disk(num_offloaded, *host);
+      return;
+    }
+    at::parallel_for(0, shadow_.shape().num_layers, 1, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t layer = begin; layer < end; ++layer) {
-        const KvRowsView keys = are_on_disk ? read_keys(*host, layer, num_offloaded, memory)
-                                            : host->key_rows_from(layer, 0);
+        const KvRowsView keys = host->key_rows_from(layer, 0);
         shadow_.calibrate(layer, num_offloaded, keys);
         shadow_.write(layer, {0, num_offloaded}, keys);
       }
@@ -148,6 +128,24 @@ class ShadowScoring final : public KeyProxy {
   void report(PlacedBytes& bytes) const override { shadow_.report(bytes); }
 
  private:
+  // One KV head after the other: there is memory for two layers of what is on the disk, and no
+  // more.
+  void copy_from_disk(std::int64_t num_offloaded, const HostKvStore& host) {
+    const HostKvShape& shape = host.shape();
+    const kernels::CpuKernels& kernels = kernels::cpu_kernels(kernels::resolve_isa("auto"));
+    std::vector<std::byte> keys(static_cast<std::size_t>(num_offloaded * shape.head_dim) *
+                                size_of(shape.dtype));
+    for (std::int64_t layer = 0; layer < shape.num_layers; ++layer) {
+      for (std::int64_t g = 0; g < shape.num_kv_heads; ++g) {
+        StoredHead(kernels, host, layer, g)
+            .keys(TokenRange{0, num_offloaded}, keys.data(), kernels::RowReader::kCpu);
+        shadow_.calibrate(layer, g, num_offloaded, keys.data());
+        shadow_.write(layer, g, {0, num_offloaded}, keys.data());
+      }
+      host.disk()->release(layer);
+    }
+  }
+
   ScoringShadow shadow_;
   double candidates_per_k_;
   std::int64_t calibrated_by_ = -1;  ///< -1: the prompt is not read yet

@@ -3,10 +3,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
 #include "memory/huge_pages.h"
+#include "memory/page_calls.h"
 
 namespace hybridgen {
 namespace {
@@ -67,6 +69,29 @@ TEST(DiskLanding, AsksForHugePagesWhereBlocksFillThemHoweverTheyCome) {
   EXPECT_EQ(huge_pages().asked_bytes, asked);
   one_by_one.take(std::vector<std::int64_t>{0});
   EXPECT_EQ(huge_pages().asked_bytes, asked + kHugeBytes);
+}
+
+TEST(DiskLanding, GetsHugePagesThatBlocksFillWhereverItsFirstBlockBegins) {
+  const KvMemory memory = memory_of(7 * 256);
+  for (const std::int64_t first : {0, 1}) {
+    std::vector<std::int64_t> huge;
+    for (const PagePlace& place : {PagePlace{}, PagePlace{.nodes = {0}}}) {
+      DiskLanding landing(memory, place);
+      std::vector<std::int64_t> blocks;
+      for (std::int64_t block = first; block < 6; ++block) blocks.push_back(block);
+      landing.take(blocks);
+      for (const std::int64_t block : blocks) {
+        std::fill_n(landing.unit(block, 0), 4 * disk_unit_bytes(memory, block), std::byte{1});
+      }
+      PlacedBytes bytes;
+      landing.report(bytes);
+      std::int64_t found = 0;
+      for (const auto& [node, on_it] : bytes.by_node) found += on_it;
+      EXPECT_EQ(found, (6 - first) * 4 * disk_unit_bytes(memory, 0));
+      huge.push_back(page_calls().huge_bytes(bytes.spans));
+    }
+    EXPECT_EQ(huge[1], huge[0]) << "on a node as anywhere; from block " << first;
+  }
 }
 
 }  // namespace

@@ -189,6 +189,24 @@ TEST_F(KvOnDisk, ABlockThatComesBackForGoodNeedsTheDiskNoMore) {
   }
 }
 
+TEST_F(KvOnDisk, MemoryThatLayersWereReadIntoIsReportedAndGoesWithTheLastBlock) {
+  const auto reported = [this] {
+    PlacedBytes bytes;
+    disk_.report(bytes);
+    std::int64_t sum = 0;
+    for (const auto& [node, on_it] : bytes.by_node) sum += on_it;
+    return sum;
+  };
+  put_away(KvSide::kKeys, 2);
+  EXPECT_EQ(reported(), 0);
+  disk_.bring(0, KvSide::kKeys);
+  disk_.release(0);
+  EXPECT_EQ(reported(), 256 * 64 * kHeads);
+  disk_.bring_back(KvSide::kKeys, 2, {});
+  disk_.arrive(KvSide::kKeys, 2);
+  EXPECT_EQ(reported(), 0);
+}
+
 TEST_F(KvOnDisk, AFullDiskLeavesABlockInMemory) {
   for (const DiskCall call : {DiskCall::kReserve, DiskCall::kWrite}) {
     fail(call, ENOSPC);
