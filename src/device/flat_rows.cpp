@@ -55,6 +55,7 @@ kernels::PlanRow flat_row(const PlanItem& item) {
   row.key_layer_stride = item.keys->stride(0);
   row.key_head_stride = item.keys->stride(1);
   row.guesses = item.guesses.mutable_data_ptr<float>();
+  row.guess_stride = item.guesses.stride(0);
   row.places = item.places.mutable_data_ptr<std::int32_t>();
   row.alpha = static_cast<float>(item.alpha.value_or(0.0));
   return row;

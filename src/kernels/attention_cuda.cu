@@ -74,8 +74,10 @@ __global__ void __launch_bounds__(kAttendThreads) attend_resident_kernel(DecodeA
   tokens.count = part_size(row.num_resident, block.part);
   tokens.key_stride = block.head_dim;
   tokens.value_stride = block.head_dim;
-  tokens.values =
-      static_cast<const T*>(row.values) + head + (row.first_slot + first) * block.head_dim;
+  if (!a.weights_only) {
+    tokens.values =
+        static_cast<const T*>(row.values) + head + (row.first_slot + first) * block.head_dim;
+  }
   tokens.keys =
       row.turned_keys == nullptr
           ? static_cast<const T*>(row.keys) + head + (row.first_slot + first) * block.head_dim
@@ -112,7 +114,7 @@ __device__ void attend_payload(const DecodeAttention& a,
   tokens.count = used <= first ? 0 : part_size(used, block.part);
   tokens.key_stride = block.head_dim;
   tokens.value_stride = block.head_dim;
-  tokens.values = static_cast<const T*>(payload.values) + rows;
+  if (!a.weights_only) tokens.values = static_cast<const T*>(payload.values) + rows;
   tokens.given_stride = used;
   if (payload.keys != nullptr) {
     tokens.keys = static_cast<const T*>(payload.keys) + rows;
@@ -221,6 +223,8 @@ __device__ void join(const DecodeAttention& a,
   if (a.lse != nullptr && threadIdx.x == 0) {
     a.lse[request * a.num_heads + head] = shares.lse;
   }
+  if (row.weights != nullptr) write_weights(joined, head, lse);
+  if (a.weights_only) return;
   const float inverse = sum == 0.0F ? 0.0F : shares.own / sum;
   T* out = static_cast<T*>(a.out) + request * a.out_stride + head * a.head_dim;
   const T* output = static_cast<const T*>(joined.payload->output) + head * a.head_dim;
@@ -233,7 +237,6 @@ __device__ void join(const DecodeAttention& a,
     if (shares.host != 0.0F) value = fmaf(shares.host, to_float(output[d]), value);
     store(out + d, value);
   }
-  if (row.weights != nullptr) write_weights(joined, head, lse);
 }
 
 /// The payload's parts; whoever finishes the last of a request's KV head's then joins all of them.

@@ -34,7 +34,7 @@ struct Tokens {
   int count = 0;
   const T* keys = nullptr;  ///< row t at t * key_stride; null: logits are given
   std::int64_t key_stride = 0;
-  const T* values = nullptr;
+  const T* values = nullptr;  ///< null: only peaks and sums of the weights are wanted
   std::int64_t value_stride = 0;
   const float* given = nullptr;         ///< of the block's first head; rows given_stride apart
   const std::int32_t* index = nullptr;  ///< rows of keys and values for each head; null: 0 to count
@@ -224,6 +224,7 @@ __device__ void attend_part(
     __syncthreads();
   }
   exponentiate<kHeads>(tokens.count, num_heads, logits, place);
+  if (tokens.values == nullptr) return;
   __syncthreads();
   aggregate<kVector, kHeads>(tokens, head_dim, num_heads, logits, sums, place.out);
 }

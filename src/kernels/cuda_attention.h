@@ -35,6 +35,13 @@ struct DecodeAttention {
   /// [B, H] natural log-sum-exp of all logits that merge_cuda joins, those of an attention that the
   /// host has finished included; null: unwanted.
   float* lse = nullptr;
+  bool weights_only = false;  ///< neither values are read nor `out` is written
+};
+
+/// The tokens whose values sparse attention reads.
+struct KeptTokens {
+  const PlanRow* rows = nullptr;  ///< [B], on the device: `places` [H, most] among the older tokens
+  std::int64_t max_kept = 0;      ///< the largest `most` of the rows
 };
 
 /// Step 4 of the paper's Figure 12: attention over every row's resident tokens, unnormalised, into
@@ -45,6 +52,12 @@ void attend_resident_cuda(const DecodeAttention& attention, void* stream);
 /// and the weights unless StepRow::weights is null. A row without any token gives out = 0; NaN
 /// logits stay.
 void merge_cuda(const DecodeAttention& attention, void* stream);
+
+/// out = sums of values by StepRow::weights [H, N] that merge_cuda left, over each query head's
+/// kept tokens and the newest one. Of a place before the resident tokens the value is the payload's
+/// row index[h, i], with i the place's own place. Rows without weights are left as they are. One
+/// launch.
+void sum_kept_cuda(const DecodeAttention& attention, const KeptTokens& kept, void* stream);
 
 /// Copies what is in use of each payload, read by the device where it lies: `copies` [B] in pinned
 /// memory; payloads [B] on the device become the `to` of each. Rows with count 0 and no output

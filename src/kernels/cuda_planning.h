@@ -43,8 +43,8 @@ void guess_logits_cuda(const PlanTokens& args, void* stream);
 void count_near_cuda(const PlanTokens& args, void* stream);
 
 /// Places of the `count` largest guesses of every KV head, ascending, then N in what is left of
-/// [G, most]; of equal guesses the earlier place, and -0 equals 0. If any guess of the row is NaN,
-/// all its places are N. Five launches.
+/// [G, most]; of equal guesses the earlier place unless the row says otherwise, and -0 equals 0. If
+/// any guess of the row is NaN, all its places are N. Five launches.
 void largest_positions_cuda(const PlanTokens& args, void* stream);
 
 }  // namespace hybridgen::kernels

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A decode step in flat arrays, as kernels on a device read it: one StepRow per request, the same
-// for all layers, two PlanRows (of early layers and of the others), and one PayloadRow per request
-// and layer. No Torch, no ownership. Strides count elements.
+// for all layers, two PlanRows (of early layers and of the others) or one, and one PayloadRow per
+// request and layer. No Torch, no ownership. Strides count elements.
 #pragma once
 
 #include <cstdint>
@@ -33,24 +33,27 @@ struct StepRow {
       nullptr;  ///< [H] of 0: parts of a merge that are done, by KV head; 0 after it
 };
 
-/// What the device ranks to plan which of a request's offloaded tokens the host fetches, and where
-/// what is made of it goes.
+/// What the device ranks to plan which of a request's tokens the host fetches, and where what is
+/// made of it goes. Sparse attention ranks weights: then a KV head below is a query head, and there
+/// are no columns and keys.
 struct PlanRow {
   std::int64_t num_tokens = 0;           ///< N; 0: nothing is planned for it
-  std::int64_t most = 0;                 ///< places per KV head, in [1, N]
+  std::int64_t most = 0;                 ///< places per KV head, in [1, N]; 0: nothing, either
   std::int64_t width = 0;                ///< W: dimensions of a turned key
   const float* columns = nullptr;        ///< of layer 0: [G, D, W], by which queries are turned
   const void* keys = nullptr;            ///< of layer 0: [G, blocks, W, 32]
   std::int64_t column_layer_stride = 0;  ///< from a layer's columns to the next one's
   std::int64_t key_layer_stride = 0;
   std::int64_t key_head_stride = 0;  ///< from a KV head's keys to the next one's
-  float* guesses = nullptr;          ///< [G, N]
-  std::int32_t* places = nullptr;    ///< [G, most]
+  float* guesses = nullptr;          ///< [G, N], row stride guess_stride
+  std::int64_t guess_stride = 0;
+  std::int32_t* places = nullptr;  ///< [G, most]
   /// How many places are wanted, taken into [1, most]; null: `most`. What lies there is the number
   /// of guesses within alpha of the largest, once that was counted.
   std::int64_t* count = nullptr;
   float alpha = 0.0F;
-  void* work = nullptr;  ///< plan_work_bytes(), aligned to 16, with any contents
+  bool takes_newer = false;  ///< of equal guesses
+  void* work = nullptr;      ///< plan_work_bytes(), aligned to 16, with any contents
 };
 
 /// What a host job contributes to the attention of one request in one layer, on the device.

@@ -15,10 +15,11 @@ constexpr int kDigits = 1 << kDigitBits;
 static_assert(kDigits == kThreads, "a thread per digit");
 
 /// The score of the last place that is wanted, as far as its digits are known: all tokens with
-/// larger first digits are wanted, and `wanted` of those with these.
+/// larger first digits are wanted, and `wanted` of the `equal` ones with these.
 struct Threshold {
   unsigned digits;
   unsigned wanted;
+  unsigned equal;
 };
 
 /// A request's share of the work, as its blocks see it. A pass counts only tokens that have the
@@ -36,13 +37,12 @@ struct Selection {
 /// Whether there is anything for this block.
 __device__ bool find_selection(const PlanTokens& args, Selection& selection) {
   const PlanRow& row = args.rows[blockIdx.z];
-  if (row.num_tokens <= 0) return false;
+  if (row.num_tokens <= 0 || row.most <= 0) return false;
   selection.pieces = pieces_of(row.num_tokens);
   if (blockIdx.x >= selection.pieces.count) return false;
   selection.row = row;
   selection.groups = args.groups;
-  selection.scores = row.guesses + blockIdx.y * row.num_tokens;
-  // Pairs of 32 bits first, then single ones.
+  selection.scores = row.guesses + blockIdx.y * row.guess_stride;
   selection.thresholds = static_cast<Threshold*>(row.work);
   selection.counts = reinterpret_cast<unsigned*>(selection.thresholds + kPasses * args.groups);
   selection.nans = selection.counts + args.groups * selection.pieces.count * kPasses * kDigits;
@@ -67,7 +67,7 @@ __device__ unsigned wanted_of(const Selection& selection) {
 
 /// The threshold before a pass, of the block's KV head.
 __device__ Threshold threshold_before(const Selection& selection, int pass) {
-  if (pass == 0) return {0, wanted_of(selection)};
+  if (pass == 0) return {0, wanted_of(selection), static_cast<unsigned>(selection.row.num_tokens)};
   return selection.thresholds[pass * selection.groups + blockIdx.y];
 }
 
@@ -83,7 +83,7 @@ __device__ Threshold threshold_behind(const Selection& selection, int pass) {
   }
   const unsigned larger = prefix_of_block(tokens).before;
   if (larger < before.wanted && before.wanted <= larger + tokens) {  // in one thread
-    found[0] = {before.digits << kDigitBits | digit, before.wanted - larger};
+    found[0] = {before.digits << kDigitBits | digit, before.wanted - larger, tokens};
   }
   __syncthreads();
   const Threshold threshold = found[0];
@@ -149,7 +149,7 @@ __device__ Taken taken_before(const Selection& selection, const Threshold& thres
   return {prefix_of_block(taken.larger).total, prefix_of_block(taken.equal).total};
 }
 
-/// Writes the block's places: all larger ones, and of the equal ones the first.
+/// Writes the block's places: all larger ones, and of the equal ones the first, or the last.
 __device__ void write_places(const Selection& selection,
                              const Threshold& threshold,
                              std::int32_t* places) {
@@ -157,6 +157,8 @@ __device__ void write_places(const Selection& selection,
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const unsigned lower_lanes = (1U << lane) - 1;
   const Range piece = piece_of_block(selection.pieces, selection.row.num_tokens);
+  const unsigned skipped =
+      selection.row.takes_newer ? threshold.equal - threshold.wanted : 0U;  // equal ones
   Taken taken = taken_before(selection, threshold);
   for (std::int64_t first = piece.begin; first < piece.end; first += kThreads) {
     const std::int64_t token = first + threadIdx.x;
@@ -180,9 +182,9 @@ __device__ void write_places(const Selection& selection,
     }
     before.larger += static_cast<unsigned>(__popc(larger_lanes & lower_lanes));
     before.equal += static_cast<unsigned>(__popc(equal_lanes & lower_lanes));
-    if (is_larger || (is_equal && before.equal < threshold.wanted)) {
-      places[before.larger + min(before.equal, threshold.wanted)] =
-          static_cast<std::int32_t>(token);
+    const unsigned equal = before.equal > skipped ? before.equal - skipped : 0U;
+    if (is_larger || (is_equal && before.equal >= skipped && equal < threshold.wanted)) {
+      places[before.larger + min(equal, threshold.wanted)] = static_cast<std::int32_t>(token);
     }
     __syncthreads();
   }

@@ -50,6 +50,12 @@ void attend_resident_cuda(const DecodeAttention& /*attention*/, void* /*stream*/
 
 void merge_cuda(const DecodeAttention& /*attention*/, void* /*stream*/) { refuse("merge_cuda"); }
 
+void sum_kept_cuda(const DecodeAttention& /*attention*/,
+                   const KeptTokens& /*kept*/,
+                   void* /*stream*/) {
+  refuse("sum_kept_cuda");
+}
+
 void fetch_payloads_cuda(const PayloadCopy* /*copies*/,
                          std::int64_t /*batch*/,
                          std::int64_t /*num_heads*/,

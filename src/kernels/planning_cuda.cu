@@ -88,7 +88,7 @@ __global__ void guess_kernel(PlanTokens args) {
       if (first_row + r < args.num_queries) largest = LargerOrNan{}(largest, sums[r]);
     }
   }
-  if (token < row.num_tokens) row.guesses[group * row.num_tokens + token] = largest;
+  if (token < row.num_tokens) row.guesses[group * row.guess_stride + token] = largest;
 }
 
 std::size_t guess_work_bytes(std::int64_t groups, std::int64_t num_queries, std::int64_t width) {
@@ -123,7 +123,7 @@ __device__ bool find_piece(const PlanRow& row, NearPiece& piece) {
   piece.pieces = pieces_of(row.num_tokens);
   if (blockIdx.x >= piece.pieces.count) return false;
   piece.tokens = piece_of_block(piece.pieces, row.num_tokens);
-  piece.guesses = row.guesses + blockIdx.y * row.num_tokens;
+  piece.guesses = row.guesses + blockIdx.y * row.guess_stride;
   piece.counts = static_cast<NearCounts*>(row.work);
   piece.maxima = reinterpret_cast<float*>(piece.counts + 1) + blockIdx.y * piece.pieces.count;
   return true;

@@ -165,7 +165,10 @@ class Request {
   const Array& query() const { return query_; }
 
   /// `lse`: [H].
-  void expect_result(const Array& out, std::int64_t first, const float* lse) const {
+  void expect_result(const Array& out,
+                     std::int64_t first,
+                     const float* lse,
+                     bool weights_only) const {
     for (std::int64_t h = 0; h < shape_.num_heads; ++h) {
       const std::vector<Token> tokens = tokens_of(h);
       double peak = -kInfinity;
@@ -176,7 +179,7 @@ class Request {
       const double logit_error = 2.0 * sum_error(shape_.head_dim + 8) * largest_logit_;
       const double error =
           logit_error + 2.0 * sum_error(static_cast<std::int64_t>(tokens.size()) + 40);
-      for (std::int64_t d = 0; d < shape_.head_dim; ++d) {
+      for (std::int64_t d = 0; d < (weights_only ? 0 : shape_.head_dim); ++d) {
         double value = 0.0;
         double size = 0.0;
         for (const Token& token : tokens) {
@@ -317,8 +320,12 @@ class Request {
 /// Whether payloads lie on the device already.
 enum class Payloads : std::uint8_t { kThere, kFetched };
 
-/// One step of requests of these kinds together; each gets what it would get alone.
-void expect_attention(const Shape& shape, const std::vector<Kind>& kinds, Payloads how) {
+/// One step of requests of these kinds together; each gets what it would get alone. With weights
+/// alone there are neither values nor an output.
+void expect_attention(const Shape& shape,
+                      const std::vector<Kind>& kinds,
+                      Payloads how,
+                      bool weights_only = false) {
   const auto batch = static_cast<std::int64_t>(kinds.size());
   const std::int64_t row = shape.num_heads * shape.head_dim;
   const std::int64_t stride = row + 8;  // other columns lie between
@@ -342,7 +349,11 @@ void expect_attention(const Shape& shape, const std::vector<Kind>& kinds, Payloa
     Request& request = *requests.back();
     for (std::int64_t i = 0; i < row; ++i) query.set(b * stride + i, request.query().at(i));
     rows.push_back(request.step_row());
-    const PayloadRow from = request.payload_row(how == Payloads::kFetched);
+    PayloadRow from = request.payload_row(how == Payloads::kFetched);
+    if (weights_only) {
+      rows.back().values = nullptr;
+      from.values = nullptr;
+    }
     payloads.push_back(from);
     moves.push_back({from, how == Payloads::kFetched ? request.room_for(from) : from});
     attention.max_resident = std::max(attention.max_resident, kind.resident);
@@ -356,7 +367,8 @@ void expect_attention(const Shape& shape, const std::vector<Kind>& kinds, Payloa
   const DeviceCopy device_payloads(
       how == Payloads::kThere ? payloads : std::vector<PayloadRow>(payloads.size()));
   attention.query = device_query.get();
-  attention.out = device_out.get();
+  attention.out = weights_only ? nullptr : device_out.get();
+  attention.weights_only = weights_only;
   attention.lse = device_sums.get<float>();
   attention.rows = device_rows.get<StepRow>();
   attention.payloads = device_payloads.get<PayloadRow>();
@@ -379,7 +391,7 @@ void expect_attention(const Shape& shape, const std::vector<Kind>& kinds, Payloa
   for (std::int64_t b = 0; b < batch; ++b) {
     SCOPED_TRACE("request " + std::to_string(b));
     requests[static_cast<std::size_t>(b)]->expect_result(
-        out, b * stride, sums.data() + b * shape.num_heads);
+        out, b * stride, sums.data() + b * shape.num_heads, weights_only);
     if (testing::Test::HasFatalFailure()) return;
   }
 }
@@ -427,6 +439,17 @@ TEST_P(AttentionOnDevice, OfRequestsOfAllKindsTogetherInAnyOrder) {
       {.resident = 20, .is_turned = true}};
   in_every_order([&] { expect_attention(shape, kinds, Payloads::kFetched); });
   expect_attention(shape, kinds, Payloads::kThere);
+}
+
+TEST_P(AttentionOnDevice, LeavesWeightsAloneWithoutAnyValues) {
+  const std::vector<Kind> kinds = {
+      {.resident = 257, .wants_weights = true},
+      {.resident = 60, .chosen = 300, .sent = Sent::kKeysOfShared, .wants_weights = true}};
+  for (const std::int64_t head_dim : {64, 6}) {
+    const Shape shape{GetParam(), 6, 2, head_dim};
+    in_every_order(
+        [&] { expect_attention(shape, kinds, Payloads::kFetched, /*weights_only=*/true); });
+  }
 }
 
 TEST_P(AttentionOnDevice, WithoutAnyTokenIsZeroAndNanStays) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <deque>
+#include <limits>
 #include <optional>
 
 #include "kernels/cuda_planning.h"
@@ -15,6 +16,7 @@ struct GuessedRequest {
   std::int64_t most = 0;
   std::optional<std::int64_t> count{};  ///< of the places wanted, on the device; none: `most`
   float alpha = 0.0F;
+  bool takes_newer = false;
 };
 
 class GuessedRequests {
@@ -36,13 +38,25 @@ class GuessedRequests {
   }
 
  private:
+  /// A NaN behind each row.
+  static std::vector<float> with_gaps(const Rows& rows) {
+    std::vector<float> scores;
+    for (std::int64_t i = 0; i < std::ssize(rows.scores); ++i) {
+      scores.push_back(rows.scores[static_cast<std::size_t>(i)]);
+      if ((i + 1) % rows.tokens() == 0) scores.push_back(std::numeric_limits<float>::quiet_NaN());
+    }
+    return scores;
+  }
+
   PlanRow row_of(const GuessedRequest& request) {
     const std::int64_t groups = request.guesses.groups;
     PlanRow row;
     row.num_tokens = request.guesses.tokens();
     row.most = request.most;
     row.alpha = request.alpha;
-    row.guesses = guesses_.emplace_back(request.guesses.scores).get<float>();
+    row.guess_stride = row.num_tokens + 1;
+    row.guesses = guesses_.emplace_back(with_gaps(request.guesses)).get<float>();
+    row.takes_newer = request.takes_newer;
     row.places = places_
                      .emplace_back(std::vector<std::int32_t>(
                          static_cast<std::size_t>(groups * request.most), -7))

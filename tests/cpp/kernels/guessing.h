@@ -101,6 +101,7 @@ class Guessing {
                         .emplace_back(std::vector<float>(
                             static_cast<std::size_t>(shape_.groups * tokens(b)), 5.0F))
                         .get<float>();
+      row.guess_stride = tokens(b);
       const std::size_t bytes =
           plan_work_bytes(shape_.groups, shape_.num_queries, shape_.width, tokens(b));
       row.work = copies.emplace_back(std::vector<std::uint8_t>(bytes, 0xa5)).get();

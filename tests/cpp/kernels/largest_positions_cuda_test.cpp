@@ -86,6 +86,31 @@ TEST_F(LargestPositionsOnDevice, OfEqualScoresTheEarlierOnesAreTaken) {
             (std::vector<std::int32_t>{1, 3, 5}));
 }
 
+TEST_F(LargestPositionsOnDevice, OfEqualScoresTheNewerOnesAreTakenWhereARowSaysSo) {
+  const auto newer = [](const Rows& rows, std::int64_t most) {
+    return places({{.guesses = rows, .most = most, .takes_newer = true}}).front();
+  };
+  EXPECT_EQ(newer(one_row(std::vector<float>(700, -2.5F)), 3),
+            (std::vector<std::int32_t>{697, 698, 699}));
+  EXPECT_EQ(newer(one_row({1.0F, 5.0F, 3.0F, 5.0F, 5.0F, 7.0F}), 3),
+            (std::vector<std::int32_t>{3, 4, 5}));
+  // The twin of a row is the earlier ones of its reverse.
+  for (const Rows& rows : hard_rows(1, 4100)) {
+    Rows reversed = rows;
+    std::ranges::reverse(reversed.scores);
+    std::vector<std::int32_t> expected = twin_places(reversed, 1000, 1000);
+    for (std::int32_t& place : expected) place = 4099 - place;
+    std::ranges::reverse(expected);
+    in_every_order([&] { EXPECT_EQ(newer(rows, 1000), expected); });
+  }
+}
+
+TEST_F(LargestPositionsOnDevice, NoPlacesAreWrittenWhereNoneAreWanted) {
+  const Rows rows = one_row({1.0F, 5.0F, 3.0F});
+  EXPECT_EQ(places({{.guesses = rows, .most = 0}, {.guesses = rows, .most = 2}}),
+            (std::vector<std::vector<std::int32_t>>{{}, {1, 2}}));
+}
+
 TEST_F(LargestPositionsOnDevice, MinusZeroEqualsZero) {
   EXPECT_EQ(places(one_row({-1.0F, -0.0F, 0.0F, -0.0F, -1e-45F}), 2, 2),
             (std::vector<std::int32_t>{1, 2}));
