@@ -231,11 +231,7 @@ class CudaOps final : public DeviceOps {
     args.out_stride = out.stride(0);
     args.payloads = batch.payloads;
     args.lse = batch.lse;
-    for (const AttentionItem& item : batch.items) {
-      if (item.payload != nullptr && !item.payload->is_partial()) {
-        args.max_chosen = std::max(args.max_chosen, item.payload->count);
-      }
-    }
+    args.max_chosen = most_chosen(batch);
     kernels::merge_cuda(args, stream());
   }
 
@@ -265,16 +261,44 @@ class CudaOps final : public DeviceOps {
     args.layer = batch.layer;
     args.query = query.const_data_ptr();
     args.query_stride = query.stride(0);
-    bool counts = false;
-    for (const PlanItem& item : batch.items) {
-      args.max_tokens = std::max(args.max_tokens, item.num_tokens);
-      counts |= item.alpha.has_value();
-    }
+    args.max_tokens = most_ranked(batch);
+    const auto counts = [](const PlanItem& item) { return item.alpha.has_value(); };
     kernels::guess_logits_cuda(args, stream());
-    if (counts) {
+    if (std::ranges::any_of(batch.items, counts)) {
       kernels::count_near_cuda(args, stream());
     }
     kernels::largest_positions_cuda(args, stream());
+  }
+
+  void weigh(const at::Tensor& query,
+             const AttentionBatch& batch,
+             const PlanBatch& kept) const override {
+    kernels::DecodeAttention attention = attention_of(query, batch);
+    attention.payloads = batch.payloads;
+    attention.weights_only = true;
+    attention.max_chosen = most_chosen(batch);
+    kernels::merge_cuda(attention, stream());
+    kernels::PlanTokens ranking;
+    ranking.rows = kept.rows;
+    ranking.batch = query.size(0);
+    ranking.groups = query.size(1);
+    ranking.layer = kept.layer;
+    ranking.max_tokens = most_ranked(kept);
+    kernels::largest_positions_cuda(ranking, stream());
+  }
+
+  void sum_kept(const AttentionBatch& batch,
+                const PlanBatch& kept,
+                at::Tensor& out) const override {
+    kernels::DecodeAttention args = attention_of(out, batch);
+    args.out = out.mutable_data_ptr();
+    args.out_stride = out.stride(0);
+    args.payloads = batch.payloads;
+    kernels::KeptTokens tokens{.rows = kept.rows};
+    for (const PlanItem& item : kept.items) {
+      tokens.max_kept = std::max(tokens.max_kept, item.most);
+    }
+    kernels::sum_kept_cuda(args, tokens, stream());
   }
 
  private:
@@ -329,7 +353,27 @@ class CudaOps final : public DeviceOps {
     args.layer = batch.layer;
     args.rows = batch.rows;
     args.max_resident = most_resident(batch);
+    args.weights_only = batch.weights_only;
     return args;
+  }
+
+  static std::int64_t most_chosen(const AttentionBatch& batch) {
+    std::int64_t most = 0;
+    for (const AttentionItem& item : batch.items) {
+      if (item.payload != nullptr && !item.payload->is_partial()) {
+        most = std::max(most, item.payload->count);
+      }
+    }
+    return most;
+  }
+
+  /// Tokens of an item, of those that have places.
+  static std::int64_t most_ranked(const PlanBatch& batch) {
+    std::int64_t most = 0;
+    for (const PlanItem& item : batch.items) {
+      if (item.most > 0) most = std::max(most, item.num_tokens);
+    }
+    return most;
   }
 
   static std::int64_t most_resident(const AttentionBatch& batch) {

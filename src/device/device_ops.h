@@ -99,6 +99,8 @@ struct AttentionBatch {
   const kernels::StepRow* rows = nullptr;
   const kernels::PayloadRow* payloads = nullptr;  ///< null: no item has a payload
   float* lse = nullptr;  ///< [B, H], where AttentionItem::lse lie; null: no item wants it
+  /// weigh() follows, and not merge(): resident_logits() need not look at values.
+  bool weights_only = false;
 };
 
 /// What the host's jobs of a micro-batch and layer have left in pinned memory.
@@ -121,21 +123,25 @@ struct RowMoves {
 };
 
 /// A row whose offloaded tokens are guessed and ranked by turned dimensions of their keys, and
-/// where what is made of it goes.
+/// where what is made of it goes. Of sparse attention (weigh()) all tokens but the newest one are
+/// ranked by their weights, for each query head: H stands for G below, there are no columns and
+/// keys, and `guesses` are part of merged_logits.
 struct PlanItem {
   std::int64_t row = 0;                 ///< of the query
   const at::Tensor* columns = nullptr;  ///< float32 [L, G, D, W], by which queries are turned
   const at::Tensor* keys = nullptr;  ///< turned ones [L, G, blocks, W, 32], tokens last, contiguous
   std::int64_t num_tokens = 0;       ///< N >= 1: the first of them
-  std::int64_t most = 0;             ///< places per KV head, in [1, N]
+  std::int64_t most = 0;             ///< places per KV head, in [1, N]; of weights also 0
   /// So many places as the KV heads have, in the mean and without its fraction, guesses above their
   /// largest less alpha; at least one. None: `most`.
   std::optional<double> alpha{};
+  bool takes_newer = false;  ///< of equal guesses
   /// float32 [G, N]: of KV head g and token t the largest product of its turned key with one of
   /// the head's queries, which are scaled, turned and rounded as the keys are.
   at::Tensor guesses{};
   /// int32 [G, most]: places of the largest guesses of a KV head, ascending, of equal ones the
-  /// earlier, and N in what is left of a row; all of it if a guess of any KV head is NaN.
+  /// earlier unless takes_newer, and N in what is left of a row; all of it if a guess of any KV
+  /// head is NaN.
   at::Tensor places{};
 };
 
@@ -262,6 +268,18 @@ class DeviceOps {
   /// Guesses and places of all items, on the current stream. query [B, H, D], contiguous within a
   /// row, unscaled.
   virtual void plan(const at::Tensor& query, const PlanBatch& batch) const = 0;
+
+  // FlexGen's sparse attention, in place of merge(), on the current stream; by LibTorch's operators
+  // (sparse_attention.cpp) unless overridden.
+  /// Softmax weights of all tokens into merged_logits, where payloads have the keys of all
+  /// offloaded ones; then the places of all items of `kept`.
+  virtual void weigh(const at::Tensor& query,
+                     const AttentionBatch& batch,
+                     const PlanBatch& kept) const;
+  /// Then out = sums by these weights of the values of the tokens in `places` and of the newest
+  /// one, [B, H, D]. Payloads have index [H, S] and values: the first S = min(most, offloaded)
+  /// places of a query head lie in these rows, as far as they are offloaded ones.
+  virtual void sum_kept(const AttentionBatch& batch, const PlanBatch& kept, at::Tensor& out) const;
 
  protected:
   /// destination[:, slot, :] = rows[row]; rows [B, G, D], destination [G, capacity, D].

@@ -48,14 +48,17 @@ kernels::PlanRow flat_row(const PlanItem& item) {
   kernels::PlanRow row;
   row.num_tokens = item.num_tokens;
   row.most = item.most;
-  row.width = item.keys->size(3);
-  row.columns = item.columns->const_data_ptr<float>();
-  row.keys = item.keys->const_data_ptr();
-  row.column_layer_stride = item.columns->stride(0);
-  row.key_layer_stride = item.keys->stride(0);
-  row.key_head_stride = item.keys->stride(1);
+  if (item.keys != nullptr) {
+    row.width = item.keys->size(3);
+    row.columns = item.columns->const_data_ptr<float>();
+    row.keys = item.keys->const_data_ptr();
+    row.column_layer_stride = item.columns->stride(0);
+    row.key_layer_stride = item.keys->stride(0);
+    row.key_head_stride = item.keys->stride(1);
+  }
   row.guesses = item.guesses.mutable_data_ptr<float>();
   row.guess_stride = item.guesses.stride(0);
+  row.takes_newer = item.takes_newer;
   row.places = item.places.mutable_data_ptr<std::int32_t>();
   row.alpha = static_cast<float>(item.alpha.value_or(0.0));
   return row;

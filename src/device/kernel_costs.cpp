@@ -40,9 +40,10 @@ struct Heads {
   std::int64_t query_bytes() const { return heads * head_dim * element; }
   /// A row of all KV heads.
   std::int64_t row_bytes() const { return groups * head_dim * element; }
-  /// Of all query heads' results over so many tokens: unnormalised, with a peak and a sum.
-  std::int64_t part_bytes(std::int64_t tokens) const {
-    return kernels::part_count(tokens) * heads * (head_dim + 2) * kFloat;
+  /// Of all query heads' results over so many tokens: unnormalised, with a peak and a sum, or these
+  /// alone.
+  std::int64_t part_bytes(std::int64_t tokens, bool weights_only = false) const {
+    return kernels::part_count(tokens) * heads * (weights_only ? 2 : head_dim + 2) * kFloat;
   }
   /// A product and a sum for each dimension of a token that a query head sees.
   double flops(std::int64_t seen) const { return 2.0 * static_cast<double>(seen * head_dim); }
@@ -187,16 +188,19 @@ TimedOperation fetch_cost(const PayloadBatch& batch) {
   return {.kind = OperationKind::kHostRead, .bytes_read = bytes, .bytes_written = bytes};
 }
 
-TimedOperation resident_cost(const at::Tensor& query, std::span<const AttentionItem> items) {
+TimedOperation resident_cost(const at::Tensor& query,
+                             std::span<const AttentionItem> items,
+                             bool weights_only) {
+  const std::int64_t matrices = weights_only ? 1 : 2;
   TimedOperation cost;
   for (const AttentionItem& item : items) {
     const Heads sizes(query, item);
     const std::int64_t resident = item.num_resident;
     if (resident == 0) continue;
-    cost.bytes_read += 2 * resident * sizes.row_bytes() + sizes.query_bytes();
-    cost.bytes_written += sizes.part_bytes(resident);
+    cost.bytes_read += matrices * resident * sizes.row_bytes() + sizes.query_bytes();
+    cost.bytes_written += sizes.part_bytes(resident, weights_only);
     cost.bytes_written += item.wants_weights ? sizes.heads * resident * kFloat : 0;
-    cost.flops += 2.0 * sizes.flops(sizes.heads * resident);
+    cost.flops += static_cast<double>(matrices) * sizes.flops(sizes.heads * resident);
   }
   return cost;
 }
@@ -213,6 +217,51 @@ TimedOperation merge_cost(const at::Tensor& query, std::span<const AttentionItem
       add_payload(*item.payload, sizes, cost);
     }
     if (item.wants_weights) add_weights(item, sizes, cost);
+  }
+  return cost;
+}
+
+TimedOperation weigh_cost(const at::Tensor& query, std::span<const AttentionItem> items) {
+  TimedOperation cost;
+  for (const AttentionItem& item : items) {
+    const Heads sizes(query, item);
+    cost.bytes_read += sizes.part_bytes(item.num_resident, /*weights_only=*/true);
+    if (const HostPayload* payload = item.payload) {
+      const std::int64_t seen = seen_by_heads(*payload, sizes.heads);
+      const std::int64_t parts = sizes.part_bytes(payload->count, /*weights_only=*/true);
+      cost.bytes_read += rows_in_use(*payload) * sizes.head_dim * sizes.element +
+                         sizes.groups * kLong + sizes.query_bytes() + parts;
+      cost.bytes_written += parts;
+      cost.flops += sizes.flops(seen);
+    }
+    add_weights(item, sizes, cost);
+  }
+  return cost;
+}
+
+TimedOperation sum_kept_cost(std::span<const AttentionItem> items,
+                             std::span<const PlanItem> kept,
+                             const at::Tensor& out) {
+  TimedOperation cost;
+  for (const PlanItem& row : kept) {
+    const AttentionItem& item = items[static_cast<std::size_t>(row.row)];
+    const Heads sizes(out, item);
+    const std::int64_t seen = sizes.heads * (row.most + 1);  // with the newest
+    const std::int64_t resident =
+        std::min(item.num_resident, sizes.heads / sizes.groups * row.most + 1);
+    cost.bytes_read += resident * sizes.row_bytes() + (2 * seen - sizes.heads) * kInt;
+    cost.bytes_written += sizes.query_bytes();
+    if (const HostPayload* payload = item.payload) {
+      cost.bytes_read += rows_in_use(*payload) * sizes.head_dim * sizes.element +
+                         sizes.heads * payload->count * kInt;
+    }
+    if (kernels::part_count(row.most) > 1) {
+      const std::int64_t parts =
+          kernels::part_count(row.most) * sizes.heads * sizes.head_dim * kFloat;
+      cost.bytes_read += parts;
+      cost.bytes_written += parts;
+    }
+    cost.flops += sizes.flops(seen);
   }
   return cost;
 }

@@ -37,13 +37,24 @@ emulated::TimedOperation move_rows_cost(const RowMoves& moves, std::int64_t coun
 /// fetch_payloads_cuda: what is in use of each payload, and its description.
 emulated::TimedOperation fetch_cost(const PayloadBatch& batch);
 
-/// attend_resident_cuda: keys and values once for all query heads; a result for every part of 256
-/// tokens.
+/// attend_resident_cuda: keys and values once for all query heads, or keys alone; a result for
+/// every part of 256 tokens.
 emulated::TimedOperation resident_cost(const at::Tensor& query,
-                                       std::span<const AttentionItem> items);
+                                       std::span<const AttentionItem> items,
+                                       bool weights_only = false);
 
 /// merge_cuda: the payload's rows in use once, then all parts.
 emulated::TimedOperation merge_cost(const at::Tensor& query, std::span<const AttentionItem> items);
+
+/// merge_cuda that is asked for weights alone: the payload's keys once, peaks and sums of all
+/// parts.
+emulated::TimedOperation weigh_cost(const at::Tensor& query, std::span<const AttentionItem> items);
+
+/// sum_kept_cuda: rows of values once for all query heads, of resident ones at most as many as
+/// there are; a weight and a place for each of a query head's. out [B, H, D].
+emulated::TimedOperation sum_kept_cost(std::span<const AttentionItem> items,
+                                       std::span<const PlanItem> kept,
+                                       const at::Tensor& out);
 
 /// guess_logits_cuda: its first launch, that turns the items' queries, and the one that multiplies
 /// them with whole blocks of keys. query [B, H, D].

@@ -19,21 +19,26 @@ void guess(const at::Tensor& queries, const at::Tensor& keys, at::Tensor& guesse
   guesses.copy_(logits.amax(2).flatten(1).narrow(1, 0, tokens));
 }
 
-// `count` of the largest, one number where the scores are; undefined: as many as there are places.
-void rank(const at::Tensor& scores, const at::Tensor& count, at::Tensor& places) {
+}  // namespace
+
+void rank_through_torch(const at::Tensor& guesses,
+                        const at::Tensor& count,
+                        bool takes_newer,
+                        at::Tensor& places) {
   // The largest first, of equal scores the earlier token, as on the CPU; which one topk() takes is
   // undefined.
-  const at::Tensor best =
-      std::get<1>(at::sort(scores, /*stable=*/true, /*dim=*/-1, /*descending=*/true))
-          .narrow(-1, 0, places.size(1));
+  const at::Tensor scores = takes_newer ? guesses.flip(-1) : guesses;
+  at::Tensor best = std::get<1>(at::sort(scores, /*stable=*/true, /*dim=*/-1, /*descending=*/true))
+                        .narrow(-1, 0, places.size(1));
+  if (takes_newer) {
+    best = scores.size(1) - 1 - best;
+  }
   at::Tensor unwanted = scores.isnan().any();
   if (count.defined()) {
     unwanted = unwanted.logical_or(at::arange(places.size(1), best.options()) >= count);
   }
   places.copy_(std::get<0>(at::sort(best.masked_fill(unwanted, scores.size(1)), -1)));
 }
-
-}  // namespace
 
 at::Tensor turned_queries(const at::Tensor& query, const PlanItem& item, std::int64_t layer) {
   const at::Tensor columns = item.columns->select(0, layer);
@@ -55,7 +60,10 @@ void plan_through_torch(const at::Tensor& query, const PlanBatch& batch) {
     at::Tensor guesses = item.guesses;
     at::Tensor places = item.places;
     guess(turned_queries(query, item, batch.layer), item.keys->select(0, batch.layer), guesses);
-    rank(guesses, item.alpha ? count_near(guesses, *item.alpha, item.most) : at::Tensor{}, places);
+    rank_through_torch(guesses,
+                       item.alpha ? count_near(guesses, *item.alpha, item.most) : at::Tensor{},
+                       item.takes_newer,
+                       places);
   }
 }
 

@@ -15,6 +15,13 @@ at::Tensor turned_queries(const at::Tensor& query, const PlanItem& item, std::in
 /// rows without its fraction, taken into [1, most]: one int64 where they are.
 at::Tensor count_near(const at::Tensor& guesses, double alpha, std::int64_t most);
 
+/// The places of an item by its guesses; `count` of the largest, one number where they are, or
+/// undefined: as many as there are places.
+void rank_through_torch(const at::Tensor& guesses,
+                        const at::Tensor& count,
+                        bool takes_newer,
+                        at::Tensor& places);
+
 void plan_through_torch(const at::Tensor& query, const PlanBatch& batch);
 
 }  // namespace hybridgen

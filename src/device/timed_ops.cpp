@@ -118,7 +118,9 @@ class TimedOps final : public DeviceOps {
   }
 
   void resident_logits(const at::Tensor& query, const AttentionBatch& batch) const override {
-    if (has_residents(batch)) launch("attend_resident", resident_cost(query, batch.items));
+    if (has_residents(batch)) {
+      launch("attend_resident", resident_cost(query, batch.items, batch.weights_only));
+    }
   }
 
   void merge(const at::Tensor& query,
@@ -150,10 +152,29 @@ class TimedOps final : public DeviceOps {
         launch("count_near", count_cost(batch.items));
       }
     }
+    launch_ranking(batch.items);
+  }
+
+  void weigh(const at::Tensor& query,
+             const AttentionBatch& batch,
+             const PlanBatch& kept) const override {
+    launch("merge", weigh_cost(query, batch.items));
+    const auto ranks = [](const PlanItem& item) { return item.most > 0; };
+    if (std::ranges::any_of(kept.items, ranks)) launch_ranking(kept.items);
+  }
+
+  void sum_kept(const AttentionBatch& batch,
+                const PlanBatch& kept,
+                at::Tensor& out) const override {
+    launch("sum_kept", sum_kept_cost(batch.items, kept.items, out));
+  }
+
+ private:
+  void launch_ranking(std::span<const PlanItem> items) const {
     for (int i = 0; i < kRankingLaunches; ++i) {
-      TimedOperation cost = rank_cost(batch.items);
+      TimedOperation cost = rank_cost(items);
       if (i + 1 == kRankingLaunches) {
-        for (const PlanItem& item : batch.items) {
+        for (const PlanItem& item : items) {
           cost.bytes_written += static_cast<std::int64_t>(item.places.nbytes());
         }
       }
@@ -161,7 +182,6 @@ class TimedOps final : public DeviceOps {
     }
   }
 
- private:
   static bool has_residents(const AttentionBatch& batch) {
     return std::ranges::any_of(batch.items,
                                [](const AttentionItem& item) { return item.num_resident > 0; });

@@ -235,7 +235,9 @@ void DecodePipeline::score_resident(std::int64_t layer, MicroBatch& batch) {
   if (method_.positions == PositionMode::kCacheIndex) {
     turn_keys(layer, batch);
   }
-  ops_.resident_logits(batch.ws.query, batch.attention(layer));
+  AttentionBatch attention = batch.attention(layer);
+  attention.weights_only = is<FetchKeys>(method_.work_of(layer));
+  ops_.resident_logits(batch.ws.query, attention);
   loop_.at_seam();
 }
 

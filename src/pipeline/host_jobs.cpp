@@ -32,11 +32,12 @@ const std::byte* row_of(const at::Tensor& staging, std::size_t row) {
 bool note_attended(const HostJob& job, std::int64_t num_kv_heads, RequestState& request) {
   std::int64_t attended = 0;
   for (std::int64_t g = 0; g < num_kv_heads; ++g) {
-    attended += job.payload == Payload::kKeys ? request.parts.attention->num_attended(
-                                                    job.num_offloaded, request.tokens.num_tokens())
-                : job.takes_every_token()     ? job.num_offloaded
-                : job.is_shared()             ? job.buffers.union_sizes[g]
-                                              : job.num_chosen;
+    attended += job.payload == Payload::kKeys
+                    ? std::min(job.num_offloaded,
+                               request.parts.attention->num_kept(request.tokens.num_tokens()))
+                : job.takes_every_token() ? job.num_offloaded
+                : job.is_shared()         ? job.buffers.union_sizes[g]
+                                          : job.num_chosen;
   }
   request.attended.attended += attended;
   request.attended.available += num_kv_heads * job.num_offloaded;

@@ -173,34 +173,25 @@ std::int64_t HostStaging::ship(const HostJob& job,
   return bytes + rows * head_dim_ * element * (ships_keys && !keys_only ? 2 : 1);
 }
 
-at::Tensor HostStaging::readers(at::IntArrayRef sizes) const {
-  // The device computes these logits itself, so that their place is free, and large enough.
-  return host_.logits.view(at::kShort).narrow(0, 0, sizes[0] * sizes[1]).view(sizes);
-}
-
-std::int64_t HostStaging::ship_values(const DeviceContext& device) {
-  const auto* sizes = union_sizes_.const_data_ptr<std::int64_t>();
-  const std::int64_t rows = std::accumulate(sizes, sizes + num_kv_heads_, std::int64_t{0});
-  if (!device.is_cpu()) {
-    for (std::int64_t g = 0; g < num_kv_heads_; ++g) {
-      device_.values.select(0, g)
-          .narrow(0, 0, sizes[g])
-          .copy_(host_.values.select(0, g).narrow(0, 0, sizes[g]), /*non_blocking=*/true);
-    }
-    const std::int64_t used = (num_kv_heads_ - 1) * shape_.union_rows + sizes[num_kv_heads_ - 1];
-    device_.index.narrow(0, 0, used).copy_(host_.index.narrow(0, 0, used), /*non_blocking=*/true);
-  }
+std::int64_t HostStaging::ship_values(std::int64_t count,
+                                      const at::Tensor& union_sizes,
+                                      const at::Tensor& device_union_sizes) {
+  const std::span<const std::int64_t> sizes{union_sizes.const_data_ptr<std::int64_t>(),
+                                            static_cast<std::size_t>(num_kv_heads_)};
+  payload_ = {.count = count,
+              .room = count,
+              .index = device_.index.narrow(0, 0, num_heads_ * count),
+              .values = device_.values,
+              .union_sizes = sizes,
+              .device_union_sizes = device_union_sizes};
+  staged_ = {.count = count,
+             .room = count,
+             .index = host_.index.narrow(0, 0, num_heads_ * count),
+             .values = host_.values,
+             .device_union_sizes = union_sizes};
+  payload_.staged = device_is_host_ ? nullptr : &staged_;
+  const std::int64_t rows = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
   return rows * head_dim_ * static_cast<std::int64_t>(host_.values.element_size());
-}
-
-at::Tensor HostStaging::value_rows(std::int64_t kv_head) const {
-  const auto* sizes = union_sizes_.const_data_ptr<std::int64_t>();
-  return device_.values.select(0, kv_head).narrow(0, 0, sizes[kv_head]);
-}
-
-at::Tensor HostStaging::value_slots(std::int64_t kv_head) const {
-  const auto* sizes = union_sizes_.const_data_ptr<std::int64_t>();
-  return device_.index.narrow(0, kv_head * shape_.union_rows, sizes[kv_head]);
 }
 
 }  // namespace hybridgen

@@ -56,16 +56,11 @@ class HostStaging {
                     const at::Tensor& union_sizes = {},
                     const at::Tensor& device_union_sizes = {});
 
-  // FetchKeys: how many query heads read each token comes, value rows follow.
-  /// Where the former arrives: int16 [G, n_c].
-  at::Tensor readers(at::IntArrayRef sizes) const;
-  /// Starts the copies of value rows alone and, where the device is not the host, of their slots:
-  /// those that union_sizes in buffers() counts, slots in `index`, of each KV head union_capacity
-  /// behind the one before. Returns the values' bytes.
-  std::int64_t ship_values(const DeviceContext& device);
-  /// What was shipped, on the device: [rows, D] and int32 [rows] of a KV head.
-  at::Tensor value_rows(std::int64_t kv_head) const;
-  at::Tensor value_slots(std::int64_t kv_head) const;
+  /// FetchKeys: value rows alone, of `count` tokens per query head at most, with `index` [H,
+  /// count]. Fills payload() likewise. Returns the values' bytes.
+  std::int64_t ship_values(std::int64_t count,
+                           const at::Tensor& union_sizes,
+                           const at::Tensor& device_union_sizes);
 
   const HostPayload& payload() const { return payload_; }
 

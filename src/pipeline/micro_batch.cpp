@@ -31,15 +31,16 @@ MicroBatch::MicroBatch(const DecoderModel& model,
       ws(model.config(), model.dtype(), model.device().device(), rows()),
       items(requests.size()),
       lost(model.config(), model.device(), rows(), method.has(PartRole::kSelector)),
-      plans(model, method, requests) {
+      plans(model, method, requests),
+      values(model, requests) {
   const ModelConfig& config = model.config();
   const DeviceContext& device = model.device();
   ws.add_guess_norm();
   const auto on_device = [&](const at::Tensor& host) {
     return device.is_cpu() ? host : at::empty(host.sizes(), host.options().device(device.device()));
   };
-  inputs_ =
-      device.host_staging({rows() * kInputBytes + plans.num_flat_rows() * kPlanBytes}, at::kByte);
+  const std::int64_t flat_rows = plans.num_flat_rows() + values.num_flat_rows();
+  inputs_ = device.host_staging({rows() * kInputBytes + flat_rows * kPlanBytes}, at::kByte);
   device_inputs_ = on_device(inputs_);
   const auto part = [&](const at::Tensor& inputs, std::int64_t index) {
     return inputs.narrow(0, index * rows() * kWord, rows() * kWord).view(at::kLong);
@@ -97,9 +98,18 @@ void MicroBatch::start_plans(const DeviceOps& ops, std::int64_t layer, const at:
                   : data_as<const kernels::PlanRow>(device_inputs_, rows() * kInputBytes));
 }
 
-void MicroBatch::wait_for_readers(const DeviceContext& device) {
-  device.record_compute(readers_);
-  DeviceContext::host_waits(readers_);
+PlanBatch MicroBatch::kept(std::int64_t layer) {
+  const std::int64_t before = rows() * kInputBytes + plans.num_flat_rows() * kPlanBytes;
+  return values.of(requests,
+                   layer,
+                   values.num_flat_rows() == 0
+                       ? nullptr
+                       : data_as<const kernels::PlanRow>(device_inputs_, before));
+}
+
+void MicroBatch::wait_for_places(const DeviceContext& device) {
+  device.record_compute(places_);
+  DeviceContext::host_waits(places_);
 }
 
 std::span<std::int32_t> MicroBatch::moves_of(std::size_t row) {
@@ -127,7 +137,11 @@ void MicroBatch::move_rows(const DeviceOps& ops) {
 
 void MicroBatch::send_inputs() {
   const auto num_plans = static_cast<std::size_t>(plans.num_flat_rows());
-  plans.begin_step(requests, {data_as<kernels::PlanRow>(inputs_, rows() * kInputBytes), num_plans});
+  const auto num_values = static_cast<std::size_t>(values.num_flat_rows());
+  const std::span flat(data_as<kernels::PlanRow>(inputs_, rows() * kInputBytes),
+                       num_plans + num_values);
+  plans.begin_step(requests, flat.first(num_plans));
+  values.begin_step(requests, items, flat.last(num_values));
   if (device_inputs_.is_same(inputs_)) {
     return;
   }

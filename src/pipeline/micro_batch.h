@@ -17,6 +17,7 @@
 #include "pipeline/device_plans.h"
 #include "pipeline/lost_mass.h"
 #include "pipeline/request_state.h"
+#include "pipeline/value_plans.h"
 
 namespace hybridgen {
 
@@ -46,9 +47,11 @@ struct MicroBatch {
   /// Plans on the device for all rows whose jobs want it; see DevicePlans.
   void start_plans(const DeviceOps& ops, std::int64_t layer, const at::Tensor& query);
 
+  /// What the rows that have not failed rank by weights in a layer; see ValuePlans.
+  PlanBatch kept(std::int64_t layer);
   /// The host waits for what is queued so far on the compute stream, for all rows at a time.
   /// Nothing on a CPU device.
-  void wait_for_readers(const DeviceContext& device);
+  void wait_for_places(const DeviceContext& device);
 
   /// Where the newest token of a row's request goes, [L, G] slots on the host, -1: it stays. Empty
   /// where rows do not move, or at once (a CPU device). Written between a step's wait for the
@@ -79,6 +82,7 @@ struct MicroBatch {
   std::vector<AttentionItem> items;  ///< one per row
   LostMass lost;
   DevicePlans plans;
+  ValuePlans values;
 
   HostSlot& slot(std::int64_t layer) { return slots[static_cast<std::size_t>(layer % 2)]; }
 
@@ -88,7 +92,7 @@ struct MicroBatch {
   at::Tensor moves_;          ///< int32 [B, L, G], pinned; undefined where nothing moves
   at::Tensor device_moves_;   ///< the same on the device
   std::vector<ResidentCache*> caches_;
-  std::optional<c10::Event> readers_;
+  std::optional<c10::Event> places_;
 };
 
 }  // namespace hybridgen

@@ -11,6 +11,7 @@
 #include "pipeline/lost_mass.h"
 #include "pipeline/rows_to_host.h"
 #include "pipeline/shifted_keys.h"
+#include "pipeline/value_plans.h"
 #include "pipeline/weights_to_host.h"
 
 namespace hybridgen {
@@ -70,6 +71,20 @@ std::int64_t most_planned(const Method& method,
     }
   }
   return most;
+}
+
+// Values per query head that the device chooses for the host to send, or has, at most.
+std::int64_t most_kept(const ModelConfig& config,
+                       DType dtype,
+                       const Method& method,
+                       const RequestPlan& plan) {
+  const PartFactory* attention = find_part(method.parts, PartRole::kOwnAttention);
+  if (attention == nullptr) {
+    return 0;
+  }
+  RequestParts parts;
+  parts.add(*attention, part_context(config, dtype, plan));
+  return parts.attention->num_kept(plan.shape.max_tokens);
 }
 
 // Tokens on the device and on the host.
@@ -170,6 +185,9 @@ RequestPlan plan_request(const ModelConfig& config,
     plan.device_bytes += DevicePlans::device_bytes(config, device_is_host, plan);
     plan.dram_bytes += DevicePlans::host_bytes(config, plan);
   }
+  plan.max_kept = most_kept(config, dtype, method, plan);
+  plan.device_bytes += ValuePlans::device_bytes(config, device_is_host, plan);
+  plan.dram_bytes += device_is_host ? 0 : ValuePlans::host_bytes(config, plan);
   if (!device_is_host) {
     plan_step_end(config, dtype, method, attended, plan);
   }

@@ -20,6 +20,7 @@ struct RequestPlan {
   std::int64_t prompt_capacity = 0;  ///< rows the prompt takes before a retention policy has chosen
   StagingShape staging;
   std::int64_t max_planned = 0;   ///< tokens per KV head that the device chooses, at most
+  std::int64_t max_kept = 0;      ///< per query head whose values it chooses by weights, at most
   std::int64_t leaving_rows = 0;  ///< that leave a device that is not the host in one step, at most
   std::int64_t prompt_device_bytes = 0;  ///< of prompt_capacity; given back after prefill
   std::int64_t device_bytes = 0;

@@ -2,103 +2,117 @@
 #include "pipeline/staged_values.h"
 
 #include <algorithm>
+#include <span>
 #include <vector>
 
+#include "kernels/cpu_kernels.h"
 #include "kvcache/stored_head.h"
-#include "parts/own_attention.h"
-#include "pipeline/invented_places.h"
 
 namespace hybridgen {
 namespace {
 
-class StagedValues final : public FetchedValues {
- public:
-  explicit StagedValues(const HostStaging& staging) : staging_(staging) {}
-  at::Tensor rows(std::int64_t kv_head) const override { return staging_.value_rows(kv_head); }
-  at::Tensor slots(std::int64_t kv_head) const override { return staging_.value_slots(kv_head); }
+/// Which values of a request are read.
+struct ReadPlaces {
+  std::span<const std::int32_t> places;  ///< [H, most], each head's ascending
+  std::int64_t most = 0;
+  std::int64_t num_offloaded = 0;  ///< places before it lie on the host
 
- private:
-  const HostStaging& staging_;
+  /// Of a query head, at most.
+  std::int64_t num_fetched() const { return std::min(most, num_offloaded); }
 };
 
-// Puts the rows of all tokens with readers [G, n_c] into staging, ascending; the number of readers.
+// Puts the rows that any query head of a KV head reads into staging, ascending, and where each of
+// them lies into `index`. Returns how many query heads read one, all together.
 std::int64_t gather_read(const kernels::CpuKernels& kernels,
                          const HostKvStore& store,
                          std::int64_t layer,
-                         const at::Tensor& readers,
+                         const ReadPlaces& readers,
+                         std::int64_t per_group,
                          const HostJobBuffers& buffers) {
+  const std::int64_t fetched = readers.num_fetched();
+  const auto none = static_cast<std::int32_t>(readers.num_offloaded);
+  std::vector<std::int32_t> lists(static_cast<std::size_t>(per_group * fetched));
+  std::vector<std::int32_t> merged(lists.size());
+  std::vector<std::uint64_t> scratch;
   std::int64_t num_readers = 0;
-  const std::int64_t num_offloaded = readers.size(1);
-  for (std::int64_t g = 0; g < readers.size(0); ++g) {
-    const auto* of_head = readers.const_data_ptr<std::int16_t>() + g * num_offloaded;
-    std::int32_t* slots = buffers.index + g * buffers.union_capacity;
-    std::int64_t rows = 0;
-    for (std::int64_t token = 0; token < num_offloaded; ++token) {
-      if (of_head[token] != 0) {
-        num_readers += of_head[token];
-        slots[rows++] = static_cast<std::int32_t>(token);
+  for (std::int64_t g = 0; g < store.shape().num_kv_heads; ++g) {
+    for (std::int64_t r = 0; r < per_group; ++r) {
+      const std::int32_t* places = readers.places.data() + (g * per_group + r) * readers.most;
+      for (std::int64_t i = 0; i < fetched; ++i) {
+        num_readers += places[i] < none ? 1 : 0;
+        lists[static_cast<std::size_t>(r * fetched + i)] = std::min(places[i], none);
       }
     }
+    std::int64_t rows = kernels::merge_positions(lists.data(),
+                                                 per_group,
+                                                 fetched,
+                                                 merged.data(),
+                                                 buffers.index + g * per_group * fetched,
+                                                 scratch);
+    rows -= rows > 0 && merged[static_cast<std::size_t>(rows - 1)] == none ? 1 : 0;
     buffers.union_sizes[g] = rows;
     const auto row_bytes =
         store.shape().head_dim * static_cast<std::int64_t>(size_of(store.shape().dtype));
     StoredHead(kernels, store, layer, g)
-        .values(std::span<const std::int32_t>(slots, static_cast<std::size_t>(rows)),
+        .values(std::span<const std::int32_t>(merged.data(), static_cast<std::size_t>(rows)),
                 static_cast<std::byte*>(buffers.values) + g * buffers.union_capacity * row_bytes,
-                kernels::RowReader::kCpu);
+                buffers.device_reads ? kernels::RowReader::kDevice : kernels::RowReader::kCpu);
   }
   return num_readers;
 }
 
-// A timed device has no weights: as many tokens count as the method lets, one query head each.
-void invent(at::Tensor& readers, std::int64_t most) {
-  readers.zero_();
-  const std::int64_t count = std::min(most, readers.size(1));
-  readers.index_fill_(1, invented_places(count, readers.size(1)), 1);
+// A timed device has no weights: as many tokens count as the method lets, as few of them shared by
+// a KV head's query heads as may be. They lie evenly over the offloaded ones.
+void invent(std::span<std::int32_t> places, const ReadPlaces& readers, std::int64_t per_group) {
+  const std::int64_t fetched = readers.num_fetched();
+  for (std::int64_t h = 0; h * readers.most < std::ssize(places); ++h) {
+    for (std::int64_t i = 0; i < readers.most; ++i) {
+      const std::int64_t place = i < fetched ? (i * per_group + h % per_group) *
+                                                   readers.num_offloaded / (fetched * per_group)
+                                             : i;
+      places[static_cast<std::size_t>(h * readers.most + i)] = static_cast<std::int32_t>(place);
+    }
+  }
+}
+
+void fetch_values(LoopContext& loop, std::int64_t layer, MicroBatch& batch, const PlanItem& kept) {
+  const auto row = static_cast<std::size_t>(kept.row);
+  RequestState& request = *batch.requests[row];
+  AttentionItem& item = batch.items[row];
+  const std::int64_t per_group = loop.config().query_heads_per_kv_head();
+  const ReadPlaces readers{batch.values.places(kept), kept.most, request.tokens.num_offloaded()};
+  item.payload = nullptr;
+  if (readers.num_fetched() == 0) {
+    return;
+  }
+  if (loop.model.device().is_timed()) {
+    invent(batch.values.invented_places(kept), readers, per_group);
+  }
+  MicroBatch::HostSlot& slot = batch.slot(layer);
+  HostStaging& staging = request.staging_of(layer);
+  HostJobBuffers buffers = staging.buffers();
+  buffers.union_sizes = slot.union_rows[row].mutable_data_ptr<std::int64_t>();
+  const std::int64_t num_readers =
+      gather_read(*loop.kernels, *request.host, layer, readers, per_group, buffers);
+  loop.link.to_host(num_readers * static_cast<std::int64_t>(sizeof(std::int32_t)));
+  loop.link.to_device(staging.ship_values(
+      readers.num_fetched(), slot.union_rows[row], slot.device_union_rows[row]));
+  item.payload = &staging.payload();
 }
 
 }  // namespace
 
 void attend_by_parts(LoopContext& loop, std::int64_t layer, MicroBatch& batch) {
-  const DeviceContext& device = loop.model.device();
-  std::vector<OwnAttention::Weights> weights(batch.requests.size());
-  for (std::size_t row = 0; row < batch.requests.size(); ++row) {
-    RequestState& request = *batch.requests[row];
-    contain(request, [&] {
-      const at::Tensor query = batch.ws.query.select(0, static_cast<std::int64_t>(row));
-      weights[row] = request.parts.attention->weigh(batch.items[row], query);
-      at::Tensor& readers = weights[row].readers;
-      if (readers.defined() && !device.is_cpu()) {
-        const at::Tensor staged = request.staging_of(layer).readers(readers.sizes());
-        staged.copy_(readers, /*non_blocking=*/true);
-        readers = staged;
-      }
-    });
+  loop.ops.weigh(batch.ws.query, batch.attention(layer), batch.kept(layer));
+  batch.values.send();
+  batch.wait_for_places(loop.model.device());
+  for (const PlanItem& kept : batch.kept(layer).items) {
+    contain(*batch.requests[static_cast<std::size_t>(kept.row)],
+            [&] { fetch_values(loop, layer, batch, kept); });
   }
-  batch.wait_for_readers(device);
-  for (std::size_t row = 0; row < batch.requests.size(); ++row) {
-    RequestState& request = *batch.requests[row];
-    contain(request, [&] {
-      HostStaging& staging = request.staging_of(layer);
-      const StagedValues values(staging);
-      const bool fetches = weights[row].readers.defined();
-      if (fetches && device.is_timed()) {
-        invent(weights[row].readers,
-               loop.config().query_heads_per_kv_head() *
-                   request.parts.attention->num_attended(request.tokens.num_offloaded(),
-                                                         request.tokens.num_tokens()));
-      }
-      if (fetches) {
-        const std::int64_t readers = gather_read(
-            *loop.kernels, *request.host, layer, weights[row].readers, staging.buffers());
-        loop.link.to_host(readers * static_cast<std::int64_t>(sizeof(std::int32_t)));
-        loop.link.to_device(staging.ship_values(device));
-      }
-      at::Tensor out = batch.ws.attended_heads.select(0, static_cast<std::int64_t>(row));  // [H, D]
-      request.parts.attention->attend(
-          batch.items[row], weights[row], fetches ? &values : nullptr, out);
-    });
-  }
+  // Behind the weights, on their stream: nothing is left to do meanwhile.
+  loop.ops.fetch(batch.payloads(layer));
+  loop.ops.sum_kept(batch.attention(layer), batch.kept(layer), batch.ws.attended_heads);
 }
 
 }  // namespace hybridgen

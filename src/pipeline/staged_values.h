@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// FetchKeys: attention that a method's own part finishes, with values fetched through staging.
+// FetchKeys: attention to values that its own weights choose, which are fetched through staging.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace hybridgen {
 
-/// In place of DeviceOps::merge, row by row: into batch.ws.attended_heads.
+/// In place of DeviceOps::merge: into batch.ws.attended_heads. The driver waits for the weights.
 void attend_by_parts(LoopContext& loop, std::int64_t layer, MicroBatch& batch);
 
 }  // namespace hybridgen

@@ -78,33 +78,13 @@ class PromptScores : public KvPart {
   virtual void forget() = 0;
 };
 
-/// Values of offloaded tokens, fetched once the device's weights said which; all of it on the
-/// device.
-class FetchedValues {
- public:
-  virtual ~FetchedValues() = default;
-  /// [rows, D] of a KV head.
-  virtual at::Tensor rows(std::int64_t kv_head) const = 0;
-  /// int32 [rows]: whose they are, ascending.
-  virtual at::Tensor slots(std::int64_t kv_head) const = 0;
-};
-
-/// Takes the place of softmax and aggregation where the host sent keys alone (FetchKeys).
+/// Says how many values are read where the host sent keys alone (FetchKeys).
 class OwnAttention : public KvPart {
  public:
-  /// What a row's tokens weigh, where the query is. Waits for nothing: the loop asks for all rows
-  /// and reads `readers` of all of them at a time.
-  struct Weights;
-  /// `query` [H, D] of one row; its resident logits are computed, its payload, if there is one, has
-  /// the keys of all offloaded tokens.
-  virtual Weights weigh(const AttentionItem& item, const at::Tensor& query) const = 0;
-  /// `out` [H, D]. `values` of every token with readers; null if none is offloaded.
-  virtual void attend(const AttentionItem& item,
-                      const Weights& weights,
-                      const FetchedValues* values,
-                      at::Tensor& out) const = 0;
-  /// Of `num_offloaded` tokens out of `num_tokens` so many take part, for statistics.
-  virtual std::int64_t num_attended(std::int64_t num_offloaded, std::int64_t num_tokens) const = 0;
+  /// Of `num_tokens` >= 1 tokens, the new one beside them: so many others, of each query head those
+  /// with the largest softmax weights; DeviceOps::weigh() ranks them and sum_kept() adds up. Never
+  /// fewer for more tokens.
+  virtual std::int64_t num_kept(std::int64_t num_tokens) const = 0;
 };
 
 }  // namespace hybridgen

@@ -77,6 +77,39 @@ TEST_F(KernelCosts, ResidentTokensAreReadOnceForAllQueryHeadsAndLeaveAResultPerP
   EXPECT_EQ(resident_cost(query_, {&one, 1}).bytes_written, 2 * kPart + kHeads * 300 * 4);
 }
 
+TEST_F(KernelCosts, WeightsAloneReadKeysAndNoValues) {
+  constexpr std::int64_t kSums = kHeads * 2 * 4;  // peaks and sums of a part
+  HostPayload sent = payload(/*has_keys=*/true, /*has_own_choices=*/false);
+  AttentionItem one = item(&sent);
+  one.wants_weights = true;
+  const TimedOperation resident = resident_cost(query_, {&one, 1}, /*weights_only=*/true);
+  EXPECT_EQ(resident.bytes_read, 300 * kRow + kQuery);
+  EXPECT_EQ(resident.bytes_written, 2 * kSums + kHeads * 300 * 4);
+  EXPECT_EQ(resident.flops, 2.0 * kHeads * 300 * kDim);
+  const TimedOperation cost = weigh_cost(query_, {&one, 1});
+  const std::int64_t logits = (kHeads * 300 + 4 * 35) * 4;
+  EXPECT_EQ(cost.bytes_read, 2 * kSums + 35 * kDim * 2 + 2 * 8 + kQuery + kSums + logits);
+  EXPECT_EQ(cost.bytes_written, kSums + logits + 4 * 35 * 4);
+  EXPECT_EQ(cost.flops, 2.0 * 4 * 35 * kDim);
+}
+
+TEST_F(KernelCosts, KeptValuesAreReadOnceForAllQueryHeads) {
+  HostPayload sent = payload(/*has_keys=*/false, /*has_own_choices=*/true);
+  AttentionItem one = item(&sent);
+  PlanItem kept{.num_tokens = 499, .most = 50};
+  const auto cost_of = [&] { return sum_kept_cost({&one, 1}, {&kept, 1}, query_); };
+  // 35 fetched rows of a KV head with 20 places a query head, 4 * 50 resident ones and the newest.
+  EXPECT_EQ(cost_of().bytes_read,
+            201 * kRow + kHeads * (51 + 50) * 4 + 35 * kDim * 2 + kHeads * 20 * 4);
+  EXPECT_EQ(cost_of().bytes_written, kQuery);
+  EXPECT_EQ(cost_of().flops, 2.0 * kHeads * 51 * kDim);
+  one.payload = nullptr;
+  kept.most = 257;
+  constexpr std::int64_t kParts = 2 * kHeads * kDim * 4;
+  EXPECT_EQ(cost_of().bytes_read, 300 * kRow + kHeads * (258 + 257) * 4 + kParts);
+  EXPECT_EQ(cost_of().bytes_written, kQuery + kParts);
+}
+
 TEST_F(KernelCosts, AMergeWithoutAPayloadJoinsTheParts) {
   const TimedOperation cost = merged(item());
   EXPECT_EQ(cost.bytes_read, 2 * kPart);

@@ -101,8 +101,10 @@ class LaunchesPerLayer : public ::testing::TestWithParam<Expected> {};
 // norm, q k v, heads and append, resident attention, merge, output, norm, up, gate, down; one that
 // fetches payloads, on the copies' stream, one that turns keys by their places, and two more where
 // the next layer's query is guessed; a device that plans turns that query, guesses logits, counts
-// the near ones twice where it wants their number and ranks in five. Moves of rows, and what
-// partial keys keep of a token that leaves or takes another's place, come once a step.
+// the near ones twice where it wants their number and ranks in five. Where values wait for weights
+// the merge makes these alone, five launches rank them, one fetches values and one adds them up.
+// Moves of rows, and what partial keys keep of a token that leaves or takes another's place, come
+// once a step.
 TEST_P(LaunchesPerLayer, AreAsManyForOneRequestAsForFour) {
   const auto settings = all_settings();
   const auto setting = std::ranges::find(settings, GetParam().name, &Setting::name);
@@ -143,7 +145,9 @@ INSTANTIATE_TEST_SUITE_P(Methods,
                                            Expected{"exact_hybridgen_partial_keys", 18},
                                            Expected{"hybridgen_partial_keys", 20},
                                            Expected{"infinigen", 22},
-                                           Expected{"infinigen_small_pool", 22}),
+                                           Expected{"infinigen_small_pool", 22},
+                                           Expected{"flexgen_sparse", 18},
+                                           Expected{"flexgen_sparse_partly_resident", 18}),
                          kName);
 
 class LaunchesInTime : public ::testing::TestWithParam<Setting> {};

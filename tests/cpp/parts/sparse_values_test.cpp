@@ -54,6 +54,8 @@ Result attend(double attn_sparsity) {
   const std::vector<float> values = {8.0F, 0.0F, 2.0F};
   request.host->grow(3);
   request.host->write(0, {0, 3}, {keys.data(), 3, 1}, {values.data(), 3, 1});
+  request.tokens.append(4);
+  request.tokens.offload({0, 3});
   HostJob job;
   job.payload = Payload::kKeys;
   job.num_offloaded = job.num_chosen = 3;
@@ -70,7 +72,9 @@ Result attend(double attn_sparsity) {
   item.values = &request.resident.values(0);
   item.num_resident = 1;
   item.resident_logits = &request.logits.resident;
+  item.merged_logits = &request.logits.merged;
   item.payload = &request.staging[0].payload();
+  batch.send_inputs();
   Result result;
   const std::unique_ptr<DeviceOps> ops = make_aten_ops();
   LoopContext loop{.model = model,
