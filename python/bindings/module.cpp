@@ -28,6 +28,7 @@
 #include "memory/memory_budget.h"
 #include "memory/numa.h"
 #include "runtime/cpus.h"
+#include "runtime/engine_thread.h"
 #include "runtime/process.h"
 
 namespace py = pybind11;

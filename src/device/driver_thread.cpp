@@ -2,25 +2,18 @@
 #include "device/driver_thread.h"
 
 #include <ATen/Parallel.h>
+#include <c10/util/ParallelGuard.h>
 #include <omp.h>
 
-#include <atomic>
-#include <system_error>
 #include <utility>
 
 #include "hybridgen/core/error.h"
+#include "runtime/engine_thread.h"
 
 namespace hybridgen {
 
 DriverThread::DriverThread() {
-  try {
-    thread_ = std::thread([this] { loop(); });
-  } catch (const std::system_error& error) {
-    throw DeviceError(message("[driver thread] the thread could not be created: ",
-                              error.what(),
-                              "; allowed: ",
-                              thread_limits()));
-  }
+  thread_ = start_engine_thread("[driver thread] the thread", [this] { loop(); });
 }
 
 DriverThread::~DriverThread() {
@@ -52,7 +45,6 @@ void DriverThread::run(const std::function<void()>& work) {
 }
 
 void DriverThread::loop() {
-  mark_engine_thread();
   std::unique_lock lock(mutex_);
   for (;;) {
     changed_.wait(lock, [this] { return stopping_ || work_ != nullptr; });
@@ -85,9 +77,13 @@ void set_intra_op_threads(int threads) {
 void start_intra_op_threads(int threads) {
   check_threads_can_start(threads - 1, "OpenMP");
   set_intra_op_threads(threads);
-  std::atomic<int> started{0};  // a compiler may leave out a region that does nothing
 #pragma omp parallel
-  started.fetch_add(1, std::memory_order_relaxed);
+  {
+    touch_thread_local_data();
+    // LibTorch has blocks of its own, in two libraries.
+    static_cast<void>(at::get_thread_num());
+    static_cast<void>(c10::ParallelGuard::is_enabled());
+  }
 }
 
 }  // namespace hybridgen

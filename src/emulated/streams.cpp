@@ -6,6 +6,8 @@
 #include <chrono>
 #include <utility>
 
+#include "runtime/engine_thread.h"
+
 namespace hybridgen::emulated {
 namespace {
 
@@ -55,7 +57,8 @@ Ticket Streams::push(StreamIndex stream, Item item) {
     run_until(ticket);
   } else if (has_threads()) {
     if (!queue.thread.joinable()) {
-      queue.thread = std::thread([this, &queue] { serve(queue); });
+      queue.thread =
+          start_engine_thread("[emulated stream] the thread", [this, &queue] { serve(queue); });
     }
     changed_.notify_all();
   }

@@ -3,10 +3,9 @@
 
 #include <algorithm>
 #include <new>
-#include <system_error>
 #include <utility>
 
-#include "hybridgen/core/error.h"
+#include "runtime/engine_thread.h"
 
 namespace hybridgen {
 
@@ -27,14 +26,7 @@ TierMover::~TierMover() {
 
 void TierMover::add(TierMove move) {
   if (!thread_.joinable()) {
-    try {
-      thread_ = std::thread([this] { loop(); });
-    } catch (const std::system_error& error) {
-      throw DeviceError(message("[move keys and values] the thread could not be created: ",
-                                error.what(),
-                                "; allowed: ",
-                                thread_limits()));
-    }
+    thread_ = start_engine_thread("[move keys and values] the thread", [this] { loop(); });
   }
   {
     const std::lock_guard lock(mutex_);
@@ -73,7 +65,6 @@ void TierMover::forget(std::int64_t request,
 }
 
 void TierMover::loop() {
-  mark_engine_thread();
   std::unique_lock lock(mutex_);
   for (;;) {
     changed_.wait(lock, [this] { return stopping_ || !waiting_.empty(); });

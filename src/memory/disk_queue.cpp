@@ -6,10 +6,10 @@
 #include <algorithm>
 #include <cstddef>
 #include <iterator>
-#include <system_error>
 #include <utility>
 
 #include "hybridgen/core/error.h"
+#include "runtime/engine_thread.h"
 
 namespace hybridgen {
 namespace {
@@ -46,21 +46,11 @@ DiskQueue::DiskQueue(DiskTarget& file, TraceRecorder& trace, int depth, std::int
   try {
     state->threads.reserve(static_cast<std::size_t>(depth));
     for (int i = 0; i < depth; ++i) {
-      state->threads.emplace_back([state, i] { state->run(i); });
+      state->threads.push_back(start_engine_thread(
+          message("[disk queue] thread ", i, " of ", depth), [state, i] { state->run(i); }));
       static_cast<void>(pthread_setname_np(state->threads.back().native_handle(),
                                            message("hybridgen-io", i).c_str()));
     }
-  } catch (const std::system_error& error) {
-    const std::size_t started = state->threads.size();
-    state->stop_and_join();
-    throw DeviceError(message("[disk queue] thread ",
-                              started,
-                              " of ",
-                              depth,
-                              " could not be created: ",
-                              error.what(),
-                              "; allowed: ",
-                              thread_limits()));
   } catch (...) {
     state->stop_and_join();
     throw;

@@ -1,22 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "pipeline/device_gate.h"
 
-#include <system_error>
-
-#include "hybridgen/core/error.h"
-#include "runtime/process.h"
+#include "runtime/engine_thread.h"
 
 namespace hybridgen {
 
 DeviceGate::DeviceGate(WorkerPool& pool) : pool_(pool) {
-  try {
-    thread_ = std::thread([this] { loop(); });
-  } catch (const std::system_error& error) {
-    throw DeviceError(message("[device gate] its thread could not be created: ",
-                              error.what(),
-                              "; allowed: one thread beside the workers; raise the limit of "
-                              "threads (ulimit -u, pids.max)"));
-  }
+  thread_ = start_engine_thread("[device gate] the thread", [this] { loop(); });
 }
 
 DeviceGate::~DeviceGate() {
@@ -47,7 +37,6 @@ void DeviceGate::pass(std::int64_t ticket) {
 }
 
 void DeviceGate::loop() {
-  mark_engine_thread();
   std::unique_lock lock(mutex_);
   for (;;) {
     queued_.wait(lock, [this] { return stopping_ || !entries_.empty(); });

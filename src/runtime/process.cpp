@@ -13,11 +13,6 @@
 #include "hybridgen/core/error.h"
 
 namespace hybridgen {
-namespace {
-
-thread_local bool is_of_engine = false;
-
-}  // namespace
 
 std::string thread_limits() {
   rlimit limit{};
@@ -63,9 +58,5 @@ void check_threads_can_start(std::int64_t count, const std::string& operation) {
   }
   end();
 }
-
-bool is_engine_thread() { return is_of_engine; }
-
-void mark_engine_thread() { is_of_engine = true; }
 
 }  // namespace hybridgen

@@ -27,10 +27,4 @@ std::string thread_limits();
 /// called before work that OpenMP starts threads for: it ends the process if it cannot.
 void check_threads_can_start(std::int64_t count, const std::string& operation);
 
-/// Whether the calling thread belongs to an engine: it runs work that somebody waits for.
-bool is_engine_thread();
-
-/// Makes is_engine_thread() true for the calling thread, for the rest of its life.
-void mark_engine_thread();
-
 }  // namespace hybridgen

@@ -26,7 +26,6 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
-#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -36,6 +35,7 @@
 
 #include "hybridgen/core/error.h"
 #include "runtime/cpus.h"
+#include "runtime/engine_thread.h"
 
 namespace hybridgen {
 
@@ -179,7 +179,6 @@ void WorkerPool::State::execute(const Claim& claimed, int worker) {
 }
 
 void WorkerPool::State::work(int worker) {
-  mark_engine_thread();
   flush_denormals_in_current_thread();
   const auto has_work = [this] {
     return head.load(std::memory_order_relaxed) != tail.load(std::memory_order_seq_cst);
@@ -284,7 +283,9 @@ WorkerPool::WorkerPool(Options options) : state_(std::make_unique<State>(options
     state->threads.reserve(options.cpus.size());
     for (std::size_t i = 0; i < options.cpus.size(); ++i) {
       const int worker = static_cast<int>(i);
-      state->threads.emplace_back([state, worker] { state->work(worker); });
+      state->threads.push_back(
+          start_engine_thread(message("[worker pool] thread ", worker, " of ", options.cpus.size()),
+                              [state, worker] { state->work(worker); }));
       const pthread_t handle = state->threads.back().native_handle();
       static_cast<void>(pthread_setname_np(handle, message("hybridgen-", worker).c_str()));
       if (options.cpus[i] >= 0) {
@@ -293,17 +294,6 @@ WorkerPool::WorkerPool(Options options) : state_(std::make_unique<State>(options
         pin_thread(handle, available_cpus(), "worker pool");  // not the creator's place
       }
     }
-  } catch (const std::system_error& error) {
-    const std::size_t started = state->threads.size();
-    state->stop_and_join();
-    throw DeviceError(message("[worker pool] thread ",
-                              started,
-                              " of ",
-                              options.cpus.size(),
-                              " could not be created: ",
-                              error.what(),
-                              "; allowed: ",
-                              thread_limits()));
   } catch (...) {
     state->stop_and_join();
     throw;

@@ -7,8 +7,11 @@ own, memory at admission, the tokenizer, the user's patience.
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
+import shlex
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,7 +49,7 @@ from hybridgen import (
     SchedulerConfig,
 )
 from hybridgen.errors import own_error
-from trained import run_python
+from trained import ROOT, run_python
 
 
 @pytest.fixture(scope="module", params=["full", "hybrid"])
@@ -438,6 +441,22 @@ print("works again")
 @pytest.mark.parametrize(("method", "dtype"), [("full", "float32"), ("hybridgen", "bfloat16")])
 def test_memory_that_was_short_for_a_moment_is_no_fault_for_good(method: str, dtype: str) -> None:
     result = run_python(MEMORY.replace("{method}", method).replace("{dtype}", dtype))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "works again" in result.stdout
+
+
+def test_memory_that_is_short_before_a_worker_has_run_ends_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "late_threads.so"
+    source = ROOT / "tests/support/late_threads.cpp"
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    # Without C++'s own library, whose thread-local data would be there from the start.
+    flags = ["-std=c++20", "-fno-exceptions", "-fno-threadsafe-statics", "-shared", "-fPIC"]
+    subprocess.run([*compiler, *flags, "-Wl,--as-needed", "-o", library, source], check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    code = MEMORY.replace("{method}", "hybridgen").replace("{dtype}", "bfloat16")
+    result = run_python(code)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "works again" in result.stdout
 

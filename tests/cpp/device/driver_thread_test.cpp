@@ -7,6 +7,7 @@
 #include <string>
 
 #include "hybridgen/core/error.h"
+#include "runtime/engine_thread.h"
 #include "support/forked_child.h"
 
 namespace hybridgen {

@@ -6,7 +6,6 @@
 #include <string>
 
 #include "hybridgen/core/error.h"
-#include "runtime/worker_pool.h"
 #include "support/forked_child.h"
 
 namespace hybridgen {
@@ -36,20 +35,6 @@ TEST(CheckThreadsCanStart, NamesTheLimitOtherwise) {
     }
     return false;
   }));
-}
-
-TEST(IsEngineThread, HoldsForWorkersOnly) {
-  EXPECT_FALSE(is_engine_thread());
-  WorkerPool pool({{-1}, std::chrono::microseconds{50}});
-  bool in_worker = false;
-  TaskGroup group;
-  group.assign(
-      [](void* seen, std::int64_t, int) { *static_cast<bool*>(seen) = is_engine_thread(); },
-      &in_worker,
-      1);
-  pool.submit(group);
-  pool.wait(group);
-  EXPECT_TRUE(in_worker);
 }
 
 }  // namespace
