@@ -178,17 +178,17 @@ std::int64_t HostStaging::ship_values(std::int64_t count,
                                       const at::Tensor& device_union_sizes) {
   const std::span<const std::int64_t> sizes{union_sizes.const_data_ptr<std::int64_t>(),
                                             static_cast<std::size_t>(num_kv_heads_)};
-  payload_ = {.count = count,
-              .room = count,
-              .index = device_.index.narrow(0, 0, num_heads_ * count),
-              .values = device_.values,
-              .union_sizes = sizes,
-              .device_union_sizes = device_union_sizes};
-  staged_ = {.count = count,
-             .room = count,
-             .index = host_.index.narrow(0, 0, num_heads_ * count),
-             .values = host_.values,
-             .device_union_sizes = union_sizes};
+  payload_ = {};
+  payload_.count = payload_.room = count;
+  payload_.index = device_.index.narrow(0, 0, num_heads_ * count);
+  payload_.values = device_.values;
+  payload_.union_sizes = sizes;
+  payload_.device_union_sizes = device_union_sizes;
+  staged_ = {};
+  staged_.count = staged_.room = count;
+  staged_.index = host_.index.narrow(0, 0, num_heads_ * count);
+  staged_.values = host_.values;
+  staged_.device_union_sizes = union_sizes;
   payload_.staged = device_is_host_ ? nullptr : &staged_;
   const std::int64_t rows = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
   return rows * head_dim_ * static_cast<std::int64_t>(host_.values.element_size());

@@ -239,7 +239,7 @@ TEST(CodedModel, GivesARequestTheSameTokensAloneBesideOthersAndWithItsWeightsOnD
         std::make_shared<DecoderModel>(config, DType::kFloat32, "cpu", WeightHomes{}, formats);
     load_all(model->weights(), tensors);
     const Tokens together = tokens_of(model, {1, 2, 3});
-    for (const std::uint64_t seed : {1, 2, 3}) {
+    for (const std::uint64_t seed : {1U, 2U, 3U}) {
       EXPECT_EQ(tokens_of(model, {seed}).at(seed), together.at(seed));
       EXPECT_EQ(together.at(seed).size(), 12U);
     }
