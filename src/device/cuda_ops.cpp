@@ -261,7 +261,7 @@ class CudaOps final : public DeviceOps {
     args.layer = batch.layer;
     args.query = query.const_data_ptr();
     args.query_stride = query.stride(0);
-    args.max_tokens = most_ranked(batch);
+    args.max_tokens = batch.max_tokens;
     const auto counts = [](const PlanItem& item) { return item.alpha.has_value(); };
     kernels::guess_logits_cuda(args, stream());
     if (std::ranges::any_of(batch.items, counts)) {
@@ -283,7 +283,7 @@ class CudaOps final : public DeviceOps {
     ranking.batch = query.size(0);
     ranking.groups = query.size(1);
     ranking.layer = kept.layer;
-    ranking.max_tokens = most_ranked(kept);
+    ranking.max_tokens = kept.max_tokens;
     kernels::largest_positions_cuda(ranking, stream());
   }
 
@@ -294,11 +294,7 @@ class CudaOps final : public DeviceOps {
     args.out = out.mutable_data_ptr();
     args.out_stride = out.stride(0);
     args.payloads = batch.payloads;
-    kernels::KeptTokens tokens{.rows = kept.rows};
-    for (const PlanItem& item : kept.items) {
-      tokens.max_kept = std::max(tokens.max_kept, item.most);
-    }
-    kernels::sum_kept_cuda(args, tokens, stream());
+    kernels::sum_kept_cuda(args, {.rows = kept.rows, .max_kept = kept.max_places}, stream());
   }
 
  private:
@@ -363,15 +359,6 @@ class CudaOps final : public DeviceOps {
       if (item.payload != nullptr && !item.payload->is_partial()) {
         most = std::max(most, item.payload->count);
       }
-    }
-    return most;
-  }
-
-  /// Tokens of an item, of those that have places.
-  static std::int64_t most_ranked(const PlanBatch& batch) {
-    std::int64_t most = 0;
-    for (const PlanItem& item : batch.items) {
-      if (item.most > 0) most = std::max(most, item.num_tokens);
     }
     return most;
   }

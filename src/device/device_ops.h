@@ -149,8 +149,18 @@ struct PlanItem {
 struct PlanBatch {
   std::span<const PlanItem> items;
   std::int64_t layer = 0;
-  /// The same flat on a device that is not the host, one for each row of the query.
+  /// The same flat on a device that is not the host, one for each row of the query: also for rows
+  /// that have failed since the step began, whose items are gone.
   const kernels::PlanRow* rows = nullptr;
+  // Of all flat rows: the most tokens of one that has places, and places of a KV head.
+  std::int64_t max_tokens = 0;
+  std::int64_t max_places = 0;
+
+  void count(const PlanItem& item) {
+    if (item.most == 0) return;
+    max_tokens = std::max(max_tokens, item.num_tokens);
+    max_places = std::max(max_places, item.most);
+  }
 };
 
 /// Heads that a projection made of a layer's input, and what happens to them before they meet.

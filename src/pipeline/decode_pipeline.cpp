@@ -204,7 +204,8 @@ void DecodePipeline::begin_step(MicroBatch& batch) {
       positions[row] = position_of_newest(method_.positions, request);
       item.first_slot = request.resident.first_slot();
       item.num_resident = request.resident.size();
-      item.wants_weights = wants_weights(request) || is<FetchKeys>(method_.work);
+      item.wants_weights = wants_weights(request) || is<FetchKeys>(method_.work) ||
+                           is<FetchKeys>(method_.early_work);
       if (request.shifted) {
         request.shifted->begin_step(*request.parts.retention);
       }

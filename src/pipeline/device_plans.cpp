@@ -158,9 +158,10 @@ void DevicePlans::start(const DeviceOps& ops,
                         const kernels::PlanRow* flat) {
   const Step& step = step_of(layer);
   const std::int64_t first_flat = &step == steps_.data() ? 0 : query.size(0);
-  ops.plan(
-      query.view({query.size(0), num_heads_, head_dim_}),
-      {.items = step.items, .layer = layer, .rows = flat == nullptr ? nullptr : flat + first_flat});
+  PlanBatch batch{
+      .items = step.items, .layer = layer, .rows = flat == nullptr ? nullptr : flat + first_flat};
+  for (const PlanItem& item : step.items) batch.count(item);
+  ops.plan(query.view({query.size(0), num_heads_, head_dim_}), batch);
   const at::Tensor host =
       host_places_[static_cast<std::size_t>(layer % 2)].narrow(0, 0, step.num_places);
   host.copy_(places_.narrow(0, 0, step.num_places), /*non_blocking=*/true);

@@ -104,8 +104,14 @@ void fetch_values(LoopContext& loop, std::int64_t layer, MicroBatch& batch, cons
 
 void attend_by_parts(LoopContext& loop, std::int64_t layer, MicroBatch& batch) {
   loop.ops.weigh(batch.ws.query, batch.attention(layer), batch.kept(layer));
-  batch.values.send();
-  batch.wait_for_places(loop.model.device());
+  const auto may_fetch = [&batch](const PlanItem& kept) {
+    const auto row = static_cast<std::size_t>(kept.row);
+    return kept.most > 0 && batch.requests[row]->tokens.num_offloaded() > 0;
+  };
+  if (std::ranges::any_of(batch.kept(layer).items, may_fetch)) {
+    batch.values.send();
+    batch.wait_for_places(loop.model.device());
+  }
   for (const PlanItem& kept : batch.kept(layer).items) {
     contain(*batch.requests[static_cast<std::size_t>(kept.row)],
             [&] { fetch_values(loop, layer, batch, kept); });

@@ -32,7 +32,9 @@ ValuePlans::ValuePlans(const DecoderModel& model, std::span<RequestState* const>
   for (const RequestState* request : requests) {
     is_there |= request->parts.attention != nullptr;
     places += num_heads_ * request->plan.max_kept;
-    scratch += ranking_work_bytes(num_heads_, request->plan.shape.max_tokens);
+    if (request->plan.max_kept > 0) {
+      scratch += ranking_work_bytes(num_heads_, request->plan.shape.max_tokens);
+    }
   }
   if (!is_there) {
     return;
@@ -66,6 +68,7 @@ void ValuePlans::begin_step(std::span<RequestState* const> requests,
                             std::span<const AttentionItem> items,
                             std::span<kernels::PlanRow> flat) {
   items_.clear();
+  largest_ = {};
   num_places_ = 0;
   if (!places_.defined()) {
     return;
@@ -92,9 +95,12 @@ void ValuePlans::begin_step(std::span<RequestState* const> requests,
     num_places_ += places;
     if (!flat.empty()) {
       flat[row] = flat_row(kept);
-      flat[row].work = scratch_.mutable_data_ptr<std::uint8_t>() + used;
-      used += ranking_work_bytes(num_heads_, kept.num_tokens);
+      if (request.plan.max_kept > 0) {
+        flat[row].work = scratch_.mutable_data_ptr<std::uint8_t>() + used;
+        used += ranking_work_bytes(num_heads_, kept.num_tokens);
+      }
     }
+    largest_.count(kept);
     items_.push_back(std::move(kept));
   }
 }
@@ -105,7 +111,11 @@ PlanBatch ValuePlans::of(std::span<RequestState* const> requests,
   std::erase_if(items_, [&](const PlanItem& item) {
     return requests[static_cast<std::size_t>(item.row)]->failure != nullptr;
   });
-  return {.items = items_, .layer = layer, .rows = flat};
+  return {.items = items_,
+          .layer = layer,
+          .rows = flat,
+          .max_tokens = largest_.max_tokens,
+          .max_places = largest_.max_places};
 }
 
 void ValuePlans::send() {

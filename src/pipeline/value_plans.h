@@ -49,6 +49,7 @@ class ValuePlans {
   std::int64_t num_rows_ = 0;
   std::int64_t num_heads_ = 0;
   std::vector<PlanItem> items_;
+  PlanBatch largest_;            ///< that of all rows of the step, without its items
   std::int64_t num_places_ = 0;  ///< of the step at hand
   at::Tensor places_;            ///< int32, [H, most] of the items one behind the other
   at::Tensor host_places_;       ///< the same tensor on a CPU device
