@@ -261,7 +261,7 @@ class CudaOps final : public DeviceOps {
     args.layer = batch.layer;
     args.query = query.const_data_ptr();
     args.query_stride = query.stride(0);
-    args.max_tokens = batch.max_tokens;
+    args.max_tokens = batch.counted().max_tokens;
     const auto counts = [](const PlanItem& item) { return item.alpha.has_value(); };
     kernels::guess_logits_cuda(args, stream());
     if (std::ranges::any_of(batch.items, counts)) {
@@ -283,7 +283,7 @@ class CudaOps final : public DeviceOps {
     ranking.batch = query.size(0);
     ranking.groups = query.size(1);
     ranking.layer = kept.layer;
-    ranking.max_tokens = kept.max_tokens;
+    ranking.max_tokens = kept.counted().max_tokens;
     kernels::largest_positions_cuda(ranking, stream());
   }
 
@@ -294,7 +294,8 @@ class CudaOps final : public DeviceOps {
     args.out = out.mutable_data_ptr();
     args.out_stride = out.stride(0);
     args.payloads = batch.payloads;
-    kernels::sum_kept_cuda(args, {.rows = kept.rows, .max_kept = kept.max_places}, stream());
+    kernels::sum_kept_cuda(
+        args, {.rows = kept.rows, .max_kept = kept.counted().max_places}, stream());
   }
 
  private:

@@ -152,14 +152,22 @@ struct PlanBatch {
   /// The same flat on a device that is not the host, one for each row of the query: also for rows
   /// that have failed since the step began, whose items are gone.
   const kernels::PlanRow* rows = nullptr;
-  // Of all flat rows: the most tokens of one that has places, and places of a KV head.
+  // At least, for flat rows without an item: the most tokens of one that has places, and places of
+  // a KV head.
   std::int64_t max_tokens = 0;
   std::int64_t max_places = 0;
 
+  /// Counts a row, whatever becomes of its item.
   void count(const PlanItem& item) {
     if (item.most == 0) return;
     max_tokens = std::max(max_tokens, item.num_tokens);
     max_places = std::max(max_places, item.most);
+  }
+  /// Of all rows.
+  PlanBatch counted() const {
+    PlanBatch all = *this;
+    for (const PlanItem& item : items) all.count(item);
+    return all;
   }
 };
 

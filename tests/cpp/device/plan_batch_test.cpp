@@ -22,8 +22,11 @@ TEST(PlanBatch, IsAsLargeAsTheLargestRowsThatHavePlacesThoughTheirItemsAreGone) 
   for (const PlanItem& item : items) batch.count(item);
   items.erase(items.begin());
   batch.items = items;
-  EXPECT_EQ(batch.max_tokens, 5000);
-  EXPECT_EQ(batch.max_places, 90);
+  EXPECT_EQ(batch.counted().max_tokens, 5000);
+  EXPECT_EQ(batch.counted().max_places, 90);
+  const PlanBatch of_items{.items = items};
+  EXPECT_EQ(of_items.counted().max_tokens, 300);
+  EXPECT_EQ(of_items.counted().max_places, 90);
 }
 
 }  // namespace
