@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
 import inspect
 import math
+import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +250,25 @@ def test_a_disk_is_a_folder_and_a_size(tmp_path: Path) -> None:
     assert "size=1610612736" in repr(KVConfig(disk=disk))
     with pytest.raises(dataclasses.FrozenInstanceError):
         disk.size = 1  # type: ignore[misc]
+
+
+def test_a_disk_without_unnamed_files_is_tried_with_one_that_a_next_start_would_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, opened = os.open, []
+
+    def without_unnamed(path: os.PathLike[str], flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "no unnamed files")
+        opened.append(Path(path).name)
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", without_unnamed)
+    assert hybridgen.Disk(tmp_path, "1GiB").path == str(tmp_path)
+    own = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    assert len(opened) == 1
+    assert re.fullmatch(rf"\.hybridgen-disk-{os.getpid()}-{own}-\d+", opened[0])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_without_a_folder_to_write_to_is_refused_at_once(tmp_path: Path) -> None:
