@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "memory/disk_leftovers.h"
 #include "memory/host_tiers.h"
 #include "memory/host_topology.h"
 #include "memory/numa.h"
@@ -62,6 +63,10 @@ void register_host_tiers(py::module_& module) {
       "Every memory node: its tier and why it is that one, bytes, distances to nodes by their "
       "numbers, and what firmware says of its memory. May measure, once and for less than "
       "some seconds.");
+  module.def("new_disk_file_name",
+             &new_disk_file_name,
+             "A name for a file in a Disk's folder, which the next start there removes once this "
+             "process is no more.");
 }
 
 }  // namespace hybridgen::bindings

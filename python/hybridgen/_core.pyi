@@ -37,6 +37,7 @@ __all__: list[str] = [
     "measure_select",
     "measure_walk_lines",
     "method_table",
+    "new_disk_file_name",
     "numa_nodes",
     "offer_emulated_device",
     "option_classes",
@@ -648,6 +649,11 @@ def measure_walk_lines(
 def method_table() -> list:
     """
     What there is to know about every method, in a fixed order.
+    """
+
+def new_disk_file_name() -> str:
+    """
+    A name for a file in a Disk's folder, which the next start there removes once this process is no more.
     """
 
 def numa_nodes() -> list:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,8 @@ def _check_files_may_be_made(folder: Path) -> None:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOSYS):
             raise
     # A file system without unnamed files. Should the process end before the next line but one, the
-    # engine's next start there finds whose the file was (src/memory/disk_leftovers.cpp).
-    started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
-    name = folder / f".hybridgen-disk-{os.getpid()}-{started}-{time.monotonic_ns()}"
+    # engine's next start there finds whose the file was.
+    name = folder / _core.new_disk_file_name()
     os.close(os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600))
     name.unlink()
 

@@ -70,9 +70,8 @@ HYBRIDGEN_INLINE void linear_tile(const T* x,
   for (int r = 0; r < Rows; ++r) {
     for (int o = 0; o < Outputs; ++o) acc[r][o] = zero();
   }
-  constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
-  constexpr std::int64_t kStep = P::kElements > kLine ? P::kElements : kLine;
-  static_assert(kStep == kLine);
+  constexpr std::int64_t kStep = 64 / static_cast<std::int64_t>(sizeof(T));  // a line
+  static_assert(kStep % P::kElements == 0);
   const std::int64_t tile_bytes = Outputs * in_features * static_cast<std::int64_t>(sizeof(T));
   std::int64_t k = 0;
   for (; k + kStep <= in_features; k += kStep) {

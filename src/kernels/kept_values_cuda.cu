@@ -12,7 +12,8 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kPart = static_cast<int>(kPartTokens);
 
-__host__ __device__ constexpr std::int64_t parts_of(std::int64_t tokens) {
+/// One where nothing is kept, too: the newest token's values are added there.
+__host__ __device__ constexpr std::int64_t kept_parts(std::int64_t tokens) {
   return tokens <= kPart ? 1 : (tokens + kPart - 1) / kPart;
 }
 
@@ -65,7 +66,7 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t part = blockIdx.x;
   const StepRow& row = a.rows[request];
   const PlanRow& plan = kept[request];
-  const std::int64_t parts = parts_of(plan.most);
+  const std::int64_t parts = kept_parts(plan.most);
   if (row.weights == nullptr || part >= parts) return;
   const Values<T> values(a, row, plan, request, head);
   const float* weights = row.weights + head * (values.newest + 1);
@@ -120,7 +121,7 @@ __global__ void __launch_bounds__(kThreads)
 
 void sum_kept_cuda(const DecodeAttention& a, const KeptTokens& kept, void* stream) {
   if (a.batch <= 0) return;
-  const dim3 grid(static_cast<unsigned>(parts_of(kept.max_kept)),
+  const dim3 grid(static_cast<unsigned>(kept_parts(kept.max_kept)),
                   static_cast<unsigned>(a.num_heads),
                   static_cast<unsigned>(a.batch));
   with_type_of(a.dtype, [&]<typename T>(T* /*type*/) {

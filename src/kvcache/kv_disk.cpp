@@ -29,19 +29,24 @@ KvDisk::KvDisk(const KvDiskDevice& device, KvMemory& keys, KvMemory& values)
 
 KvDisk::~KvDisk() { release_all(); }
 
+// A block's own memory of a layer and KV head.
+std::byte* KvDisk::memory_of(const Side& side,
+                             std::int64_t block,
+                             std::int64_t layer,
+                             std::int64_t kv_head) {
+  KvMemory& memory = *side.memory;
+  return memory.head(layer, kv_head) + block * memory.block_tokens() * memory.shape().row_bytes;
+}
+
 void KvDisk::append_unit(const Side& side,
                          std::int64_t block,
                          const DiskSlot& slot,
                          std::int64_t layer,
                          std::int64_t kv_head,
+                         std::byte* memory,
                          std::vector<DiskRange>& ranges) const {
-  KvMemory& memory = *side.memory;
-  const std::int64_t unit = disk_unit_bytes(memory, block);
-  slot.append_ranges(
-      (layer * num_kv_heads_ + kv_head) * unit,
-      unit,
-      memory.head(layer, kv_head) + block * memory.block_tokens() * memory.shape().row_bytes,
-      ranges);
+  const std::int64_t unit = disk_unit_bytes(*side.memory, block);
+  slot.append_ranges((layer * num_kv_heads_ + kv_head) * unit, unit, memory, ranges);
 }
 
 void KvDisk::write(KvSide which, std::int64_t block) {
@@ -58,7 +63,7 @@ void KvDisk::write(KvSide which, std::int64_t block) {
   transfer.direction = DiskTransfer::Direction::kWrite;
   for (std::int64_t layer = 0; layer < num_layers_; ++layer) {
     for (std::int64_t g = 0; g < num_kv_heads_; ++g) {
-      append_unit(side, block, slot, layer, g, transfer.ranges);
+      append_unit(side, block, slot, layer, g, memory_of(side, block, layer, g), transfer.ranges);
     }
   }
   device_.queue->submit(transfer);
@@ -114,7 +119,8 @@ void KvDisk::bring_layer_back(KvSide which,
     DiskTransfer transfer;
     transfer.layer = static_cast<std::int32_t>(layer);
     for (std::int64_t g = 0; g < num_kv_heads_; ++g) {
-      append_unit(side, block, coming.slot, layer, g, transfer.ranges);
+      append_unit(
+          side, block, coming.slot, layer, g, memory_of(side, block, layer, g), transfer.ranges);
     }
     device_.queue->submit(transfer);
     device_.queue->wait(transfer);
@@ -166,15 +172,14 @@ DiskLanding& KvDisk::land(std::int64_t layer, KvSide which) {
   return *load.landing;
 }
 
-void KvDisk::append_landed(const Load& load,
-                           const Side& side,
+void KvDisk::append_landed(const Side& side,
                            std::int64_t block,
                            std::int64_t layer,
                            std::int64_t kv_head,
+                           DiskLanding& landing,
                            std::vector<DiskRange>& ranges) const {
-  const std::int64_t unit = disk_unit_bytes(*side.memory, block);
-  side.blocks[static_cast<std::size_t>(block)].slot.append_ranges(
-      (layer * num_kv_heads_ + kv_head) * unit, unit, load.landing->unit(block, kv_head), ranges);
+  const DiskSlot& slot = side.blocks[static_cast<std::size_t>(block)].slot;
+  append_unit(side, block, slot, layer, kv_head, landing.unit(block, kv_head), ranges);
 }
 
 void KvDisk::begin(std::int64_t layer, KvSide which) {
@@ -192,7 +197,7 @@ void KvDisk::begin(std::int64_t layer, KvSide which) {
   for (const std::int64_t block : blocks) {
     for (std::int64_t g = 0; g < num_kv_heads_; ++g) {
       if (load.is_in[static_cast<std::size_t>(block * num_kv_heads_ + g)] != 0) continue;
-      append_landed(load, side, block, layer, g, all->ranges);
+      append_landed(side, block, layer, g, landing, all->ranges);
     }
   }
   load.all = std::move(all);
@@ -244,7 +249,7 @@ const DiskLanding* KvDisk::bring_tokens(std::int64_t layer,
     }
     landing.take(blocks);
     for (const std::int64_t block : blocks) {
-      append_landed(load, side, block, layer, kv_head, some.ranges);
+      append_landed(side, block, layer, kv_head, landing, some.ranges);
     }
   }
   device_.queue->submit(some);

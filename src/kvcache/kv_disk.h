@@ -132,11 +132,16 @@ class KvDisk {
                         std::int64_t block,
                         std::int64_t layer,
                         const PagePlace& place);
+  static std::byte* memory_of(const Side& side,
+                              std::int64_t block,
+                              std::int64_t layer,
+                              std::int64_t kv_head);
   void append_unit(const Side& side,
                    std::int64_t block,
                    const DiskSlot& slot,
                    std::int64_t layer,
                    std::int64_t kv_head,
+                   std::byte* memory,
                    std::vector<DiskRange>& ranges) const;
   const DiskLanding* bring_all(std::int64_t layer, KvSide side);
   const DiskLanding* bring_tokens(std::int64_t layer,
@@ -146,11 +151,11 @@ class KvDisk {
   // With the lock.
   DiskLanding& land(std::int64_t layer, KvSide side);
   void begin(std::int64_t layer, KvSide side);
-  void append_landed(const Load& load,
-                     const Side& side,
+  void append_landed(const Side& side,
                      std::int64_t block,
                      std::int64_t layer,
                      std::int64_t kv_head,
+                     DiskLanding& landing,
                      std::vector<DiskRange>& ranges) const;
   void release(std::int64_t layer, KvSide side, std::unique_lock<std::mutex>& lock) noexcept;
 

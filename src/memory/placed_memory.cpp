@@ -312,15 +312,19 @@ void PlacedMemory::give_back(std::span<const ByteRange> ranges) noexcept {
   }
 }
 
-bool PlacedMemory::may_join(std::size_t unit) {
+// Whether it may; then it counts as joined.
+bool PlacedMemory::begin_join(std::size_t unit) {
   if (unit >= is_joined_.size() || is_joined_[unit]) return false;
-  if (!never_joins_) return true;
-  const bool follows = unit > 0 && is_joined_[unit - 1];
-  const bool precedes = unit + 1 < is_joined_.size() && is_joined_[unit + 1];
-  const std::int64_t runs = 1 - (follows ? 1 : 0) - (precedes ? 1 : 0);
-  if (all_runs + runs > kMostRuns) return false;
-  all_runs += runs;
-  num_runs_ += runs;
+  if (never_joins_) {
+    const bool follows = unit > 0 && is_joined_[unit - 1];
+    const bool precedes = unit + 1 < is_joined_.size() && is_joined_[unit + 1];
+    const std::int64_t runs = 1 - (follows ? 1 : 0) - (precedes ? 1 : 0);
+    if (all_runs + runs > kMostRuns) return false;
+    all_runs += runs;
+    num_runs_ += runs;
+  }
+  is_joined_[unit] = true;
+  count_asked_huge_pages(static_cast<std::int64_t>(kHugePageBytes));
   return true;
 }
 
@@ -338,9 +342,7 @@ void PlacedMemory::join(ByteRange range, bool asks_nodes) {
   for (std::size_t at = range.begin; at < range.begin + range.bytes; at += kHugePageBytes) {
     const std::size_t unit = at / kHugePageBytes;
     const PageSpan span{span_.data + at, kHugePageBytes};
-    if ((asks_nodes && !is_on_one_node(span)) || !may_join(unit)) continue;
-    is_joined_[unit] = true;
-    count_asked_huge_pages(static_cast<std::int64_t>(kHugePageBytes));
+    if ((asks_nodes && !is_on_one_node(span)) || !begin_join(unit)) continue;
     if (never_joins_) static_cast<void>(calls_->advise(span, PageAdvice::kMayJoin));
     // Where nothing is there yet, not even zeros that were read, there is nothing to join.
     static_cast<void>(*static_cast<volatile std::byte*>(span.data));
@@ -353,10 +355,7 @@ void PlacedMemory::join(ByteRange range, bool asks_nodes) {
 
 void PlacedMemory::join_from_first_touch(ByteRange range) {
   for (std::size_t at = range.begin; at < range.begin + range.bytes; at += kHugePageBytes) {
-    const std::size_t unit = at / kHugePageBytes;
-    if (!may_join(unit)) continue;
-    is_joined_[unit] = true;
-    count_asked_huge_pages(static_cast<std::int64_t>(kHugePageBytes));
+    if (!begin_join(at / kHugePageBytes)) continue;
     static_cast<void>(calls_->advise({span_.data + at, kHugePageBytes}, PageAdvice::kMayJoin));
   }
 }

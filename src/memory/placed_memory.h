@@ -107,7 +107,7 @@ class PlacedMemory {
  private:
   PageSpan span_of(ByteRange range) const { return {span_.data + range.begin, range.bytes}; }
   void take_piece(ByteRange piece, const PagePlace& place, std::string_view operation);
-  bool may_join(std::size_t unit);
+  bool begin_join(std::size_t unit);
   bool is_on_one_node(PageSpan span) const;
 
   PageCalls* calls_ = nullptr;

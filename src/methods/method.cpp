@@ -156,9 +156,9 @@ void check_composition(const Method& method) {
     refuse(method, "tokens are retained and nobody chooses them; add a retention policy");
   }
   for (const HostWork* work : {&method.work, &method.early_work}) {
-    if (is<FetchKeys>(*work) && !method.has(PartRole::kOwnAttention)) {
+    if (is<FetchKeys>(*work) && !method.has(PartRole::kKeptValues)) {
       refuse(method,
-             "keys alone are fetched and nobody attends; add a part with its own attention");
+             "keys alone are fetched and nobody says how many values are; add a KeptValues part");
     }
   }
   const PartFactory* selector = find_part(method.parts, PartRole::kSelector);

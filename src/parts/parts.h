@@ -38,7 +38,7 @@ PartFactory host_pool_part(const PoolLimit& limit);
 /// choose the largest of the logits they are given.
 PartFactory shadow_scoring_part(ShadowPrecision precision, double candidates_per_k);
 
-/// Role kOwnAttention, sparse_values.cpp, for FetchKeys: per query head the new token and
+/// Role kKeptValues, sparse_values.cpp, for FetchKeys: per query head the new token and
 /// int(share (n - 1)) others contribute; resident ones are taken before offloaded ones of the same
 /// weight.
 PartFactory sparse_values_part(double share);

@@ -61,8 +61,8 @@ void RequestParts::add(const PartFactory& factory, const PartContext& context) {
     case PartRole::kPromptScores:
       take(prompt_scores, part, "prompt_scores");
       break;
-    case PartRole::kOwnAttention:
-      take(attention, part, "own_attention");
+    case PartRole::kKeptValues:
+      take(kept_values, part, "kept_values");
       break;
   }
   all.push_back(std::move(made));

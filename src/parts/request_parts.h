@@ -22,7 +22,7 @@ struct RequestParts {
   HostPlacement* placement = nullptr;
   RetentionPolicy* retention = nullptr;
   PromptScores* prompt_scores = nullptr;
-  OwnAttention* attention = nullptr;
+  KeptValues* kept_values = nullptr;
 
   /// Makes a part. ConfigError if it is not of the class that its role names, or the role is taken.
   void add(const PartFactory& factory, const PartContext& context);

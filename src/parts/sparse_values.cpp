@@ -9,7 +9,7 @@
 namespace hybridgen {
 namespace {
 
-class SparseValues final : public OwnAttention {
+class SparseValues final : public KeptValues {
  public:
   explicit SparseValues(double share) : share_(share) {}
 
@@ -27,7 +27,7 @@ class SparseValues final : public OwnAttention {
 }  // namespace
 
 PartFactory sparse_values_part(double share) {
-  return {.role = PartRole::kOwnAttention,
+  return {.role = PartRole::kKeptValues,
           .make = [share](const PartContext&) { return std::make_unique<SparseValues>(share); }};
 }
 

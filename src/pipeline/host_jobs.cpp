@@ -34,7 +34,7 @@ bool note_attended(const HostJob& job, std::int64_t num_kv_heads, RequestState& 
   for (std::int64_t g = 0; g < num_kv_heads; ++g) {
     attended += job.payload == Payload::kKeys
                     ? std::min(job.num_offloaded,
-                               request.parts.attention->num_kept(request.tokens.num_tokens()))
+                               request.parts.kept_values->num_kept(request.tokens.num_tokens()))
                 : job.takes_every_token() ? job.num_offloaded
                 : job.is_shared()         ? job.buffers.union_sizes[g]
                                           : job.num_chosen;

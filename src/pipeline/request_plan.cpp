@@ -78,13 +78,13 @@ std::int64_t most_kept(const ModelConfig& config,
                        DType dtype,
                        const Method& method,
                        const RequestPlan& plan) {
-  const PartFactory* attention = find_part(method.parts, PartRole::kOwnAttention);
+  const PartFactory* attention = find_part(method.parts, PartRole::kKeptValues);
   if (attention == nullptr) {
     return 0;
   }
   RequestParts parts;
   parts.add(*attention, part_context(config, dtype, plan));
-  return parts.attention->num_kept(plan.shape.max_tokens);
+  return parts.kept_values->num_kept(plan.shape.max_tokens);
 }
 
 // Tokens on the device and on the host.
@@ -248,7 +248,7 @@ std::vector<const PartFactory*> parts_needed(const Method& method,
       case PartRole::kListener:
       case PartRole::kRetention:
       case PartRole::kPromptScores:
-      case PartRole::kOwnAttention:
+      case PartRole::kKeptValues:
         break;
     }
     return true;

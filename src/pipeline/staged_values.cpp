@@ -28,12 +28,13 @@ std::int64_t gather_read(const kernels::CpuKernels& kernels,
                          std::int64_t layer,
                          const ReadPlaces& readers,
                          std::int64_t per_group,
-                         const HostJobBuffers& buffers) {
+                         const HostJobBuffers& buffers,
+                         UnionScratch& scratch) {
   const std::int64_t fetched = readers.num_fetched();
   const auto none = static_cast<std::int32_t>(readers.num_offloaded);
-  std::vector<std::int32_t> lists(static_cast<std::size_t>(per_group * fetched));
-  std::vector<std::int32_t> merged(lists.size());
-  std::vector<std::uint64_t> scratch;
+  auto& [lists, merged, merging] = scratch;
+  lists.resize(static_cast<std::size_t>(per_group * fetched));
+  merged.resize(lists.size());
   std::int64_t num_readers = 0;
   for (std::int64_t g = 0; g < store.shape().num_kv_heads; ++g) {
     for (std::int64_t r = 0; r < per_group; ++r) {
@@ -48,7 +49,7 @@ std::int64_t gather_read(const kernels::CpuKernels& kernels,
                                                  fetched,
                                                  merged.data(),
                                                  buffers.index + g * per_group * fetched,
-                                                 scratch);
+                                                 merging);
     rows -= rows > 0 && merged[static_cast<std::size_t>(rows - 1)] == none ? 1 : 0;
     buffers.union_sizes[g] = rows;
     const auto row_bytes =
@@ -86,14 +87,14 @@ void fetch_values(LoopContext& loop, std::int64_t layer, MicroBatch& batch, cons
     return;
   }
   if (loop.model.device().is_timed()) {
-    invent(batch.values.invented_places(kept), readers, per_group);
+    invent(batch.values.places_to_invent(kept), readers, per_group);
   }
   MicroBatch::HostSlot& slot = batch.slot(layer);
   HostStaging& staging = request.staging_of(layer);
   HostJobBuffers buffers = staging.buffers();
   buffers.union_sizes = slot.union_rows[row].mutable_data_ptr<std::int64_t>();
-  const std::int64_t num_readers =
-      gather_read(*loop.kernels, *request.host, layer, readers, per_group, buffers);
+  const std::int64_t num_readers = gather_read(
+      *loop.kernels, *request.host, layer, readers, per_group, buffers, batch.values.scratch());
   loop.link.to_host(num_readers * static_cast<std::int64_t>(sizeof(std::int32_t)));
   loop.link.to_device(staging.ship_values(
       readers.num_fetched(), slot.union_rows[row], slot.device_union_rows[row]));

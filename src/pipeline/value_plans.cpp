@@ -30,7 +30,7 @@ ValuePlans::ValuePlans(const DecoderModel& model, std::span<RequestState* const>
   std::int64_t scratch = 0;
   bool is_there = false;
   for (const RequestState* request : requests) {
-    is_there |= request->parts.attention != nullptr;
+    is_there |= request->parts.kept_values != nullptr;
     places += num_heads_ * request->plan.max_kept;
     if (request->plan.max_kept > 0) {
       scratch += ranking_work_bytes(num_heads_, request->plan.shape.max_tokens);
@@ -84,7 +84,7 @@ void ValuePlans::begin_step(std::span<RequestState* const> requests,
     const std::int64_t tokens = request.tokens.num_offloaded() + item.num_resident;
     PlanItem kept{.row = item.row,
                   .num_tokens = tokens - 1,
-                  .most = request.parts.attention->num_kept(tokens),
+                  .most = request.parts.kept_values->num_kept(tokens),
                   .takes_newer = true};
     kept.guesses = item.merged_logits->narrow(0, 0, num_heads_ * tokens)
                        .view({num_heads_, tokens})
@@ -130,7 +130,7 @@ std::span<const std::int32_t> ValuePlans::places(const PlanItem& item) const {
           static_cast<std::size_t>(item.places.numel())};
 }
 
-std::span<std::int32_t> ValuePlans::invented_places(const PlanItem& item) {
+std::span<std::int32_t> ValuePlans::places_to_invent(const PlanItem& item) {
   return {host_places_.mutable_data_ptr<std::int32_t>() + item.places.storage_offset(),
           static_cast<std::size_t>(item.places.numel())};
 }

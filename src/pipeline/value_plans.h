@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which values a method's own attention reads (FetchKeys), for all rows of a micro-batch: the
+// Which values are read where keys came alone (FetchKeys), for all rows of a micro-batch: the
 // device ranks the weights that it made in one operation, and its choice crosses in one copy.
 #pragma once
 
@@ -14,9 +14,16 @@
 
 namespace hybridgen {
 
+/// Memory for the places of a KV head's query heads on their way to one list.
+struct UnionScratch {
+  std::vector<std::int32_t> lists;   ///< [R, fetched]
+  std::vector<std::int32_t> merged;  ///< [R * fetched]
+  std::vector<std::uint64_t> merging;
+};
+
 class ValuePlans {
  public:
-  /// Nothing where the requests have no attention of their own.
+  /// Nothing where no KeptValues part says how many.
   ValuePlans(const DecoderModel& model, std::span<RequestState* const> requests);
 
   /// Of one row, with RequestPlan::max_kept tokens per query head.
@@ -42,8 +49,10 @@ class ValuePlans {
   void send();
   /// Of a row, on the host: [H, most].
   std::span<const std::int32_t> places(const PlanItem& item) const;
-  /// The same, which nobody has chosen: of a timed device.
-  std::span<std::int32_t> invented_places(const PlanItem& item);
+  /// The same, to be filled where nobody has chosen: of a timed device.
+  std::span<std::int32_t> places_to_invent(const PlanItem& item);
+  /// Kept from row to row.
+  UnionScratch& scratch() { return union_scratch_; }
 
  private:
   std::int64_t num_rows_ = 0;
@@ -53,7 +62,8 @@ class ValuePlans {
   std::int64_t num_places_ = 0;  ///< of the step at hand
   at::Tensor places_;            ///< int32, [H, most] of the items one behind the other
   at::Tensor host_places_;       ///< the same tensor on a CPU device
-  at::Tensor scratch_;           ///< bytes of the items' work, where the device is not the host
+  UnionScratch union_scratch_;
+  at::Tensor scratch_;  ///< bytes of the items' work, where the device is not the host
 };
 
 }  // namespace hybridgen

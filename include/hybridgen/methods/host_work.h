@@ -46,7 +46,7 @@ struct Fetch {
   TokenChoice choice;
   friend bool operator==(const Fetch&, const Fetch&) = default;
 };
-/// Sends K of all tokens; which V follow, the method's own attention decides (OwnAttention).
+/// Sends K of all tokens; how many V follow KeptValues says.
 struct FetchKeys {
   friend bool operator==(const FetchKeys&, const FetchKeys&) = default;
 };

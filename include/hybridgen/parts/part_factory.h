@@ -56,7 +56,7 @@ enum class PartRole : std::uint8_t {
   kHostPlacement,  ///< HostPlacement
   kRetention,      ///< RetentionPolicy
   kPromptScores,   ///< PromptScores
-  kOwnAttention,   ///< OwnAttention
+  kKeptValues,     ///< KeptValues
 };
 
 struct PartFactory {

@@ -79,7 +79,7 @@ class PromptScores : public KvPart {
 };
 
 /// Says how many values are read where the host sent keys alone (FetchKeys).
-class OwnAttention : public KvPart {
+class KeptValues : public KvPart {
  public:
   /// Of `num_tokens` >= 1 tokens, the new one beside them: so many others, of each query head those
   /// with the largest softmax weights; DeviceOps::weigh() ranks them and sum_kept() adds up. Never

@@ -3,12 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
-#include <random>
 #include <span>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "cpp/kernels/kernel_test_support.h"
 #include "cpp/kvcache/store_on_disk.h"
 #include "kernels/cpu_kernels.h"
 #include "pipeline/host_task.h"
@@ -20,14 +20,6 @@ constexpr std::int64_t kKvHeads = 2;
 constexpr std::int64_t kHeads = 6;
 constexpr std::int64_t kDim = 16;
 constexpr std::int64_t kTokens = 1100;
-
-std::vector<float> normal_rows(std::int64_t count, std::uint32_t seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> distribution;
-  std::vector<float> values(static_cast<std::size_t>(count));
-  for (float& value : values) value = distribution(generator);
-  return values;
-}
 
 using Attention = std::pair<std::vector<float>, std::vector<float>>;
 
@@ -41,7 +33,7 @@ Attention attention(const HostKvStore& store, std::span<const std::int32_t> posi
   const HostTaskRunner runner(kernels::cpu_kernels(kernels::resolve_isa("auto")), config);
   HostScratch scratch;
   runner.reserve(scratch, kTokens, 0);
-  const std::vector<float> query = normal_rows(kHeads * kDim, 3);
+  const std::vector<float> query = kernels::test::random_floats(kHeads * kDim, 3);
   std::vector<float> output(kHeads * kDim);
   std::vector<float> lse(kHeads);
   std::vector<float> parts(
@@ -78,8 +70,8 @@ class HostAttention : public testing::TestWithParam<Setting> {
                        .key_precision = std::get<0>(GetParam()),
                        .value_precision = std::get<1>(GetParam())});
     store.grow(kTokens);
-    const std::vector<float> keys = normal_rows(kKvHeads * kTokens * kDim, 1);
-    const std::vector<float> values = normal_rows(kKvHeads * kTokens * kDim, 2);
+    const std::vector<float> keys = kernels::test::random_floats(kKvHeads * kTokens * kDim, 1);
+    const std::vector<float> values = kernels::test::random_floats(kKvHeads * kTokens * kDim, 2);
     store.write(0,
                 {0, kTokens},
                 {keys.data(), kTokens * kDim, kDim},
