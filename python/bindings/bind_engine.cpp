@@ -79,7 +79,7 @@ EngineOptions options_from(py::kwargs given) {
   if (given.contains("composition")) PyDict_DelItemString(given.ptr(), "composition");
   const std::string operation = "engine options";
   EngineOptions options = engine_table().read(operation, map_from_python(given));
-  check_together(operation, options.hybridgen);
+  check_together(operation, options);
   options.hybridgen = hybridgen_options(options);
   // What cannot be is refused now, before a model is loaded.
   if (!composition.is_none()) refuse_unread(composition.cast<const Method&>(), options);

@@ -220,7 +220,7 @@ OptionClass class_of(std::string name,
   infos.reserve(options.size());
   for (const std::string& option : options) infos.push_back(engine_table().find(option)->info);
   const auto checked = [name, infos](const OptionMap& given) {
-    check_together(name, engine_table().read(name, given).hybridgen);
+    check_together(name, engine_table().read(name, given));
     return as_written(infos, given);
   };
   return {std::move(name), "", std::move(summary), infos, checked};
@@ -251,9 +251,17 @@ const OptionTable<EngineOptions>& engine_table() {
   return table;
 }
 
+void check_together(std::string_view operation, const EngineOptions& options) {
+  if (options.tiers.cxl_node >= 0 && options.tiers.cxl_bytes == 0) {
+    engine_table().refuse(
+        operation, options, "cxl_node", "cxl=0 uses no such node; leave one of the two out");
+  }
+  check_together(operation, options.hybridgen);
+}
+
 void EngineOptions::validate() const {
   engine_table().check("engine options", *this);
-  check_together("engine options", hybridgen);
+  check_together("engine options", *this);
 }
 
 OptionMap as_written(const std::vector<OptionInfo>& options, const OptionMap& given) {

@@ -37,8 +37,9 @@ struct OptionClass {
 /// `given`, with numbers as the options' own kind and sizes in bytes.
 OptionMap as_written(const std::vector<OptionInfo>& options, const OptionMap& given);
 
-/// ConfigError for options of hybridgen that are not allowed together.
+/// ConfigError for options that are not allowed together: of hybridgen, or of an engine.
 void check_together(std::string_view operation, const HybridGenOptions& options);
+void check_together(std::string_view operation, const EngineOptions& options);
 
 OptionClass scheduler_class();
 OptionClass query_class();

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "device/resident_cache.h"
+#include "engine/largest.h"
 #include "hybridgen/core/error.h"
 #include "kvcache/kv_room.h"
 #include "pipeline/working_memory.h"
@@ -21,6 +22,32 @@ const char* fewer_bits(const Method& method) {
   return has_full_keys && !method.has(PartRole::kKeyProxy)
              ? ", or KVConfig(keys='int8', values='int4')"
              : ", or KVConfig(values='int4')";
+}
+
+/// OutOfMemoryError if a request wants more of a tier than all that there is.
+void require_room(const RequestShape& shape,
+                  std::int64_t bytes,
+                  std::string_view tier,
+                  std::int64_t capacity,
+                  const std::string& way_out) {
+  if (bytes <= capacity) return;
+  const auto tokens =
+      static_cast<std::int64_t>(static_cast<double>(shape.max_tokens) *
+                                static_cast<double>(capacity) / static_cast<double>(bytes));
+  throw OutOfMemoryError(message("[add request] ",
+                                 shape.prompt_tokens,
+                                 " prompt + ",
+                                 shape.max_tokens - shape.prompt_tokens,
+                                 " generated tokens need ",
+                                 human_bytes(static_cast<double>(bytes)),
+                                 " of ",
+                                 tier,
+                                 "; its capacity is ",
+                                 human_bytes(static_cast<double>(capacity)),
+                                 "; nearest that fits: about ",
+                                 tokens,
+                                 " tokens in all, or ",
+                                 way_out));
 }
 
 }  // namespace
@@ -114,92 +141,102 @@ std::int64_t Admission::largest_window(const RequestShape& shape, std::int64_t c
   if (fits(shape.max_tokens)) {
     return shape.max_tokens;
   }
-  std::int64_t fitting = 0;  // below: fits, from `beyond` on: does not
-  for (std::int64_t beyond = shape.max_tokens; beyond - fitting > 1;) {
-    const std::int64_t middle = fitting + (beyond - fitting) / 2;
-    (fits(middle) ? fitting : beyond) = middle;
-  }
-  return fitting;
+  return largest(shape.max_tokens - 1, fits);
 }
 
 void Admission::check_fits(const RequestShape& shape, const RequestHome& home) const {
   const RequestPlan needed = plan(shape, home);
-  const auto too_large = [&](std::int64_t bytes,
-                             std::string_view tier,
-                             std::int64_t capacity,
-                             const std::string& way_out) {
-    if (bytes > capacity) {
-      const auto tokens =
-          static_cast<std::int64_t>(static_cast<double>(shape.max_tokens) *
-                                    static_cast<double>(capacity) / static_cast<double>(bytes));
-      throw OutOfMemoryError(message("[add request] ",
-                                     shape.prompt_tokens,
-                                     " prompt + ",
-                                     shape.max_tokens - shape.prompt_tokens,
-                                     " generated tokens need ",
-                                     human_bytes(static_cast<double>(bytes)),
-                                     " of ",
-                                     tier,
-                                     "; its capacity is ",
-                                     human_bytes(static_cast<double>(capacity)),
-                                     "; nearest that fits: about ",
-                                     tokens,
-                                     " tokens in all, or ",
-                                     way_out));
-    }
-  };
-  const std::int64_t device_bytes =
-      needed.device_bytes + needed.prompt_device_bytes + needed.momentary_device_bytes;
+  check_device(needed);
+  check_tiers(needed);
+  check_machine(needed);
+}
+
+void Admission::check_device(const RequestPlan& needed) const {
+  const std::int64_t bytes = on_device(needed, 1);
   std::string smaller;
-  if (method.residency == Residency::kWindow && device_bytes > room()) {
-    smaller = message("KVConfig(device_tokens=", largest_window(shape), ")");
+  if (method.residency == Residency::kWindow && bytes > room()) {
+    smaller = message("KVConfig(device_tokens=", largest_window(needed.shape), ")");
   } else {
     const std::int64_t row = ResidentCache::required_bytes(config, dtype, 1);
-    const std::int64_t rows = room() / row;
-    smaller =
-        message("method='hybridgen' with KVConfig(device_tokens=",
-                std::max<std::int64_t>(0, rows - ResidentCache::capacity_for(0, shape.max_tokens)),
-                ")");
+    const std::int64_t rows =
+        room() / row - ResidentCache::capacity_for(0, needed.shape.max_tokens);
+    smaller = message(
+        "method='hybridgen' with KVConfig(device_tokens=", std::max<std::int64_t>(0, rows), ")");
   }
-  too_large(device_bytes, name_of(TierKind::kDevice), room(), smaller);
+  require_room(needed.shape, bytes, name_of(TierKind::kDevice), room(), smaller);
+}
+
+void Admission::check_tiers(const RequestPlan& needed) const {
   const std::int64_t dram = budgets[TierKind::kDram].capacity_bytes();
   const std::int64_t all = host_capacity(budgets);
+  const std::int64_t dram_only = needed.dram_bytes - needed.placed_bytes;
   const auto dram_for = [&](std::int64_t bytes) {
     return message("KVConfig(dram=", bytes, ") or a larger device_tokens", fewer_bits(method));
   };
-  too_large(needed.dram_bytes - needed.placed_bytes,
-            name_of(TierKind::kDram),
-            dram,
-            dram_for(needed.dram_bytes - needed.placed_bytes));
+  require_room(needed.shape, dram_only, name_of(TierKind::kDram), dram, dram_for(dram_only));
   std::string names;
   for (const TierKind tier : kHostTiers) {
     if (budgets.has(tier)) names += message(names.empty() ? "" : " and ", name_of(tier));
   }
-  too_large(needed.dram_bytes, names, all, dram_for(needed.dram_bytes - (all - dram)));
-  if (budgets.has(TierKind::kDisk)) {
-    const std::int64_t memory = all - budgets[TierKind::kDisk].capacity_bytes();
-    const std::int64_t in_memory =
-        needed.dram_bytes - needed.placed_bytes + needed.open.resting + needed.open.growing;
-    too_large(in_memory,
-              "memory above the disk",
-              memory,
-              message("KVConfig(dram=",
-                      in_memory - (memory - dram),
-                      ") or a smaller "
-                      "max_num_batched_tokens"));
-  }
+  require_room(
+      needed.shape, needed.dram_bytes, names, all, dram_for(needed.dram_bytes - (all - dram)));
+  if (!budgets.has(TierKind::kDisk)) return;
+  const std::int64_t memory = all - budgets[TierKind::kDisk].capacity_bytes();
+  const std::int64_t in_memory = dram_only + needed.open.resting + needed.open.growing;
+  require_room(
+      needed.shape,
+      in_memory,
+      "memory above the disk",
+      memory,
+      message(
+          "KVConfig(dram=", in_memory - (memory - dram), ") or a smaller max_num_batched_tokens"));
 }
 
-std::int64_t Admission::together(const RequestPlan& plan, std::int64_t count) const {
-  const std::int64_t of_device = room() - plan.prompt_device_bytes - plan.momentary_device_bytes;
-  std::int64_t most = of_device < 0 ? 0 : count;
-  const auto limit = [&](std::int64_t bytes, std::int64_t room_bytes) {
-    if (bytes > 0) most = std::min(most, room_bytes / bytes);
+// Budgets that a user sets may be larger than the machine.
+void Admission::check_machine(const RequestPlan& needed) const {
+  std::int64_t bytes = needed.dram_bytes + (device_is_host ? on_device(needed, 1) : 0);
+  if (budgets.has(TierKind::kDisk)) {
+    const std::int64_t open = needed.open.resting + needed.open.growing;
+    bytes -= std::min(needed.placed_bytes - open, budgets[TierKind::kDisk].capacity_bytes());
+  }
+  if (bytes <= ProcessMemory::instance().free() - coming_bytes) return;
+  require_room(needed.shape,
+               bytes,
+               "this machine's memory",
+               ProcessMemory::instance().measure_all_for_requests() - coming_bytes,
+               message("KVConfig(disk=hg.Disk(path, size))",
+                       budgets.has(TierKind::kDisk) ? " with a larger size" : "",
+                       fewer_bits(method)));
+}
+
+HostRoom Admission::host_room() const {
+  const auto capacity = [&](TierKind tier) {
+    return budgets.has(tier) ? budgets[tier].capacity_bytes() : 0;
   };
-  limit(plan.device_bytes, of_device);
-  limit(plan.dram_bytes - plan.placed_bytes, budgets[TierKind::kDram].capacity_bytes());
-  limit(plan.dram_bytes, host_capacity(budgets));
-  return std::max<std::int64_t>(0, most);
+  HostRoom room{.dram = capacity(TierKind::kDram),
+                .cxl = capacity(TierKind::kCxl),
+                .disk = capacity(TierKind::kDisk)};
+  room.memory = ProcessMemory::instance().free() - coming_bytes;
+  for (const auto& [tier, budget] : budgets) {
+    const bool is_of_host =
+        tier != TierKind::kDisk && (tier != TierKind::kDevice || device_is_host);
+    if (is_of_host) room.memory += budget.used_bytes();
+  }
+  return room;
+}
+
+bool Admission::holds(const RequestPlan& plan, std::int64_t count, const HostRoom& room) const {
+  const std::int64_t of_device = on_device(plan, count);
+  if (of_device > this->room()) return false;
+  const std::int64_t memory = room.memory - (device_is_host ? of_device : 0);
+  const std::int64_t dram_only = count * (plan.dram_bytes - plan.placed_bytes);
+  if (dram_only > std::min(room.dram, memory)) return false;
+  const std::int64_t placed = count * plan.placed_bytes;
+  const std::int64_t above_disk = std::min(room.dram + room.cxl, memory) - dram_only;
+  // What a request of the disk grows in is nobody's: it is held for one of them at a time.
+  const std::int64_t growing = plan.open.to_disk > 0 ? plan.open.growing : 0;
+  const std::int64_t open = count * plan.open.resting + plan.open.growing;
+  return open <= above_disk && placed + growing <= above_disk + room.disk;
 }
 
 bool Admission::fits_now(const RequestPlan& plan, std::int64_t momentary_bytes) const {

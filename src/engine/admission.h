@@ -13,6 +13,14 @@
 
 namespace hybridgen {
 
+/// Bytes that requests may have of the host, were there no others.
+struct HostRoom {
+  std::int64_t dram = 0;
+  std::int64_t cxl = 0;
+  std::int64_t disk = 0;
+  std::int64_t memory = 0;  ///< of all its memory, a CPU device's included
+};
+
 /// Refers to what the engine owns.
 struct Admission {
   const ModelConfig& config;
@@ -25,6 +33,7 @@ struct Admission {
   std::int64_t engine_bytes;       ///< of the device, which no request gets
   const KvTiers* tiers = nullptr;  ///< null: nothing runs, so that the host tiers are empty
   bool reads_together = false;     ///< several prompts pass through a layer before the next layer
+  std::int64_t coming_bytes = 0;   ///< of host memory, of weights that are yet to be loaded
 
   /// Sizes of a request. An automatic window takes what fits into the device's whole budget: what
   /// other requests hold at that moment decides when a request runs, never what it says.
@@ -51,8 +60,10 @@ struct Admission {
     return count * plan.device_bytes + plan.prompt_device_bytes + plan.momentary_device_bytes;
   }
 
-  /// How many requests of this plan the empty tiers hold together, at most `count`.
-  std::int64_t together(const RequestPlan& plan, std::int64_t count) const;
+  /// The tiers of the host without this engine's requests, beside what other engines have.
+  HostRoom host_room() const;
+  /// Whether `count` requests of this plan fit beside one another into an empty device and `room`.
+  bool holds(const RequestPlan& plan, std::int64_t count, const HostRoom& room) const;
 
   /// Whether the tiers have room for a plan now, beside requests whose operations take
   /// `momentary_bytes` of the device at most.
@@ -69,6 +80,10 @@ struct Admission {
                        const RequestHome& home = {}) const;
 
  private:
+  // The parts of check_fits().
+  void check_device(const RequestPlan& needed) const;
+  void check_tiers(const RequestPlan& needed) const;
+  void check_machine(const RequestPlan& needed) const;
   /// Whether DRAM has room for a plan, and all host memory for it beside so many more bytes of a
   /// CPU device.
   bool has_dram(const RequestPlan& plan, std::int64_t device_bytes) const;

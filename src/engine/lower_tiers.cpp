@@ -21,12 +21,26 @@ namespace {
 }
 
 // The node is the CXL tier, whatever it is, and all others are DRAM; the only one is both.
-LowerTiers invented(int node, const std::vector<int>& own) {
-  LowerTiers tiers{.dram_nodes = own,
-                   .cxl_nodes = {node},
-                   .cxl_bytes = std::numeric_limits<std::int64_t>::max() / 4};
+void invent(int node, LowerTiers& tiers) {
+  tiers.cxl_nodes = {node};
+  tiers.cxl_bytes = std::numeric_limits<std::int64_t>::max() / 4;
   if (tiers.dram_nodes.size() > 1) std::erase(tiers.dram_nodes, node);
-  return tiers;
+}
+
+bool contains(const std::vector<int>& nodes, int node) {
+  return std::ranges::find(nodes, node) != nodes.end();
+}
+
+// False, too, where memory cannot be placed, so that nothing can be done about it.
+bool has_other_memory(const HostTiers& found, const LowerTiers& tiers) {
+  const auto is_other = [&](const ClassifiedNode& node) {
+    return node.reachable && !contains(tiers.dram_nodes, node.id) &&
+           !contains(tiers.cxl_nodes, node.id);
+  };
+  const auto can_place = [&](const ClassifiedNode& node) {
+    return node.usable && contains(tiers.dram_nodes, node.id);
+  };
+  return std::ranges::any_of(found.nodes, is_other) && std::ranges::any_of(found.nodes, can_place);
 }
 
 bool rewrites_host(const Method& method) {
@@ -36,10 +50,11 @@ bool rewrites_host(const Method& method) {
 }  // namespace
 
 TierPlaces LowerTiers::places() const {
-  if (cxl_nodes.empty()) return {};
+  if (cxl_nodes.empty() && !has_other_memory) return {};
   TierPlaces places{
-      .dram = {.nodes = dram_nodes, .tier = TierKind::kDram, .setting = "KVConfig(dram=...)"},
-      .cxl = {.nodes = cxl_nodes, .tier = TierKind::kCxl, .setting = "KVConfig(cxl=...)"}};
+      .dram = {.nodes = dram_nodes, .tier = TierKind::kDram, .setting = "KVConfig(dram=...)"}};
+  if (cxl_nodes.empty()) return places;
+  places.cxl = {.nodes = cxl_nodes, .tier = TierKind::kCxl, .setting = "KVConfig(cxl=...)"};
   places.both = places.cxl;
   places.both.nodes.insert(places.both.nodes.begin(), dram_nodes.begin(), dram_nodes.end());
   places.both.interleaves = true;
@@ -49,13 +64,17 @@ TierPlaces LowerTiers::places() const {
 LowerTiers lower_tiers(const EngineOptions& options, const HostTiers& found) {
   const bool is_invented = options.test.invented_cxl_node >= 0;
   const HostTiers chosen = is_invented ? found : choose_tiers(found, options.tiers);
-  std::vector<int> own = chosen.nodes_of(TierKind::kDram);
-  if (options.numa_node >= 0) own = {options.numa_node};
-  if (options.tiers.cxl_bytes == 0) return {.dram_nodes = std::move(own)};
-  if (is_invented) return invented(options.test.invented_cxl_node, own);
-  return {.dram_nodes = std::move(own),
-          .cxl_nodes = chosen.nodes_of(TierKind::kCxl),
-          .cxl_bytes = chosen.available_bytes_of(TierKind::kCxl)};
+  LowerTiers tiers{.dram_nodes = chosen.nodes_of(TierKind::kDram),
+                   .dram_bytes = chosen.available_bytes_of(TierKind::kDram)};
+  const bool wants_cxl = options.tiers.cxl_bytes != 0;
+  if (wants_cxl && !is_invented) {
+    tiers.cxl_nodes = chosen.nodes_of(TierKind::kCxl);
+    tiers.cxl_bytes = chosen.available_bytes_of(TierKind::kCxl);
+  }
+  tiers.has_other_memory = has_other_memory(chosen, tiers);
+  if (options.numa_node >= 0) tiers.dram_nodes = {options.numa_node};
+  if (wants_cxl && is_invented) invent(options.test.invented_cxl_node, tiers);
+  return tiers;
 }
 
 void check_lower_tiers(const EngineOptions& options,

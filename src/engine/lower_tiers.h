@@ -15,9 +15,12 @@ namespace hybridgen {
 struct LowerTiers {
   std::vector<int> dram_nodes{};
   std::vector<int> cxl_nodes{};  ///< none: there is no such tier
-  std::int64_t cxl_bytes = 0;    ///< that this process can still take there
+  std::int64_t dram_bytes = 0;   ///< that this process can still take there
+  std::int64_t cxl_bytes = 0;
+  /// Pages that nobody places could come to lie in neither: on a device's node, or one left out.
+  bool has_other_memory = false;
 
-  /// For KvTiers. Without a lower memory nothing is said, so that nobody asks about nodes.
+  /// For KvTiers. Where all memory is DRAM nothing is said, so that nobody asks about nodes.
   TierPlaces places() const;
 };
 

@@ -21,11 +21,11 @@ std::int64_t share_of(std::int64_t free, double share) {
   return std::max<std::int64_t>(1, static_cast<std::int64_t>(share * static_cast<double>(free)));
 }
 
-/// Of a node, or of all, without what engines of this process have promised of it and what is yet
-/// to come there.
-std::int64_t share_of_host(int node, std::int64_t coming_bytes) {
+/// Of so much that the system has, without what engines of this process have promised of all
+/// memory and what is yet to come there.
+std::int64_t share_of_host(std::int64_t available, std::int64_t coming_bytes) {
   const std::int64_t unpromised = ProcessMemory::instance().measure_free();
-  return share_of(std::min(unpromised, available_node_bytes(node)) - coming_bytes, kShareOfHost);
+  return share_of(std::min(unpromised, available) - coming_bytes, kShareOfHost);
 }
 
 }  // namespace
@@ -37,10 +37,12 @@ Budgets make_budgets(const EngineOptions& options,
   const std::int64_t on_host = device.is_cpu() ? coming_bytes : 0;
   const std::string device_setting = "KVConfig(device_tokens=...)";
   const std::int64_t device_bytes = options.device_bytes;
+  const std::int64_t of_dram =
+      options.numa_node >= 0 ? available_node_bytes(options.numa_node) : lower.dram_bytes;
   Budgets budgets;
   if (device.is_cpu()) {
     budgets.add_shared(TierKind::kDevice,
-                       device_bytes > 0 ? device_bytes : share_of_host(-1, on_host),
+                       device_bytes > 0 ? device_bytes : share_of_host(lower.dram_bytes, on_host),
                        device_setting,
                        /*is_everyones=*/false);
   } else {
@@ -50,11 +52,10 @@ Budgets make_budgets(const EngineOptions& options,
                                             kShareOfDevice),
                 device_setting);
   }
-  budgets.add_shared(
-      TierKind::kDram,
-      options.dram_bytes > 0 ? options.dram_bytes : share_of_host(options.numa_node, on_host),
-      "KVConfig(dram=...)",
-      options.dram_bytes > 0);
+  budgets.add_shared(TierKind::kDram,
+                     options.dram_bytes > 0 ? options.dram_bytes : share_of_host(of_dram, on_host),
+                     "KVConfig(dram=...)",
+                     options.dram_bytes > 0);
   const std::int64_t cxl_bytes = options.tiers.cxl_bytes;
   if (!lower.cxl_nodes.empty()) {
     budgets.add_shared(TierKind::kCxl,

@@ -9,10 +9,12 @@
 #include "device/resident_cache.h"
 #include "engine/admission.h"
 #include "engine/host_threads.h"
+#include "engine/largest.h"
 #include "engine/method_checks.h"
 #include "engine/request.h"
 #include "engine/resolved_options.h"
 #include "hybridgen/core/error.h"
+#include "memory/disk_file.h"
 #include "models/weight_homes.h"
 #include "models/weight_store.h"
 #include "pipeline/working_memory.h"
@@ -41,7 +43,11 @@ struct Rules {
         budgets(make_budgets(asked,
                              device_,
                              lower_tiers(asked, host_tiers(available_cpus())),
-                             are_loaded ? 0 : weights.device_bytes())) {
+                             are_loaded ? 0 : weights.device_bytes())),
+        coming_bytes(are_loaded ? 0 : host_weights()) {
+    if (!asked.tiers.disk_path.empty()) {
+      check_disk_room(asked.tiers.disk_path, asked.tiers.disk_bytes);
+    }
     if (options.max_model_len == 0) options.max_model_len = config.max_positions;
   }
 
@@ -53,9 +59,23 @@ struct Rules {
   Method method;
   AttendedTokens attended;
   Budgets budgets;
+  std::int64_t coming_bytes;  ///< of host memory, of weights that are not loaded yet
 
   Admission admission(std::int64_t engine_bytes) {
-    return {config, dtype, device.is_cpu(), options, method, attended, budgets, engine_bytes};
+    return {.config = config,
+            .dtype = dtype,
+            .device_is_host = device.is_cpu(),
+            .options = options,
+            .method = method,
+            .attended = attended,
+            .budgets = budgets,
+            .engine_bytes = engine_bytes,
+            .reads_together = WeightStore::streams(weights, device),
+            .coming_bytes = coming_bytes};
+  }
+  /// Bytes of host memory that the weights take.
+  std::int64_t host_weights() const {
+    return weights.streamed().host_bytes + (device.is_cpu() ? weights.device_bytes() : 0);
   }
   std::int64_t dram_capacity() const { return budgets[TierKind::kDram].capacity_bytes(); }
 };
@@ -66,16 +86,13 @@ RequestShape request_shape(const Rules& rules, std::int64_t prompt, std::int64_t
           .max_tokens = std::min(prompt + fresh, rules.options.max_model_len)};
 }
 
-/// Largest value in [1, most] for which `holds` does, which holds for all below one for which it
-/// does; 0: none.
-template <typename Predicate>
-std::int64_t largest(std::int64_t most, const Predicate& holds) {
-  std::int64_t good = 0;
-  for (std::int64_t bad = most + 1; bad - good > 1;) {
-    const std::int64_t middle = good + (bad - good) / 2;
-    (holds(middle) ? good : bad) = middle;
-  }
-  return good;
+/// The plan of each of `count` requests that run together: with a narrower window, where running
+/// ones may shrink and have to.
+RequestPlan among(const Admission& admission, const RequestPlan& plan, std::int64_t count) {
+  const std::int64_t least = admission.least_window(plan.window);
+  if (least >= plan.window || Admission::on_device(plan, count) <= admission.room()) return plan;
+  const std::int64_t widest = admission.largest_window(plan.shape, count);
+  return admission.plan_with(plan.shape, std::clamp(widest, least, plan.window));
 }
 
 /// Settings that let `count` requests of this shape run together, by those that the user has not
@@ -85,19 +102,23 @@ std::optional<NearestSetting> setting_for(Rules& rules,
                                           const RequestShape& shape,
                                           std::int64_t count) {
   NearestSetting setting{.batch_size = count, .prompt_tokens = shape.prompt_tokens};
-  RequestPlan plan = admission.plan(shape);
+  RequestPlan plan = among(admission, admission.plan(shape), count);
   if (rules.method.residency == Residency::kWindow && !rules.method.window.tokens &&
       Admission::on_device(plan, count) > admission.room()) {
     setting.device_tokens = admission.largest_window(shape, count);
     plan = admission.plan_with(shape, *setting.device_tokens);
     if (*setting.device_tokens == 0) return {};
   }
-  if (Admission::on_device(plan, count) > admission.room()) return {};
-  const std::int64_t dram = count * plan.dram_bytes;
-  if (admission.together(plan, count) == count) return setting;
-  const std::int64_t host = dram + (rules.device.is_cpu() ? Admission::on_device(plan, count) : 0);
-  if (host > ProcessMemory::instance().free()) return {};
-  setting.dram_bytes = dram;
+  const HostRoom room = admission.host_room();
+  const auto holds_with = [&](std::int64_t dram) {
+    HostRoom larger = room;
+    larger.dram = dram;
+    return admission.holds(plan, count, larger);
+  };
+  if (holds_with(room.dram)) return setting;
+  const std::int64_t most = count * plan.dram_bytes;
+  if (!holds_with(most)) return {};
+  setting.dram_bytes = smallest(std::min(room.dram, most), most, holds_with);
   return setting;
 }
 
@@ -201,6 +222,14 @@ std::string weights_problem(const Rules& rules) {
                  "a smaller model, or let some lie elsewhere: weights=WeightConfig(device='auto')");
 }
 
+/// Why nothing runs that an empty machine has room for.
+std::string what_others_have() {
+  return message("[plan] other engines of this process hold ",
+                 human_bytes(static_cast<double>(ProcessMemory::instance().used())),
+                 " of memory, weights included; allowed: what is free beside that; close them, or "
+                 "run fewer or shorter requests");
+}
+
 /// What a CPU device's operations take, which no budget counts.
 std::int64_t working_bytes(const Rules& rules, const RequestPlan& plan, std::int64_t together) {
   const EngineOptions& options = rules.options;
@@ -244,13 +273,18 @@ RunPlan plan_run(const ModelConfig& config,
     if (run.problem.empty()) run.problem = error.what();
   }
   const Admission admission = rules.admission(engine_bytes);
-  const RequestPlan plan = admission.plan(request);
+  RequestPlan plan = admission.plan(request);
   const std::int64_t wanted = std::min(shape.batch_size, rules.options.max_batch);
   if (run.problem.empty()) {
     try {
       admission.check_positions(request, shape.prompt_tokens);
       admission.check_fits(request);
-      run.together = admission.together(plan, wanted);
+      const HostRoom room = admission.host_room();
+      run.together = largest(wanted, [&](std::int64_t count) {
+        return admission.holds(among(admission, plan, count), count, room);
+      });
+      plan = among(admission, plan, run.together);
+      if (run.together == 0) run.problem = what_others_have();
     } catch (const OutOfMemoryError& error) {
       run.problem = error.what();
     }

@@ -74,6 +74,28 @@ void DiskSlot::append_ranges(std::int64_t begin,
   }
 }
 
+void check_disk_room(const std::string& folder, std::int64_t capacity_bytes, DiskCalls& calls) {
+  const std::int64_t free = calls.free_bytes(folder);
+  if (free < 0) {
+    throw ConfigError(message("[disk tier] path is ",
+                              folder,
+                              ": ",
+                              text_of(static_cast<int>(-free)),
+                              "; allowed: a folder that exists; correct ",
+                              kOption));
+  }
+  if (free < capacity_bytes) {
+    throw ConfigError(message("[disk tier] size is ",
+                              human(capacity_bytes),
+                              "; allowed: up to the ",
+                              human(free),
+                              " that the file system of ",
+                              folder,
+                              " has free; correct ",
+                              kOption));
+  }
+}
+
 DiskFile::DiskFile(std::string folder,
                    std::int64_t capacity_bytes,
                    DiskCalls& calls,
@@ -91,7 +113,7 @@ DiskFile::DiskFile(std::string folder,
                               kOption));
   }
   sweep_disk_leftovers(folder_, calls_);
-  check_room();
+  check_disk_room(folder_, capacity_bytes_, calls_);
   file_ = open_with(O_DIRECT);
   if (file_ == -EINVAL) {
     is_direct_ = false;
@@ -115,28 +137,6 @@ DiskFile::DiskFile(std::string folder,
 }
 
 DiskFile::~DiskFile() { calls_.close(file_); }
-
-void DiskFile::check_room() {
-  const std::int64_t free = calls_.free_bytes(folder_);
-  if (free < 0) {
-    throw ConfigError(message("[disk tier] path is ",
-                              folder_,
-                              ": ",
-                              text_of(static_cast<int>(-free)),
-                              "; allowed: a folder that exists; correct ",
-                              kOption));
-  }
-  if (free < capacity_bytes_) {
-    throw ConfigError(message("[disk tier] size is ",
-                              human(capacity_bytes_),
-                              "; allowed: up to the ",
-                              human(free),
-                              " that the file system of ",
-                              folder_,
-                              " has free; correct ",
-                              kOption));
-  }
-}
 
 int DiskFile::open_with(int more_flags) {
   constexpr int kFlags = O_RDWR | O_CLOEXEC;

@@ -44,6 +44,11 @@ class DiskTarget {
   DiskTarget() = default;
 };
 
+/// ConfigError for a folder that is none or whose file system has less room.
+void check_disk_room(const std::string& folder,
+                     std::int64_t capacity_bytes,
+                     DiskCalls& calls = disk_calls());
+
 class DiskFile;
 
 /// Bytes of a file, given back with it. Movable; the file must outlive it.
@@ -108,7 +113,6 @@ class DiskFile final : public DiskTarget {
   friend class DiskSlot;
   int open_with(int more_flags);
   int open_in_folder(int flags);
-  void check_room();
   void check_direct();
   void grow_to(std::int64_t size);
   int reserve(std::int64_t offset, std::int64_t bytes);

@@ -221,9 +221,10 @@ HostTiers classify(const HostFacts& facts) {
                            .use = verdict.use,
                            .why = std::move(verdict.why),
                            .usable = obstacle(node).empty() && facts.can_place,
+                           .reachable = node.allowed && node.node.total_bytes > 0,
                            .total_bytes = node.node.total_bytes,
                            .available_bytes = node.available_bytes()});
-    if (obstacle(node).empty()) tiers.available_bytes += node.available_bytes();
+    if (node.is_ours()) tiers.available_bytes += node.available_bytes();
   }
   tiers.available_bytes =
       std::min(tiers.available_bytes, facts.limit_bytes.value_or(tiers.available_bytes));

@@ -26,8 +26,9 @@ std::string_view name_of(NodeUse use);
 struct ClassifiedNode {
   int id = 0;
   NodeUse use = NodeUse::kDram;
-  std::string why;     ///< one sentence, without its full stop
-  bool usable = true;  ///< whether memory can be placed there, if KVConfig(cxl_node=...) says so
+  std::string why;        ///< one sentence, without its full stop
+  bool usable = true;     ///< whether memory can be placed there, if KVConfig(cxl_node=...) says so
+  bool reachable = true;  ///< the system may put pages there that nobody placed
   std::int64_t total_bytes = 0;
   std::int64_t available_bytes = 0;  ///< free, or used for file pages that can be dropped
 };

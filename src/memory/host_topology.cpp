@@ -148,16 +148,6 @@ std::optional<std::vector<int>> read_allowed_nodes(const fs::path& root) {
   return std::nullopt;
 }
 
-/// Like available_host_bytes(), below `root`.
-std::optional<std::int64_t> read_limit(const fs::path& root) {
-  std::map<std::string, std::int64_t> bytes = read_meminfo(root / "proc/meminfo");
-  std::optional<std::int64_t> limit = control_group_free_bytes(root);
-  if (bytes.contains("MemAvailable:")) {
-    limit = std::min(limit.value_or(bytes["MemAvailable:"]), bytes["MemAvailable:"]);
-  }
-  return limit;
-}
-
 NodeFacts only_node(const fs::path& root, const std::vector<int>& usable_cpus) {
   NodeFacts facts;
   facts.node.cpus = usable_cpus;
@@ -173,10 +163,29 @@ const NodeFacts* HostFacts::find(int id) const {
   return found == nodes.end() ? nullptr : &*found;
 }
 
+std::vector<int> HostFacts::nodes_of_others() const {
+  std::vector<int> numbers;
+  for (const NodeFacts& facts : nodes) {
+    if (!facts.is_ours() && facts.node.total_bytes > 0) numbers.push_back(facts.node.id);
+  }
+  return numbers;
+}
+
 std::optional<std::int64_t> read_available_bytes(const fs::path& root, int node) {
   NodeFacts facts;
   if (!read_sizes(folder_of(root, node) / "meminfo", &facts)) return std::nullopt;
   return facts.available_bytes();
+}
+
+std::optional<std::int64_t> read_process_bytes(const fs::path& root, std::span<const int> without) {
+  const std::map<std::string, std::int64_t> bytes = read_meminfo(root / "proc/meminfo");
+  const auto available = bytes.find("MemAvailable:");
+  const std::optional<std::int64_t> limit = control_group_free_bytes(root);
+  if (available == bytes.end()) return limit;
+  std::int64_t left = available->second;
+  for (const int node : without) left -= read_available_bytes(root, node).value_or(0);
+  left = std::max<std::int64_t>(0, left);
+  return std::min(limit.value_or(left), left);
 }
 
 std::vector<int> parse_number_list(const std::string& text) {
@@ -202,7 +211,7 @@ HostFacts read_host_facts(const fs::path& root,
   HostFacts facts;
   facts.usable_cpus = usable_cpus;
   facts.can_place = can_place;
-  facts.limit_bytes = read_limit(root);
+  facts.limit_bytes = read_process_bytes(root);
   const fs::path folder = root / kNodes;
   const std::vector<int> ids = nodes_in(folder);
   for (const int id : ids) {

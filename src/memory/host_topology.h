@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -34,6 +35,8 @@ struct NodeFacts {
   double measured_bytes_per_second = 0.0;  ///< reading, by CPUs that this process uses; 0: not done
 
   std::int64_t available_bytes() const { return node.free_bytes + file_bytes; }
+  /// Whether this process may ever use it: neither a device's own nor outside its cpuset.
+  bool is_ours() const { return device.empty() && allowed; }
 };
 
 struct HostFacts {
@@ -44,6 +47,8 @@ struct HostFacts {
   std::optional<std::int64_t> limit_bytes;
 
   const NodeFacts* find(int id) const;
+  /// Numbers of the nodes whose memory the system counts as available but that are not ours.
+  std::vector<int> nodes_of_others() const;
 };
 
 /// Nodes with all facts but measured rates, below `root` ("/", or a folder of a test). A machine
@@ -55,6 +60,11 @@ HostFacts read_host_facts(const std::filesystem::path& root,
 /// What the node could give: free, or used for file pages, which the kernel drops when memory is
 /// wanted. Of one file; nothing where there is no such node.
 std::optional<std::int64_t> read_available_bytes(const std::filesystem::path& root, int node);
+
+/// What the system and control groups leave this process, of all nodes together but those
+/// `without`; nothing where they do not say.
+std::optional<std::int64_t> read_process_bytes(const std::filesystem::path& root,
+                                               std::span<const int> without = {});
 
 /// "0-3,8" and the like, as Linux lists CPUs and nodes; what is no number ends the list.
 std::vector<int> parse_number_list(const std::string& text);

@@ -5,8 +5,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <vector>
 
+#include "memory/host_topology.h"
 #include "runtime/control_group.h"
+#include "runtime/cpus.h"
 
 namespace hybridgen {
 namespace {
@@ -17,13 +20,11 @@ constexpr double kShare = 0.95;
 }  // namespace
 
 std::int64_t available_host_bytes() {
-  std::int64_t available = 0;
-  if (const auto kib = read_keyed_integer("/proc/meminfo", "MemAvailable:")) {
-    available = *kib * 1024;
-  } else {  // no procfs
-    available = std::int64_t{sysconf(_SC_AVPHYS_PAGES)} * std::int64_t{sysconf(_SC_PAGESIZE)};
-  }
-  return std::min(available, control_group_free_bytes().value_or(available));
+  // Once: to know whose a node is takes reading all that the kernel says of each.
+  static const std::vector<int> others =
+      read_host_facts("/", available_cpus(), has_numa()).nodes_of_others();
+  return read_process_bytes("/", others)
+      .value_or(std::int64_t{sysconf(_SC_AVPHYS_PAGES)} * std::int64_t{sysconf(_SC_PAGESIZE)});
 }
 
 HostMemory measure_host_memory() {
@@ -86,6 +87,12 @@ std::int64_t ProcessMemory::measure_free() {
   const std::scoped_lock lock(mutex_);
   measure();
   return free_memory();
+}
+
+std::int64_t ProcessMemory::measure_all_for_requests() {
+  const std::scoped_lock lock(mutex_);
+  measure();
+  return std::max<std::int64_t>(0, total_ - weights_);
 }
 
 std::int64_t ProcessMemory::free() {

@@ -19,7 +19,8 @@ struct HostMemory {
   std::int64_t resident = 0;   ///< that it has written to, files apart
 };
 
-/// Host memory this process could still take: min(MemAvailable, cgroup limit - usage), bytes.
+/// Host memory this process could still take: min(MemAvailable without the nodes that are a
+/// device's own or outside the cpuset, cgroup limit - usage), bytes.
 std::int64_t available_host_bytes();
 HostMemory measure_host_memory();
 
@@ -50,7 +51,9 @@ class ProcessMemory {
   /// What could be promised beside that, of any memory: asks the system, of whose memory a part is
   /// left to libraries and to others.
   std::int64_t measure_free();
-  /// The same by what the system said last.
+  /// What requests of all engines could be promised together: asks the system.
+  std::int64_t measure_all_for_requests();
+  /// What could be promised now, by what the system said last.
   std::int64_t free();
 
   /// Bytes that can be promised on a claim. Asks the system only if it was never asked before.

@@ -72,6 +72,10 @@ class WeightStore {
                                  std::int64_t layers_at_a_time);
 
   /// Whether layers come to the device again for every pass.
+  static bool streams(const Weights& weights, const DeviceContext& device) {
+    const StreamedLayers& streamed = weights.streamed();
+    return (streamed.slot_bytes > 0 || reads_in_files(weights, device)) && !streamed.stays;
+  }
   bool streams() const { return source_ != nullptr && !weights_.streamed().stays; }
 
   /// Waits until the layer is there; layers after it come meanwhile. DeviceError if the disk fails.

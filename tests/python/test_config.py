@@ -301,6 +301,11 @@ def test_a_tier_that_this_machine_lacks_is_refused_before_anything_is_loaded(
         LLM("/no/such/model", kv=KVConfig(**options))
 
 
+def test_a_node_for_a_tier_that_is_off_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"\[KVConfig\] cxl_node is 0; .*cxl=0 uses no such node"):
+        KVConfig(cxl=0, cxl_node=0)
+
+
 def test_k_resolves_to_what_the_engine_takes() -> None:
     for k, found in (("auto", (256, 0.125)), (64, 64), (0.05, 0.05), ("all", "all")):
         options = _core.EngineOptions(k=SchedulerConfig(k=k).k)

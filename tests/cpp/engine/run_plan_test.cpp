@@ -25,8 +25,17 @@ using testing::Setting;
 using testing::tiny_config;
 using testing::tiny_model;
 
-RunPlan plan(const EngineOptions& asked, const RunShape& shape, const std::string& device = "cpu") {
-  return plan_run(tiny_config(),
+ModelConfig long_config(std::int64_t positions = 4096) {
+  ModelConfig config = tiny_config();
+  config.max_positions = positions;
+  return config;
+}
+
+RunPlan plan(const EngineOptions& asked,
+             const RunShape& shape,
+             const std::string& device = "cpu",
+             const ModelConfig& config = tiny_config()) {
+  return plan_run(config,
                   DType::kFloat32,
                   DeviceContext(device),
                   /*are_loaded=*/false,
@@ -41,8 +50,11 @@ struct Peak {
 };
 
 /// The most that a run of this shape takes, and how many requests make tokens in one step.
-Peak run(const EngineOptions& asked, const RunShape& shape, const std::string& device = "cpu") {
-  Engine engine(tiny_model(device), asked);
+Peak run(const EngineOptions& asked,
+         const RunShape& shape,
+         const std::string& device = "cpu",
+         const ModelConfig& config = tiny_config()) {
+  Engine engine(tiny_model(device, config), asked);
   SamplingOptions sampling;
   sampling.max_tokens = static_cast<int>(shape.new_tokens);
   for (std::int64_t i = 0; i < shape.batch_size; ++i) {
@@ -143,6 +155,84 @@ TEST(RunPlan, SaysWhichDramWouldDo) {
   EXPECT_EQ(planned.nearest->dram_bytes.value(), asked.dram_bytes + 1);
   asked.dram_bytes = *planned.nearest->dram_bytes;
   EXPECT_EQ(plan(asked, shape).together, 4);
+}
+
+TEST(RunPlan, ABudgetBeyondTheMachineMakesNoRoom) {
+  EngineOptions asked = options("hybridgen");
+  asked.device_tokens.count = 10;
+  asked.dram_bytes = std::int64_t{1} << 50;
+  const ModelConfig config = long_config(std::int64_t{1} << 30);
+  const auto planned_for = [&](std::int64_t tokens, std::int64_t batch) {
+    return plan(asked, {.batch_size = batch, .prompt_tokens = tokens}, "cpu", config);
+  };
+  const std::int64_t each = planned_for(100'000, 1).tiers.at(1).of_requests() / 100'000;
+  const std::int64_t most = ProcessMemory::instance().measure_free() / each;
+  const RunPlan too_long = planned_for(most * 2, 1);
+  EXPECT_EQ(too_long.together, 0);
+  EXPECT_NE(too_long.problem.find("of this machine's memory; its capacity is"), std::string::npos)
+      << too_long.problem;
+  ASSERT_TRUE(too_long.nearest);
+  EXPECT_LT(too_long.nearest->prompt_tokens, most * 2);
+  const RunPlan several = planned_for(most / 3, 9);
+  EXPECT_GE(several.together, 1);
+  EXPECT_LE(several.together, 3);
+  EXPECT_FALSE(several.nearest && several.nearest->dram_bytes) << "more of it is not there";
+}
+
+class PlanWithADisk : public ::testing::TestWithParam<std::int64_t> {
+ protected:
+  PlanWithADisk() {
+    asked_.device_tokens.count = 10;
+    asked_.dram_bytes = GetParam() << 10;
+    asked_.prefill_chunk = 256;
+    asked_.tiers.disk_path = ::testing::TempDir();
+    asked_.tiers.disk_bytes = 64 << 20;
+  }
+  RunPlan planned() const { return plan(asked_, shape_, "cpu", long_config()); }
+  Peak taken() const { return run(asked_, shape_, "cpu", long_config()); }
+  EngineOptions asked_ = options("hybridgen");
+  RunShape shape_{.batch_size = 4, .prompt_tokens = 2000, .new_tokens = 4};
+};
+
+INSTANTIATE_TEST_SUITE_P(KiBOfDram, PlanWithADisk, ::testing::Values(2400, 3200, 4000, 5000, 9000));
+
+TEST_P(PlanWithADisk, SaysHowManyTheEngineRunsAndTheLeastDramForAll) {
+  const RunPlan first = planned();
+  ASSERT_GE(first.together, 1) << first.problem;
+  EXPECT_EQ(taken().running, first.together);
+  if (first.together == shape_.batch_size) {
+    EXPECT_FALSE(first.nearest);
+    return;
+  }
+  ASSERT_TRUE(first.nearest && first.nearest->dram_bytes);
+  EXPECT_EQ(first.nearest->batch_size, shape_.batch_size);
+  asked_.dram_bytes = *first.nearest->dram_bytes;
+  EXPECT_EQ(planned().together, shape_.batch_size);
+  EXPECT_EQ(taken().running, shape_.batch_size);
+  asked_.dram_bytes -= 1;
+  EXPECT_LT(planned().together, shape_.batch_size);
+}
+
+TEST(RunPlan, RefusesADiskThatTheFileSystemHasNoRoomForAsTheEngineDoes) {
+  EngineOptions asked = options("hybridgen");
+  asked.tiers.disk_path = ::testing::TempDir();
+  asked.tiers.disk_bytes = std::int64_t{1} << 60;
+  EXPECT_THROW(plan(asked, {}), ConfigError);
+  EXPECT_THROW(Engine(tiny_model(), asked), ConfigError);
+}
+
+TEST(RunPlan, WhereWindowsShrinkCountsThoseThatRunOnceTheyHave) {
+  EngineOptions asked = options("hybridgen");
+  asked.tiers.shrink_windows = true;
+  const RunShape shape{.batch_size = 3, .prompt_tokens = 700, .new_tokens = 4};
+  const RunPlan roomy = plan(asked, shape, "cpu", long_config());
+  EXPECT_EQ(roomy.together, 3);
+  asked.device_bytes = roomy.tiers.at(0).of_requests() / 2;
+  const RunPlan planned = plan(asked, shape, "cpu", long_config());
+  EXPECT_EQ(planned.together, 3);
+  EXPECT_LT(planned.window, roomy.window);
+  EXPECT_LE(planned.tiers.at(0).of_requests(), asked.device_bytes);
+  EXPECT_EQ(run(asked, shape, "cpu", long_config()).running, 3);
 }
 
 TEST(RunPlan, OfWhatDoesNotFitSaysWhyAndTheNearestThatDoes) {

@@ -164,6 +164,18 @@ TEST_F(HostTopology, TheCpusetSaysWhichNodesMayBeUsed) {
   EXPECT_FALSE(facts.nodes[1].allowed);
 }
 
+TEST_F(HostTopology, MemoryOfDevicesAndOutsideTheCpusetIsNotThisProcesss) {
+  for (const int id : {0, 1, 2, 3}) write_node(id, id == 0 ? "0-71" : "", 1000, 300, "10 80 80 80");
+  write("proc/driver/nvidia/gpus/0009:01:00.0/numa_status", "Node: 1\n");
+  write("proc/self/status", "Mems_allowed_list:\t0-2\n");
+  write("proc/meminfo", "MemAvailable: 1200 kB\n");
+  const std::vector<int> others = read().nodes_of_others();
+  EXPECT_EQ(others, (std::vector<int>{1, 3}));
+  EXPECT_EQ(read_process_bytes(root_, others), (1200 - 2 * 307) * kKiB);
+  write("proc/meminfo", "MemAvailable: 500 kB\n");
+  EXPECT_EQ(read_process_bytes(root_, others), 0) << "never negative";
+}
+
 TEST_F(HostTopology, TheTightestLimitOfSystemAndControlGroupsCounts) {
   write("proc/meminfo", "MemAvailable: 350 kB\n");
   EXPECT_EQ(read().limit_bytes, 350 * kKiB);
