@@ -13,11 +13,11 @@ import hashlib
 import lzma
 import os
 import platform
+import resource
 import shlex
 import shutil
 import struct
 import subprocess
-import sys
 import tarfile
 import time
 import urllib.error
@@ -61,6 +61,15 @@ RESULTS = "/numa-machine-results"  # of the guest: the host's folder for results
 
 class CannotRun(Exception):
     """This machine cannot run the emulated one; the text says why."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run of the machine took, in seconds of the clock and of CPUs."""
+
+    wall_s: float
+    cpu_s: float
+    switched_off: str = ""  # why it did not end by itself; empty: it did
 
 
 @dataclass(frozen=True)
@@ -152,6 +161,11 @@ def _archive(entries: dict[str, tuple[int, bytes]]) -> Iterator[bytes]:
         yield content + b"\0" * (-len(content) % 4)
 
 
+def _cpu_seconds_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 class NumaMachine:
     """The emulated machine, in a folder of the clone.
 
@@ -225,7 +239,7 @@ class NumaMachine:
         arguments += ["-kernel", str(kernel), "-initrd", str(archive)]
         return [*arguments, "-append", KERNEL_OPTIONS]
 
-    def run(self, commands: str, results: Path, timeout: float) -> float:
+    def run(self, commands: str, results: Path, cpu_seconds: int, wall_seconds: int) -> Run:
         """Boot, run shell commands as root, power off; what the guest says goes to stdout.
 
         Parameters
@@ -234,13 +248,13 @@ class NumaMachine:
             Of a POSIX shell; `RESULTS` is ``results`` there.
         results : Path
             A folder of the host, emptied first.
-        timeout : float
-            Seconds; the machine is switched off after that.
+        cpu_seconds, wall_seconds : int
+            The machine is switched off when qemu has used, or the clock shows, so many.
 
-        Returns
-        -------
-        float
-            Seconds that it ran.
+        Raises
+        ------
+        RuntimeError
+            If qemu itself fails.
         """
         shutil.rmtree(results, ignore_errors=True)
         results.mkdir(parents=True)
@@ -251,14 +265,17 @@ class NumaMachine:
             "QEMU_MODULE_DIR": str(libraries / "qemu"),
         }
         command = self._qemu(kernel, archive, results)
-        begin = time.monotonic()
+        begin, cpu_before, switched_off = time.monotonic(), _cpu_seconds_of_children(), ""
         with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) as qemu:
+            resource.prlimit(qemu.pid, resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
             try:
-                status = qemu.wait(timeout)
+                status = qemu.wait(wall_seconds)
             except subprocess.TimeoutExpired:
                 qemu.kill()
-                print(f"switched off: it still ran after {timeout:.0f} s", file=sys.stderr)
-                status = 0
-        if status != 0:
+                switched_off = f"it still ran after {wall_seconds} s"
+        used = _cpu_seconds_of_children() - cpu_before
+        if not switched_off and used >= cpu_seconds:
+            switched_off = f"it took {cpu_seconds} s of CPU time"
+        if not switched_off and status != 0:
             raise RuntimeError(f"qemu ended with {status}: {shlex.join(command)}")
-        return time.monotonic() - begin
+        return Run(time.monotonic() - begin, used, switched_off)

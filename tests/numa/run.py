@@ -19,12 +19,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from numa_generation import generation_complaints, generation_log
 from numa_machine import BANDWIDTH_GBS, LATENCY_NS, NODE_MIB, RESULTS, CannotRun, NumaMachine
 from numa_report import complaints, listed_tests, read_report
 
 CLONE = Path(__file__).resolve().parents[2]
 SKIPPED = 77
-SECONDS = 600.0  # three times what two idle cores need
+# Four minutes, of CPUs: emulation is computing, and how long that takes by the clock is decided by
+# what else the host does. The clock's own limit is only for a machine that hangs.
+CPU_SECONDS = 240
+WALL_SECONDS = 840
 
 
 @dataclass(frozen=True)
@@ -93,22 +97,18 @@ def guest_script(build: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def generations_differ(results: Path) -> list[str]:
-    """Return where the generation in the guest is not the host's."""
+def wrong_generations(results: Path) -> list[str]:
+    """Return what is wrong with the generations in the guest; says what is right."""
     try:
         host, guest = (
             json.loads((results / name).read_text(encoding="utf-8"))
             for name in ("host.json", "guest.json")
         )
-    except (OSError, ValueError) as error:
-        return [f"a generation did not report: {error}"]
-    print(f"generation: {json.dumps(guest['facts'])}")
-    wrong = [f"generation: {text}" for text in guest["wrong"]]
-    for case, ids in host["ids"].items():
-        if guest["ids"].get(case) != ids:
-            wrong.append(f"generation: {case}: {guest['ids'].get(case)} instead of {ids}")
-        else:
-            print(f"generation: {case}: {sum(map(len, ids))} tokens are those of the host")
+        wrong = generation_complaints(host, guest)
+    except (OSError, ValueError, KeyError) as error:
+        return [f"a generation did not report: {error!r}"]
+    if not wrong:
+        print("\n".join(generation_log(guest)))
     return wrong
 
 
@@ -124,19 +124,22 @@ def run(build: Path, folder: Path) -> list[str]:
         listing += [f"--gtest_filter={program.filter}"]
         listed = subprocess.run(listing, capture_output=True, text=True, check=True)
         expected[program.name] = listed_tests(listed.stdout)
-    seconds = machine.run(guest_script(build), results, SECONDS)
-    print(f"the machine ran for {seconds:.0f} s with nodes of {NODE_MIB} MiB")
+    ran = machine.run(guest_script(build), results, CPU_SECONDS, WALL_SECONDS)
+    print(
+        f"the machine ran for {ran.wall_s:.0f} s, of CPUs {ran.cpu_s:.0f} s of {CPU_SECONDS} s at "
+        f"most, with nodes of {NODE_MIB} MiB"
+    )
     subprocess.run(
         generation_command(str(results), on_host=True), env=os.environ | ENVIRONMENT, check=True
     )
-    wrong = []
+    wrong = [f"the machine was switched off: {ran.switched_off}"] if ran.switched_off else []
     for program in PROGRAMS:
         tests = expected[program.name]
         report = read_report(results / f"{program.name}.json")
         wrong += complaints(program.name, tests, report, may_skip=program.may_skip)
         passed = sum(outcome.result == "passed" for outcome in report or [])
         print(f"{program.name}: {passed} of {len(tests)} tests passed there")
-    return wrong + generations_differ(results)
+    return wrong + wrong_generations(results)
 
 
 def main() -> int:
