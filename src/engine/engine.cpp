@@ -580,9 +580,8 @@ std::vector<TierUsage> Engine::memory(bool looks_at_pages) const {
   }
   if (looks_at_pages) {
     impl_->driver->run([&] {
-      add_pages(choose_tiers(host_tiers(available_cpus()), impl_->options.tiers),
-                impl_->queue.started(),
-                usage);
+      add_pages(
+          impl_->lower, impl_->tiers.ledger().bytes(TierKind::kCxl), impl_->queue.started(), usage);
     });
   }
   return usage;
