@@ -10,11 +10,13 @@
 
 namespace hybridgen {
 
-/// float32 logits of a block of rows: 16 MiB, or one row's.
-inline constexpr std::int64_t kScoreBlockElements = std::int64_t{1} << 22;
+/// Query rows whose `row_elements` logits each make a block: 4 MiB of float32; four rows, whose
+/// product reads the keys once, up to 16 MiB; or one row, however long.
+std::int64_t score_block_rows(std::int64_t row_elements);
 
 /// Calls visit(first row, logits [G, R, rows, N]) for blocks of query rows [T, H, D] over keys
-/// [G, N, D]; causal: row t sees keys [0, t], and hidden logits are -inf.
+/// [G, N, D]; causal: row t sees keys [0, t], and hidden logits are -inf. What visit() writes to
+/// the logits is its own affair.
 void for_row_blocks(const at::Tensor& query,
                     const at::Tensor& keys,
                     bool causal,

@@ -242,6 +242,7 @@ std::int64_t working_bytes(const Rules& rules, const RequestPlan& plan, std::int
                       cores);
   return host_working_bytes(rules.config,
                             rules.dtype,
+                            rules.method,
                             plan,
                             {.prefill = std::min(options.prefill_chunk, plan.shape.prompt_tokens),
                              .scored = 1,

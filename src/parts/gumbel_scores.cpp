@@ -4,10 +4,8 @@
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/exp.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/logaddexp.h>
-#include <ATen/ops/logsumexp.h>
 #include <ATen/ops/zeros.h>
 
 #include <limits>
@@ -18,8 +16,9 @@
 namespace hybridgen {
 namespace {
 
-// logits [G, R, rows, N] of a block <- (logits + noise) / tau.
+// logits [G, R, rows, N] of a block <- (logits + noise) / tau. `memory` is of the call before.
 void perturb(at::Tensor& logits,
+             at::Tensor& memory,
              const KeyformerScore& score,
              std::int64_t layer,
              std::int64_t first_row,
@@ -28,7 +27,9 @@ void perturb(at::Tensor& logits,
   const std::int64_t rows = logits.size(2);
   const std::int64_t columns = logits.size(3);
   if (score.noise) {
-    at::Tensor noise = at::empty({groups, 1, rows, columns}, at::kFloat);
+    const std::int64_t count = groups * rows * columns;
+    if (!memory.defined() || memory.numel() < count) memory = at::empty({count}, at::kFloat);
+    const at::Tensor noise = memory.narrow(0, 0, count).view({groups, 1, rows, columns});
     auto* out = noise.mutable_data_ptr<float>();
     at::parallel_for(0, groups * rows, /*grain_size=*/1, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin; i < end; ++i) {
@@ -41,6 +42,12 @@ void perturb(at::Tensor& logits,
     logits.add_(noise.to(logits.device()));
   }
   logits.div_(score.tau(0));
+}
+
+// at::logsumexp over the last dimension, in the memory of the logits, no row of which is all -inf.
+at::Tensor logsumexp_of(at::Tensor& logits) {
+  const at::Tensor largest = logits.amax({-1}, /*keepdim=*/true);
+  return logits.sub_(largest).exp_().sum({-1}).log_().add_(largest.squeeze(-1));
 }
 
 class GumbelScores final : public SummedPromptScores {
@@ -90,23 +97,25 @@ std::vector<at::Tensor> keyformer_sums(const at::Tensor& query,
   const std::int64_t heads = query.size(1);
   at::Tensor lse = at::full(
       {heads, rows}, -std::numeric_limits<double>::infinity(), query.options().dtype(at::kFloat));
+  at::Tensor noise;
   const auto for_perturbed = [&](const ScoredKeys& part, const auto& visit) {
     for_row_blocks(query, part.keys, part.causal, [&](std::int64_t first, at::Tensor& logits) {
-      perturb(logits, score, layer, first_row + first, part.first_position);
-      visit(first, logits.view({heads, logits.size(2), -1}));
+      perturb(logits, noise, score, layer, first_row + first, part.first_position);
+      at::Tensor of_heads = logits.view({heads, logits.size(2), -1});
+      visit(first, of_heads);
     });
   };
   for (const ScoredKeys& part : parts) {
-    for_perturbed(part, [&](std::int64_t first, const at::Tensor& logits) {
+    for_perturbed(part, [&](std::int64_t first, at::Tensor& logits) {
       at::Tensor own = lse.narrow(1, first, logits.size(1));
-      own.copy_(at::logaddexp(own, at::logsumexp(logits, {-1})));
+      own.copy_(at::logaddexp(own, logsumexp_of(logits)));
     });
   }
   std::vector<at::Tensor> sums;
   for (const ScoredKeys& part : parts) {
     at::Tensor sum = at::zeros({heads, part.keys.size(1)}, lse.options());
-    for_perturbed(part, [&](std::int64_t first, const at::Tensor& logits) {
-      sum.add_(at::exp(logits - lse.narrow(1, first, logits.size(1)).unsqueeze(-1)).sum(1));
+    for_perturbed(part, [&](std::int64_t first, at::Tensor& logits) {
+      sum.add_(logits.sub_(lse.narrow(1, first, logits.size(1)).unsqueeze(-1)).exp_().sum(1));
     });
     sums.push_back(sum.cpu());
   }

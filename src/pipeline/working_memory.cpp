@@ -111,8 +111,7 @@ std::int64_t attention_bytes(const Sizes& s, std::int64_t rows, std::int64_t key
 
 // Sums of a prompt's weights, which go over its keys once more.
 std::int64_t score_bytes(const Sizes& s, std::int64_t rows, std::int64_t keys) {
-  const std::int64_t block =
-      std::max(std::min(kScoreBlockElements, s.heads * rows * keys), s.heads * keys);
+  const std::int64_t block = std::min(score_block_rows(s.heads * keys), rows) * s.heads * keys;
   return s.rows(keys) * s.widened + 4 * block * kFloat + 3 * s.heads * keys * kFloat;
 }
 
@@ -172,6 +171,7 @@ std::int64_t momentary_device_bytes(const ModelConfig& config,
 
 std::int64_t host_working_bytes(const ModelConfig& config,
                                 DType dtype,
+                                const Method& method,
                                 const RequestPlan& plan,
                                 const EngineRows& rows,
                                 std::int64_t host_threads) {
@@ -191,8 +191,11 @@ std::int64_t host_working_bytes(const ModelConfig& config,
     // Logits of a group's query heads, and which tokens were planned.
     scratch = 2 * config.query_heads_per_kv_head() * plan.max_offloaded * kFloat;
   }
+  const std::int64_t scored = method.has(PartRole::kPromptScores)
+                                  ? score_bytes(s, rows.prefill, plan.shape.prompt_tokens)
+                                  : 0;
   return rope + BlockWorkspace::required_bytes(config, dtype, rows.prefill + 1) + attended +
-         streamed + host_threads * scratch +
+         scored + streamed + host_threads * scratch +
          rows.decode * (decode_row_bytes(config, dtype) + LostMass::host_bytes(config) -
                         LostMass::device_bytes(config));
 }

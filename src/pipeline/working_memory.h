@@ -37,9 +37,11 @@ std::int64_t momentary_device_bytes(const ModelConfig& config,
 
 /// What operations of a CPU device and its host workers keep of host memory beside the weights and
 /// what requests reserve, once a request of this plan has been read and `rows.decode` of them have
-/// made tokens: workspaces, outputs of attention, the rotary table, workers' scratch (analytic).
+/// made tokens: workspaces, outputs of attention, the rotary table, workers' scratch, and the
+/// largest blocks of a prompt's scores (analytic).
 std::int64_t host_working_bytes(const ModelConfig& config,
                                 DType dtype,
+                                const Method& method,
                                 const RequestPlan& plan,
                                 const EngineRows& rows,
                                 std::int64_t host_threads);

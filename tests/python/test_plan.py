@@ -142,13 +142,13 @@ def rss():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))
 run = json.loads(sys.argv[1])
-config, kv = run["config"], hg.KVConfig(**run["kv"])
+config, kv, method = run["config"], hg.KVConfig(**run["kv"]), run["method"]
 cpu = hg.CpuConfig(threads=1, device_threads=1)
 # What libraries take for themselves once: a run of a model that is nearly nothing.
 small = dict(config, hidden_size=64, intermediate_size=64, num_hidden_layers=1, vocab_size=50)
 params = hg.SamplingParams(max_tokens=run["new"], ignore_eos=True)
 prompt = [i % 40 for i in range(run["prompt"])]
-with hg.LLM(small, load_format="dummy", kv=kv, cpu=cpu, seed=1) as llm:
+with hg.LLM(small, load_format="dummy", method=method, kv=kv, cpu=cpu, seed=1) as llm:
     llm.generate_ids([prompt[:300]], params)
 del llm
 gc.collect()
@@ -159,7 +159,7 @@ def watch():
         time.sleep(0.005)
 watcher = threading.Thread(target=watch)
 watcher.start()
-with hg.LLM(config, load_format="dummy", kv=kv, cpu=cpu, seed=1) as llm:
+with hg.LLM(config, load_format="dummy", method=method, kv=kv, cpu=cpu, seed=1) as llm:
     llm.generate_ids([prompt] * run["batch"], params)
     peak[0] = max(peak[0], rss())
 done.set()
@@ -168,20 +168,32 @@ print(peak[0] - before)
 """
 
 
-def test_resident_memory_grows_by_what_the_plan_says() -> None:
-    run = {"config": CONFIG, "kv": {"device_tokens": 256}, "batch": 2, "prompt": 700, "new": 2}
+@pytest.mark.parametrize(
+    ("method", "window", "batch", "prompt"),
+    [
+        ("hybridgen", 256, 2, 700),
+        ("h2o", "auto", 2, 1500),
+        ("keyformer", "auto", 2, 1500),
+    ],
+)
+def test_resident_memory_grows_by_what_the_plan_says(
+    method: str, window: int | str, batch: int, prompt: int
+) -> None:
+    run = {"config": CONFIG, "batch": batch, "prompt": prompt, "new": 2}
+    options = {"kv": {"device_tokens": window}, "method": method}
     plan = hg.plan(
         CONFIG,
-        batch_size=2,
-        prompt_tokens=700,
+        batch_size=batch,
+        prompt_tokens=prompt,
         new_tokens=2,
-        kv=KVConfig(device_tokens=256),
+        kv=KVConfig(device_tokens=window),
+        method=method,
         cpu=CPU,
     )
-    assert plan.together == 2
+    assert plan.together == batch
     planned = sum(tier["total"] for tier in plan.tiers.values())
     done = subprocess.run(
-        [sys.executable, "-c", RESIDENT, json.dumps(run)],
+        [sys.executable, "-c", RESIDENT, json.dumps(run | options)],
         capture_output=True,
         text=True,
         check=True,
