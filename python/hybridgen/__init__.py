@@ -56,6 +56,7 @@ from .outputs import (  # noqa: E402
     ScoreOutput,
     StreamChunk,
 )
+from .paper import paper_setting  # noqa: E402
 from .plan import MemoryPlan, plan  # noqa: E402
 from .quantize import quantize  # noqa: E402
 from .sampling import SamplingParams  # noqa: E402
@@ -95,6 +96,7 @@ __all__ = [
     "calibrate",
     "info",
     "methods",
+    "paper_setting",
     "plan",
     "quantize",
     "register_selector",
