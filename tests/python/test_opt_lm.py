@@ -27,8 +27,8 @@ from flexgen_runs import (
     step_after_writes,
 )
 from hybridgen.errors import ConfigError, DeviceError
-from hybridgen.flexgen import flex_opt
 from hybridgen.flexgen.flex_opt import (
+from hybridgen.flexgen.engine_choices import EngineChoices
     Env,
     ExecutionEnv,
     OptLM,
@@ -114,7 +114,7 @@ def test_ids_of_the_same_policy_are_the_same_on_the_emulated_device(
     weights: Path, tmp_path: Path, reference: Callable[[Any], Any]
 ) -> None:
     env = ExecutionEnv.create(str(tmp_path), "emulated")
-    choices = flex_opt.EngineChoices(dtype="float32")
+    choices = EngineChoices(dtype="float32")
     rows = different_rows()
     expected = reference(rows)
     for cache in ((0, 100), (50, 50), (50, 0)):

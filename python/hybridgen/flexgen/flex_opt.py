@@ -15,10 +15,11 @@ from ..model_folder import local_path
 from ..np_weights import made_folder
 from ..tokenizer import load_codec
 from .compression import CompressionConfig
+from .engine_choices import EngineChoices
 from .flags import FLEX_OPT, add_parser_arguments, forks_in, make_parser
 from .fork_report import fork_block, prompt_from_file, scheme_of
 from .opt_config import OptConfig, download_opt_weights, find_config, get_opt_config
-from .opt_lm import DUMMY_WEIGHT, EngineChoices, OptLM
+from .opt_lm import DUMMY_WEIGHT, OptLM
 from .policy import Policy, Task
 from .pytorch_backend import (
     DeviceType,

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
 import warnings
 from contextlib import suppress
 from typing import Any
@@ -13,10 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .. import methods
 from .._checks import MAX_COUNT, as_int, brief
-from ..config import CpuConfig, KVConfig, WeightConfig
-from ..disk import Disk
 from ..errors import ConfigError
 from ..failures import reported
 from ..generation import Call
@@ -27,8 +22,9 @@ from ..request import Request
 from ..sampling import SamplingParams
 from ..sequence import Sequence
 from .breakdown import breakdown_lines, stages_between
+from .engine_choices import EngineChoices, engine_options, has_window, weight_options
 from .opt_config import FolderConfig, OptConfig, download_opt_weights, find_config
-from .placement import CPU_ATTENTION_NAME, DEVICE, DISK, InfiniGenFork, Placement, place
+from .placement import DEVICE, DISK, InfiniGenFork, Placement, place
 from .policy import Policy, Task
 from .pytorch_backend import ExecutionEnv
 from .timer import timers
@@ -41,30 +37,6 @@ _DEBUG_MODES = (None, "fewer_batch", "breakdown")
 _SAMPLED_STEPS = 3
 """Decode steps that a debug mode runs; the first of them does not count."""
 _GREEDY_BELOW = 1e-5
-_PIECE, _LONGEST_PIECE = 1024, 4096
-"""Prompt tokens of a row that pass through the model together, and at most."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineChoices:
-    """What a run may say that FlexGen has no word for.
-
-    Parameters
-    ----------
-    dtype : str
-        "auto" is the weights' own, float16 for drawn ones.
-    seed : int
-        Of drawn weights.
-    splits_tokens : bool
-        Divide each row's cache by tokens, not the block by rows.
-    cpu : CpuConfig
-        Threads.
-    """
-
-    dtype: str = "auto"
-    seed: int = 0
-    splits_tokens: bool = False
-    cpu: CpuConfig = dataclasses.field(default_factory=CpuConfig)
 
 
 class OptLM:
@@ -130,11 +102,11 @@ class OptLM:
             dtype=self._dtype(),
             device=self.env.gpu.engine_device,
             load_format="dummy" if self.is_dummy else "auto",
-            weights=WeightConfig(**self._weights()),
+            weights=weight_options(self.placement, self.policy, self.env),
             seed=self.engine.seed,
         )
         try:
-            self._llm = LLM(model, **self._options(model))
+            self._llm = LLM(model, **self._engine_options(model))
         finally:
             model.close()  # the LLM has its own share
 
@@ -271,7 +243,7 @@ class OptLM:
 
     def _give_home(self, sequence: Sequence, home: str) -> None:
         """Say where a row lies, where the engine's options do not say it of all."""
-        if home == DEVICE and self._has_window():
+        if home == DEVICE and has_window(self.placement):
             sequence.device_tokens = MAX_COUNT
         sequence.on_disk = home == DISK
 
@@ -381,13 +353,6 @@ class OptLM:
             splits_tokens=self.engine.splits_tokens,
         )
 
-    def _weights(self) -> dict[str, Any]:
-        """Return how weights are held and where; what no file has as it is goes to the disk's."""
-        options = dict(self.placement.weights)
-        if self.policy.w_disk_percent > 0:
-            options["folder"] = self.env.disk.path
-        return options
-
     def _source(self) -> Any:
         if self.is_dummy:
             return self.config.source()
@@ -400,6 +365,9 @@ class OptLM:
             return self.engine.dtype
         return str(np.dtype(self.config.dtype))
 
+    def _engine_options(self, model: Model) -> dict[str, Any]:
+        return engine_options(self.placement, self.env, self.engine, model)
+
     def plan(self, prompt_len: int, gen_len: int) -> MemoryPlan:
         """Return what the policy's rows take of every tier, in bytes; errors as `hg.plan`.
 
@@ -410,56 +378,9 @@ class OptLM:
         """
         model = self.llm.model
         shape = {"prompt_tokens": prompt_len, "new_tokens": gen_len}
-        return plan(model, batch_size=len(self.placement.rows), **shape, **self._options(model))
-
-    def _options(self, model: Model) -> dict[str, Any]:
-        """Return what the engine is asked for."""
-        return {
-            "method": _registered(self.placement.method),
-            "kv": self._kv(model),
-            "max_num_seqs": len(self.placement.rows),
-            "max_num_batched_tokens": self._prompt_tokens_at_once(model),
-            "micro_batch": self.placement.micro_batch,
-            "cpu": self.engine.cpu,
-        }
-
-    def _kv(self, model: Model) -> KVConfig:
-        placed = self.placement
-        options: dict[str, Any] = {"keys": placed.precision, "values": placed.precision}
-        if self._has_window():
-            share = placed.device_tokens
-            options["device_tokens"] = 0 if share is None else share
-        if placed.count(DISK):
-            options["disk"] = Disk(self.env.disk.path, self._disk_bytes(model))
-        return KVConfig(**options)
-
-    def _prompt_tokens_at_once(self, model: Model) -> int:
-        """Return whole prompts where weights come again for each piece of one."""
-        streams = self.placement.weights.get("device", 1.0) < 1.0
-        positions = int(model.config["max_positions"])
-        return max(_PIECE, min(positions, _LONGEST_PIECE)) if streams else _PIECE
-
-    def _has_window(self) -> bool:
-        method = _registered(self.placement.method)
-        return "device_tokens" in methods.reads(getattr(method, "method", method))
-
-    def _disk_bytes(self, model: Model) -> int:
-        """Return what the rows on the disk can ever take, as far as there is room."""
-        config = model.config
-        # Beside the rows: a block that is not full, of keys and of values, and whole pages.
-        row = config["num_layers"] * config["num_kv_heads"] * config["head_dim"]
-        each = 2 * row * (4 if model.dtype == "float32" else 2) * (config["max_positions"] + 512)
-        wanted = self.placement.count(DISK) * each + (64 << 20)
-        free = shutil.disk_usage(self.env.disk.path).free
-        return min(wanted, free * 9 // 10)
-
-
-def _registered(method: Any) -> Any:
-    """Return what `LLM` takes for a method; a composition is known by its name."""
-    if not isinstance(method, methods.Composition):
-        return method
-    methods.register(CPU_ATTENTION_NAME, method)
-    return CPU_ATTENTION_NAME
+        return plan(
+            model, batch_size=len(self.placement.rows), **shape, **self._engine_options(model)
+        )
 
 
 def _layer_names(count: int, is_separate: bool) -> list[str]:
