@@ -17,8 +17,9 @@ import transformers
 
 from hybridgen import CpuConfig
 from hybridgen.flexgen.compression import CompressionConfig
-from hybridgen.flexgen.engine_choices import EngineChoices, OptLM
+from hybridgen.flexgen.engine_choices import EngineChoices
 from hybridgen.flexgen.opt_config import convert
+from hybridgen.flexgen.opt_lm import OptLM
 from hybridgen.flexgen.policy import Policy
 from hybridgen.flexgen.pytorch_backend import ExecutionEnv
 from trained import folder_of

@@ -27,8 +27,8 @@ from flexgen_runs import (
     step_after_writes,
 )
 from hybridgen.errors import ConfigError, DeviceError
-from hybridgen.flexgen.flex_opt import (
 from hybridgen.flexgen.engine_choices import EngineChoices
+from hybridgen.flexgen.flex_opt import (
     Env,
     ExecutionEnv,
     OptLM,
