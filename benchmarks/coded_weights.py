@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights made at load in 8 and 4 bits against the same model in bfloat16, by turns.
 
-    python benchmarks/coded_weights.py [--quick] [--no-1b] [--json results/coded_weights.json]
+    python benchmarks/coded_weights.py [--quick] [--no-1b] [--peers] [--json FILE]
 
 Decode steps at 1,000 tokens of SmolLM2 with the head in the same format and with it kept, of a 1B
 shape with random weights, and prefill. A ratio is bfloat16's time over that of codes, the median of
-turns. The products themselves against the read ceiling: benchmarks/cpu.py, ``linear/int8|int4``.
+turns. With --peers also against llama.cpp (scripts/requirements-bench.txt): both read one GGUF file
+of Q8_0 or Q4_0, with as many threads. The products themselves against the read ceiling:
+benchmarks/cpu.py, ``linear/int8|int4``.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "scripts")]
 
 import hybridgen as hg  # noqa: E402
 from decode import LLAMA_1B, smollm2  # noqa: E402
+from peers import write_gguf  # noqa: E402
 from report import Report  # noqa: E402
 
 TOKENS = 1000
@@ -29,6 +34,8 @@ HEAD_BARS = {"int8": 1.5, "int4": 1.9}
 KEPT_BAR = 0.85
 BAR_1B = 2.5
 PREFILL_BAR = 0.9
+PEER_BAR = 1.2
+PEER_TOKENS = (1000, 6000)
 
 
 def config_of(name: str, *, head: bool) -> hg.WeightConfig | None:
@@ -47,11 +54,18 @@ def prompt(tokens: int, vocabulary: int) -> list[int]:
 class Turns:
     """One engine whose steps and prefills are timed by turns with others'."""
 
-    def __init__(self, model: Any, weights: hg.WeightConfig | None, **options: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        weights: hg.WeightConfig | None,
+        *,
+        tokens: int = TOKENS,
+        **options: Any,
+    ) -> None:
         self.llm = hg.LLM(
             model, dtype="bfloat16", method="full", weights=weights, max_num_seqs=1, **options
         )
-        self.ids = prompt(TOKENS, self.llm.model.config["vocab_size"])
+        self.ids = prompt(tokens, self.llm.model.config["vocab_size"])
         self.bytes = self.llm.model.weights.weight_bytes
         self._open()
 
@@ -75,6 +89,51 @@ class Turns:
         seconds = time.perf_counter() - begin
         self._open()
         return seconds
+
+
+class LlamaCppTurns:
+    """llama.cpp's decode steps on a file, behind a prompt of so many tokens."""
+
+    def __init__(self, path: Path, ids: list[int], threads: int) -> None:
+        self._llama = importlib.import_module("llama_cpp").Llama(
+            str(path),
+            n_ctx=len(ids) + 1024,
+            n_threads=threads,
+            n_threads_batch=threads,
+            flash_attn=True,
+            verbose=False,
+        )
+        self._llama.eval(ids)
+
+    def step(self, steps: int) -> float:
+        """Return the seconds of a decode step."""
+        begin = time.perf_counter()
+        for i in range(steps):
+            self._llama.eval([i + 3])
+        return (time.perf_counter() - begin) / steps
+
+    def close(self) -> None:
+        """Give back its memory."""
+        self._llama.close()
+
+
+def compare_with_llama_cpp(report: Report, turns: int, steps: int) -> None:
+    """Report decode steps of both on the same files."""
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("Q8_0", "Q4_0"):
+            path = Path(folder) / f"{kind}.gguf"
+            write_gguf(path, None, kind)
+            for tokens in PEER_TOKENS:
+                ours = Turns(path, None, tokens=tokens)
+                theirs = LlamaCppTurns(path, ours.ids, hg.info().cpu["usable"])
+                times = [(theirs.step(steps), ours.step(steps)) for _ in range(turns)]
+                theirs.close()
+                ours.llm.close()
+                label = f"SmolLM2, {kind}, {tokens} tokens"
+                median = 1e3 * statistics.median(t[0] for t in times)
+                report.add(f"decode, {label}: llama.cpp's step", median, "ms")
+                ratio = median_ratio([t[0] for t in times], [t[1] for t in times])
+                report.add(f"decode, {label}: speed over llama.cpp", ratio, "x", PEER_BAR)
 
 
 def median_ratio(own: list[float], coded: list[float]) -> float:
@@ -108,6 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer turns")
     parser.add_argument("--no-1b", action="store_true", help="without the 1B shape")
+    parser.add_argument("--peers", action="store_true", help="against llama.cpp, too")
     parser.add_argument("--json", help="file to write")
     arguments = parser.parse_args()
     turns, steps = (7, 8) if arguments.quick else (21, 16)
@@ -137,6 +197,8 @@ def main() -> None:
         coded = Turns(LLAMA_1B, config_of("int4", head=True), **shape)
         compare(report, "1B shape, int4 with head", own, coded, BAR_1B, turns, max(2, steps // 4))
         prefills(report, "1B shape, int4 with head", own, coded, 3)
+    if arguments.peers:
+        compare_with_llama_cpp(report, turns, steps)
     report.write(arguments.json)
     sys.exit(any(result.met is False for result in report.results))
 

