@@ -281,6 +281,8 @@ py::dict to_dict(const RunStatistics& s) {
   d["tier_bytes_moved_up"] = s.tiers.moved_up_bytes;
   d["tier_moves_failed"] = s.tiers.failed_moves;
   d["tier_move_s"] = s.tiers.move_s;
+  d["tier_switches"] = s.tiers.switches;
+  d["tier_switch_s"] = s.tiers.switch_s;
   d["tier_growth_waits"] = s.tiers.growth_waits;
   d["tier_growth_wait_s"] = s.tiers.growth_wait_s;
   d["prefill_h2d_bytes"] = p.prefill_h2d_bytes;

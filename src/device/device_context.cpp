@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include "device/device_pins.h"
 #include "emulated/backend.h"
 #include "emulated/machine_profile.h"
 #include "hybridgen/core/error.h"
@@ -84,7 +85,8 @@ at::Device parse_device(const std::string& name) {
 
 }  // namespace
 
-DeviceContext::DeviceContext(const std::string& name) : device_(parse_device(name)) {
+DeviceContext::DeviceContext(const std::string& name)
+    : device_(parse_device(name)), pins_(device_pins(device_)) {
   if (!is_cpu()) {
     const c10::impl::VirtualGuardImpl guard(device_.type());
     compute_ = guard.getStreamFromGlobalPool(device_, /*isHighPriority=*/true);

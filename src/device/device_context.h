@@ -13,6 +13,8 @@
 #include <optional>
 #include <string>
 
+#include "memory/page_pins.h"
+
 namespace hybridgen {
 
 /// Host memory that copies to and from a device that is not the CPU are fastest with.
@@ -44,6 +46,9 @@ class DeviceContext {
   /// Host memory for transfers: pinned where the device is not the CPU.
   at::Tensor host_staging(at::IntArrayRef shape, at::ScalarType type) const;
 
+  /// What pins other host memory for it; null where it needs none. Valid as long as this.
+  PagePins* pins() const { return pins_.get(); }
+
   /// Marks the work queued so far on the compute (copy) lane.
   void record_compute(std::optional<c10::Event>& event) const;
   void record_copy(std::optional<c10::Event>& event) const;
@@ -59,6 +64,7 @@ class DeviceContext {
 
  private:
   at::Device device_ = at::kCPU;
+  std::shared_ptr<PagePins> pins_;
   std::optional<c10::Stream> compute_;
   std::optional<c10::Stream> copy_;
 };

@@ -269,6 +269,24 @@ class PinnedAllocator final : public c10::Allocator {
     blocks_[static_cast<std::byte*>(address)] = size;
     return {address, address, &free_block, c10::kCPU};
   }
+  bool add(std::byte* address, std::size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    const auto after = blocks_.lower_bound(address + bytes);
+    if (after != blocks_.begin() && std::prev(after)->first + std::prev(after)->second > address) {
+      return false;
+    }
+    blocks_[address] = bytes;
+    ++num_added_;
+    return true;
+  }
+  void remove(std::byte* address) {
+    const std::lock_guard lock(mutex_);
+    num_added_ -= blocks_.erase(address);
+  }
+  std::size_t num_added() {
+    const std::lock_guard lock(mutex_);
+    return num_added_;
+  }
   c10::DeleterFnPtr raw_deleter() const override { return &free_block; }
   void copy_data(void* to, const void* from, std::size_t bytes) const override {
     default_copy_data(to, from, bytes);
@@ -285,6 +303,7 @@ class PinnedAllocator final : public c10::Allocator {
 
   std::mutex mutex_;
   std::map<std::byte*, std::size_t> blocks_;
+  std::size_t num_added_ = 0;  ///< of them: not allocated here
 };
 
 PinnedAllocator& pinned() {
@@ -388,6 +407,14 @@ StreamIndex index_of(c10::Stream stream) { return static_cast<StreamIndex>(strea
 c10::Allocator& pinned_allocator() { return pinned(); }
 
 bool is_pinned(const void* address) { return pinned().contains(address); }
+
+bool pin(void* address, std::size_t bytes) {
+  return pinned().add(static_cast<std::byte*>(address), bytes);
+}
+
+void unpin(void* address) { pinned().remove(static_cast<std::byte*>(address)); }
+
+std::size_t num_pinned() { return pinned().num_added(); }
 
 at::Tensor empty_pinned(at::IntArrayRef shape, at::ScalarType type) {
   return at::detail::empty_generic(

@@ -27,6 +27,12 @@ StreamIndex index_of(c10::Stream stream);
 /// Host memory that copies read and write while the host goes on.
 c10::Allocator& pinned_allocator();
 bool is_pinned(const void* address);
+/// Makes other host memory such, as cudaHostRegister does. False: some of it is already.
+bool pin(void* address, std::size_t bytes);
+/// What was made such from that address on.
+void unpin(void* address);
+/// How many ranges are made such now.
+std::size_t num_pinned();
 at::Tensor empty_pinned(at::IntArrayRef shape, at::ScalarType type);
 
 /// What a backend's hooks answer.

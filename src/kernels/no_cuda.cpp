@@ -3,6 +3,7 @@
 #include "hybridgen/core/error.h"
 #include "kernels/cuda_attention.h"
 #include "kernels/cuda_coded.h"
+#include "kernels/cuda_host_pins.h"
 #include "kernels/cuda_kernels.h"
 #include "kernels/cuda_planning.h"
 #include "kernels/cuda_resident.h"
@@ -22,6 +23,9 @@ namespace {
 }  // namespace
 
 bool has_cuda_kernels() { return false; }
+
+const char* pin_host_cuda(void* /*address*/, std::size_t /*bytes*/) { refuse("pin_host_cuda"); }
+void unpin_host_cuda(void* /*address*/) {}
 
 int cuda_device_count() { return 0; }
 int cuda_compute_capability(int /*device*/) { return 0; }

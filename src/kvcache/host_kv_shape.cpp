@@ -32,13 +32,14 @@ std::int64_t full_row_bytes(const HostKvShape& shape) {
   return shape.head_dim * static_cast<std::int64_t>(size_of(shape.dtype));
 }
 
-KvMemoryShape memory_shape(const HostKvShape& shape, std::int64_t row_bytes) {
+KvMemoryShape memory_shape(const HostKvShape& shape, std::int64_t row_bytes, bool is_as_read) {
   return {.num_kv_heads = shape.num_kv_heads,
           .num_layers = shape.num_layers,
           .capacity = shape.capacity,
           .row_bytes = row_bytes,
           .place = shape.place,
-          .numa_parts = shape.numa_parts};
+          .numa_parts = shape.numa_parts,
+          .pins = is_as_read ? shape.pins : nullptr};
 }
 
 }  // namespace
@@ -81,14 +82,15 @@ ShadowShape codes_shape(const HostKvShape& shape) {
 }
 
 KvMemoryShape key_memory_shape(const HostKvShape& shape) {
-  return memory_shape(shape, full_row_bytes(shape));
+  return memory_shape(shape, full_row_bytes(shape), shape.key_layout == KeyLayout::kRows);
 }
 
 KvMemoryShape value_memory_shape(const HostKvShape& shape) {
-  return memory_shape(shape,
-                      has_full_values(shape)
-                          ? full_row_bytes(shape)
-                          : quantised_row_bytes(shape.value_precision, shape.head_dim));
+  const bool is_full = has_full_values(shape);
+  return memory_shape(
+      shape,
+      is_full ? full_row_bytes(shape) : quantised_row_bytes(shape.value_precision, shape.head_dim),
+      is_full);
 }
 
 std::int64_t exact_bytes(const HostKvShape& shape) {

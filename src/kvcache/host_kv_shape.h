@@ -26,6 +26,8 @@ struct HostKvShape {
   std::vector<NumaPart>
       numa_parts{};   ///< nodes of the KV heads; if not empty, instead of numa_node
   PagePlace place{};  ///< of what grows; numa_node decides where that is given
+  /// Of rows that a device reads as they lie: full values, and full keys in rows.
+  PagePins* pins = nullptr;
 };
 
 /// With the capacity rounded up. Throws what HostKvStore's constructor says of a shape.

@@ -136,7 +136,10 @@ void KvDisk::bring_layer_back(KvSide which,
 void KvDisk::arrive(KvSide which, std::int64_t block) noexcept {
   Block& arrived = block_of(which, block);
   const std::scoped_lock lock(mutex_);
-  if (arrived.state == State::kBack) arrived = {};
+  if (arrived.state == State::kBack) {
+    arrived = {};
+    side_of(which).memory->pin_again({block, block + 1});
+  }
   if (num_blocks(which) == 0) {
     std::erase_if(side_of(which).landings, [](const auto& each) { return each->is_free(); });
   }

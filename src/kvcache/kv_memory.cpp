@@ -2,7 +2,10 @@
 #include "kvcache/kv_memory.h"
 
 #include <algorithm>
+#include <cstring>
+#include <system_error>
 
+#include "hybridgen/core/error.h"
 #include "kvcache/tier_blocks.h"
 #include "memory/huge_pages.h"
 
@@ -31,7 +34,8 @@ KvMemory::KvMemory(const KvMemoryShape& shape)
     : shape_(shape),
       stride_(stride_of(shape)),
       block_tokens_(tier_block_tokens(shape.row_bytes, page())),
-      memory_(static_cast<std::size_t>(shape.num_kv_heads * shape.num_layers * stride_)) {
+      memory_(static_cast<std::size_t>(shape.num_kv_heads * shape.num_layers * stride_)),
+      pinned_(shape.pins) {
   // One rule for all addresses that its pages mostly follow, rather than one for every block.
   if (!shape_.place.nodes.empty()) memory_.prefer({0, memory_.size_bytes()}, shape_.place);
   for (const NumaPart& part : shape_.numa_parts) {
@@ -86,8 +90,18 @@ void KvMemory::grow(std::int64_t tokens, const PagePlace& place, std::string_vie
   if (coming.end <= coming.begin) return;
   take(coming, place, operation);
   num_blocks_ = coming.end;
-  // Twice as fast as units fill, so that none is left behind, and no step waits for many.
-  join_full_units(2 * (bytes_of(coming) / kUnit) + 1);
+  // Twice as fast as units fill, so that none is left behind, and no step waits for many. Pinned
+  // pages cannot be joined: of theirs only those are huge that a first growth fills.
+  if (!pinned_.is_wanted() || coming.begin == 0) {
+    join_full_units(2 * (bytes_of(coming) / kUnit) + 1);
+  }
+  try {
+    pinned_.pin(spans_of(coming));
+  } catch (...) {
+    memory_.give_back(ranges_of(coming));
+    num_blocks_ = coming.begin;
+    throw;
+  }
 }
 
 void KvMemory::take(BlockRange blocks,
@@ -125,7 +139,53 @@ PageMove KvMemory::move(BlockRange blocks, const PagePlace& place) {
   return memory_.move(ranges_of(blocks), place);
 }
 
+std::vector<PageSpan> KvMemory::spans_of(BlockRange blocks) const {
+  std::vector<PageSpan> spans;
+  if (!pinned_.is_wanted()) return spans;
+  for (const ByteRange& range : ranges_of(blocks)) spans.push_back(memory_.span_of(range));
+  return spans;
+}
+
+void KvMemory::bring_copies(BlockRange blocks, const PagePlace& place, bool contents) {
+  if (beside_.size_bytes() == 0) beside_ = PlacedMemory(memory_.size_bytes());
+  beside_.take(ranges_of(blocks), place, "move keys and values");
+  if (contents) copy_beside(blocks);
+}
+
+void KvMemory::copy_beside(BlockRange blocks) {
+  for (const ByteRange& range : ranges_of(blocks)) {
+    std::memcpy(beside_.data() + range.begin, memory_.data() + range.begin, range.bytes);
+  }
+}
+
+PageMove KvMemory::switch_to_copies(BlockRange blocks, const PagePlace& from, bool contents) {
+  if (!contents) copy_beside(blocks);
+  const std::vector<ByteRange> ranges = ranges_of(blocks);
+  PageMove result;
+  pinned_.unpin(spans_of(blocks));
+  if (const int error = memory_.take_over(ranges, beside_); error != 0) {
+    beside_.give_back(ranges);
+    static_cast<void>(memory_.move(ranges, from));  // those before it, which are not pinned now
+    result.left_bytes = bytes_of(blocks);
+    result.why =
+        message("putting pages into their places failed: ", std::generic_category().message(error));
+  } else {
+    result.moved_bytes = bytes_of(blocks);
+  }
+  pin_again(blocks);
+  return result;
+}
+
+void KvMemory::pin_again(BlockRange blocks) noexcept {
+  try {
+    pinned_.pin(spans_of(blocks));
+  } catch (...) {  // NOLINT(bugprone-empty-catch): it goes on without, as where nothing is pinned
+  }
+}
+
+// Of single layers nothing is pinned: they come back from a disk, and are not back before all are.
 void KvMemory::give_back(BlockRange blocks, std::int64_t layer) noexcept {
+  if (layer < 0) pinned_.unpin(spans_of(blocks));
   memory_.give_back(ranges_of(blocks, layer));
 }
 

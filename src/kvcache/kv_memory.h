@@ -2,7 +2,9 @@
 // Host memory of one side (K, V, or the codes of K) of one request: addresses for its whole
 // capacity, which never move, and pages for the blocks of tokens that there are. All KV heads of
 // all layers grow together. No page, and no huge one that is not full, belongs to two of them:
-// [G][L][capacity], with nothing behind the rest of the addresses.
+// [G][L][capacity], with nothing behind the rest of the addresses. Where a device is to read them
+// by itself pages are pinned as they come: one call per layer and head and growth, or fewer where
+// these lie side by side.
 #pragma once
 
 #include <cstddef>
@@ -13,6 +15,7 @@
 #include <vector>
 
 #include "hybridgen/memory/numa_part.h"
+#include "memory/pinned_spans.h"
 #include "memory/placed_memory.h"
 
 namespace hybridgen {
@@ -26,6 +29,7 @@ struct KvMemoryShape {
   PagePlace place{};
   /// Nodes of the KV heads, each preferred for its own; never strict.
   std::vector<NumaPart> numa_parts{};
+  PagePins* pins = nullptr;  ///< null: the system may move pages as it likes
 };
 
 /// Blocks [begin, end).
@@ -62,7 +66,7 @@ class KvMemory {
   std::int64_t bytes_of(BlockRange blocks) const;
 
   /// Blocks for [0, tokens) come, at `place`, or the shape's own. Throws what
-  /// PlacedMemory::take does; then none has come. Before anybody uses the tokens.
+  /// PlacedMemory::take and PagePins::pin do; then none has come. Before anybody uses the tokens.
   void grow(std::int64_t tokens, std::string_view operation);
   void grow(std::int64_t tokens, const PagePlace& place, std::string_view operation);
 
@@ -74,6 +78,18 @@ class KvMemory {
             std::int64_t layer = -1);
   PageMove move(BlockRange blocks, const PagePlace& place);
   void give_back(BlockRange blocks, std::int64_t layer = -1) noexcept;
+
+  // The system does not move pages of pinned blocks. Instead copies come beside them, while others
+  // use them, and take their place under their addresses while nobody does.
+  bool is_pinned(BlockRange blocks) const { return pinned_.has_any(spans_of(blocks)); }
+  /// Copies of blocks come at `place`; without `contents` for now, where these may still change.
+  /// Throws what PlacedMemory::take does.
+  void bring_copies(BlockRange blocks, const PagePlace& place, bool contents);
+  /// Blocks of which copies have come go to where these are, and are pinned again. `contents`: as
+  /// given to bring_copies(). Throws nothing but std::bad_alloc: what could not stays at `from`.
+  PageMove switch_to_copies(BlockRange blocks, const PagePlace& from, bool contents);
+  /// Blocks that were taken again, as far as the device pins them: nobody depends on it.
+  void pin_again(BlockRange blocks) noexcept;
 
   /// Of the blocks that have come, as the system says.
   PagesFound found() const;
@@ -91,6 +107,8 @@ class KvMemory {
   std::vector<ByteRange> ranges_of(BlockRange blocks, std::int64_t layer = -1) const {
     return ranges_of(blocks, layer, 0, shape_.num_kv_heads);
   }
+  std::vector<PageSpan> spans_of(BlockRange blocks) const;
+  void copy_beside(BlockRange blocks);
   std::int64_t full_units() const;
   void join_full_units(std::int64_t at_most);
 
@@ -100,6 +118,8 @@ class KvMemory {
   std::int64_t num_blocks_ = 0;
   std::int64_t joined_units_ = 0;  ///< of 2 MiB, that were looked at, in the order of full_units()
   PlacedMemory memory_;
+  PlacedMemory beside_;  ///< copies, at the same ranges; no addresses until there are any
+  PinnedSpans pinned_;   ///< of memory_; by the thread that lets it grow
   std::unique_ptr<std::mutex> moving_ = std::make_unique<std::mutex>();  ///< or joining
 };
 

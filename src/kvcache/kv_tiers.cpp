@@ -15,33 +15,11 @@ constexpr int kMostAttempts = 3;
 
 std::size_t index_of(KvSide side) { return static_cast<std::size_t>(side); }
 
-const char* name_of(KvSide side) { return side == KvSide::kKeys ? "keys" : "values"; }
-
 /// The tier that a block lies in; of an interleaved one that which is the smaller, as a rule.
 TierKind tier_of(BlockPlace place) {
   return place == BlockPlace::kDram   ? TierKind::kDram
          : place == BlockPlace::kDisk ? TierKind::kDisk
                                       : TierKind::kCxl;
-}
-
-void move_pages(TierMemory& memory,
-                KvSide side,
-                TokenRange tokens,
-                const PagePlace& from,
-                const PagePlace& to) {
-  const PageMove moved = memory.move(side, tokens, to);
-  if (moved.left_bytes == 0) return;
-  static_cast<void>(memory.move(side, tokens, from));  // there it has just had room
-  throw OutOfMemoryError(message("[move keys and values] ",
-                                 human_bytes(static_cast<double>(moved.left_bytes)),
-                                 " of ",
-                                 name_of(side),
-                                 " cannot move to the ",
-                                 hybridgen::name_of(to.tier),
-                                 " tier: ",
-                                 moved.why,
-                                 "; lower ",
-                                 to.setting));
 }
 
 }  // namespace
@@ -90,6 +68,7 @@ KvTiers::KvTiers(KvPlacement placement,
     : placement_(placement),
       places_(std::move(places)),
       budgets_(budgets),
+      trace_(trace),
       statistics_(statistics),
       room_(budgets, placement == KvPlacement::kInterleave),
       mover_(trace) {}
@@ -344,11 +323,7 @@ void KvTiers::close_written(std::int64_t request, Entry& entry) {
 void KvTiers::begin(const std::vector<BlockMove>& moves) {
   for (const BlockMove& move : moves) {
     const TierBlock block = ledger_.blocks()[move.block];
-    mover_.add({.block = block.id,
-                .bytes = block.bytes,
-                .from = move.from,
-                .to = move.to,
-                .work = work_of(block.id, move)});
+    mover_.add(move_of(block, move, memory_of(block.id, move.from, move.to)));
     ledger_.move(move.block, move.to);
     ledger_.set_moving(move.block, true);
     leaving_.add(move.from, block.bytes);
@@ -362,37 +337,19 @@ TokenRange KvTiers::tokens_of(const BlockId& block) const {
           std::min((block.index + 1) * each, entry.taken[index_of(block.side)])};
 }
 
-std::function<void()> KvTiers::work_of(const BlockId& block, const BlockMove& move) const {
-  TierMemory* const memory = entries_.at(block.request).memory;
-  const TokenRange tokens = tokens_of(block);
-  const KvSide side = block.side;
-  if (move.to == BlockPlace::kDisk) return [=] { memory->write_to_disk(side, tokens); };
-  const PagePlace* const to = &place_of(move.to);
-  if (move.from == BlockPlace::kDisk) {
-    return [=] { memory->read_from_disk(side, tokens, *to); };
-  }
-  const PagePlace* const from = &place_of(move.from);
-  return [=] { move_pages(*memory, side, tokens, *from, *to); };
-}
-
-// What is left to do of a move to or from the disk, now that nobody reads.
-void KvTiers::complete(const TierMoveDone& done) {
-  const TierMove& move = done.move;
-  TierMemory& memory = *entries_.at(move.block.request).memory;
-  const bool is_back = move.from == BlockPlace::kDisk && done.error == nullptr;
-  const bool is_out = move.from == BlockPlace::kDisk
-                          ? done.error != nullptr
-                          : move.to == BlockPlace::kDisk && done.error == nullptr;
-  if (is_back) memory.arrive_from_disk(move.block.side, tokens_of(move.block));
-  if (is_out) memory.leave_for_disk(move.block.side, tokens_of(move.block));
+MovedMemory KvTiers::memory_of(const BlockId& block, BlockPlace from, BlockPlace to) const {
+  return {.memory = entries_.at(block.request).memory,
+          .tokens = tokens_of(block),
+          .from = &place_of(from),
+          .to = &place_of(to)};
 }
 
 // Whether any move has ended since.
 bool KvTiers::note_done(bool waits) {
-  const std::vector<TierMoveDone> all = mover_.take_done(waits);
-  for (const TierMoveDone& done : all) {
+  std::vector<TierMoveDone> all = mover_.take_done(waits);
+  for (TierMoveDone& done : all) {
     const TierMove& move = done.move;
-    complete(done);
+    complete(done, memory_of(move.block, move.from, move.to), trace_, statistics_);
     leaving_.add(move.from, -move.bytes);
     statistics_.move_s += done.seconds;
     const std::size_t block = ledger_.find(move.block);

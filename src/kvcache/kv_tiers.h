@@ -18,6 +18,7 @@
 #include "kvcache/tier_blocks.h"
 #include "kvcache/tier_memory.h"
 #include "kvcache/tier_mover.h"
+#include "kvcache/tier_moves.h"
 #include "memory/budgets.h"
 
 namespace hybridgen {
@@ -118,8 +119,7 @@ class KvTiers {
   PlacementRule rule() const;
   void begin(const std::vector<BlockMove>& moves);
   TokenRange tokens_of(const BlockId& block) const;
-  std::function<void()> work_of(const BlockId& block, const BlockMove& move) const;
-  void complete(const TierMoveDone& done);
+  MovedMemory memory_of(const BlockId& block, BlockPlace from, BlockPlace to) const;
   bool note_done(bool waits);
   void shut(BlockPlace place);
   void count_shares(std::int64_t request, Entry& entry) const;
@@ -131,6 +131,7 @@ class KvTiers {
   KvPlacement placement_;
   TierPlaces places_;
   Budgets& budgets_;
+  TraceRecorder& trace_;
   TierStatistics& statistics_;
   KvRoom room_;
   TierLedger ledger_;

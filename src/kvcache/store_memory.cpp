@@ -19,6 +19,24 @@ PageMove StoreMemory::move(KvSide side, TokenRange tokens, const PagePlace& plac
   return store_.memory(side).move(blocks_of(side, tokens), place);
 }
 
+bool StoreMemory::is_pinned(KvSide side, TokenRange tokens) const {
+  return store_.memory(side).is_pinned(blocks_of(side, tokens));
+}
+
+void StoreMemory::bring_copies(KvSide side,
+                               TokenRange tokens,
+                               const PagePlace& place,
+                               bool contents) {
+  store_.memory(side).bring_copies(blocks_of(side, tokens), place, contents);
+}
+
+PageMove StoreMemory::switch_to_copies(KvSide side,
+                                       TokenRange tokens,
+                                       const PagePlace& from,
+                                       bool contents) {
+  return store_.memory(side).switch_to_copies(blocks_of(side, tokens), from, contents);
+}
+
 BlockRange StoreMemory::blocks_of(KvSide side, TokenRange tokens) const {
   const std::int64_t each = granule_tokens(side);
   return {tokens.begin / each, (tokens.end + each - 1) / each};

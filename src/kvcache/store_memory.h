@@ -28,6 +28,13 @@ class StoreMemory final : public TierMemory {
   void take(KvSide side, TokenRange tokens, const PagePlace& place) override;
   PageMove move(KvSide side, TokenRange tokens, const PagePlace& place) override;
 
+  bool is_pinned(KvSide side, TokenRange tokens) const override;
+  void bring_copies(KvSide side, TokenRange tokens, const PagePlace& place, bool contents) override;
+  PageMove switch_to_copies(KvSide side,
+                            TokenRange tokens,
+                            const PagePlace& from,
+                            bool contents) override;
+
   std::int64_t closed_tokens(KvSide side, std::int64_t written) const override;
   void write_to_disk(KvSide side, TokenRange tokens) override;
   void read_from_disk(KvSide side, TokenRange tokens, const PagePlace& place) override;

@@ -33,6 +33,21 @@ class TierMemory {
   /// May run beside readers and writers of the same tokens, and beside take() of others.
   virtual PageMove move(KvSide side, TokenRange tokens, const PagePlace& place) = 0;
 
+  // Of pinned blocks, instead of move(); see KvMemory.
+  virtual bool is_pinned(KvSide /*side*/, TokenRange /*tokens*/) const { return false; }
+  /// On the thread that moves, beside readers and, without `contents`, writers.
+  virtual void bring_copies(KvSide /*side*/,
+                            TokenRange /*tokens*/,
+                            const PagePlace& /*place*/,
+                            bool /*contents*/) {}
+  /// Completes it, while nobody uses the tokens.
+  virtual PageMove switch_to_copies(KvSide /*side*/,
+                                    TokenRange /*tokens*/,
+                                    const PagePlace& /*from*/,
+                                    bool /*contents*/) {
+    return {};
+  }
+
   // Of whole blocks that are closed; see KvDisk. Where there is no disk nobody calls them.
   /// Tokens of the first `written` ones whose blocks nobody writes to or looks into again but to
   /// read them through KvDisk.

@@ -26,6 +26,9 @@ struct TierMove {
   BlockPlace from = BlockPlace::kDram;
   BlockPlace to = BlockPlace::kDram;
   std::function<void()> work;  ///< what it throws is TierMoveDone::error
+  /// Of pinned blocks: what work brings are copies, which their owner has yet to switch to.
+  bool is_by_copy = false;
+  bool has_contents = false;  ///< of the copies
 };
 
 struct TierMoveDone {

@@ -25,6 +25,9 @@
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
 #endif
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
 #ifndef MPOL_PREFERRED_MANY
 #define MPOL_PREFERRED_MANY 5
 #endif
@@ -94,6 +97,14 @@ class SystemPageCalls final : public PageCalls {
 
   int advise(PageSpan span, PageAdvice advice) override {
     return errno_unless(::madvise(span.data, span.bytes, word_for(advice)) == 0);
+  }
+
+  int replace(std::byte* to, PageSpan from) override {
+    return errno_unless(::mremap(from.data,
+                                 from.bytes,
+                                 from.bytes,
+                                 MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP,
+                                 to) != MAP_FAILED);
   }
 
   int find_nodes(std::span<void* const> pages, std::span<int> nodes) override {

@@ -53,6 +53,9 @@ class PageCalls {
   /// A page everywhere, contents as they are.
   virtual int touch(PageSpan span) = 0;
   virtual int advise(PageSpan span, PageAdvice advice) = 0;
+  /// The pages of `from`, each of which is there, take the place of those at `to`, which go back to
+  /// the system. `from` holds nothing then, as after allow(). Not both pinned nor in use.
+  virtual int replace(std::byte* to, PageSpan from) = 0;
   /// The node of the page at each address; -1: there is none. As many of `nodes` as of `pages`.
   virtual int find_nodes(std::span<void* const> pages, std::span<int> nodes) = 0;
 

@@ -306,6 +306,15 @@ PageMove PlacedMemory::move(std::span<const ByteRange> ranges, const PagePlace& 
   return result;
 }
 
+int PlacedMemory::take_over(std::span<const ByteRange> ranges, PlacedMemory& other) {
+  for (const ByteRange& range : ranges) {
+    if (range.bytes == 0) continue;
+    const int error = calls_->replace(span_.data + range.begin, other.span_of(range));
+    if (error != 0) return error;
+  }
+  return 0;
+}
+
 void PlacedMemory::give_back(std::span<const ByteRange> ranges) noexcept {
   for (const ByteRange& range : ranges) {
     if (range.bytes > 0) static_cast<void>(calls_->advise(span_of(range), PageAdvice::kGiveBack));

@@ -86,6 +86,11 @@ class PlacedMemory {
   /// std::bad_alloc: what could not be moved stays where it is.
   PageMove move(std::span<const ByteRange> ranges, const PagePlace& place);
 
+  /// Pages of `other`, at the same ranges, take the place of those here, which go back to the
+  /// system; `other` has none there then. Nobody uses either meanwhile. Returns an errno: what came
+  /// before the range that failed has been replaced.
+  int take_over(std::span<const ByteRange> ranges, PlacedMemory& other);
+
   /// The pages go back to the system.
   void give_back(std::span<const ByteRange> ranges) noexcept;
 
@@ -103,9 +108,9 @@ class PlacedMemory {
   /// Of all.
   PagesFound found() const;
   PageSpan span() const { return span_; }
+  PageSpan span_of(ByteRange range) const { return {span_.data + range.begin, range.bytes}; }
 
  private:
-  PageSpan span_of(ByteRange range) const { return {span_.data + range.begin, range.bytes}; }
   void take_piece(ByteRange piece, const PagePlace& place, std::string_view operation);
   bool begin_join(std::size_t unit);
   bool is_on_one_node(PageSpan span) const;

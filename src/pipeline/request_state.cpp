@@ -62,6 +62,9 @@ RequestState::RequestState(const DecoderModel& model,
     shape.numa_node = numa_node;
     shape.numa_parts = numa_parts;
     shape.place = tiers.places().dram;
+    if (sends_rows(method.work)) {
+      shape.pins = page_pins(model.device().pins());
+    }
     host = std::make_unique<HostKvStore>(shape);
     if (disk.file != nullptr) {
       host->use_disk(disk);

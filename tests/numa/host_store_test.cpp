@@ -13,6 +13,7 @@
 #include "kvcache/kv_tiers.h"
 #include "kvcache/store_memory.h"
 #include "kvcache/stored_head.h"
+#include "support/noted_pins.h"
 #include "two_nodes.h"
 
 namespace hybridgen {
@@ -143,6 +144,19 @@ class StoreOnNodes : public TwoNodes, public testing::WithParamInterface<Kind> {
   KvHolding holding_;  ///< last: ends first
 };
 
+NotedPins& noted_pins() {
+  static NotedPins pins;
+  return pins;
+}
+
+/// Which the system does not move.
+Kind pinned_rows() {
+  HostKvShape shape = kShape;
+  shape.key_layout = KeyLayout::kRows;
+  shape.pins = &noted_pins();
+  return {"PinnedRows", shape};
+}
+
 Kind kind(std::string name, KeyLayout layout, KvPrecision keys, KvPrecision values) {
   HostKvShape shape = kShape;
   shape.key_layout = layout;
@@ -163,6 +177,9 @@ TEST_P(StoreOnNodes, HasItsKeysInDramAndValuesThatOverflowOnTheSlowNode) {
   EXPECT_GE(values[slow_], all - dram_bytes_);
   EXPECT_LE(keys.at(dram_) + values[dram_], dram_bytes_);
   EXPECT_GT(statistics_.moves_down, 0);
+  const bool is_pinned = GetParam().shape.pins != nullptr;
+  EXPECT_EQ(statistics_.switches, is_pinned ? statistics_.moves_down + statistics_.moves_up : 0);
+  EXPECT_EQ(noted_pins().pinned_bytes(), is_pinned ? all : 0);
   expect_rows_are_as_written();
 }
 
@@ -187,7 +204,8 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(
         kind("BlockedKeys", KeyLayout::kBlocked, KvPrecision::kFull, KvPrecision::kFull),
         kind("KeyRows", KeyLayout::kRows, KvPrecision::kFull, KvPrecision::kFull),
-        kind("CodedRows", KeyLayout::kBlocked, KvPrecision::kInt8, KvPrecision::kInt4)),
+        kind("CodedRows", KeyLayout::kBlocked, KvPrecision::kInt8, KvPrecision::kInt4),
+        pinned_rows()),
     [](const auto& each) { return each.param.name; });
 
 }  // namespace

@@ -23,7 +23,15 @@ namespace hybridgen {
 
 class InventedNodes final : public PageCalls {
  public:
-  enum class Call : std::uint8_t { kReserve, kAllow, kSetRule, kTouch, kAdvise, kFindNodes };
+  enum class Call : std::uint8_t {
+    kReserve,
+    kAllow,
+    kSetRule,
+    kTouch,
+    kAdvise,
+    kReplace,
+    kFindNodes
+  };
 
   /// Bytes that are free on each node, beyond what PlacedMemory leaves free.
   explicit InventedNodes(std::map<int, std::int64_t> free) : free_(std::move(free)) {}
@@ -108,6 +116,20 @@ class InventedNodes final : public PageCalls {
     if (advice == PageAdvice::kGiveBack) forget(span);
     if (advice == PageAdvice::kJoin) joined_.insert(span.data);
     return advice == PageAdvice::kGiveBack ? system_.advise(span, advice) : 0;
+  }
+  int replace(std::byte* to, PageSpan from) override {
+    if (const int error = begin(Call::kReplace); error != 0) return error;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (const int error = system_.replace(to, from); error != 0) return error;
+    forget({to, from.bytes});
+    for (std::size_t at = 0; at < from.bytes; at += page_bytes()) {
+      const auto page = nodes_.find(from.data + at);
+      if (page == nodes_.end()) continue;
+      nodes_[to + at] = page->second;
+      nodes_.erase(page);
+      rules_[to + at] = rules_[from.data + at];
+    }
+    return 0;
   }
   int find_nodes(std::span<void* const> pages, std::span<int> nodes) override {
     if (const int error = begin(Call::kFindNodes); error != 0) return error;

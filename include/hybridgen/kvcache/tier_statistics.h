@@ -14,6 +14,8 @@ struct TierStatistics {
   std::int64_t moved_up_bytes = 0;
   std::int64_t failed_moves = 0;  ///< the tier had less memory than its budget says
   double move_s = 0.0;            ///< beside everything else
+  std::int64_t switches = 0;      ///< to copies of pinned blocks, of these moves
+  double switch_s = 0.0;          ///< between steps
   std::int64_t growth_waits = 0;  ///< times that new tokens had to wait for a move
   double growth_wait_s = 0.0;
 };

@@ -77,6 +77,9 @@ bool chooses(const HostWork& work);
 /// Whether K says how many of them are sent, so that there is something to steer.
 bool sends_k(const HostWork& work);
 
+/// Whether rows of tokens are sent, as they lie on the host.
+inline bool sends_rows(const HostWork& work) { return !is<Nothing>(work) && !is<Attend>(work); }
+
 /// The work that a composition spells in three words: `query` ("none", "exact", "guessed"),
 /// `payload` ("nothing", "logits_and_values", "keys_and_values", "partial_attention") and `choice`
 /// ("all", "selector", "partial_keys"). ConfigError for a word that is none of these, and for those

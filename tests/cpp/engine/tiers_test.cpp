@@ -6,145 +6,37 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
-#include <cstdlib>
-#include <exception>
-#include <map>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "hybridgen/core/error.h"
 #include "support/invented_nodes.h"
-#include "support/method_settings.h"
+#include "support/tiered_engines.h"
 
 namespace hybridgen {
 namespace {
 
+using testing::Ended;
 using testing::Generated;
-using testing::options;
+using testing::in_dram;
+using testing::in_tiers;
+using testing::kBlockBytes;
+using testing::kCxlNode;
+using testing::kDramNode;
+using testing::kMiB;
+using testing::least_dram;
+using testing::long_model;
+using testing::long_prompts;
 using testing::prompt;
+using testing::run_all;
+using testing::scanning;
 using testing::Setting;
-using testing::setting;
+using testing::takes;
+using testing::tries_more;
+using testing::used_of_host;
 
-constexpr std::int64_t kMiB = std::int64_t{1} << 20;
-constexpr std::int64_t kBlockBytes = 64 << 10;  // of 256 tokens of keys, and of values
-constexpr int kSteps = 6;
-constexpr int kDramNode = 0;
-constexpr int kCxlNode = 1;
-
-bool tries_more() { return std::getenv("HYBRIDGEN_LONG") != nullptr; }
-
-ModelConfig long_config() {
-  ModelConfig config = testing::tiny_config();
-  config.num_layers = 2;
-  config.max_positions = 2048;
-  return config;
-}
-
-std::shared_ptr<DecoderModel> long_model() {
-  static const auto model = testing::tiny_model(long_config());
-  return model;
-}
-
-/// Of several blocks each, but for one.
-const std::vector<std::vector<std::int64_t>>& long_prompts() {
-  static const std::vector<std::vector<std::int64_t>> prompts{
-      prompt(600, 1), prompt(300, 2), prompt(30, 3)};
-  return prompts;
-}
-
-EngineOptions in_tiers(EngineOptions options,
-                       std::int64_t dram,
-                       std::int64_t cxl,
-                       KvPlacement placement = KvPlacement::kSemantic) {
-  options.dram_bytes = dram;
-  options.tiers.cxl_bytes = cxl;
-  options.tiers.placement = placement;
-  options.test.invented_cxl_node = kCxlNode;
-  options.prefill_chunk = 300;
-  return options;
-}
-
-EngineOptions in_dram(EngineOptions options) {
-  options.prefill_chunk = 300;
-  return options;
-}
-
-std::vector<Setting> all_settings() {
-  std::vector<Setting> settings = testing::approximate_settings();
-  for (Setting& each : settings) each.name += "_approximate";
-  for (Setting& each : testing::exact_settings()) settings.push_back(std::move(each));
-  std::erase_if(settings, [](const Setting& each) {
-    return each.options.method.starts_with("streaming_llm") &&
-           each.name.find("host") == std::string::npos;  // nothing on the host
-  });
-  return settings;
-}
-
-struct Ended {
-  Generated generated;
-  std::string error;
-};
-
-/// Runs to the end whatever fails, and what each request came to.
-std::vector<Ended> run_all(Engine& engine) {
-  SamplingOptions sampling;
-  sampling.max_tokens = kSteps;
-  std::map<std::int64_t, std::size_t> index;
-  std::vector<Ended> ended(long_prompts().size());
-  for (std::size_t i = 0; i < long_prompts().size(); ++i) {
-    index[engine.add(long_prompts()[i], sampling)] = i;
-  }
-  while (engine.has_work()) {
-    for (const TokenEvent& event : engine.step()) {
-      Ended& one = ended[index.at(event.request_id)];
-      if (event.error != nullptr) {
-        try {
-          std::rethrow_exception(event.error);
-        } catch (const OutOfMemoryError& error) {
-          one.error = error.what();
-        }
-        continue;
-      }
-      one.generated.tokens.push_back(event.token_id);
-      one.generated.logprobs.push_back(event.logprob);
-    }
-  }
-  return ended;
-}
-
-std::int64_t used_of_host(const Engine& engine) {
-  std::int64_t used = 0;
-  for (const TierUsage& tier : engine.memory()) {
-    if (tier.tier != "device") used += tier.used_bytes;
-  }
-  return used;
-}
-
-/// What DRAM has to have for the longest prompt when there is as much as can be used of CXL memory,
-/// as the refusal of less says.
-std::int64_t least_dram(const EngineOptions& asked) {
-  Engine engine(long_model(), in_tiers(asked, 1, 256 * kMiB));
-  SamplingOptions sampling;
-  sampling.max_tokens = kSteps;
-  try {
-    engine.add(long_prompts().front(), sampling);
-  } catch (const OutOfMemoryError& error) {
-    const std::string setting = "KVConfig(dram=";
-    const std::string text = error.what();
-    return std::stoll(text.substr(text.find(setting) + setting.size()));
-  }
-  return 1;
-}
-
-bool takes(const EngineOptions& options) {
-  try {
-    const Engine engine(long_model(), options);
-  } catch (const ConfigError&) {
-    return false;
-  }
-  return true;
-}
+constexpr int kSteps = testing::kTierSteps;
 
 TEST(Tiers, EveryMixtureOfThemGivesTheTokensOfDramAlone) {
   std::mt19937 random(7);
@@ -152,7 +44,7 @@ TEST(Tiers, EveryMixtureOfThemGivesTheTokensOfDramAlone) {
     return std::uniform_int_distribution<std::int64_t>(least, most)(random);
   };
   int num_mixed = 0;
-  for (Setting each : all_settings()) {
+  for (Setting each : testing::settings_on_host()) {
     SCOPED_TRACE(each.name);
     EngineOptions coded = each.options;
     coded.key_precision = KvPrecision{static_cast<std::uint8_t>(draw(0, 2))};
@@ -183,14 +75,6 @@ TEST(Tiers, EveryMixtureOfThemGivesTheTokensOfDramAlone) {
     }
   }
   EXPECT_GT(num_mixed, 8);
-}
-
-EngineOptions scanning() {
-  EngineOptions result =
-      testing::hybrid("all", QueryMode::kExact, testing::kPost, "topk", TokenCount::count(20))
-          .options;
-  result.device_tokens.count = 9;
-  return result;
 }
 
 TEST(Tiers, KeysStayInDramAndValuesGoBelowOnceBothAreTooMany) {

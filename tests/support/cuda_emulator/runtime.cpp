@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <utility>
@@ -21,6 +22,12 @@ thread_local cudaError_t last_error = cudaSuccess;
 std::mutex attributes_mutex;
 std::map<const void*, std::size_t>& shared_bytes_by_kernel() {
   static std::map<const void*, std::size_t> bytes;
+  return bytes;
+}
+
+std::mutex registered_mutex;
+std::map<std::byte*, std::size_t>& registered() {
+  static std::map<std::byte*, std::size_t> bytes;
   return bytes;
 }
 
@@ -53,6 +60,10 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorMemoryAllocation";
     case cudaErrorInvalidConfiguration:
       return "cudaErrorInvalidConfiguration";
+    case cudaErrorHostMemoryAlreadyRegistered:
+      return "cudaErrorHostMemoryAlreadyRegistered";
+    case cudaErrorHostMemoryNotRegistered:
+      return "cudaErrorHostMemoryNotRegistered";
   }
   return "unrecognized error code";
 }
@@ -67,6 +78,10 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "out of memory";
     case cudaErrorInvalidConfiguration:
       return "invalid configuration argument";
+    case cudaErrorHostMemoryAlreadyRegistered:
+      return "part or all of the requested memory range is already mapped";
+    case cudaErrorHostMemoryNotRegistered:
+      return "pointer does not correspond to a registered memory region";
   }
   return "unrecognized error code";
 }
@@ -98,6 +113,24 @@ cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
 cudaError_t cudaFree(void* memory) {
   std::free(memory);  // NOLINT(cppcoreguidelines-no-malloc)
   return cudaSuccess;
+}
+
+cudaError_t cudaHostRegister(void* memory, std::size_t bytes, unsigned /*flags*/) {
+  if (memory == nullptr || bytes == 0) return failed(cudaErrorInvalidValue);
+  auto* const begin = static_cast<std::byte*>(memory);
+  const std::lock_guard lock(registered_mutex);
+  const auto after = registered().lower_bound(begin + bytes);
+  if (after != registered().begin() && std::prev(after)->first + std::prev(after)->second > begin) {
+    return failed(cudaErrorHostMemoryAlreadyRegistered);
+  }
+  registered()[begin] = bytes;
+  return cudaSuccess;
+}
+
+cudaError_t cudaHostUnregister(void* memory) {
+  const std::lock_guard lock(registered_mutex);
+  const bool was_there = registered().erase(static_cast<std::byte*>(memory)) > 0;
+  return was_there ? cudaSuccess : failed(cudaErrorHostMemoryNotRegistered);
 }
 
 cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind /*kind*/) {
