@@ -140,6 +140,13 @@ const KvMemory& HostKvStore::memory(KvSide side) const {
   return const_cast<HostKvStore*>(this)->memory(side);
 }
 
+bool HostKvStore::is_read_in_place(KvSide side, TokenRange tokens) const {
+  const KvMemory& memory = this->memory(side);
+  const std::int64_t each = memory.block_tokens();
+  return disk_ == nullptr &&
+         memory.is_pinned({tokens.begin / each, (tokens.end + each - 1) / each});
+}
+
 void HostKvStore::report(PlacedBytes& bytes) const {
   if (key_codes_.has_value()) {
     key_codes_->report(bytes);

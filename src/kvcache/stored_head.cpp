@@ -369,8 +369,12 @@ void read_tokens(const kernels::CpuKernels& kernels,
       tokens.size() * shape.head_dim * static_cast<std::int64_t>(size_of(shape.dtype));
   for (std::int64_t g = 0; g < shape.num_kv_heads; ++g) {
     const StoredHead head(kernels, store, layer, g);
-    head.keys(tokens, static_cast<std::byte*>(keys) + g * bytes, kernels::RowReader::kCpu);
-    head.values(tokens, static_cast<std::byte*>(values) + g * bytes, kernels::RowReader::kCpu);
+    if (keys != nullptr) {
+      head.keys(tokens, static_cast<std::byte*>(keys) + g * bytes, kernels::RowReader::kCpu);
+    }
+    if (values != nullptr) {
+      head.values(tokens, static_cast<std::byte*>(values) + g * bytes, kernels::RowReader::kCpu);
+    }
   }
 }
 

@@ -102,8 +102,8 @@ class StoredHead {
   std::int64_t kv_head_;
 };
 
-/// Copies K and V rows of `tokens` of all KV heads out, as [G][count][D] contiguous each.
-/// ConfigError if outside the capacity.
+/// Copies K and V rows of `tokens` of all KV heads out, as [G][count][D] contiguous each; null: not
+/// those. ConfigError if outside the capacity.
 void read_tokens(const kernels::CpuKernels& kernels,
                  const HostKvStore& store,
                  std::int64_t layer,

@@ -25,11 +25,11 @@ Prefill::Prefill(const DecoderModel& model,
     : model_(model),
       weights_(weights),
       ops_(ops),
-      kernels_(kernels),
       method_(method),
       trace_(trace),
       statistics_(statistics),
-      link_(statistics.prefill_h2d_bytes, statistics.d2h_bytes, statistics.evicted_bytes) {}
+      link_(statistics.prefill_h2d_bytes, statistics.d2h_bytes, statistics.evicted_bytes),
+      offloaded_(model, kernels, link_) {}
 
 void Prefill::run(std::span<PrefillChunk> chunks) {
   const std::int64_t begin_ns = TraceRecorder::now_ns();
@@ -181,48 +181,17 @@ at::Tensor Prefill::attend(RequestState& request,
                                             /*causal=*/false));
   }
   PartialAttention offloaded;
-  for_offloaded_blocks(request, layer, [&](const at::Tensor& block_keys, const at::Tensor& block) {
-    ops_.add_partial(offloaded, ops_.partial_attention(query, block_keys, block, /*causal=*/false));
-  });
+  offloaded_.for_each_block(
+      request, layer, [&](const at::Tensor& block_keys, const at::Tensor& block) {
+        ops_.add_partial(offloaded,
+                         ops_.partial_attention(query, block_keys, block, /*causal=*/false));
+      });
   PartialAttention all = device;
   if (offloaded.out.defined()) {
     ops_.add_partial(all, offloaded);
   }
   tell_parts(request, query, layer, keys, device, offloaded, all);
   return all.out;
-}
-
-void Prefill::for_offloaded_blocks(
-    const RequestState& request,
-    std::int64_t layer,
-    const std::function<void(const at::Tensor&, const at::Tensor&)>& visit) {
-  const std::int64_t offloaded = request.tokens.num_offloaded();
-  if (offloaded == 0) {
-    return;
-  }
-  const ModelConfig& config = model_.config();
-  if (!block_values_.defined()) {  // the second of two allocations, of which each may fail
-    const std::int64_t elements = config.num_kv_heads * kStreamedBlock * config.head_dim;
-    block_keys_ = model_.device().host_staging({elements}, to_scalar_type(model_.dtype()));
-    block_values_ = model_.device().host_staging({elements}, to_scalar_type(model_.dtype()));
-  }
-  for (std::int64_t begin = 0; begin < offloaded; begin += kStreamedBlock) {
-    const TokenRange range{begin, std::min(begin + kStreamedBlock, offloaded)};
-    const std::int64_t elements = config.num_kv_heads * range.size() * config.head_dim;
-    read_tokens(kernels_,
-                *request.host,
-                layer,
-                range,
-                block_keys_.mutable_data_ptr(),
-                block_values_.mutable_data_ptr());
-    const auto on_device = [&](const at::Tensor& staging) {
-      return staging.narrow(0, 0, elements)
-          .view({config.num_kv_heads, range.size(), config.head_dim})
-          .to(model_.device().device());
-    };
-    visit(on_device(block_keys_), on_device(block_values_));
-    link_.to_device(2 * range.size() * config.kv_row_bytes(model_.dtype()));
-  }
 }
 
 void Prefill::tell_parts(RequestState& request,
@@ -274,7 +243,7 @@ void Prefill::give_weights(RequestState& request,
   const std::int64_t first = request.tokens.num_offloaded();
   if (first > 0) {
     std::vector<at::Tensor> blocks;
-    for_offloaded_blocks(request, rows.layer, [&](const at::Tensor& keys, const at::Tensor&) {
+    offloaded_.for_each_block(request, rows.layer, [&](const at::Tensor& keys, const at::Tensor&) {
       blocks.push_back(ops_.column_sums(rows.query, keys, offloaded_lse, /*causal=*/false));
     });
     give(at::cat(blocks, 1).contiguous(), 0, /*is_offloaded=*/true);

@@ -9,7 +9,6 @@
 
 #include <cstdint>
 #include <exception>
-#include <functional>
 #include <span>
 
 #include "hybridgen/pipeline/statistics.h"
@@ -17,6 +16,7 @@
 #include "kernels/cpu_kernels.h"
 #include "models/decoder_model.h"
 #include "models/weight_store.h"
+#include "pipeline/offloaded_blocks.h"
 #include "pipeline/request_state.h"
 #include "runtime/link_meter.h"
 
@@ -37,8 +37,6 @@ struct PrefillChunk {
 /// To be used with the compute stream current (DeviceContext::enter_compute).
 class Prefill {
  public:
-  static constexpr std::int64_t kStreamedBlock = 1024;  ///< tokens from the host at a time
-
   /// All references must outlive this.
   Prefill(const DecoderModel& model,
           WeightStore& weights,
@@ -69,10 +67,6 @@ class Prefill {
                     std::int64_t layer,
                     const at::Tensor& keys,
                     const at::Tensor& values);
-  /// Calls visit(first position, keys, values) for blocks of offloaded tokens, on the device.
-  void for_offloaded_blocks(const RequestState& request,
-                            std::int64_t layer,
-                            const std::function<void(const at::Tensor&, const at::Tensor&)>& visit);
   /// Of a chunk in one layer. `device`: attention over what is on the device, `offloaded` over the
   /// rest, `all` over both.
   void tell_parts(RequestState& request,
@@ -103,14 +97,13 @@ class Prefill {
   const DecoderModel& model_;
   WeightStore& weights_;
   const DeviceOps& ops_;
-  const kernels::CpuKernels& kernels_;
   const Method& method_;
   TraceRecorder& trace_;
   PipelineStatistics& statistics_;
   LinkMeter link_;
-  BlockWorkspace ws_;                     ///< of the largest chunk's size
-  BlockWorkspace last_;                   ///< one row, for the head
-  at::Tensor block_keys_, block_values_;  ///< host staging of streamed blocks
+  OffloadedBlocks offloaded_;
+  BlockWorkspace ws_;    ///< of the largest chunk's size
+  BlockWorkspace last_;  ///< one row, for the head
 };
 
 }  // namespace hybridgen

@@ -7,7 +7,7 @@
 #include "device/row_blocks.h"
 #include "models/decoder_model.h"
 #include "pipeline/lost_mass.h"
-#include "pipeline/prefill.h"
+#include "pipeline/offloaded_blocks.h"
 
 namespace hybridgen {
 namespace {
@@ -128,7 +128,7 @@ std::int64_t prefill_bytes(const Sizes& s,
   bytes += s.heads * rows * (s.head_dim + 2) * 9 * kFloat;
   // Rows that come back from the host, and those that leave.
   if (plan.max_offloaded > 0) {
-    bytes += 2 * s.rows(std::min(prompt, Prefill::kStreamedBlock)) * s.element;
+    bytes += 2 * s.rows(std::min(prompt, OffloadedBlocks::kTokens)) * s.element;
     bytes += s.rows(rows) * (s.element + 2 * kFloat);
   }
   return bytes;
@@ -187,7 +187,7 @@ std::int64_t host_working_bytes(const ModelConfig& config,
   std::int64_t streamed = 0;
   std::int64_t scratch = 0;
   if (plan.max_offloaded > 0) {
-    streamed = 2 * s.rows(Prefill::kStreamedBlock) * s.element;
+    streamed = 2 * s.rows(OffloadedBlocks::kTokens) * s.element;
     // Logits of a group's query heads, and which tokens were planned.
     scratch = 2 * config.query_heads_per_kv_head() * plan.max_offloaded * kFloat;
   }

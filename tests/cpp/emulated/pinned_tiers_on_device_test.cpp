@@ -96,6 +96,24 @@ TEST(TiersOfADevice, ArePinnedWhereItIsSentRowsAndMoveByCopies) {
   EXPECT_EQ(tiers.switches, tiers.moves_down + tiers.moves_up);
 }
 
+TEST(TiersOfADevice, GiveAPromptsChunksTheirRowsWithoutTheHost) {
+  EmulatedCuda device(Mode::kThreads);
+  const auto prompt_read = [&] {
+    Engine engine(long_model(device.name()), in_dram(testing::setting("", "flexgen").options));
+    engine.add(long_prompts().front(), {});
+    device.reset_counters();
+    while (engine.step().empty()) {
+    }
+    return device.counters();
+  };
+  const emulated::Counters in_place = prompt_read();
+  const PagePinsForTest nobody(nullptr);
+  const emulated::Counters staged = prompt_read();
+  EXPECT_EQ(in_place.bytes_to_device, staged.bytes_to_device);
+  // The second chunk's keys and values, in each of two layers, are copies that wait no more.
+  EXPECT_EQ(in_place.blocking_copies, staged.blocking_copies - 2 * 2);
+}
+
 TEST(TiersOfADevice, AreNotPinnedWhereTheHostAttends) {
   const EmulatedCuda device(Mode::kEager);
   Engine engine(long_model(device.name()),
