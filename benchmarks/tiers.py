@@ -80,6 +80,8 @@ def measure_memory(report: Report) -> float:
             report.add(name, figure["us"], "us")
         else:
             report.add(name, figure["GB/s"], "GB/s")
+            if "switch_us" in figure:
+                report.add(f"{name}: switch of a block", figure["switch_us"], "us")
     (read,) = cpp_benchmarks("^logits/float32/d64/g1/manual_time$")
     report.add("read rate of this machine", read["ceiling_GBps"], "GB/s")
     return float(read["ceiling_GBps"]) * 1e9

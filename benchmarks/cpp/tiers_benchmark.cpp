@@ -169,6 +169,29 @@ void move_between_nodes(benchmark::State& state) {
   state.counters["GB/s"] = rate;
 }
 
+// As of pinned blocks, but within what memory there is: how far the nodes are apart is not in it.
+void move_by_copy(benchmark::State& state) {
+  HostKvStore store(shape_of(8, {}));
+  store.grow(kTokens);
+  KvMemory& values = store.memory(KvSide::kValues);
+  const BlockRange all{0, values.num_blocks()};
+  double copying = 0.0;
+  double switching = 0.0;
+  for (auto _ : state) {
+    const auto begin = std::chrono::steady_clock::now();
+    values.bring_copies(all, {}, /*contents=*/true);
+    const auto copied = std::chrono::steady_clock::now();
+    static_cast<void>(values.switch_to_copies(all, {}, /*contents=*/true));
+    const auto end = std::chrono::steady_clock::now();
+    copying += std::chrono::duration<double>(copied - begin).count();
+    switching += std::chrono::duration<double>(end - copied).count();
+    state.SetIterationTime(std::chrono::duration<double>(end - begin).count());
+  }
+  const auto rounds = static_cast<double>(state.iterations());
+  state.counters["GB/s"] = 1e-9 * rounds * static_cast<double>(values.bytes_of(all)) / copying;
+  state.counters["switch_us"] = 1e6 * switching / (rounds * static_cast<double>(all.end));
+}
+
 BENCHMARK(scan_of_tier_memory)
     ->Name("tiers/scan_of_keys")
     ->UseManualTime()
@@ -181,6 +204,10 @@ BENCHMARK_CAPTURE(evict_a_token, with_moves, true)
     ->Name("tiers/token_to_the_host_with_moves")
     ->UseManualTime()
     ->Iterations(16000);
+BENCHMARK(move_by_copy)
+    ->Name("tiers/move_by_copy")
+    ->UseManualTime()
+    ->Unit(benchmark::kMillisecond);
 BENCHMARK(move_between_nodes)
     ->Name("tiers/move_between_nodes")
     ->UseManualTime()
