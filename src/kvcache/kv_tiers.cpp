@@ -122,7 +122,11 @@ KvHolding KvTiers::hold(std::int64_t request,
   };
   PlacementDecision decision = decide();
   while (!decision.fits && note_done(/*waits=*/true)) decision = decide();
-  if (decision.fits) begin(decision.moves);
+  for (int attempt = 1; decision.fits && !begin(decision.moves, *wanted) && attempt < kMostAttempts;
+       ++attempt) {
+    finish_moves();
+    decision = decide();
+  }
   while (used()[TierKind::kDram] > (*wanted)[TierKind::kDram] && note_done(/*waits=*/true)) {
   }
   Reservation dram;
@@ -163,7 +167,7 @@ void KvTiers::update() {
   if (!std::exchange(has_changed_, false)) return;
   room_.take_back(0, used());
   const PlacementDecision decision = place_blocks(rule(), ledger_.blocks(), {});
-  if (decision.fits) begin(decision.moves);
+  if (decision.fits) begin(decision.moves, room_.room());
 }
 
 void KvTiers::finish_moves() {
@@ -247,7 +251,7 @@ void KvTiers::place(std::int64_t request, const std::vector<NewBlock>& blocks) {
       if (note_done(/*waits=*/true)) continue;
       throw_out_of_room(request, blocks);
     }
-    begin(decision.moves);
+    begin(decision.moves, room_.room());
     const std::size_t num_before = ledger_.blocks().size();
     const bool goes_to_disk = entries_.at(request).open.to_disk > 0;
     for (std::size_t i = 0; i < blocks.size(); ++i) {
@@ -320,14 +324,31 @@ void KvTiers::close_written(std::int64_t request, Entry& entry) {
   }
 }
 
-void KvTiers::begin(const std::vector<BlockMove>& moves) {
+// Whether all of them. What leaves a tier keeps its pages until that is noted: what comes in its
+// place is left out as long, and decided about again.
+bool KvTiers::begin(const std::vector<BlockMove>& moves, const TierBytes& room) {
+  bool has_begun_all = true;
   for (const BlockMove& move : moves) {
     const TierBlock block = ledger_.blocks()[move.block];
+    if ((leaving_.sum() > 0 || !has_begun_all) && !fits_into(room, move, block.bytes)) {
+      has_begun_all = false;
+      continue;
+    }
     mover_.add(move_of(block, move, memory_of(block.id, move.from, move.to)));
     ledger_.move(move.block, move.to);
     ledger_.set_moving(move.block, true);
     leaving_.add(move.from, block.bytes);
   }
+  return has_begun_all;
+}
+
+bool KvTiers::fits_into(const TierBytes& room, const BlockMove& move, std::int64_t bytes) const {
+  TierBytes coming;
+  coming.add(move.to, bytes);
+  const TierBytes there = used();
+  return std::ranges::all_of(kHostTiers, [&](TierKind tier) {
+    return coming[tier] == 0 || there[tier] + coming[tier] <= room[tier];
+  });
 }
 
 TokenRange KvTiers::tokens_of(const BlockId& block) const {

@@ -117,7 +117,8 @@ class KvTiers {
   void take_up_to(Entry& entry, KvSide side, std::int64_t tokens, BlockPlace place);
   void close_written(std::int64_t request, Entry& entry);
   PlacementRule rule() const;
-  void begin(const std::vector<BlockMove>& moves);
+  bool begin(const std::vector<BlockMove>& moves, const TierBytes& room);
+  bool fits_into(const TierBytes& room, const BlockMove& move, std::int64_t bytes) const;
   TokenRange tokens_of(const BlockId& block) const;
   MovedMemory memory_of(const BlockId& block, BlockPlace from, BlockPlace to) const;
   bool note_done(bool waits);
