@@ -6,19 +6,18 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <optional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "cpp/memory/faulty_disk.h"
 #include "hybridgen/core/error.h"
 #include "support/method_settings.h"
 #include "support/run_to_end.h"
+#include "support/tier_use.h"
 #include "support/tiny_model.h"
 
 namespace hybridgen {
@@ -29,6 +28,7 @@ using testing::Generated;
 using testing::message_of;
 using testing::run_to_end;
 using testing::Setting;
+using testing::used_of;
 
 constexpr int kSteps = 4;
 
@@ -60,23 +60,6 @@ struct Outcome {
   DiskStatistics disk;
 };
 
-std::int64_t used_of(const Engine& engine, const std::string& tier) {
-  for (const TierUsage& usage : engine.memory()) {
-    if (usage.tier == tier) return usage.used_bytes;
-  }
-  return 0;
-}
-
-// What is on its way to the disk is read from memory: on a busy machine, where little goes there,
-// all of it to the end.
-void wait_for_a_write(const Engine& engine) {
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(2);
-  while (used_of(engine, "disk") > 0 && engine.run_statistics().disk.written_bytes == 0 &&
-         std::chrono::steady_clock::now() < deadline) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-}
-
 Outcome run(const EngineOptions& options) {
   Engine engine(model(), options);
   std::map<std::int64_t, std::size_t> index;
@@ -95,7 +78,7 @@ Outcome run(const EngineOptions& options) {
     if (std::ranges::any_of(outcome.generated, [](const Generated& each) {
           return each.tokens.size() == kSteps / 2;
         })) {
-      wait_for_a_write(engine);
+      testing::wait_for_a_write(engine);
     }
   }
   EXPECT_EQ(used_of(engine, "dram"), 0);

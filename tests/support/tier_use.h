@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// What an engine holds of a tier, and waiting until it has used its disk.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <thread>
+
+#include "hybridgen/engine/engine.h"
+
+namespace hybridgen::testing {
+
+inline std::int64_t used_of(const Engine& engine, const std::string& tier) {
+  for (const TierUsage& usage : engine.memory()) {
+    if (usage.tier == tier) return usage.used_bytes;
+  }
+  return 0;
+}
+
+/// What is on its way to the disk is read from memory: on a busy machine, where little goes there,
+/// all of it to the end. So who wants the disk read waits once in a while.
+inline void wait_for_a_write(const Engine& engine,
+                             std::chrono::milliseconds most = std::chrono::seconds(2)) {
+  const auto deadline = std::chrono::steady_clock::now() + most;
+  while (used_of(engine, "disk") > 0 && engine.run_statistics().disk.written_bytes == 0 &&
+         std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
+}  // namespace hybridgen::testing
