@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// What an engine holds of a tier, and waiting until it has used its disk.
+// What an engine holds of a tier and has to have of DRAM, and waiting until it has used its disk.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
+#include "hybridgen/core/error.h"
 #include "hybridgen/engine/engine.h"
 
 namespace hybridgen::testing {
@@ -26,6 +29,28 @@ inline void wait_for_a_write(const Engine& engine,
   while (used_of(engine, "disk") > 0 && engine.run_statistics().disk.written_bytes == 0 &&
          std::chrono::steady_clock::now() < deadline) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
+/// DRAM that a prompt has to have beside the other tiers of `options`, as refusals of less say.
+inline std::int64_t least_dram(const std::shared_ptr<DecoderModel>& model,
+                               EngineOptions options,
+                               const std::vector<std::int64_t>& prompt,
+                               int new_tokens) {
+  const std::string setting = "KVConfig(dram=";
+  SamplingOptions sampling;
+  sampling.max_tokens = new_tokens;
+  for (options.dram_bytes = 1;;) {
+    Engine engine(model, options);
+    try {
+      engine.add(prompt, sampling);
+      return options.dram_bytes;
+    } catch (const OutOfMemoryError& error) {
+      const std::string text = error.what();
+      const std::int64_t named = std::stoll(text.substr(text.find(setting) + setting.size()));
+      if (named <= options.dram_bytes) throw;
+      options.dram_bytes = named;
+    }
   }
 }
 

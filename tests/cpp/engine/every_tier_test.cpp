@@ -87,25 +87,6 @@ Outcome run(const EngineOptions& options, const InventedNodes& nodes) {
   return outcome;
 }
 
-/// DRAM that the longest prompt has to have beside the other tiers, as refusals of less say.
-std::int64_t least_dram(EngineOptions options) {
-  const std::string setting = "KVConfig(dram=";
-  SamplingOptions sampling;
-  sampling.max_tokens = kSteps;
-  for (options.dram_bytes = 1;;) {
-    Engine engine(model(), options);
-    try {
-      engine.add(prompts().back(), sampling);
-      return options.dram_bytes;
-    } catch (const OutOfMemoryError& error) {
-      const std::string text = error.what();
-      const std::int64_t named = std::stoll(text.substr(text.find(setting) + setting.size()));
-      if (named <= options.dram_bytes) throw;
-      options.dram_bytes = named;
-    }
-  }
-}
-
 /// Where pages lie by turns, and a request's last block has an odd number for a head, half a page
 /// more than half may lie on one node: of K and V, of each layer and head.
 std::int64_t odd_pages(KvPlacement placement) {
@@ -162,7 +143,8 @@ TEST_P(EveryTier, AtOnceGivesTheBitsOfDramAloneWhateverTheBudgets) {
     options.tiers.disk_bytes = 32 * kMiB;
     options.tiers.placement = KvPlacement{static_cast<std::uint8_t>(draw(0, 2))};
     options.test.invented_cxl_node = kCxlNode;
-    options.dram_bytes = least_dram(options) + draw(0, kBlockBytes);
+    options.dram_bytes =
+        testing::least_dram(model(), options, prompts().back(), kSteps) + draw(0, kBlockBytes);
     SCOPED_TRACE(message("dram ",
                          options.dram_bytes,
                          ", cxl ",
