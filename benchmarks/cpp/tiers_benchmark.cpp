@@ -204,10 +204,7 @@ BENCHMARK_CAPTURE(evict_a_token, with_moves, true)
     ->Name("tiers/token_to_the_host_with_moves")
     ->UseManualTime()
     ->Iterations(16000);
-BENCHMARK(move_by_copy)
-    ->Name("tiers/move_by_copy")
-    ->UseManualTime()
-    ->Unit(benchmark::kMillisecond);
+BENCHMARK(move_by_copy)->Name("tiers/move_by_copy")->UseManualTime()->Unit(benchmark::kMillisecond);
 BENCHMARK(move_between_nodes)
     ->Name("tiers/move_between_nodes")
     ->UseManualTime()

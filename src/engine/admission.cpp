@@ -2,6 +2,7 @@
 #include "engine/admission.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -22,6 +23,11 @@ const char* fewer_bits(const Method& method) {
   return has_full_keys && !method.has(PartRole::kKeyProxy)
              ? ", or KVConfig(keys='int8', values='int4')"
              : ", or KVConfig(values='int4')";
+}
+
+/// What a request that asked for the disk grows in, beside its own bytes: held for one at a time.
+std::int64_t growing_bytes(const RequestPlan& plan) {
+  return plan.open.to_disk > 0 ? plan.open.growing : 0;
 }
 
 /// OutOfMemoryError if a request wants more of a tier than all that there is.
@@ -167,29 +173,30 @@ void Admission::check_device(const RequestPlan& needed) const {
 }
 
 void Admission::check_tiers(const RequestPlan& needed) const {
-  const std::int64_t dram = budgets[TierKind::kDram].capacity_bytes();
-  const std::int64_t all = host_capacity(budgets);
+  const HostRoom room = host_room();
   const std::int64_t dram_only = needed.dram_bytes - needed.placed_bytes;
-  const auto dram_for = [&](std::int64_t bytes) {
-    return message("KVConfig(dram=", bytes, ") or a larger device_tokens", fewer_bits(method));
+  const auto holds_with = [&](std::int64_t dram) {
+    HostRoom larger = room;
+    larger.dram = dram;
+    larger.memory = std::numeric_limits<std::int64_t>::max();
+    return holds(needed, 1, larger);
   };
-  require_room(needed.shape, dram_only, name_of(TierKind::kDram), dram, dram_for(dram_only));
+  if (holds_with(room.dram)) return;
+  const std::int64_t all = needed.dram_bytes + growing_bytes(needed);
+  const std::string dram =
+      message("KVConfig(dram=", smallest(room.dram, room.dram + all, holds_with), ")");
+  const std::string larger = dram + " or a larger device_tokens" + fewer_bits(method);
+  require_room(needed.shape, dram_only, name_of(TierKind::kDram), room.dram, larger);
   std::string names;
   for (const TierKind tier : kHostTiers) {
     if (budgets.has(tier)) names += message(names.empty() ? "" : " and ", name_of(tier));
   }
-  require_room(
-      needed.shape, needed.dram_bytes, names, all, dram_for(needed.dram_bytes - (all - dram)));
-  if (!budgets.has(TierKind::kDisk)) return;
-  const std::int64_t memory = all - budgets[TierKind::kDisk].capacity_bytes();
-  const std::int64_t in_memory = dram_only + needed.open.resting + needed.open.growing;
-  require_room(
-      needed.shape,
-      in_memory,
-      "memory above the disk",
-      memory,
-      message(
-          "KVConfig(dram=", in_memory - (memory - dram), ") or a smaller max_num_batched_tokens"));
+  require_room(needed.shape, all, names, host_capacity(budgets), larger);
+  require_room(needed.shape,
+               dram_only + needed.open.resting + needed.open.growing,
+               "memory above the disk",
+               room.dram + room.cxl,
+               dram + " or a smaller max_num_batched_tokens");
 }
 
 // Budgets that a user sets may be larger than the machine.
@@ -233,10 +240,8 @@ bool Admission::holds(const RequestPlan& plan, std::int64_t count, const HostRoo
   if (dram_only > std::min(room.dram, memory)) return false;
   const std::int64_t placed = count * plan.placed_bytes;
   const std::int64_t above_disk = std::min(room.dram + room.cxl, memory) - dram_only;
-  // What a request of the disk grows in is nobody's: it is held for one of them at a time.
-  const std::int64_t growing = plan.open.to_disk > 0 ? plan.open.growing : 0;
   const std::int64_t open = count * plan.open.resting + plan.open.growing;
-  return open <= above_disk && placed + growing <= above_disk + room.disk;
+  return open <= above_disk && placed + growing_bytes(plan) <= above_disk + room.disk;
 }
 
 bool Admission::fits_now(const RequestPlan& plan, std::int64_t momentary_bytes) const {

@@ -213,6 +213,29 @@ TEST_P(PlanWithADisk, SaysHowManyTheEngineRunsAndTheLeastDramForAll) {
   EXPECT_LT(planned().together, shape_.batch_size);
 }
 
+TEST(RunPlan, ARefusalNamesTheDramThatIsEnough) {
+  for (const bool has_cxl : {false, true}) {
+    EngineOptions asked = options("hybridgen");
+    asked.device_tokens.count = 10;
+    asked.prefill_chunk = 256;
+    asked.tiers.disk_path = ::testing::TempDir();
+    asked.tiers.disk_bytes = 64 << 20;
+    asked.dram_bytes = 64 << 10;
+    if (has_cxl) {
+      asked.test.invented_cxl_node = 0;
+      asked.tiers.cxl_bytes = 256 << 10;
+    }
+    const RunShape shape{.batch_size = 1, .prompt_tokens = 2000, .new_tokens = 4};
+    const std::string problem = plan(asked, shape, "cpu", long_config()).problem;
+    const std::size_t named = problem.find("KVConfig(dram=");
+    ASSERT_NE(named, std::string::npos) << problem;
+    asked.dram_bytes = std::stoll(problem.substr(named + std::string("KVConfig(dram=").size()));
+    EXPECT_EQ(plan(asked, shape, "cpu", long_config()).problem, "");
+    asked.dram_bytes -= 1;
+    EXPECT_NE(plan(asked, shape, "cpu", long_config()).problem, "");
+  }
+}
+
 TEST(RunPlan, RefusesADiskThatTheFileSystemHasNoRoomForAsTheEngineDoes) {
   EngineOptions asked = options("hybridgen");
   asked.tiers.disk_path = ::testing::TempDir();
