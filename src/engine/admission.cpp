@@ -173,18 +173,13 @@ void Admission::check_device(const RequestPlan& needed) const {
 }
 
 void Admission::check_tiers(const RequestPlan& needed) const {
-  const HostRoom room = host_room();
+  HostRoom room = host_room();
+  room.memory = std::numeric_limits<std::int64_t>::max();  // check_machine() looks at that
+  if (holds(needed, 1, room)) return;
   const std::int64_t dram_only = needed.dram_bytes - needed.placed_bytes;
-  const auto holds_with = [&](std::int64_t dram) {
-    HostRoom larger = room;
-    larger.dram = dram;
-    larger.memory = std::numeric_limits<std::int64_t>::max();
-    return holds(needed, 1, larger);
-  };
-  if (holds_with(room.dram)) return;
   const std::int64_t all = needed.dram_bytes + growing_bytes(needed);
   const std::string dram =
-      message("KVConfig(dram=", smallest(room.dram, room.dram + all, holds_with), ")");
+      message("KVConfig(dram=", least_dram(needed, 1, room).value_or(room.dram + all), ")");
   const std::string larger = dram + " or a larger device_tokens" + fewer_bits(method);
   require_room(needed.shape, dram_only, name_of(TierKind::kDram), room.dram, larger);
   std::string names;
@@ -242,6 +237,19 @@ bool Admission::holds(const RequestPlan& plan, std::int64_t count, const HostRoo
   const std::int64_t above_disk = std::min(room.dram + room.cxl, memory) - dram_only;
   const std::int64_t open = count * plan.open.resting + plan.open.growing;
   return open <= above_disk && placed + growing_bytes(plan) <= above_disk + room.disk;
+}
+
+std::optional<std::int64_t> Admission::least_dram(const RequestPlan& plan,
+                                                  std::int64_t count,
+                                                  const HostRoom& room) const {
+  const auto holds_with = [&](std::int64_t dram) {
+    HostRoom larger = room;
+    larger.dram = dram;
+    return holds(plan, count, larger);
+  };
+  const std::int64_t most = room.dram + count * plan.dram_bytes + growing_bytes(plan);
+  if (!holds_with(most)) return {};
+  return smallest(room.dram, most, holds_with);
 }
 
 bool Admission::fits_now(const RequestPlan& plan, std::int64_t momentary_bytes) const {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "hybridgen/core/engine_options.h"
@@ -64,6 +65,10 @@ struct Admission {
   HostRoom host_room() const;
   /// Whether `count` requests of this plan fit beside one another into an empty device and `room`.
   bool holds(const RequestPlan& plan, std::int64_t count, const HostRoom& room) const;
+  /// The least DRAM, of at least `room.dram`, with which they do; nothing if none is enough.
+  std::optional<std::int64_t> least_dram(const RequestPlan& plan,
+                                         std::int64_t count,
+                                         const HostRoom& room) const;
 
   /// Whether the tiers have room for a plan now, beside requests whose operations take
   /// `momentary_bytes` of the device at most.

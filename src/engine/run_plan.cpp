@@ -110,15 +110,9 @@ std::optional<NearestSetting> setting_for(Rules& rules,
     if (*setting.device_tokens == 0) return {};
   }
   const HostRoom room = admission.host_room();
-  const auto holds_with = [&](std::int64_t dram) {
-    HostRoom larger = room;
-    larger.dram = dram;
-    return admission.holds(plan, count, larger);
-  };
-  if (holds_with(room.dram)) return setting;
-  const std::int64_t most = count * plan.dram_bytes;
-  if (!holds_with(most)) return {};
-  setting.dram_bytes = smallest(std::min(room.dram, most), most, holds_with);
+  if (admission.holds(plan, count, room)) return setting;
+  setting.dram_bytes = admission.least_dram(plan, count, room);
+  if (!setting.dram_bytes) return {};
   return setting;
 }
 

@@ -144,7 +144,7 @@ bool HostKvStore::is_read_in_place(KvSide side, TokenRange tokens) const {
   const KvMemory& memory = this->memory(side);
   const std::int64_t each = memory.block_tokens();
   return disk_ == nullptr &&
-         memory.is_pinned({tokens.begin / each, (tokens.end + each - 1) / each});
+         memory.is_all_pinned({tokens.begin / each, (tokens.end + each - 1) / each});
 }
 
 void HostKvStore::report(PlacedBytes& bytes) const {

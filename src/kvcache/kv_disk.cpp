@@ -138,6 +138,7 @@ void KvDisk::arrive(KvSide which, std::int64_t block) noexcept {
   const std::scoped_lock lock(mutex_);
   if (arrived.state == State::kBack) {
     arrived = {};
+    // Nobody reads now, so that nobody waits for the lock meanwhile.
     side_of(which).memory->pin_again({block, block + 1});
   }
   if (num_blocks(which) == 0) {

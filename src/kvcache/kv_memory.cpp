@@ -92,9 +92,7 @@ void KvMemory::grow(std::int64_t tokens, const PagePlace& place, std::string_vie
   num_blocks_ = coming.end;
   // Twice as fast as units fill, so that none is left behind, and no step waits for many. Pinned
   // pages cannot be joined: of theirs only those are huge that a first growth fills.
-  if (!pinned_.is_wanted() || coming.begin == 0) {
-    join_full_units(2 * (bytes_of(coming) / kUnit) + 1);
-  }
+  if (pinned_.is_empty()) join_full_units(2 * (bytes_of(coming) / kUnit) + 1);
   try {
     pinned_.pin(spans_of(coming));
   } catch (...) {

@@ -80,8 +80,13 @@ class KvMemory {
   void give_back(BlockRange blocks, std::int64_t layer = -1) noexcept;
 
   // The system does not move pages of pinned blocks. Instead copies come beside them, while others
-  // use them, and take their place under their addresses while nobody does.
+  // use them, and take their place under their addresses while nobody does. A block that is to move
+  // alone has to have come by a growth of its own: what was pinned by one call is unpinned by one.
+  /// Any part of them.
   bool is_pinned(BlockRange blocks) const { return pinned_.has_any(spans_of(blocks)); }
+  bool is_all_pinned(BlockRange blocks) const {
+    return pinned_.is_wanted() && pinned_.has_all(spans_of(blocks));
+  }
   /// Copies of blocks come at `place`; without `contents` for now, where these may still change.
   /// Throws what PlacedMemory::take does.
   void bring_copies(BlockRange blocks, const PagePlace& place, bool contents);

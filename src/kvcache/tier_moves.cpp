@@ -38,11 +38,11 @@ void switch_to_copies(TierMoveDone& done,
     const PageMove result =
         moved.memory->switch_to_copies(side, moved.tokens, *moved.from, done.move.has_contents);
     if (result.left_bytes > 0) throw cannot_move(result, side, *moved.to);
+    statistics.switches += 1;
   } catch (...) {
     done.error = std::current_exception();
   }
   const std::int64_t end_ns = TraceRecorder::now_ns();
-  statistics.switches += 1;
   statistics.switch_s += static_cast<double>(end_ns - begin_ns) * 1e-9;
   trace.record({.name = side == KvSide::kKeys ? "switch keys" : "switch values",
                 .lane = TraceLane::kMoves,

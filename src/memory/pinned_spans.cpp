@@ -85,6 +85,19 @@ void PinnedSpans::unpin(std::span<const PageSpan> spans) noexcept {
   }
 }
 
+bool PinnedSpans::has_all(std::span<const PageSpan> spans) const {
+  for (PageSpan rest : spans) {
+    while (rest.bytes > 0) {
+      const auto at = find(rest);
+      if (at == pinned_.end() || at->first > rest.data) return false;
+      const std::size_t covered = at->second - static_cast<std::size_t>(rest.data - at->first);
+      if (covered >= rest.bytes) break;
+      rest = {rest.data + covered, rest.bytes - covered};
+    }
+  }
+  return true;
+}
+
 bool PinnedSpans::has_any(std::span<const PageSpan> spans) const {
   for (const PageSpan& span : spans) {
     if (find(span) != pinned_.end()) return true;

@@ -28,7 +28,10 @@ class PinnedSpans {
   void pin(std::span<const PageSpan> spans);
   /// Whatever was pinned by one call with any part of them.
   void unpin(std::span<const PageSpan> spans) noexcept;
+  bool is_empty() const { return pinned_.empty(); }
   bool has_any(std::span<const PageSpan> spans) const;
+  /// Whether every byte is pinned, be it by several calls.
+  bool has_all(std::span<const PageSpan> spans) const;
 
  private:
   using Pinned = std::map<std::byte*, std::size_t>;

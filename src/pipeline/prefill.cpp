@@ -7,8 +7,6 @@
 
 #include <algorithm>
 
-#include "device/torch_types.h"
-#include "kvcache/stored_head.h"
 #include "pipeline/new_token.h"
 #include "pipeline/offload.h"
 #include "runtime/scoped_span.h"

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "pipeline/request_state.h"
+#include "memory/page_pins.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>

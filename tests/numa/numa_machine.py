@@ -16,6 +16,7 @@ import platform
 import resource
 import shlex
 import shutil
+import signal
 import struct
 import subprocess
 import tarfile
@@ -274,7 +275,7 @@ class NumaMachine:
                 qemu.kill()
                 switched_off = f"it still ran after {wall_seconds} s"
         used = _cpu_seconds_of_children() - cpu_before
-        if not switched_off and used >= cpu_seconds:
+        if not switched_off and (used >= cpu_seconds or status == -signal.SIGKILL):
             switched_off = f"it took {cpu_seconds} s of CPU time"
         if not switched_off and status != 0:
             raise RuntimeError(f"qemu ended with {status}: {shlex.join(command)}")

@@ -139,9 +139,9 @@ inline std::int64_t least_dram(const EngineOptions& asked, const std::string& de
   return 1;
 }
 
-inline bool takes(const EngineOptions& options, const std::string& device = "cpu") {
+inline bool takes(const EngineOptions& options) {
   try {
-    const Engine engine(long_model(device), options);
+    const Engine engine(long_model("cpu"), options);
   } catch (const ConfigError&) {
     return false;
   }

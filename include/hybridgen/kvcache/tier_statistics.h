@@ -12,7 +12,7 @@ struct TierStatistics {
   std::int64_t moved_down_bytes = 0;
   std::int64_t moves_up = 0;
   std::int64_t moved_up_bytes = 0;
-  std::int64_t failed_moves = 0;  ///< the tier had less memory than its budget says
+  std::int64_t failed_moves = 0;  ///< what they were to move stayed where it was
   double move_s = 0.0;            ///< beside everything else
   std::int64_t switches = 0;      ///< to copies of pinned blocks, of these moves
   double switch_s = 0.0;          ///< between steps
