@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 from . import methods
+from ._checks import brief
 from .config import KVConfig, SchedulerConfig
 from .errors import ConfigError
 
@@ -42,9 +43,11 @@ def paper_setting(*, kv: KVConfig | None = None, **scheduler: Any) -> dict[str, 
     """
     if scheduler.get("k") is not None:
         raise ConfigError(
-            f"[paper_setting] k is {scheduler['k']!r}; allowed: None, as stage times steer it; "
+            f"[paper_setting] k is {brief(scheduler['k'])}; allowed: None, as stage times steer it; "
             "set k_min and k_max instead"
         )
+    if kv is not None and not isinstance(kv, KVConfig):
+        raise ConfigError(f"[paper_setting] kv is {brief(kv)}; allowed: a KVConfig")
     steered = SchedulerConfig.preset("full", **scheduler)
     return {
         "method": methods.HybridGen(query="speculative", scheduler=steered),

@@ -202,10 +202,11 @@ void Admission::check_machine(const RequestPlan& needed) const {
     bytes -= std::min(needed.placed_bytes - open, budgets[TierKind::kDisk].capacity_bytes());
   }
   if (bytes <= ProcessMemory::instance().free() - coming_bytes) return;
+  const std::int64_t all = ProcessMemory::instance().measure_all_for_requests() - coming_bytes;
   require_room(needed.shape,
                bytes,
                "this machine's memory",
-               ProcessMemory::instance().measure_all_for_requests() - coming_bytes,
+               std::max<std::int64_t>(0, all),
                message("KVConfig(disk=hg.Disk(path, size))",
                        budgets.has(TierKind::kDisk) ? " with a larger size" : "",
                        fewer_bits(method)));

@@ -33,29 +33,30 @@ std::int64_t share_of_host(std::int64_t available, std::int64_t coming_bytes) {
 Budgets make_budgets(const EngineOptions& options,
                      const DeviceContext& device,
                      const LowerTiers& lower,
-                     std::int64_t coming_bytes) {
-  const std::int64_t on_host = device.is_cpu() ? coming_bytes : 0;
+                     const ComingWeights& coming) {
   const std::string device_setting = "KVConfig(device_tokens=...)";
   const std::int64_t device_bytes = options.device_bytes;
   const std::int64_t of_dram =
       options.numa_node >= 0 ? available_node_bytes(options.numa_node) : lower.dram_bytes;
   Budgets budgets;
   if (device.is_cpu()) {
-    budgets.add_shared(TierKind::kDevice,
-                       device_bytes > 0 ? device_bytes : share_of_host(lower.dram_bytes, on_host),
-                       device_setting,
-                       /*is_everyones=*/false);
+    budgets.add_shared(
+        TierKind::kDevice,
+        device_bytes > 0 ? device_bytes : share_of_host(lower.dram_bytes, coming.host),
+        device_setting,
+        /*is_everyones=*/false);
   } else {
     budgets.add(TierKind::kDevice,
                 device_bytes > 0 ? device_bytes
-                                 : share_of(available_device_bytes(device.device()) - coming_bytes,
+                                 : share_of(available_device_bytes(device.device()) - coming.device,
                                             kShareOfDevice),
                 device_setting);
   }
-  budgets.add_shared(TierKind::kDram,
-                     options.dram_bytes > 0 ? options.dram_bytes : share_of_host(of_dram, on_host),
-                     "KVConfig(dram=...)",
-                     options.dram_bytes > 0);
+  budgets.add_shared(
+      TierKind::kDram,
+      options.dram_bytes > 0 ? options.dram_bytes : share_of_host(of_dram, coming.host),
+      "KVConfig(dram=...)",
+      options.dram_bytes > 0);
   const std::int64_t cxl_bytes = options.tiers.cxl_bytes;
   if (!lower.cxl_nodes.empty()) {
     budgets.add_shared(TierKind::kCxl,

@@ -16,13 +16,20 @@ namespace hybridgen {
 /// Prompt rows whose logits are there at a time: V floats each.
 inline constexpr std::int64_t kScoredRows = 32;
 
+/// Bytes of weights that are yet to be loaded: to a device that is not the host, and to host
+/// memory.
+struct ComingWeights {
+  std::int64_t device = 0;
+  std::int64_t host = 0;
+};
+
 /// Budgets of the device and of host memory: the bytes that were asked for, or a share of those
-/// that are free now: of a device that is not the host, of its own.
-/// `coming_bytes`: weights that are yet to be loaded there.
+/// that are free now, and will be once `coming` has come: of a device that is not the host, of its
+/// own.
 Budgets make_budgets(const EngineOptions& options,
                      const DeviceContext& device,
                      const LowerTiers& lower,
-                     std::int64_t coming_bytes = 0);
+                     const ComingWeights& coming = {});
 
 /// What an engine takes of a device that is not the host, whatever its requests are; 0 of the host.
 /// OutOfMemoryError if the device has less.

@@ -43,8 +43,8 @@ struct Rules {
         budgets(make_budgets(asked,
                              device_,
                              lower_tiers(asked, host_tiers(available_cpus())),
-                             are_loaded ? 0 : weights.device_bytes())),
-        coming_bytes(are_loaded ? 0 : host_weights()) {
+                             are_loaded ? ComingWeights{} : all_weights())),
+        coming(are_loaded ? ComingWeights{} : all_weights()) {
     if (!asked.tiers.disk_path.empty()) {
       check_disk_room(asked.tiers.disk_path, asked.tiers.disk_bytes);
     }
@@ -59,7 +59,7 @@ struct Rules {
   Method method;
   AttendedTokens attended;
   Budgets budgets;
-  std::int64_t coming_bytes;  ///< of host memory, of weights that are not loaded yet
+  ComingWeights coming;
 
   Admission admission(std::int64_t engine_bytes) {
     return {.config = config,
@@ -71,11 +71,13 @@ struct Rules {
             .budgets = budgets,
             .engine_bytes = engine_bytes,
             .reads_together = WeightStore::streams(weights, device),
-            .coming_bytes = coming_bytes};
+            .coming_bytes = coming.host};
   }
-  /// Bytes of host memory that the weights take.
-  std::int64_t host_weights() const {
-    return weights.streamed().host_bytes + (device.is_cpu() ? weights.device_bytes() : 0);
+  ComingWeights all_weights() const {
+    const std::int64_t device_bytes = weights.device_bytes();
+    const std::int64_t host_bytes = weights.streamed().host_bytes;
+    return device.is_cpu() ? ComingWeights{.host = device_bytes + host_bytes}
+                           : ComingWeights{.device = device_bytes, .host = host_bytes};
   }
   std::int64_t dram_capacity() const { return budgets[TierKind::kDram].capacity_bytes(); }
 };
@@ -198,22 +200,28 @@ void add_disk_weights(const Rules& rules, std::vector<TierPlan>& tiers) {
 
 /// Why weights that are yet to be loaded cannot be; empty if they can.
 std::string weights_problem(const Rules& rules) {
-  const std::int64_t free = rules.device.is_cpu() ? available_host_bytes()
-                                                  : available_device_bytes(rules.device.device());
-  const std::int64_t needed = rules.weights.device_bytes();
-  if (needed <= free) return "";
-  const auto shown = [](std::int64_t bytes) { return human_bytes(static_cast<double>(bytes)); };
-  return message("[plan] the weights take ",
-                 shown(needed),
-                 " in ",
-                 name_of(rules.dtype),
-                 "; ",
-                 rules.device.is_cpu() ? "the host" : "the device",
-                 " has ",
-                 shown(free),
-                 "; free memory, or pass ",
-                 rules.dtype == DType::kFloat32 ? "dtype='bfloat16' or " : "",
-                 "a smaller model, or let some lie elsewhere: weights=WeightConfig(device='auto')");
+  const auto problem = [&](std::int64_t needed, const char* where, std::int64_t free) {
+    if (needed <= free) return std::string();
+    const auto shown = [](std::int64_t bytes) { return human_bytes(static_cast<double>(bytes)); };
+    return message("[plan] the weights take ",
+                   shown(needed),
+                   " in ",
+                   name_of(rules.dtype),
+                   "; ",
+                   where,
+                   " has ",
+                   shown(free),
+                   "; free memory, or pass ",
+                   rules.dtype == DType::kFloat32 ? "dtype='bfloat16' or " : "",
+                   "a smaller model, or let some lie elsewhere: "
+                   "weights=WeightConfig(device='auto')");
+  };
+  std::string found = problem(rules.coming.host, "the host", available_host_bytes());
+  if (found.empty() && rules.coming.device > 0) {
+    found =
+        problem(rules.coming.device, "the device", available_device_bytes(rules.device.device()));
+  }
+  return found;
 }
 
 /// Why nothing runs that an empty machine has room for.

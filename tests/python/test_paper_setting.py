@@ -30,6 +30,8 @@ def test_it_says_what_the_paper_says_and_keeps_what_is_given() -> None:
     assert setting["method"] == hg.methods.HybridGen(query="speculative", scheduler=steered)
     with pytest.raises(hg.ConfigError, match=r"\[paper_setting\] k is 5; allowed: None"):
         hg.paper_setting(k=5)
+    with pytest.raises(hg.ConfigError, match=r"\[paper_setting\] kv is .*; allowed: a KVConfig"):
+        hg.paper_setting(kv={"dram": "1GiB"})  # type: ignore[arg-type]
 
 
 def test_requests_that_would_wait_run_beside_others_whose_windows_shrink() -> None:

@@ -9,7 +9,9 @@
 #include <string>
 #include <vector>
 
+#include "engine/resolved_options.h"
 #include "hybridgen/core/error.h"
+#include "memory/host_tiers.h"
 #include "memory/process_memory.h"
 #include "models/decoder_model.h"
 #include "support/emulated_cuda.h"
@@ -103,6 +105,17 @@ TEST(RunPlan, LoadsNothingAndKnowsTheWeights) {
   EXPECT_EQ(ProcessMemory::instance().used(), before);
   EXPECT_EQ(planned.tiers.at(0).weights, tiny_model()->weights().bytes());
   EXPECT_EQ(planned.tiers.at(1).weights, 0);
+}
+
+TEST(RunPlan, LeavesRoomForWeightsThatAreYetToComeToTheHost) {
+  const DeviceContext host("cpu");
+  const auto dram = [&](std::int64_t coming) {
+    return make_budgets(
+               {}, host, lower_tiers({}, host_tiers({0})), {.host = coming})[TierKind::kDram]
+        .capacity_bytes();
+  };
+  const std::int64_t gib = std::int64_t{1} << 30;
+  EXPECT_NEAR(static_cast<double>(dram(0) - dram(gib)), 0.45 * gib, 0.1 * gib);
 }
 
 TEST(RunPlan, OfADeviceOfItsOwnCountsWhatOperationsTakeToo) {
