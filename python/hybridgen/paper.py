@@ -43,8 +43,8 @@ def paper_setting(*, kv: KVConfig | None = None, **scheduler: Any) -> dict[str, 
     """
     if scheduler.get("k") is not None:
         raise ConfigError(
-            f"[paper_setting] k is {brief(scheduler['k'])}; allowed: None, as stage times steer it; "
-            "set k_min and k_max instead"
+            f"[paper_setting] k is {brief(scheduler['k'])}; allowed: None, as stage times steer "
+            "it; set k_min and k_max instead"
         )
     if kv is not None and not isinstance(kv, KVConfig):
         raise ConfigError(f"[paper_setting] kv is {brief(kv)}; allowed: a KVConfig")

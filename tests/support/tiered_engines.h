@@ -83,23 +83,23 @@ inline EngineOptions scanning() {
   return result;
 }
 
-struct Ended {
+struct RequestEnd {
   Generated generated;
   std::string error;
 };
 
 /// Runs to the end whatever fails, and what each request came to.
-inline std::vector<Ended> run_all(Engine& engine) {
+inline std::vector<RequestEnd> run_all(Engine& engine) {
   SamplingOptions sampling;
   sampling.max_tokens = kTierSteps;
   std::map<std::int64_t, std::size_t> index;
-  std::vector<Ended> ended(long_prompts().size());
+  std::vector<RequestEnd> ended(long_prompts().size());
   for (std::size_t i = 0; i < long_prompts().size(); ++i) {
     index[engine.add(long_prompts()[i], sampling)] = i;
   }
   while (engine.has_work()) {
     for (const TokenEvent& event : engine.step()) {
-      Ended& one = ended[index.at(event.request_id)];
+      RequestEnd& one = ended[index.at(event.request_id)];
       if (event.error != nullptr) {
         try {
           std::rethrow_exception(event.error);

@@ -97,10 +97,11 @@ TEST(TiersOfADevice, ArePinnedWhereItIsSentRowsAndMoveByCopies) {
 }
 
 TEST(TiersOfADevice, GiveAPromptsChunksTheirRowsWithoutTheHost) {
-  EmulatedCuda device(Mode::kThreads);
+  EmulatedCuda device(Mode::kEager);  // what is counted is done
   const auto prompt_read = [&] {
     Engine engine(long_model(device.name()), in_dram(testing::setting("", "flexgen").options));
     engine.add(long_prompts().front(), {});
+    DeviceContext(device.name()).synchronize();
     device.reset_counters();
     while (engine.step().empty()) {
     }

@@ -17,7 +17,6 @@
 namespace hybridgen {
 namespace {
 
-using testing::Ended;
 using testing::Generated;
 using testing::in_dram;
 using testing::in_tiers;
@@ -28,6 +27,7 @@ using testing::kMiB;
 using testing::least_dram;
 using testing::long_model;
 using testing::long_prompts;
+using testing::RequestEnd;
 using testing::run_all;
 using testing::scanning;
 using testing::Setting;
@@ -111,7 +111,7 @@ TEST_F(PinnedTiers, PinNoKeysThatTheHostScans) {
 }
 
 /// Those that went on say what they say alone, and of the others it is said what was refused.
-void expect_only_own_failures(const std::vector<Ended>& ended,
+void expect_only_own_failures(const std::vector<RequestEnd>& ended,
                               const std::vector<Generated>& expected) {
   for (std::size_t i = 0; i < ended.size(); ++i) {
     SCOPED_TRACE(message("request ", i));
@@ -142,12 +142,12 @@ TEST_F(PinnedTiers, EndOneRequestWhereACallAboutPagesFails) {
       SCOPED_TRACE(message("call ", static_cast<int>(call), ", the one after ", nth));
       Engine engine(long_model(), in_tiers(sending(), dram, 16 * kMiB));
       nodes_.fail(call, nth, ENOMEM);
-      const std::vector<Ended> ended = run_all(engine);
+      const std::vector<RequestEnd> ended = run_all(engine);
       nodes_.heal();
       expect_only_own_failures(ended, expected);
       expect_nothing_left(engine);
       num_failed += static_cast<int>(
-          std::ranges::count_if(ended, [](const Ended& one) { return !one.error.empty(); }));
+          std::ranges::count_if(ended, [](const RequestEnd& one) { return !one.error.empty(); }));
       if (call == Call::kReplace) {
         num_failed_moves += engine.run_statistics().tiers.failed_moves;
       }
@@ -171,12 +171,12 @@ TEST_F(PinnedTiers, EndOneRequestWhereTheDeviceRefusesToPin) {
     Engine engine(long_model(), in_tiers(sending(), dram, 16 * kMiB));
     const std::int64_t before = pins_.num_calls();
     pins_.fail(nth);
-    const std::vector<Ended> ended = run_all(engine);
+    const std::vector<RequestEnd> ended = run_all(engine);
     pins_.heal();
     expect_only_own_failures(ended, expected);
     expect_nothing_left(engine);
     const auto failed = static_cast<int>(
-        std::ranges::count_if(ended, [](const Ended& one) { return !one.error.empty(); }));
+        std::ranges::count_if(ended, [](const RequestEnd& one) { return !one.error.empty(); }));
     EXPECT_LE(failed, 1);
     num_failed += failed;
     has_failed = pins_.num_calls() - before > nth;

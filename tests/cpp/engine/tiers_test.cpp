@@ -17,7 +17,6 @@
 namespace hybridgen {
 namespace {
 
-using testing::Ended;
 using testing::Generated;
 using testing::in_dram;
 using testing::in_tiers;
@@ -29,6 +28,7 @@ using testing::least_dram;
 using testing::long_model;
 using testing::long_prompts;
 using testing::prompt;
+using testing::RequestEnd;
 using testing::run_all;
 using testing::scanning;
 using testing::Setting;
@@ -134,7 +134,7 @@ TEST(Tiers, WhatNoTierHasRoomForIsRefusedWithTheirNames) {
 /// behind, and the engine works as before.
 void expect_only_own_failures(Engine& engine,
                               InventedNodes& nodes,
-                              const std::vector<Ended>& ended,
+                              const std::vector<RequestEnd>& ended,
                               const std::vector<Generated>& expected) {
   for (std::size_t i = 0; i < ended.size(); ++i) {
     SCOPED_TRACE(message("request ", i));
@@ -164,11 +164,11 @@ TEST(Tiers, AFailureOfAnyCallAboutPagesIsOfTheRequestThatCannotGoOn) {
       SCOPED_TRACE(message("call ", static_cast<int>(call), ", the one after ", nth));
       Engine engine(long_model(), in_tiers(scanning(), least + 4 * kBlockBytes, 16 * kMiB));
       nodes.fail(call, nth, ENOMEM);
-      const std::vector<Ended> ended = run_all(engine);
+      const std::vector<RequestEnd> ended = run_all(engine);
       nodes.heal();
       expect_only_own_failures(engine, nodes, ended, expected);
       num_failed += static_cast<int>(
-          std::ranges::count_if(ended, [](const Ended& one) { return !one.error.empty(); }));
+          std::ranges::count_if(ended, [](const RequestEnd& one) { return !one.error.empty(); }));
       if (nth % 6 == 5) {
         EXPECT_EQ(testing::generate(engine, long_prompts(), kSteps), expected);
       }
@@ -188,9 +188,9 @@ TEST(Tiers, NodesWithLessMemoryThanTheBudgetsSayEndTheRequestsThatHaveNone) {
       InventedNodes nodes({{kDramNode, dram * 1024}, {kCxlNode, cxl * 1024}});
       const PageCallsForTest in_place(nodes);
       Engine engine(long_model(), in_tiers(scanning(), 64 * kMiB, 64 * kMiB));
-      const std::vector<Ended> ended = run_all(engine);
+      const std::vector<RequestEnd> ended = run_all(engine);
       expect_only_own_failures(engine, nodes, ended, expected);
-      for (const Ended& one : ended) (one.error.empty() ? has_passed : has_failed) = true;
+      for (const RequestEnd& one : ended) (one.error.empty() ? has_passed : has_failed) = true;
     }
   }
   EXPECT_TRUE(has_failed);
