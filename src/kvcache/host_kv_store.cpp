@@ -140,11 +140,11 @@ const KvMemory& HostKvStore::memory(KvSide side) const {
   return const_cast<HostKvStore*>(this)->memory(side);
 }
 
-bool HostKvStore::is_read_in_place(KvSide side, TokenRange tokens) const {
+bool HostKvStore::is_read_in_place(KvSide side, std::int64_t layer, TokenRange tokens) const {
   const KvMemory& memory = this->memory(side);
   const std::int64_t each = memory.block_tokens();
   return disk_ == nullptr &&
-         memory.is_all_pinned({tokens.begin / each, (tokens.end + each - 1) / each});
+         memory.is_all_pinned({tokens.begin / each, (tokens.end + each - 1) / each}, layer);
 }
 
 void HostKvStore::report(PlacedBytes& bytes) const {

@@ -64,8 +64,8 @@ class HostKvStore {
   KvMemory& memory(KvSide side);
   const KvMemory& memory(KvSide side) const;
   /// Whether a device can read full rows of a side where they are, which are pinned for it: none
-  /// may be on a disk.
-  bool is_read_in_place(KvSide side, TokenRange tokens) const;
+  /// may be on a disk. `tokens` inside what has grown.
+  bool is_read_in_place(KvSide side, std::int64_t layer, TokenRange tokens) const;
   /// Adds where its pages lie. DeviceError if the system does not tell.
   void report(PlacedBytes& bytes) const;
 

@@ -137,10 +137,10 @@ PageMove KvMemory::move(BlockRange blocks, const PagePlace& place) {
   return memory_.move(ranges_of(blocks), place);
 }
 
-std::vector<PageSpan> KvMemory::spans_of(BlockRange blocks) const {
+std::vector<PageSpan> KvMemory::spans_of(BlockRange blocks, std::int64_t layer) const {
   std::vector<PageSpan> spans;
   if (!pinned_.is_wanted()) return spans;
-  for (const ByteRange& range : ranges_of(blocks)) spans.push_back(memory_.span_of(range));
+  for (const ByteRange& range : ranges_of(blocks, layer)) spans.push_back(memory_.span_of(range));
   return spans;
 }
 

@@ -84,8 +84,9 @@ class KvMemory {
   // alone has to have come by a growth of its own: what was pinned by one call is unpinned by one.
   /// Any part of them.
   bool is_pinned(BlockRange blocks) const { return pinned_.has_any(spans_of(blocks)); }
-  bool is_all_pinned(BlockRange blocks) const {
-    return pinned_.is_wanted() && pinned_.has_all(spans_of(blocks));
+  /// All of them, in one layer.
+  bool is_all_pinned(BlockRange blocks, std::int64_t layer) const {
+    return pinned_.is_wanted() && pinned_.has_all(spans_of(blocks, layer));
   }
   /// Copies of blocks come at `place`; without `contents` for now, where these may still change.
   /// Throws what PlacedMemory::take does.
@@ -112,7 +113,7 @@ class KvMemory {
   std::vector<ByteRange> ranges_of(BlockRange blocks, std::int64_t layer = -1) const {
     return ranges_of(blocks, layer, 0, shape_.num_kv_heads);
   }
-  std::vector<PageSpan> spans_of(BlockRange blocks) const;
+  std::vector<PageSpan> spans_of(BlockRange blocks, std::int64_t layer = -1) const;
   void copy_beside(BlockRange blocks);
   std::int64_t full_units() const;
   void join_full_units(std::int64_t at_most);

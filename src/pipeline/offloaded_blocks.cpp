@@ -35,7 +35,7 @@ at::Tensor OffloadedBlocks::send(const HostKvStore& store,
                                  KvSide side,
                                  std::int64_t layer,
                                  TokenRange tokens) {
-  if (store.is_read_in_place(side, tokens)) return send_in_place(store, side, layer, tokens);
+  if (store.is_read_in_place(side, layer, tokens)) return send_in_place(store, side, layer, tokens);
   const ModelConfig& config = model_.config();
   const bool are_keys = side == KvSide::kKeys;
   at::Tensor& staging = are_keys ? keys_ : values_;

@@ -2,6 +2,7 @@
 // What an engine holds of a tier and has to have of DRAM, and waiting until it has used its disk.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -11,6 +12,7 @@
 
 #include "hybridgen/core/error.h"
 #include "hybridgen/engine/engine.h"
+#include "support/tiny_model.h"
 
 namespace hybridgen::testing {
 
@@ -32,26 +34,29 @@ inline void wait_for_a_write(const Engine& engine,
   }
 }
 
-/// DRAM that a prompt has to have beside the other tiers of `options`, as refusals of less say.
+/// Whether a request has so many tokens.
+inline bool is_any_at(const std::vector<Generated>& outputs, std::size_t tokens) {
+  return std::ranges::any_of(outputs,
+                             [&](const Generated& each) { return each.tokens.size() == tokens; });
+}
+
+/// DRAM that a prompt has to have beside the other tiers of `options`, as the refusal of less says.
 inline std::int64_t least_dram(const std::shared_ptr<DecoderModel>& model,
                                EngineOptions options,
                                const std::vector<std::int64_t>& prompt,
                                int new_tokens) {
-  const std::string setting = "KVConfig(dram=";
+  options.dram_bytes = 1;
+  Engine engine(model, options);
   SamplingOptions sampling;
   sampling.max_tokens = new_tokens;
-  for (options.dram_bytes = 1;;) {
-    Engine engine(model, options);
-    try {
-      engine.add(prompt, sampling);
-      return options.dram_bytes;
-    } catch (const OutOfMemoryError& error) {
-      const std::string text = error.what();
-      const std::int64_t named = std::stoll(text.substr(text.find(setting) + setting.size()));
-      if (named <= options.dram_bytes) throw;
-      options.dram_bytes = named;
-    }
+  try {
+    engine.add(prompt, sampling);
+  } catch (const OutOfMemoryError& error) {
+    const std::string setting = "KVConfig(dram=";
+    const std::string text = error.what();
+    return std::stoll(text.substr(text.find(setting) + setting.size()));
   }
+  return options.dram_bytes;
 }
 
 }  // namespace hybridgen::testing

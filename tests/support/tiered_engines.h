@@ -16,6 +16,7 @@
 #include "hybridgen/core/error.h"
 #include "support/invented_nodes.h"
 #include "support/method_settings.h"
+#include "support/tier_use.h"
 
 namespace hybridgen::testing {
 
@@ -126,17 +127,8 @@ inline std::int64_t used_of_host(const Engine& engine) {
 /// What DRAM has to have for the longest prompt when there is as much as can be used of CXL memory,
 /// as the refusal of less says.
 inline std::int64_t least_dram(const EngineOptions& asked, const std::string& device = "cpu") {
-  Engine engine(long_model(device), in_tiers(asked, 1, 256 * kMiB));
-  SamplingOptions sampling;
-  sampling.max_tokens = kTierSteps;
-  try {
-    engine.add(long_prompts().front(), sampling);
-  } catch (const OutOfMemoryError& error) {
-    const std::string setting = "KVConfig(dram=";
-    const std::string text = error.what();
-    return std::stoll(text.substr(text.find(setting) + setting.size()));
-  }
-  return 1;
+  return least_dram(
+      long_model(device), in_tiers(asked, 1, 256 * kMiB), long_prompts().front(), kTierSteps);
 }
 
 inline bool takes(const EngineOptions& options) {

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <exception>
+#include <functional>
 #include <map>
 #include <memory>
 #include <ostream>
@@ -78,10 +79,12 @@ struct Generated {
 };
 
 /// Greedy continuation of every prompt by `count` tokens, all requests in one engine. Throws what a
-/// request failed with.
-inline std::vector<Generated> generate(Engine& engine,
-                                       const std::vector<std::vector<std::int64_t>>& prompts,
-                                       int count) {
+/// request failed with. `after_step` sees what there is of all after each step.
+inline std::vector<Generated> generate(
+    Engine& engine,
+    const std::vector<std::vector<std::int64_t>>& prompts,
+    int count,
+    const std::function<void(const std::vector<Generated>&)>& after_step = nullptr) {
   SamplingOptions sampling;
   sampling.max_tokens = count;
   std::map<std::int64_t, std::size_t> index;
@@ -98,6 +101,7 @@ inline std::vector<Generated> generate(Engine& engine,
       output.tokens.push_back(event.token_id);
       output.logprobs.push_back(event.logprob);
     }
+    if (after_step != nullptr) after_step(outputs);
   }
   return outputs;
 }

@@ -81,23 +81,12 @@ Outcome run_in_every_tier(const std::string& device, EngineOptions options) {
   options.tiers.disk_bytes = 32 * kMiB;
   options.dram_bytes = testing::least_dram(shared, options, prompts().front(), kSteps);
   Engine engine(shared, options);
-  SamplingOptions sampling;
-  sampling.max_tokens = kSteps;
-  std::map<std::int64_t, std::size_t> index;
-  for (const auto& prompt : prompts()) index.emplace(engine.add(prompt, sampling), index.size());
   Outcome outcome;
-  outcome.generated.resize(index.size());
-  while (engine.has_work()) {
-    for (const TokenEvent& event : engine.step()) {
-      if (event.error != nullptr) std::rethrow_exception(event.error);
-      Generated& output = outcome.generated[index.at(event.request_id)];
-      output.tokens.push_back(event.token_id);
-      output.logprobs.push_back(event.logprob);
-    }
+  outcome.generated = testing::generate(engine, prompts(), kSteps, [&](const auto& /*outputs*/) {
     outcome.on_dram_node = std::max(outcome.on_dram_node, nodes.used(kDramNode));
     outcome.on_cxl_node = std::max(outcome.on_cxl_node, nodes.used(kCxlNode));
     testing::wait_for_a_write(engine, std::chrono::milliseconds(100));
-  }
+  });
   outcome.disk = engine.run_statistics().disk;
   return outcome;
 }

@@ -62,25 +62,11 @@ struct Outcome {
 
 Outcome run(const EngineOptions& options) {
   Engine engine(model(), options);
-  std::map<std::int64_t, std::size_t> index;
-  for (const auto& prompt : prompts())
-    index.emplace(engine.add(prompt, few_tokens()), index.size());
   Outcome outcome;
-  outcome.generated.resize(index.size());
-  while (engine.has_work()) {
-    for (const TokenEvent& event : engine.step()) {
-      if (event.error != nullptr) std::rethrow_exception(event.error);
-      Generated& output = outcome.generated[index.at(event.request_id)];
-      output.tokens.push_back(event.token_id);
-      output.logprobs.push_back(event.logprob);
-    }
+  outcome.generated = testing::generate(engine, prompts(), kSteps, [&](const auto& outputs) {
     outcome.peak_dram = std::max(outcome.peak_dram, used_of(engine, "dram"));
-    if (std::ranges::any_of(outcome.generated, [](const Generated& each) {
-          return each.tokens.size() == kSteps / 2;
-        })) {
-      testing::wait_for_a_write(engine);
-    }
-  }
+    if (testing::is_any_at(outputs, kSteps / 2)) testing::wait_for_a_write(engine);
+  });
   EXPECT_EQ(used_of(engine, "dram"), 0);
   EXPECT_EQ(used_of(engine, "disk"), 0);
   outcome.disk = engine.run_statistics().disk;

@@ -62,26 +62,15 @@ struct Outcome {
 
 Outcome run(const EngineOptions& options, const InventedNodes& nodes) {
   Engine engine(model(), options);
-  SamplingOptions sampling;
-  sampling.max_tokens = kSteps;
-  std::map<std::int64_t, std::size_t> index;
-  for (const auto& prompt : prompts()) index.emplace(engine.add(prompt, sampling), index.size());
   Outcome outcome;
-  outcome.generated.resize(index.size());
-  while (engine.has_work()) {
-    for (const TokenEvent& event : engine.step()) {
-      if (event.error != nullptr) std::rethrow_exception(event.error);
-      Generated& output = outcome.generated[index.at(event.request_id)];
-      output.tokens.push_back(event.token_id);
-      output.logprobs.push_back(event.logprob);
-      if (output.tokens.size() == kSteps / 2) {
-        testing::wait_for_a_write(engine, std::chrono::milliseconds(50));
-      }
+  outcome.generated = testing::generate(engine, prompts(), kSteps, [&](const auto& outputs) {
+    if (testing::is_any_at(outputs, kSteps / 2)) {
+      testing::wait_for_a_write(engine, std::chrono::milliseconds(50));
     }
     outcome.dram_budget = std::max(outcome.dram_budget, used_of(engine, "dram"));
     outcome.on_dram_node = std::max(outcome.on_dram_node, nodes.used(kDramNode));
     outcome.on_cxl_node = std::max(outcome.on_cxl_node, nodes.used(kCxlNode));
-  }
+  });
   for (const char* tier : {"dram", "cxl", "disk"}) EXPECT_EQ(used_of(engine, tier), 0) << tier;
   outcome.disk = engine.run_statistics().disk;
   return outcome;

@@ -144,7 +144,7 @@ TEST_F(Pinned, NothingIsWhereTheDevicePinsNothing) {
   pins_.be_off();
   PinnedBlocks blocks(&pins_);
   EXPECT_FALSE(blocks.memory.is_pinned({0, 4}));
-  EXPECT_FALSE(blocks.memory.is_all_pinned({0, 4}));
+  EXPECT_FALSE(blocks.memory.is_all_pinned({0, 4}, 0));
   EXPECT_EQ(blocks.memory.move({0, 4}, cxl()).moved_bytes, 4 * kBlockBytes);
   KvMemory by_and_by(shape_of(131072, &pins_));
   for (std::int64_t tokens = 256; tokens <= 65536; tokens += 256) by_and_by.grow(tokens, "test");
@@ -249,9 +249,10 @@ TEST_F(Pinned, ABlockThatIsNotAfterItsSwitchGoesOnAndMovesAsOthersDo) {
   pins_.fail(2);
   EXPECT_EQ(blocks.memory.switch_to_copies({1, 2}, dram(), true).left_bytes, 0);
   EXPECT_FALSE(blocks.memory.is_pinned({1, 2}));
-  EXPECT_TRUE(blocks.memory.is_all_pinned({2, 4}));
+  EXPECT_TRUE(blocks.memory.is_all_pinned({2, 4}, 0));
   EXPECT_TRUE(blocks.memory.is_pinned({0, 4}));
-  EXPECT_FALSE(blocks.memory.is_all_pinned({0, 4})) << "a device reads all of it or none in place";
+  EXPECT_FALSE(blocks.memory.is_all_pinned({0, 4}, 0))
+      << "a device reads all of it or none in place";
   EXPECT_EQ(pins_.pinned_bytes(), 3 * kBlockBytes);
   expect_written(blocks.memory, 1, 0);
   EXPECT_EQ(blocks.memory.move({1, 2}, dram()).moved_bytes, kBlockBytes);
